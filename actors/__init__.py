@@ -1,0 +1,1 @@
+"""The rank's side of raylaunch: what runs in each process of a tensor-parallel group."""

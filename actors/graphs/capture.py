@@ -1,0 +1,86 @@
+"""Captures all shapes of a round: order, iterations, the gate before each, the audit afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from actors.communicator.base import Communicator
+from actors.graphs.context import Mode
+from actors.graphs.piecewise import PiecewiseGraph
+
+ITERATIONS = 2  # one warms, one captures; a third would replay before registration
+
+Run = Callable[[Mode, str, int], object]
+Before = Callable[[str, int, int], None]
+
+
+class CaptureRunner:
+    """Takes the pieces through their iterations, inside the communicator's capture context.
+
+    Args:
+        communicator: whose `capture()` is entered, once per round.
+        run: ``run(mode, round, shape)``: a dummy forward pass that touches no cache.
+        pieces: those of the compiled model.
+        iterations: per shape; anything but 2 is for showing what goes wrong.
+    """
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        run: Run,
+        pieces: Sequence[PiecewiseGraph],
+        iterations: int = ITERATIONS,
+    ) -> None:
+        self.communicator = communicator
+        self.iterations = iterations
+        self._run = run
+        self._pieces = pieces
+        self._shapes: list[tuple[str, int]] = []
+
+    def capture(self, round: str, shapes: Sequence[int], before: Before) -> None:
+        """Captures a round, largest shape first, so that smaller ones reuse its memory.
+
+        The inputs are pending afterwards: the caller exchanges and registers them. An exception of any
+        iteration leaves at once, and nothing is pending.
+
+        Args:
+            round: ``"prefill"`` or ``"decode"``.
+            shapes: padded token counts.
+            before: ``before(round, shape, iteration)`` is called before each iteration, from 1: the gate.
+        """
+        ordered = sorted(set(shapes), reverse=True)
+        self._shapes += [(round, shape) for shape in ordered]
+        with _garbage_held(), self.communicator.capture():
+            for shape in ordered:
+                for iteration in range(1, self.iterations + 1):
+                    before(round, shape, iteration)
+                    self._run(Mode.WARM if iteration == 1 else Mode.CAPTURE, round, shape)
+
+    def audit(self) -> dict[tuple[str, int], dict[str, bool]]:
+        """For each round and shape that was asked for: which pieces hold a graph."""
+        return {(r, s): {p.name: (r, s) in p.graphs() for p in self._pieces} for r, s in self._shapes}
+
+    def recorded_inputs(self) -> dict[tuple[str, int], int]:
+        """For each round and shape: how many all-reduce inputs its graphs hold."""
+        counts: Counter[tuple[str, int]] = Counter()
+        for round, shape in self._shapes:
+            for piece in self._pieces:
+                graph = piece.graph(round, shape)
+                counts[round, shape] += graph.recorded_inputs if graph else 0
+        return dict(counts)
+
+
+@contextlib.contextmanager
+def _garbage_held() -> Iterator[None]:
+    """No garbage collection inside: it would free, and let others reuse, memory between iterations."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,148 @@
+"""Graphs for a CPU: one run recorded operation by operation, replayed over fixed storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from actors.communicator.base import CallLabel, Communicator, RecordedCall, require_capture
+from actors.graphs.backend import GraphLabel
+from actors.graphs.binding import bind
+from actors.graphs.memory_plan import place
+from actors.graphs.pool import RecordedPool, Region
+from actors.graphs.recorder import Recorder, storage_key, tensors_in
+from raylaunch.errors import RankFault
+
+
+class RecordedGraph:
+    """See :class:`actors.graphs.backend.Graph`.
+
+    Attributes:
+        calls: its all-reduces, in order.
+        operations: how many operations a replay runs.
+    """
+
+    def __init__(self, label: GraphLabel, communicator: Communicator) -> None:
+        self.label = label
+        self.outputs: Any = None
+        self.calls: list[RecordedCall] = []
+        self._communicator = communicator
+        self._program: list[Callable[[], object]] = []
+        self._runnable = False
+
+    @property
+    def recorded_inputs(self) -> int:
+        """How many all-reduce inputs it holds."""
+        return len(self.calls)
+
+    @property
+    def operations(self) -> int:
+        """How many operations a replay runs."""
+        return len(self._program)
+
+    def replay(self) -> Any:
+        """See :meth:`Graph.replay`."""
+        if not self._runnable:
+            self._check()
+        with torch.no_grad():  # parameters may require gradients, and out= does not support them
+            for operation in self._program:
+                operation()
+        return self.outputs
+
+    def _check(self) -> None:
+        rank = self._communicator.rank
+        if self._communicator.capturing:
+            raise RankFault(
+                "F01",
+                f"rank {rank}: {self.label} is replayed inside the capture context: its all-reduce "
+                "inputs are registered after it; a shape runs as many iterations as the backend needs, "
+                "and not one more",
+            )
+        for call in self.calls:
+            if not call.registered:
+                raise RankFault(
+                    "F01",
+                    f"rank {rank}: {self.label} (shape {self.label.shape}) is replayed before the input of "
+                    f"its all-reduce {call.label} is registered with the peers",
+                )
+        self._runnable = True
+
+    def _build(self, recorder: Recorder, outputs: Any, pool: RecordedPool) -> None:
+        """Moves what was recorded to fixed places, and fills the outputs with the recorded run's results."""
+        shared, private = (place(blocks) for blocks in recorder.lifetimes(outputs))
+        # regions before anything is recorded with the communicator: a full arena leaves nothing behind
+        homes: dict[int, tuple[Region, int]] = {}
+        for placement, region in (
+            (shared, pool.shared(shared.nbytes)),
+            (private, pool.private(private.nbytes)),
+        ):
+            homes.update((key, (region, offset)) for key, offset in placement.offsets.items())
+        moved: dict[int, torch.Tensor] = {}  # by id: the recorder keeps the originals alive
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            home = homes.get(storage_key(tensor))
+            if home is None:  # a parameter, a static input, a constant
+                return tensor
+            if id(tensor) not in moved:
+                region, offset = home
+                offset += tensor.storage_offset() * tensor.element_size()
+                moved[id(tensor)] = region.view(offset, tensor.shape, tensor.stride(), tensor.dtype)
+            return moved[id(tensor)]
+
+        for step in recorder.steps:
+            args, kwargs, results = tree_map_only(torch.Tensor, move, (step.args, step.kwargs, step.outputs))
+            if step.kind == "all-reduce":
+                label = CallLabel(self.label.round, self.label.shape, self.label.piece, len(self.calls))
+                call = self._communicator.record(args[0], results[0], label)
+                self.calls.append(call)
+                self._program.append(call.run)
+            elif step.kind == "in place":
+                self._program.append(_call(step.func, args, kwargs))
+            else:
+                self._program.append(bind(step.func, args, kwargs, results))
+        self.outputs = tree_map_only(torch.Tensor, move, outputs)
+        for target, source in zip(tensors_in(self.outputs), tensors_in(outputs), strict=True):
+            if target is not source:
+                target.copy_(source)
+
+
+class RecordedGraphs:
+    """See :class:`actors.graphs.backend.GraphBackend`.
+
+    Args:
+        communicator: the one whose all-reduces the graphs hold.
+    """
+
+    name = "recorded"
+
+    def __init__(self, communicator: Communicator) -> None:
+        self.communicator = communicator
+
+    def new_pool(self) -> RecordedPool:
+        """See :meth:`GraphBackend.new_pool`."""
+        return RecordedPool(self.communicator)
+
+    def capture(
+        self,
+        fn: Callable[..., Any],
+        inputs: Sequence[Any],
+        label: GraphLabel,
+        pool: RecordedPool,
+        read_only: Sequence[torch.Tensor] = (),
+    ) -> RecordedGraph:
+        """See :meth:`GraphBackend.capture`."""
+        require_capture(self.communicator, str(label))
+        recorder = Recorder(label, self.communicator, read_only)
+        with torch.no_grad():
+            with recorder:
+                outputs = fn(*inputs)
+            graph = RecordedGraph(label, self.communicator)
+            graph._build(recorder, outputs, pool)
+        return graph
+
+
+def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], object]:
+    return lambda: func._op(*args, **kwargs)

@@ -1,0 +1,156 @@
+"""The actor of one rank: a thread that launches and serves, and control threads that answer meanwhile."""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import os
+import platform
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.gate import RankGate, RankState
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import RankFault
+from raylaunch.protocol import Arrival, Failure, LaunchPlan, Release
+
+PROGRAMS = {"reference": "actors.reference.launch", "noop": "actors.noop"}
+"""Modules whose ``run(spec, gate)`` takes a rank through its phases and serves until it is stopped."""
+
+
+@dataclass(frozen=True)
+class RankSpec:
+    """What one rank is told at its start.
+
+    Attributes:
+        rank: tensor-parallel rank.
+        world_size: ranks in the group.
+        local_rank: index among the group's ranks on this node.
+        nodes: nodes that the group runs on.
+        group: unique name of the group.
+        bind_host: address that sockets listen on: loopback if driver and ranks share one node.
+        program: key of ``PROGRAMS``.
+        device: ``cpu`` or ``cuda``.
+        config: the launch's configuration.
+        plan: its gates.
+        environment: variables to set before anything heavy is imported.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    nodes: int
+    group: str
+    bind_host: str
+    program: str
+    device: str
+    config: LaunchConfig
+    plan: LaunchPlan
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RankProcess:
+    """Where a rank runs, for those who must watch, read or end its process."""
+
+    rank: int
+    pid: int
+    node_id: str
+    address: str
+    hostname: str
+    log_files: tuple[str, ...]
+
+
+class Rank:
+    """A rank as a plain class; ``RankActor`` is the same as a Ray actor. One thread runs ``boot`` for life."""
+
+    def __init__(self, spec: RankSpec) -> None:
+        os.environ.update(spec.environment)
+        self.spec = spec
+        self.gate = RankGate(spec.rank, spec.plan)
+        self._boot_thread: int | None = None
+        faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=False)
+
+    def __repr__(self) -> str:
+        return f"{self.spec.group}/rank{self.spec.rank}" if hasattr(self, "spec") else "rank"
+
+    def boot(self) -> Failure | None:
+        """Launches and serves. Returns the failure that ended it, or None after a stop."""
+        self._boot_thread = threading.get_ident()
+        try:
+            if self.spec.config.faults:
+                from actors import chaos
+
+                self.gate = chaos.provoke(self.spec, self.gate)
+            program = importlib.import_module(PROGRAMS[self.spec.program])
+            program.run(self.spec, self.gate)
+        except BaseException as error:
+            # SystemExit and KeyboardInterrupt too: a rank must not leave without saying why.
+            traceback.print_exc()
+            return self.gate.fail(error)
+        return None
+
+    # ---- control threads
+
+    def whoami(self) -> RankProcess:
+        """Where this rank runs. Needs Ray."""
+        context = ray.get_runtime_context()
+        return RankProcess(
+            rank=self.spec.rank,
+            pid=os.getpid(),
+            node_id=context.get_node_id(),
+            address=ray.util.get_node_ip_address(),
+            hostname=platform.node(),
+            log_files=log_files(context.get_worker_id()),
+        )
+
+    def advance(self, release: Release | None) -> Arrival | Failure:
+        """Releases the rank from its gate and returns its next arrival, or the failure that ended it."""
+        return self.gate.advance(release)
+
+    def finish(self, release: Release) -> None:
+        """Releases the rank into SERVE."""
+        self.gate.finish(release)
+
+    def health(self) -> RankState:
+        """What the rank is doing, whatever its own thread is busy with."""
+        return self.gate.state()
+
+    def stop(self) -> None:
+        """Asks the rank to leave its serve loop."""
+        self.gate.stop_requested.set()
+
+    def stacks(self) -> str:
+        """Python stack of the rank's own thread."""
+        frame = sys._current_frames().get(self._boot_thread or 0)
+        if frame is None:
+            raise RankFault(None, f"rank {self.spec.rank} has no running thread")
+        return "".join(traceback.format_stack(frame))
+
+
+def log_files(worker_id: str) -> tuple[str, ...]:
+    """Paths of this process's standard error and output as Ray redirects them."""
+    found: list[str] = []
+    for descriptor in (2, 1):
+        target = Path(os.readlink(f"/proc/self/fd/{descriptor}")) if sys.platform == "linux" else Path()
+        if worker_id in target.name and target.is_file():
+            found.append(str(target))
+    return tuple(found)
+
+
+def _as_actor() -> Any:
+    for name in ("whoami", "health", "stop", "stacks", "finish"):
+        setattr(Rank, name, ray.method(concurrency_group="control")(getattr(Rank, name)))
+    Rank.advance = ray.method(concurrency_group="gate")(Rank.advance)  # type: ignore[method-assign]
+    groups = {"control": 2, "gate": 1}
+    return ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups=groups)(Rank)
+
+
+RankActor = _as_actor()

@@ -1,0 +1,49 @@
+"""raylaunch: starts tensor-parallel language models on Ray, every rank in the same phase, every failure with a name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raylaunch.errors import ConfigError, LaunchError, RaylaunchError, RequestError, RequestFailed
+
+if TYPE_CHECKING:
+    from raylaunch.config import LaunchConfig
+    from raylaunch.engine import Engine
+    from raylaunch.report import LaunchReport
+    from raylaunch.requests import Chunk, Completion
+    from raylaunch.sampling import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Chunk",
+    "Completion",
+    "ConfigError",
+    "Engine",
+    "LaunchConfig",
+    "LaunchError",
+    "LaunchReport",
+    "RaylaunchError",
+    "RequestError",
+    "RequestFailed",
+    "SamplingParams",
+    "__version__",
+]
+
+_HOMES = {
+    "Chunk": "requests",
+    "Completion": "requests",
+    "Engine": "engine",
+    "LaunchConfig": "config",
+    "LaunchReport": "report",
+    "SamplingParams": "sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what needs Ray or pydantic when it is first asked for: ``import raylaunch`` itself stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'raylaunch' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"raylaunch.{_HOMES[name]}"), name)

@@ -1,0 +1,64 @@
+"""The driver's end of the sockets to rank 0: requests go out, outputs come in on one thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import zmq
+
+from raylaunch import wire
+from raylaunch.errors import RequestFailed
+
+if TYPE_CHECKING:
+    from actors.reference.channel import Offer
+
+POLL_MS = 200
+SEND_MS = 5_000
+
+
+class RankZeroClient:
+    """Talks to rank 0. ``submit`` and ``abort`` may be called from any thread; outputs arrive on the client's own."""
+
+    def __init__(self, offer: Offer, deliver: Callable[[list[wire.Output]], None]) -> None:
+        self._offer, self._deliver = offer, deliver
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+
+    def open(self) -> None:
+        """Connects, and starts the thread that receives."""
+        from actors.reference.channel import connect
+
+        self._context = zmq.Context()
+        self._requests = connect(self._context, zmq.PUSH, self._offer.requests, self._offer)
+        self._outputs = connect(self._context, zmq.PULL, self._offer.outputs, self._offer)
+        self._thread = threading.Thread(target=self._receive, name="raylaunch-outputs", daemon=True)
+        self._thread.start()
+
+    def send(self, message: wire.Submit | wire.Abort | wire.Stop) -> None:
+        """Sends to rank 0. Raises :class:`RequestFailed` if it takes nothing for 5 seconds or the client is closed."""
+        data = wire.encode(message)
+        with self._lock:
+            if self._closed.is_set():
+                raise RequestFailed("the engine is shut down")
+            if not self._requests.poll(SEND_MS, zmq.POLLOUT):
+                raise RequestFailed(f"rank 0 took no request for {SEND_MS / 1000:g} s")
+            self._requests.send(data)
+
+    def close(self) -> None:
+        """Ends the thread and the sockets. What has not been delivered is dropped. May be called twice."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        with self._lock:
+            self._requests.close(linger=0)
+            self._outputs.close(linger=0)
+            self._context.term()
+
+    def _receive(self) -> None:
+        while not self._closed.is_set():
+            if self._outputs.poll(POLL_MS):
+                self._deliver(wire.decode_outputs(self._outputs.recv()))

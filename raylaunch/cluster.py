@@ -1,0 +1,103 @@
+"""The Ray session a launch runs in: the caller's, a cluster to join, or a private one started for the launch."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from raylaunch.errors import LaunchError
+
+AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+@dataclass
+class RaySession:
+    """How this process came to its Ray session, and what must be undone.
+
+    Attributes:
+        started: whether this launch started a private cluster that ends with it.
+        joined: whether this launch connected to a cluster that goes on without it.
+    """
+
+    started: bool = False
+    joined: bool = False
+    _token_folder: str = ""
+
+    def close(self) -> None:
+        """Leaves or ends the session if it is ours; the caller's is left alone. May be called twice."""
+        if self.started or self.joined:
+            ray.shutdown()
+        self.started = self.joined = False
+        if self._token_folder:
+            shutil.rmtree(self._token_folder, ignore_errors=True)
+            self._token_folder = ""
+            for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):  # the first is set by Ray itself
+                os.environ.pop(name, None)
+            _forget_token()
+
+
+def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> RaySession:
+    """Uses the session of this process, else joins ``address`` or ``RAY_ADDRESS``, else starts a private cluster.
+
+    Args:
+        needed: resources that a private cluster must offer; more CPUs than the machine has are only a number.
+    Raises:
+        LaunchError: no cluster answers at the address.
+    """
+    if ray.is_initialized():
+        return RaySession()
+    target = address or os.environ.get("RAY_ADDRESS")
+    session = RaySession(joined=bool(target), started=not target)
+    try:
+        if target:
+            ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level="ERROR")
+        else:
+            _private_token(session)
+            ray.init(
+                address="local",
+                namespace=namespace,
+                num_cpus=max(os.cpu_count() or 1, math.ceil(needed.get("CPU", 0))),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=100 << 20,
+            )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        with contextlib.suppress(Exception):
+            session.close()
+        what = f"no Ray cluster at {target!r}" if target else "a private Ray cluster could not be started"
+        raise LaunchError(f"{what}: {error}", phase="PLACE") from error
+    return session
+
+
+def _private_token(session: RaySession) -> None:
+    """Gives a private cluster a token file of its own, so that none is written to the user's home folder.
+
+    Ray turns token authentication on for new local clusters and would leave ``~/.ray/auth_token`` behind, which
+    changes how clusters that are started later behave.
+    """
+    if any(name in os.environ for name in AUTH_VARIABLES):
+        return
+    session._token_folder = tempfile.mkdtemp(prefix="raylaunch-auth-")
+    token = Path(session._token_folder) / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    _forget_token()
+
+
+def _forget_token() -> None:
+    """Makes Ray read the token anew: it keeps the first one for the life of the process."""
+    with contextlib.suppress(ImportError, AttributeError):  # older versions have no tokens
+        from ray._raylet import AuthenticationTokenLoader
+
+        AuthenticationTokenLoader.instance().reset_cache()

@@ -1,0 +1,338 @@
+"""What a launch is configured with: typed sections, read from YAML, Python or the command line.
+
+Everything that can be checked without starting an actor is checked here and in :mod:`raylaunch.model_check`; a
+mistake is one :class:`~raylaunch.errors.ConfigError` that names the key, its value and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from raylaunch.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+FaultAction = Literal[
+    "raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "third_iteration", "no_capture_context",
+    "extra_all_reduce", "skip_registration", "strip_symbols", "zero_all_reduce", "warm_again", "other_version",
+]  # fmt: skip
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values are not changed after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """Which model.
+
+    Attributes:
+        path: a folder (absolute, or starting with ``.``: relative to the YAML file) or a Hub name such as
+            ``Qwen/Qwen3-8B``.
+        dtype: of weights and activations; ``auto`` takes the checkpoint's.
+        load_format: ``auto`` reads the checkpoint; ``dummy`` draws seeded random weights of the configured shapes.
+        tokenizer: folder or Hub name of the tokenizer, if it is not the model's own.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        revision: of a Hub model.
+    """
+
+    path: str
+    dtype: Dtype = "auto"
+    load_format: Literal["auto", "dummy"] = "auto"
+    tokenizer: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+
+class ParallelConfig(Section):
+    """How many ranks, on how many nodes.
+
+    Attributes:
+        tensor_parallel_size: ranks in the group.
+        nodes: nodes to spread them over, equally; 1 packs them on one node.
+        rendezvous_port: TCP port that rank 0 binds; 0 lets the system choose a free one.
+    """
+
+    tensor_parallel_size: PositiveInt = 1
+    nodes: PositiveInt = 1
+    rendezvous_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+
+    @model_validator(mode="after")
+    def _ranks_spread_equally(self) -> ParallelConfig:
+        if self.tensor_parallel_size % self.nodes:
+            raise ValueError(f"nodes must divide tensor_parallel_size = {self.tensor_parallel_size}")
+        return self
+
+
+class EngineConfig(Section):
+    """Which engine runs inside the ranks.
+
+    Attributes:
+        kind: ``reference`` (this package's own, CPU and GPU) or ``sglang``.
+        device: ``auto`` takes GPUs if the cluster has them, else CPUs.
+        kv_tokens: tokens that the KV cache holds, over all running requests.
+        max_running_requests: requests that are decoded at the same time.
+        max_waiting_requests: requests that may wait beside them; more are refused.
+        threads: CPU threads of each rank.
+    """
+
+    kind: Literal["reference", "sglang"] = "reference"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    kv_tokens: PositiveInt = 16_384
+    max_running_requests: PositiveInt = 32
+    max_waiting_requests: PositiveInt = 1024
+    threads: PositiveInt = 1
+
+
+class CaptureConfig(Section):
+    """What is captured into graphs.
+
+    Attributes:
+        enabled: False runs every step eagerly, at the same padded shapes.
+        prefill_tokens: token counts that prefill is padded to, each captured; longer prompts are split.
+        decode_batch_sizes: batch sizes that decode is padded to, each captured.
+        granularity: barriers inside CAPTURE: before every ``iteration``, every ``shape``, or none (``phase``).
+    """
+
+    enabled: bool = True
+    prefill_tokens: tuple[PositiveInt, ...] = (32, 128, 512, 1032)
+    decode_batch_sizes: tuple[PositiveInt, ...] = (2, 8, 32)
+    granularity: Literal["phase", "shape", "iteration"] = "iteration"
+
+    @field_validator("prefill_tokens", "decode_batch_sizes")
+    @classmethod
+    def _sorted_distinct(cls, shapes: tuple[int, ...]) -> tuple[int, ...]:
+        if not shapes:
+            raise ValueError("at least one shape is needed, also to pad to when capture.enabled is false")
+        if min(shapes) < 2:
+            raise ValueError("every shape must be at least 2: a batch of one row is padded to two")
+        if len(set(shapes)) != len(shapes):
+            raise ValueError("every shape may be named once")
+        return tuple(sorted(shapes))
+
+
+class CommunicatorConfig(Section):
+    """The all-reduce.
+
+    Attributes:
+        custom_all_reduce: use memory shared between the ranks; False takes the library's collective.
+        max_bytes: largest message of the custom all-reduce; larger ones are split or left to the library.
+    """
+
+    custom_all_reduce: bool = True
+    max_bytes: Annotated[int, Field(ge=4096, le=1 << 30)] = 8 << 20
+
+    @field_validator("max_bytes")
+    @classmethod
+    def _aligned(cls, value: int) -> int:
+        if value % 4096:
+            raise ValueError("must be a multiple of 4096 bytes")
+        return value
+
+
+class PlacementConfig(Section):
+    """Where the ranks run.
+
+    Attributes:
+        strategy: Ray's placement strategy; ``auto`` packs a group on one node, or spreads it over ``parallel.nodes``.
+        resources_per_rank: Ray resources of one rank's bundle; empty takes one CPU, or one GPU and one CPU.
+        placement_group: name of an existing placement group to use; its bundles must hold the ranks.
+        address: Ray cluster to join; None joins the one of ``RAY_ADDRESS``, or starts a private one.
+        namespace: Ray namespace of the actors.
+    """
+
+    strategy: Literal["auto", "STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"] = "auto"
+    resources_per_rank: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    placement_group: str | None = None
+    address: str | None = None
+    namespace: str = "raylaunch"
+
+
+class DeadlineConfig(Section):
+    """Seconds that each phase may take without progress; a rank that reports progress is waited for.
+
+    Attributes:
+        stretch: how many times its deadline a phase may take in all while ranks report progress.
+        collective: how long a rank waits for its peers inside one collective.
+        health: how long a rank may leave a health question unanswered while serving.
+    """
+
+    place: Seconds = 60
+    connect: Seconds = 60
+    load: Seconds = 300
+    warmup: Seconds = 300
+    capture: Seconds = 60
+    register_: Seconds = Field(default=30, alias="register")
+    verify: Seconds = 120
+    shutdown: Seconds = 10
+    stretch: Annotated[float, Field(ge=1, le=100)] = 10
+    collective: Seconds = 60
+    health: Seconds = 10
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, populate_by_name=True)
+
+    def of(self, phase: str) -> float:
+        """Deadline of a phase by its name, such as ``CAPTURE``."""
+        return float(getattr(self, "register_" if phase == "REGISTER" else phase.lower()))
+
+
+class FaultConfig(Section):
+    """A fault to provoke on purpose, to see how the launch ends.
+
+    Attributes:
+        action: what to do.
+        rank: on which rank.
+        at: the gate before which it happens: ``capture``, or ``capture prefill 128 2``, or ``serve``.
+    """
+
+    action: FaultAction
+    rank: Annotated[int, Field(ge=0)] = 0
+    at: str = "capture"
+
+
+class LaunchConfig(Section):
+    """Everything that decides a launch. ``LaunchConfig.default()`` is the model that ships with raylaunch.
+
+    Attributes:
+        name: of the group: its actors are ``NAME/rank0`` and so on.
+        restarts: how many times a group that lost a rank is rebuilt.
+        faults: faults to provoke on purpose; empty in production.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "raylaunch"
+    model: ModelConfig
+    parallel: ParallelConfig = ParallelConfig()
+    engine: EngineConfig = EngineConfig()
+    capture: CaptureConfig = CaptureConfig()
+    communicator: CommunicatorConfig = CommunicatorConfig()
+    placement: PlacementConfig = PlacementConfig()
+    deadlines: DeadlineConfig = DeadlineConfig()
+    restarts: Annotated[int, Field(ge=0, le=100)] = 0
+    faults: tuple[FaultConfig, ...] = ()
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _engine_by_name(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, source: str = "") -> LaunchConfig:
+        """A configuration from plain data. Raises :class:`ConfigError` naming the first wrong key."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise explain(error, data, source) from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> LaunchConfig:
+        """Reads a YAML file and applies ``key=value`` overrides. Raises :class:`ConfigError`."""
+        file = find_config(path)
+        data = read_yaml(file)
+        model = data.get("model")
+        if isinstance(model, dict):
+            for key in ("path", "tokenizer"):
+                if isinstance(model.get(key), str) and model[key].startswith("."):
+                    model[key] = str((file.parent / model[key]).resolve())
+        return cls.from_dict(apply_overrides(data, overrides), source=str(path))
+
+    @classmethod
+    def default(cls, overrides: Iterable[str] = ()) -> LaunchConfig:
+        """The embedded default: the model that adds two numbers, on two CPU ranks."""
+        return cls.from_yaml(shipped_configs() / "tiny-cpu.yaml", overrides)
+
+    def override(self, *overrides: str) -> LaunchConfig:
+        """A copy with ``key=value`` settings changed, as ``--set`` does. Raises :class:`ConfigError`."""
+        return type(self).from_dict(apply_overrides(self.model_dump(by_alias=True), overrides))
+
+
+def shipped_configs() -> Path:
+    """Folder of the configurations that ship: in the package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config(path: str | Path) -> Path:
+    """``path`` if it is a file, else the shipped configuration of that name. Raises :class:`ConfigError`."""
+    given = Path(path)
+    shipped = shipped_configs() / given.name
+    for candidate in (given, shipped, shipped.with_suffix(".yaml")):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(file.name for file in shipped_configs().glob("*.yaml")))
+    raise ConfigError("CONFIG", str(path), f"no such file; configurations that ship: {names}")
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The file's mapping. Raises :class:`ConfigError` if it cannot be read or holds something else."""
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError("CONFIG", str(file), f"not readable as YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError("CONFIG", str(file), "the file must hold a mapping of sections such as model: and parallel:")
+    return data
+
+
+def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """``data`` with ``section.key=value`` settings applied; values are read as YAML. Raises :class:`ConfigError`."""
+    result = _copied(data)
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        path = key.strip().split(".")
+        if not separator or not all(path):
+            raise ConfigError("--set", item, "must be KEY=VALUE, such as capture.prefill_tokens=[128,1032]")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(key, text, f"not readable as a YAML value: {error}") from None
+        section = result
+        for name in path[:-1]:
+            inner = section.get(name)
+            section[name] = inner if isinstance(inner, dict) else {}
+            section = section[name]
+        section[path[-1]] = value
+    return result
+
+
+def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def explain(error: ValidationError, data: Mapping[str, Any], source: str) -> ConfigError:
+    """The first problem pydantic found, as one message with key, value and what would be right."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    value = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return ConfigError(key, value, f"unknown key; {hint}known here: {', '.join(known)}", source)
+    if problem["type"] == "missing":
+        return ConfigError(key, None, "is required", source)
+    message = problem["msg"].removeprefix("Value error, ")
+    return ConfigError(key, value, message[0].lower() + message[1:], source)
+
+
+def _keys_at(location: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = LaunchConfig
+    for name in location:
+        if name.isdigit():
+            continue
+        field = next((f for n, f in section.model_fields.items() if name in (n, f.alias)), None)
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if inner is None:
+            return []
+        section = inner
+    return [field.alias or name for name, field in section.model_fields.items()]

@@ -1,0 +1,97 @@
+"""Steps all ranks through the phases: the barrier, its deadline, and the judgement of what the ranks say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import LaunchError
+from raylaunch.evidence import explain_failure, explain_violation
+from raylaunch.group import RankGroup
+from raylaunch.protocol import Arrival, Protocol, Release, Step, Violation
+from raylaunch.report import LaunchReport, StepRecord
+
+StepListener = Callable[[Step, int, int], None]
+"""Told before each step: the step, its index and the number of steps."""
+
+
+@dataclass
+class Deadline:
+    """How long one step may take: ``window`` seconds without progress, and ``ceiling`` seconds in all.
+
+    Progress is looked at twice per window, so that a rank that stops is noticed after one to one and a half windows.
+    """
+
+    window: float
+    ceiling: float
+    began: float
+    _end: float = 0.0
+    _next_look: float = 0.0
+    _seen: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._end = self.began + self.window
+        self._next_look = self.began + self.window / 2
+
+    def wants_look(self, now: float) -> bool:
+        """Whether it is time to look at the ranks' progress counts."""
+        return now >= self._next_look
+
+    def look(self, now: float, progress: dict[int, int]) -> None:
+        """Takes note of the counts of the ranks that answered; extends the deadline if one has grown."""
+        grown = any(count != self._seen[rank] for rank, count in progress.items() if rank in self._seen)
+        self._seen.update(progress)
+        self._next_look = now + self.window / 2
+        if grown:
+            self._end = min(now + self.window, self.began + self.ceiling)
+
+    def left(self, now: float) -> float:
+        """Seconds until the next look or the end; 0 or less when the deadline has passed."""
+        return min(self._end - now, max(self._next_look - now, 0.001)) if now < self._end else 0.0
+
+
+class Driver:
+    """Takes a group from its first gate to its last."""
+
+    def __init__(
+        self, group: RankGroup, protocol: Protocol, config: LaunchConfig, report: LaunchReport, listener: StepListener
+    ) -> None:
+        self.group, self.protocol, self.config, self.report, self.listener = group, protocol, config, report, listener
+
+    def run(self) -> tuple[Release, tuple[Arrival, ...]]:
+        """Runs all steps but the release from the last gate, which it returns with the arrivals there.
+
+        Raises:
+            LaunchError: the first failure or broken rule, explained; nothing has been torn down yet.
+        """
+        release: Release | None = None
+        while not self.protocol.done:
+            step = self.protocol.expected()
+            self.listener(step, len(self.protocol.history), len(self.protocol.steps))
+            arrivals = self._step(release, step)
+            outcome = self.protocol.submit(arrivals)
+            if isinstance(outcome, Violation):
+                raise explain_violation(self.group, outcome)
+            release = outcome
+            self.report.steps.append(StepRecord(step, self.protocol.history[step], time.time()))
+        assert release is not None
+        return release, self.protocol.history[release.step]
+
+    def _step(self, release: Release | None, step: Step) -> tuple[Arrival, ...]:
+        began = time.monotonic()
+        window = self.config.deadlines.of(step.phase.name)
+        deadline = Deadline(window, window * self.config.deadlines.stretch, began)
+
+        def wait(pending: tuple[int, ...]) -> float:
+            if deadline.wants_look(time.monotonic()):
+                states = self.group.states(pending, timeout_s=min(1.0, window / 4))
+                deadline.look(time.monotonic(), {rank: state.progress for rank, state in states.items()})
+            return deadline.left(time.monotonic())
+
+        outcome = self.group.advance(release, wait)
+        if not outcome.complete:
+            error: LaunchError = explain_failure(self.group, outcome, step, step.phase, time.monotonic() - began)
+            raise error
+        return tuple(outcome.arrivals.values())

@@ -1,0 +1,159 @@
+"""Errors that raylaunch raises, on the driver's side and on a rank's.
+
+A :class:`LaunchError` is what a user sees; a :class:`RankFault` is what the code inside a rank raises when it
+already knows which fault of the catalogue it has met. The driver turns the second into the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+class RaylaunchError(RuntimeError):
+    """Base of every error that raylaunch raises on purpose."""
+
+
+class ConfigError(RaylaunchError):
+    """A configuration that cannot be launched: says which key, what its value is and what would be right.
+
+    Attributes:
+        key: dotted path of the setting, such as ``capture.prefill_tokens``.
+        value: what was found there.
+        expected: what would be right, as a phrase.
+    """
+
+    def __init__(self, key: str, value: object, expected: str, source: str = "") -> None:
+        self.key, self.value, self.expected, self.source = key, value, expected, source
+        where = f"{source}: " if source else ""
+        super().__init__(f"{where}{key} = {value!r}: {expected}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.key, self.value, self.expected, self.source)
+
+
+class RequestError(RaylaunchError, ValueError):
+    """A request that the engine refuses before any rank sees it (too long, malformed, unknown parameter)."""
+
+
+class RequestFailed(RaylaunchError):
+    """A request that was accepted and could not be finished, for example because a rank died meanwhile."""
+
+
+class RankFault(RaylaunchError):
+    """An error raised inside a rank.
+
+    Attributes:
+        code: fault number such as ``"F01"``, or None where the catalogue has no row for it.
+    """
+
+    def __init__(self, code: str | None, message: str) -> None:
+        self.code, self.message = code, message
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.code, self.message)
+
+
+class CaptureError(RankFault):
+    """An operation that cannot be part of a captured graph (it reads data back, or draws random numbers)."""
+
+    def __init__(self, code: str | None, message: str) -> None:
+        super().__init__(code, message)
+
+
+class CollectiveAborted(RankFault):
+    """This rank left a collective because a peer aborted it or never arrived: a victim's error, not a cause."""
+
+
+@dataclass(frozen=True)
+class RankEvidence:
+    """What is known of one rank at the time of a failure.
+
+    Attributes:
+        rank: tensor-parallel rank.
+        node: address of its node.
+        pid: its process, 0 if it never started.
+        device: such as ``cpu`` or ``gpu 1``.
+        state: one phrase: what the rank was doing, or how it ended.
+        traceback: the rank's own traceback, or "".
+        stacks: Python stacks of its threads, or "".
+        log_tail: last lines of its log, or "".
+    """
+
+    rank: int
+    node: str = ""
+    pid: int = 0
+    device: str = ""
+    state: str = ""
+    traceback: str = ""
+    stacks: str = ""
+    log_tail: str = ""
+
+
+@dataclass
+class LaunchError(RaylaunchError):
+    """A launch or a running group that failed, with its cause and the evidence.
+
+    Attributes:
+        summary: one sentence: what went wrong.
+        code: fault number of the catalogue (``"F05"``), or None.
+        phase: name of the phase, such as ``CAPTURE``.
+        round: ``prefill``, ``decode`` or None.
+        shape: token count or batch size, or None.
+        iteration: 1 or 2 inside CAPTURE, or None.
+        rank: the rank that caused it, or None where no single rank did.
+        ranks: evidence of every rank.
+        teardown: what was given back, and in which time.
+        retryable: whether a new attempt may help (a killed process), or cannot (a broken rule).
+    """
+
+    summary: str
+    code: str | None = None
+    phase: str = ""
+    round: str | None = None
+    shape: int | None = None
+    iteration: int | None = None
+    rank: int | None = None
+    ranks: list[RankEvidence] = field(default_factory=list)
+    teardown: str = ""
+    retryable: bool = False
+
+    def __post_init__(self) -> None:
+        super().__init__(self.summary)
+
+    def where(self) -> str:
+        """The place of the failure, such as ``CAPTURE prefill, 1152 tokens, iteration 2``."""
+        place = " ".join(part for part in (self.phase, self.round or "") if part)
+        if self.shape is not None:
+            place += f", {self.shape} {'requests' if self.round == 'decode' else 'tokens'}"
+        if self.iteration is not None:
+            place += f", iteration {self.iteration}"
+        return place
+
+    def headline(self) -> str:
+        """The error in one line; what a job prints last."""
+        code = f" {self.code}" if self.code else ""
+        where = f" [{self.where()}]" if self.where() else ""
+        return f"LaunchError{code}{where} {self.summary}"
+
+    def __str__(self) -> str:
+        lines = [self.headline()]
+        for evidence in self.ranks:
+            mark = "   <- cause" if evidence.rank == self.rank else ""
+            place = "  ".join(
+                part for part in (f"node {evidence.node}" if evidence.node else "", evidence.device) if part
+            )
+            lines.append(f"  rank {evidence.rank}  {place}  {evidence.state}{mark}")
+        for title, name in (("traceback", "traceback"), ("stacks", "stacks"), ("last log lines", "log_tail")):
+            for evidence in self.ranks:
+                text = getattr(evidence, name).strip()
+                if text:
+                    lines.append(f"  rank {evidence.rank}, {title}:")
+                    lines.extend("    " + line for line in text.splitlines())
+        if self.teardown:
+            lines.append(f"  {self.teardown}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        fields = ("summary", "code", "phase", "round", "shape", "iteration", "rank", "ranks", "teardown", "retryable")
+        return type(self), tuple(getattr(self, name) for name in fields)

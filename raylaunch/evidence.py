@@ -1,0 +1,151 @@
+"""Collects what is needed to explain a failure, while the ranks that can still answer are alive."""
+
+from __future__ import annotations
+
+import time
+
+from raylaunch.diagnosis import (
+    Fate,
+    Observation,
+    cause_of_death,
+    fault_code,
+    inside_collective,
+    is_victim,
+    may_help_to_retry,
+    root_cause,
+)
+from raylaunch.errors import LaunchError, RankEvidence
+from raylaunch.group import RankGroup, StepOutcome
+from raylaunch.protocol import Phase, Step, Violation
+
+PROBE_S = 1.0
+VICTIM_PROBE_S = 2.0
+
+
+def explain_failure(
+    group: RankGroup, outcome: StepOutcome, step: Step | None, phase: Phase, waited_s: float
+) -> LaunchError:
+    """The error for a step that did not complete: observes every rank, finds the cause, gathers its evidence."""
+    stacks: dict[int, str] = {}
+    tails: dict[int, str] = {}
+    observations = [_observe(group, member.rank, outcome, stacks, tails) for member in group.members]
+    if all(one.fate in (Fate.VICTIM, Fate.ARRIVED, Fate.WAITING) for one in observations) and outcome.pending:
+        # Only victims so far: when a node dies its peers notice seconds before Ray does. Ask again, longer.
+        time.sleep(VICTIM_PROBE_S)
+        late = group.ended(0)
+        if late.deaths or late.failures:
+            outcome.deaths.update(late.deaths)
+            outcome.failures.update({r: f for r, f in late.failures.items() if r not in outcome.failures})
+            observations = [_observe(group, member.rank, outcome, stacks, tails) for member in group.members]
+    cause = root_cause(observations)
+    error = LaunchError(_summary(cause, waited_s), retryable=may_help_to_retry(cause))
+    error.phase = phase.name
+    where = (cause.step if cause and cause.step else None) or step
+    if where is not None and where.phase is phase:
+        error.round, error.shape, error.iteration = where.round, where.shape, where.iteration
+    if cause is not None:
+        error.rank, error.code = cause.rank, fault_code(cause, phase)
+    for one in observations:
+        failure = outcome.failures.get(one.rank)
+        is_cause = cause is not None and one.rank == cause.rank
+        error.ranks.append(
+            evidence_of(
+                group,
+                one.rank,
+                state=one.detail,
+                traceback=failure.traceback if failure and (is_cause or not is_victim(failure)) else "",
+                stacks=stacks.get(one.rank, "") if one.fate is not Fate.ARRIVED else "",
+                log_tail=tails.get(one.rank, ""),
+            )
+        )
+    return error
+
+
+def explain_violation(group: RankGroup, violation: Violation) -> LaunchError:
+    """The error for a broken rule: what each rank said."""
+    step = violation.step
+    error = LaunchError(violation.summary, violation.code, step.phase.name, step.round, step.shape, step.iteration)
+    error.rank = violation.rank
+    error.ranks = [
+        evidence_of(group, member.rank, state=violation.states.get(member.rank, f"at {step}"))
+        for member in group.members
+    ]
+    return error
+
+
+def evidence_of(
+    group: RankGroup, rank: int, state: str = "", traceback: str = "", stacks: str = "", log_tail: str = ""
+) -> RankEvidence:
+    """Evidence of a rank with its node and process filled in."""
+    process = group.members[rank].process
+    return RankEvidence(
+        rank,
+        node=process.address if process else "",
+        pid=process.pid if process else 0,
+        device=f"pid {process.pid}" if process else "",
+        state=state,
+        traceback=traceback,
+        stacks=stacks,
+        log_tail=log_tail,
+    )
+
+
+def _observe(
+    group: RankGroup, rank: int, outcome: StepOutcome, stacks: dict[int, str], tails: dict[int, str]
+) -> Observation:
+    if rank in outcome.arrivals:
+        arrival = outcome.arrivals[rank]
+        return Observation(rank, Fate.ARRIVED, f"arrived at {arrival.step}", arrival.arrived, arrival.step)
+    if rank in outcome.failures:
+        failure = outcome.failures[rank]
+        fate = Fate.VICTIM if is_victim(failure) else Fate.FAILED
+        first = failure.message.strip().splitlines()[0]
+        return Observation(rank, fate, f"{failure.error}: {first}", failure.when, failure.step, failure.code)
+    process = group.members[rank].process
+    files = process.log_files if process else ()
+    if rank in outcome.deaths:
+        tails[rank] = group.ask_agent(
+            rank, "log_tail", files, default="<its log cannot be read: the node does not answer>"
+        )
+        kills = group.ask_agent(rank, "out_of_memory_kills", default=0)
+        return Observation(rank, Fate.DIED, cause_of_death(outcome.deaths[rank], tails[rank], kills))
+    return _observe_pending(group, rank, stacks, tails, files)
+
+
+def _observe_pending(
+    group: RankGroup, rank: int, stacks: dict[int, str], tails: dict[int, str], files: tuple[str, ...]
+) -> Observation:
+    state = group.states([rank], PROBE_S).get(rank)
+    stack = group.ask("stacks", [rank], PROBE_S).get(rank, "") if state else ""
+    if state is None:
+        process = group.members[rank].process
+        pid = process.pid if process else 0
+        states = group.ask_agent(rank, "process_states", [pid], default=None)
+        if states is None:
+            return Observation(rank, Fate.DIED, "its node does not answer")
+        if not states:
+            tails[rank] = group.ask_agent(rank, "log_tail", files, default="")
+            return Observation(rank, Fate.DIED, "its process is gone")
+        if states[pid] in "Tt":
+            return Observation(rank, Fate.SILENT, "its process is stopped (SIGSTOP or a debugger)")
+        stacks[rank] = group.ask_agent(rank, "native_stacks", pid, files, default="")
+        return Observation(rank, Fate.SILENT, "does not answer: native code holds the interpreter")
+    stacks[rank] = stack
+    if inside_collective(stack):
+        return Observation(
+            rank, Fate.WAITING, f"waits for its peers in a collective ({state.activity})", step=state.step
+        )
+    return Observation(rank, Fate.HUNG, f"still busy: {state.activity}", step=state.step)
+
+
+def _summary(cause: Observation | None, waited_s: float) -> str:
+    if cause is None:
+        return "the launch failed and every rank says that it is fine"
+    name = f"rank {cause.rank}"
+    if cause.fate in (Fate.HUNG, Fate.WAITING, Fate.SILENT):
+        return f"{name} made no progress for {waited_s:.0f} s: {cause.detail}"
+    if cause.fate is Fate.DIED:
+        return f"{name} died: {cause.detail}"
+    if cause.fate is Fate.VICTIM:
+        return f"{name} lost its peers and no rank says why: {cause.detail}"
+    return f"{name} failed: {cause.detail}"

@@ -1,0 +1,275 @@
+"""The actors of one tensor-parallel group: made, stepped, watched, and ended with proof."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from raylaunch.errors import LaunchError
+from raylaunch.placement import Placement, release
+from raylaunch.protocol import Arrival, Failure, Release
+
+if TYPE_CHECKING:
+    from actors.gate import RankState
+    from actors.rank import RankProcess, RankSpec
+
+SPAWN_DEADLINE_S = 60.0
+GRACE_S = 0.3
+
+
+@dataclass
+class Member:
+    """One rank: its specification, actor, process and the call that lives as long as the rank does."""
+
+    spec: RankSpec
+    actor: Any
+    process: RankProcess | None = None
+    boot: Any = None
+
+    @property
+    def rank(self) -> int:
+        return self.spec.rank
+
+
+@dataclass
+class StepOutcome:
+    """What a step brought: every rank is in exactly one of the four.
+
+    Attributes:
+        arrivals: ranks that stand at a gate.
+        failures: ranks that reported an error.
+        deaths: ranks whose actor is gone, with Ray's message.
+        pending: ranks that said nothing by the deadline, or by the end of the grace after the first failure.
+    """
+
+    arrivals: dict[int, Arrival] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    deaths: dict[int, str] = field(default_factory=dict)
+    pending: tuple[int, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        return not (self.failures or self.deaths or self.pending)
+
+
+@dataclass(frozen=True)
+class Teardown:
+    """What was given back.
+
+    Attributes:
+        actors: rank actors ended.
+        placement_groups: placement groups removed.
+        forced: processes that needed a SIGKILL of our own.
+        left: processes that could not be seen to end (their node is unreachable, or they are stuck in the kernel).
+        seconds: how long it took.
+    """
+
+    actors: int = 0
+    placement_groups: int = 0
+    forced: tuple[int, ...] = ()
+    left: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        text = f"torn down in {self.seconds:.1f} s; {count(self.actors, 'actor')}, "
+        text += f"{count(self.placement_groups, 'placement group')} released"
+        if self.left:
+            text += f"; could not prove the end of processes {', '.join(map(str, self.left))}"
+        return text
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+@dataclass
+class RankGroup:
+    """The ranks of one launch. Owns what it has made so far, and gives it back in :meth:`close` in every outcome."""
+
+    placement: Placement
+    members: list[Member] = field(default_factory=list)
+    agents: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, specs: Sequence[RankSpec], namespace: str) -> None:
+        """Starts one actor per rank in its bundle and one agent per node. Raises :class:`LaunchError`."""
+        from actors.node_agent import NodeAgentActor
+        from actors.rank import RankActor
+
+        for spec in specs:
+            seat = self.placement.seats[spec.rank]
+            options = {
+                "name": f"{spec.group}/rank{spec.rank}",
+                "namespace": namespace,
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                    self.placement.group, placement_group_bundle_index=seat.bundle
+                ),
+            }
+            self.members.append(Member(spec, RankActor.options(**options).remote(spec)))
+        for node_id in {seat.node_id for seat in self.placement.seats}:
+            affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            self.agents[node_id] = NodeAgentActor.options(scheduling_strategy=affinity).remote()
+        try:
+            ray.get([agent.ready.remote() for agent in self.agents.values()], timeout=SPAWN_DEADLINE_S)
+            processes = ray.get([member.actor.whoami.remote() for member in self.members], timeout=SPAWN_DEADLINE_S)
+        except GetTimeoutError:
+            raise LaunchError(f"actors did not start within {SPAWN_DEADLINE_S:g} s", "F08", "PLACE") from None
+        except RayError as error:
+            raise LaunchError(f"an actor could not be started: {error}", None, "PLACE") from None
+        for member, process in zip(self.members, processes, strict=True):
+            member.process = process
+            member.boot = member.actor.boot.remote()
+
+    # ---- stepping
+
+    def advance(self, leave: Release | None, wait: Callable[[tuple[int, ...]], float]) -> StepOutcome:
+        """Releases every rank and collects what each reports next; stops early at the first failure.
+
+        Args:
+            leave: permission to leave the gate they stand at; None for the first step.
+            wait: told which ranks are pending, returns seconds to go on waiting; 0 or less ends the step.
+        """
+        calls = {member.actor.advance.remote(leave): member.rank for member in self.members}
+        pending, outcome = list(calls), StepOutcome()
+        while pending:
+            left = wait(tuple(calls[ref] for ref in pending))
+            if left <= 0:
+                break
+            done, pending = ray.wait(pending, num_returns=1, timeout=left)
+            _sort_in(outcome, calls, done)
+            if not outcome.complete and pending:
+                # A death is seen within milliseconds of the errors it causes: a short grace brings both.
+                done, pending = ray.wait(pending, num_returns=len(pending), timeout=GRACE_S)
+                _sort_in(outcome, calls, done)
+                break
+        outcome.pending = tuple(sorted(calls[ref] for ref in pending))
+        return outcome
+
+    def finish(self, leave: Release) -> None:
+        """Releases every rank from the last gate. Raises ``RayError`` if one is gone."""
+        ray.get([member.actor.finish.remote(leave) for member in self.members], timeout=SPAWN_DEADLINE_S)
+
+    # ---- watching
+
+    def ended(self, timeout_s: float) -> StepOutcome:
+        """Waits up to ``timeout_s`` for a rank to end; the outcome has a failure or a death for each that did."""
+        boots = {member.boot: member.rank for member in self.members}
+        done, _ = ray.wait(list(boots), num_returns=1, timeout=timeout_s)
+        if done:
+            more, _ = ray.wait(list(boots), num_returns=len(boots), timeout=0)
+            done = more or done
+        outcome = StepOutcome()
+        for ref in done:
+            try:
+                failure = ray.get(ref)
+                if failure is not None:
+                    outcome.failures[boots[ref]] = failure
+                else:
+                    outcome.deaths[boots[ref]] = "left its serve loop"
+            except RayError as error:
+                outcome.deaths[boots[ref]] = str(error)
+        return outcome
+
+    def states(self, ranks: Sequence[int], timeout_s: float) -> dict[int, RankState]:
+        """Health of these ranks; those that do not answer in time are absent."""
+        return self.ask("health", ranks, timeout_s)
+
+    def ask(self, method: str, ranks: Sequence[int], timeout_s: float) -> dict[int, Any]:
+        """Calls a control method on ranks; errors and late answers are left out."""
+        calls = {getattr(self.members[rank].actor, method).remote(): rank for rank in ranks}
+        if not calls:
+            return {}
+        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
+        answers = {}
+        for ref in done:
+            try:
+                answers[calls[ref]] = ray.get(ref)
+            except RayError:
+                continue
+        return answers
+
+    def ask_agent(self, rank: int, method: str, *arguments: Any, timeout_s: float = 3.0, default: Any = None) -> Any:
+        """Calls the agent of a rank's node; ``default`` if it does not answer."""
+        process = self.members[rank].process
+        agent = self.agents.get(process.node_id) if process else None
+        if agent is None:
+            return default
+        try:
+            return ray.get(getattr(agent, method).remote(*arguments), timeout=timeout_s)
+        except RayError:
+            return default
+
+    # ---- ending
+
+    def stop(self, timeout_s: float) -> bool:
+        """Asks all ranks to leave their serve loops; whether they all did in time."""
+        for member in self.members:
+            member.actor.stop.remote()
+        boots = [member.boot for member in self.members if member.boot is not None]
+        done, _ = ray.wait(boots, num_returns=len(boots), timeout=timeout_s) if boots else ([], [])
+        return len(done) == len(boots)
+
+    def close(self, deadline_s: float) -> Teardown:
+        """Ends every process, proves it, and removes what was made. May be called at any time, more than once."""
+        began = time.monotonic()
+        for member in self.members:
+            ray.kill(member.actor, no_restart=True)
+        forced, left = self._prove_ended(began + deadline_s)
+        for agent in self.agents.values():
+            ray.kill(agent, no_restart=True)
+        removed = 0
+        if self.placement.owned:
+            removed = 1 if release(self.placement.group) else 0
+            self.placement.owned = False
+        done = Teardown(len(self.members), removed, forced, left, time.monotonic() - began)
+        self.members, self.agents = [], {}
+        return done
+
+    def _prove_ended(self, end: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Waits until no rank's process exists; SIGKILLs those that outlive Ray's kill by a second."""
+        forced: set[int] = set()
+        alive = {m.process.node_id: set[int]() for m in self.members if m.process}
+        for member in self.members:
+            if member.process:
+                alive[member.process.node_id].add(member.process.pid)
+        force_at = time.monotonic() + 1.0
+        unreachable: set[int] = set()
+        while any(alive.values()):
+            for node_id, pids in list(alive.items()):
+                agent = self.agents.get(node_id)
+                try:
+                    states = ray.get(agent.process_states.remote(list(pids)), timeout=2.0) if agent else {}
+                except RayError:
+                    # The node or its agent is gone: what ran there cannot be seen, and ends with its raylet.
+                    unreachable |= pids
+                    states = {}
+                alive[node_id] = set(states)
+                if states and time.monotonic() > force_at and agent is not None:
+                    forced |= set(states)
+                    agent.kill.remote(list(states))
+            if time.monotonic() > end:
+                break
+            if any(alive.values()):
+                time.sleep(0.02)
+        return tuple(sorted(forced)), tuple(sorted(unreachable.union(*alive.values())))
+
+
+def _sort_in(outcome: StepOutcome, calls: dict[Any, int], done: Sequence[Any]) -> None:
+    for ref in done:
+        rank = calls[ref]
+        try:
+            report = ray.get(ref)
+        except RayTaskError as error:
+            outcome.deaths[rank] = f"its actor failed: {error}"
+        except RayActorError as error:
+            outcome.deaths[rank] = str(error)
+        else:
+            if isinstance(report, Failure):
+                outcome.failures[rank] = report
+            else:
+                outcome.arrivals[rank] = report

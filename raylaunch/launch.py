@@ -1,0 +1,126 @@
+"""One launch from configuration to ready, and its undoing: place, start the actors, drive them, or tear down."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray.util.placement_group import PlacementGroup
+
+from raylaunch.config import LaunchConfig
+from raylaunch.driver import Driver, StepListener
+from raylaunch.errors import LaunchError
+from raylaunch.group import RankGroup
+from raylaunch.placement import Placement, choose_device, cluster_nodes, place, request_for
+from raylaunch.protocol import LaunchPlan, Protocol, RoundPlan
+from raylaunch.report import LaunchReport, RankPlace, Span
+
+if TYPE_CHECKING:
+    from actors.rank import RankSpec
+
+
+@dataclass
+class Launched:
+    """A group that is ready. ``offer`` is what rank 0 handed out at the last gate: how to reach it."""
+
+    group: RankGroup
+    report: LaunchReport
+    offer: Any
+
+
+def plan_of(config: LaunchConfig) -> LaunchPlan:
+    """The gates of a launch."""
+    capture = config.capture
+    rounds = (
+        (RoundPlan("prefill", capture.prefill_tokens), RoundPlan("decode", capture.decode_batch_sizes))
+        if capture.enabled
+        else ()
+    )
+    return LaunchPlan(config.parallel.tensor_parallel_size, rounds, capture.granularity)
+
+
+def launch(
+    config: LaunchConfig,
+    report: LaunchReport,
+    listener: StepListener,
+    given: PlacementGroup | None = None,
+    program: str = "reference",
+) -> Launched:
+    """Takes a group through all its phases. Needs a Ray session.
+
+    Args:
+        report: filled while the launch goes on.
+        listener: told before each step.
+        given: a placement group to use and to leave alone.
+        program: what the ranks run; ``reference`` or, to measure the driver alone, ``noop``.
+    Raises:
+        LaunchError: with its cause and evidence; everything that was made has been given back.
+        ConfigError: the named placement group does not exist.
+    """
+    name = f"{config.name}-{secrets.token_hex(3)}"
+    nodes = cluster_nodes()
+    device = choose_device(config, nodes)
+    with _span(report, "placement"):
+        placement = place(config, request_for(config, device), name, given)
+    group = RankGroup(placement)
+    try:
+        with _span(report, "actors"):
+            group.start(specs_of(config, placement, name, device, program), config.placement.namespace)
+        report.places = [
+            RankPlace(member.rank, member.process.address, member.process.pid, device)
+            for member in group.members
+            if member.process
+        ]
+        release, arrivals = Driver(group, Protocol(plan_of(config)), config, report, listener).run()
+        group.finish(release)
+        report.ready = time.time()
+        return Launched(group, report, arrivals[0].offer)
+    except BaseException as error:
+        teardown = group.close(config.deadlines.shutdown)
+        if isinstance(error, LaunchError):
+            error.teardown = str(teardown)
+        raise
+
+
+def specs_of(config: LaunchConfig, placement: Placement, name: str, device: str, program: str) -> list[RankSpec]:
+    """What each rank is told."""
+    import ray
+
+    from actors.rank import RankSpec
+
+    # Loopback is enough, and safer, as long as nobody outside this node has to connect.
+    here = ray.get_runtime_context().get_node_id()
+    alone = all(seat.node_id == here for seat in placement.seats)
+    threads = str(config.engine.threads)
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    if alone:
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    return [
+        RankSpec(
+            rank=seat.rank,
+            world_size=config.parallel.tensor_parallel_size,
+            local_rank=seat.local_rank,
+            nodes=placement.nodes,
+            group=name,
+            bind_host="127.0.0.1" if alone else seat.address,
+            program=program,
+            device=device,
+            config=config,
+            plan=plan_of(config),
+            environment=environment,
+        )
+        for seat in placement.seats
+    ]
+
+
+@contextmanager
+def _span(report: LaunchReport, name: str) -> Iterator[None]:
+    start = time.time()
+    try:
+        yield
+    finally:
+        report.driver.append(Span(name, start, time.time()))

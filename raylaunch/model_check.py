@@ -1,0 +1,119 @@
+"""Checks a configuration against the model's ``config.json``, before any actor starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the driver must know of a model.
+
+    Attributes:
+        architecture: name of its class, such as ``Qwen3ForCausalLM``.
+        max_positions: longest context, in tokens.
+        vocab_size: token ids are below it.
+        heads: attention heads.
+        kv_heads: key and value heads.
+    """
+
+    architecture: str
+    max_positions: int
+    vocab_size: int
+    heads: int
+    kv_heads: int
+
+
+def check_model(config: LaunchConfig) -> ModelShape:
+    """Reads the model's shape and checks the launch against it. Raises :class:`ConfigError`."""
+    data = read_model_config(config)
+    shape = shape_of(data, config.model.path)
+    world = config.parallel.tensor_parallel_size
+    for name, heads in (("num_attention_heads", shape.heads), ("num_key_value_heads", shape.kv_heads)):
+        if heads % world:
+            able = ", ".join(str(n) for n in range(1, heads + 1) if shape.heads % n == 0 and shape.kv_heads % n == 0)
+            raise ConfigError(
+                "parallel.tensor_parallel_size",
+                world,
+                f"must divide the model's {name} = {heads}; this model can be launched with {able}",
+            )
+    longest = max(config.capture.prefill_tokens)
+    if longest > shape.max_positions:
+        raise ConfigError(
+            "capture.prefill_tokens",
+            list(config.capture.prefill_tokens),
+            f"{longest} is beyond the model's max_position_embeddings = {shape.max_positions}",
+        )
+    for fault in config.faults:
+        if fault.rank >= world:
+            raise ConfigError("faults", fault.rank, f"there are only ranks 0 to {world - 1}")
+    if config.engine.kind == "sglang":
+        raise ConfigError("engine.kind", "sglang", "this version of raylaunch has the engine 'reference' only")
+    if config.engine.kind == "reference" and data.get("quantization_config"):
+        raise ConfigError("model.path", config.model.path, "quantised checkpoints need another engine than 'reference'")
+    return shape
+
+
+def read_model_config(config: LaunchConfig) -> dict[str, Any]:
+    """The model's ``config.json``, from its folder or the Hub. Raises :class:`ConfigError`."""
+    path = config.model.path
+    if path.startswith((".", "/", "~")) or Path(path).is_dir():
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise ConfigError("model.path", path, "no such folder; give a folder with config.json, or a Hub name")
+        file = folder / "config.json"
+        if not file.is_file():
+            raise ConfigError("model.path", path, "the folder has no config.json")
+        if config.model.load_format == "auto" and not any(folder.glob("*.safetensors")):
+            raise ConfigError("model.path", path, "the folder has no *.safetensors; model.load_format=dummy needs none")
+    else:
+        file = _from_hub(config)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("model.path", path, f"its config.json cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError("model.path", path, "its config.json must hold a mapping")
+    return data
+
+
+def _from_hub(config: LaunchConfig) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    path = config.model.path
+    try:
+        return Path(hf_hub_download(path, "config.json", revision=config.model.revision))
+    except HFValidationError:
+        raise ConfigError("model.path", path, "is neither a folder nor a Hub name such as Qwen/Qwen3-8B") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError("model.path", path, f"no such folder, and the Hub does not give it: {first}") from None
+
+
+def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:
+    """The shape in a ``config.json``; a vision-language model keeps it under ``text_config``."""
+    text: Mapping[str, Any] = data.get("text_config") or data
+
+    def number(key: str, default: int | None = None) -> int:
+        value = text.get(key, data.get(key, default))
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError("model.path", path, f"its config.json has {key} = {value!r}: must be a positive integer")
+        return value
+
+    heads = number("num_attention_heads")
+    names = data.get("architectures") or ["unknown"]
+    return ModelShape(
+        architecture=str(names[0]),
+        max_positions=number("max_position_embeddings"),
+        vocab_size=number("vocab_size"),
+        heads=heads,
+        kv_heads=number("num_key_value_heads", heads),
+    )

@@ -1,0 +1,239 @@
+"""Where ranks go: bundles, placement groups, the map from rank to node, and what is missing when it cannot be."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError, LaunchError
+
+Resources = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster: what it has and what of it is free."""
+
+    node_id: str
+    address: str
+    total: Resources
+    free: Resources
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of Ray: one bundle per rank or per node, and how to spread them."""
+
+    bundles: tuple[dict[str, float], ...]
+    strategy: str
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A rank's place: its bundle, its node and its index among the group's ranks there."""
+
+    rank: int
+    bundle: int
+    node_id: str
+    address: str
+    local_rank: int
+
+
+@dataclass
+class Placement:
+    """A placement group that is ready, and who sits where. ``owned`` says whether we must remove it."""
+
+    group: PlacementGroup
+    seats: tuple[Seat, ...]
+    owned: bool
+
+    @property
+    def nodes(self) -> int:
+        return len({seat.node_id for seat in self.seats})
+
+
+def choose_device(config: LaunchConfig, nodes: Sequence[Node]) -> str:
+    """``cuda`` if it is asked for, or not ruled out and the cluster has a GPU for every rank; else ``cpu``."""
+    if config.engine.device != "auto":
+        return config.engine.device
+    gpus = sum(node.total.get("GPU", 0) for node in nodes)
+    return "cuda" if gpus >= config.parallel.tensor_parallel_size else "cpu"
+
+
+def request_for(config: LaunchConfig, device: str) -> Request:
+    """The bundles of a launch: ranks of one group packed on a node where they fit, several nodes only when asked."""
+    rank = dict(config.placement.resources_per_rank) or ({"CPU": 1.0, "GPU": 1.0} if device == "cuda" else {"CPU": 1.0})
+    world, nodes = config.parallel.tensor_parallel_size, config.parallel.nodes
+    if nodes == 1:
+        strategy = config.placement.strategy
+        return Request((rank,) * world, "STRICT_PACK" if strategy == "auto" else strategy)
+    node = {name: amount * (world // nodes) for name, amount in rank.items()}
+    strategy = config.placement.strategy
+    return Request((node,) * nodes, "STRICT_SPREAD" if strategy == "auto" else strategy)
+
+
+def fits(node: Resources, bundle: Resources) -> bool:
+    return all(node.get(name, 0) >= amount for name, amount in bundle.items())
+
+
+def impossible(request: Request, nodes: Sequence[Node]) -> str:
+    """Why this cluster can never hold the request, even when idle; "" if it can, or if only Ray can tell."""
+    for bundle in request.bundles:
+        if not any(fits(node.total, bundle) for node in nodes):
+            return f"no node has {show(bundle)}"
+    if request.strategy == "STRICT_PACK":
+        whole: Counter[str] = Counter()
+        for bundle in request.bundles:
+            whole.update(bundle)
+        if not any(fits(node.total, whole) for node in nodes):
+            return f"no single node has {show(whole)}"
+    if request.strategy == "STRICT_SPREAD":
+        able = sum(any(fits(node.total, bundle) for bundle in request.bundles) for node in nodes)
+        if able < len(request.bundles):
+            return f"{len(request.bundles)} nodes are asked for and {able} can hold a bundle"
+    return ""
+
+
+def show(resources: Resources) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"
+
+
+def unsatisfied(request: Request, nodes: Sequence[Node], others: Sequence[str], why: str) -> str:
+    """What was asked beside what each node has: the text of F13."""
+    sizes = Counter(show(bundle) for bundle in request.bundles)
+    asked = " + ".join(f"{count} x [{bundle}]" for bundle, count in sizes.items())
+    names = {name for bundle in request.bundles for name in bundle}
+    lines = [f"{why}; asked {request.strategy} {asked}; the cluster has"]
+    for node in nodes:
+        amounts = ", ".join(
+            f"{name} {node.free.get(name, 0):g} free of {node.total.get(name, 0):g}" for name in sorted(names)
+        )
+        lines.append(f"    node {node.address} ({node.node_id[:8]}): {amounts}")
+    if others:
+        lines.append("  held by placement groups: " + "; ".join(others))
+    return "\n".join(lines)
+
+
+def seats(bundle_nodes: Sequence[tuple[int, str, str]], world: int) -> tuple[Seat, ...]:
+    """Seats ranks so that those of one node are contiguous.
+
+    Args:
+        bundle_nodes: (bundle index, node id, node address) of every bundle; their order is Ray's and not stable.
+        world: number of ranks; a multiple or a divisor-free part of the bundles: equal shares per bundle.
+    """
+    ordered = sorted(bundle_nodes, key=lambda item: (item[1], item[0]))
+    per_bundle = max(1, world // len(ordered))
+    taken: Counter[str] = Counter()
+    result = []
+    for rank in range(world):
+        bundle, node_id, address = ordered[rank // per_bundle]
+        result.append(Seat(rank, bundle, node_id, address, taken[node_id]))
+        taken[node_id] += 1
+    return tuple(result)
+
+
+# ---- with Ray ---------------------------------------------------------------------------------------------------
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes that are alive."""
+    free = ray._private.state.available_resources_per_node()
+    return [
+        Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"], free.get(node["NodeID"], {}))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def other_groups() -> list[str]:
+    """Placement groups that hold or want resources, in words."""
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    return [
+        f"{entry['name'] or entry['placement_group_id'][:8]} ({entry['state'].lower()}: "
+        + " + ".join(show(bundle) for bundle in entry["bundles"].values())
+        + ")"
+        for entry in table.values()
+        if entry["state"] != "REMOVED"
+    ]
+
+
+def place(config: LaunchConfig, request: Request, name: str, given: PlacementGroup | None = None) -> Placement:
+    """A placement group that is ready, ours or the given one. Raises :class:`LaunchError` F13 at the deadline.
+
+    Nothing stays behind on failure: a pending group that is not removed would take its resources later.
+    """
+    world, deadline = config.parallel.tensor_parallel_size, config.deadlines.place
+    group, owned = given or _named(config), False
+    if group is None:
+        why = impossible(request, cluster_nodes())
+        if why:
+            text = unsatisfied(request, cluster_nodes(), (), f"placement can never be satisfied: {why}")
+            raise LaunchError(text, "F13", "PLACE")
+        others = other_groups()
+        group, owned = placement_group(list(request.bundles), strategy=request.strategy, name=name), True
+    try:
+        if not group.wait(deadline):
+            text = unsatisfied(
+                request,
+                cluster_nodes(),
+                other_groups() if not owned else others,
+                f"placement not ready in {deadline:g} s",
+            )
+            raise LaunchError(text, "F13", "PLACE", retryable=True)
+        return Placement(group, seats(_bundle_nodes(group), _checked(world, group)), owned)
+    except BaseException:
+        if owned:
+            release(group)
+        raise
+
+
+def _named(config: LaunchConfig) -> PlacementGroup | None:
+    name = config.placement.placement_group
+    if name is None:
+        return None
+    try:
+        return get_placement_group(name)
+    except ValueError:
+        known = ", ".join(other_groups()) or "none"
+        raise ConfigError(
+            "placement.placement_group", name, f"no such placement group; the cluster has: {known}"
+        ) from None
+
+
+def _checked(world: int, group: PlacementGroup) -> int:
+    count = group.bundle_count
+    if count < world and world % count:
+        raise LaunchError(
+            f"{world} ranks do not spread equally over the {count} bundles of the given placement group", "F13", "PLACE"
+        )
+    return world
+
+
+def _bundle_nodes(group: PlacementGroup) -> list[tuple[int, str, str]]:
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    table = placement_group_table(group)
+    return [(int(index), node, addresses.get(node, "?")) for index, node in table["bundles_to_node_id"].items()]
+
+
+def release(group: PlacementGroup, deadline_s: float = 5.0) -> bool:
+    """Removes a placement group and waits until Ray says that it is gone; False at the deadline."""
+    remove_placement_group(group)
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if placement_group_table(group).get("state") in ("REMOVED", None):
+            return True
+        time.sleep(0.02)
+    return False

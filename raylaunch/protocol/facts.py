@@ -1,0 +1,173 @@
+"""Facts: what a rank says of itself at a gate. Peers must agree on most of them; ``rules`` says on which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Identity:
+    """MEET: where a rank runs and with what.
+
+    Attributes:
+        hostname: of its node.
+        pid: of its process.
+        device: ``cpu``, or ``cuda:0`` and so on.
+        local_rank: index among the group's ranks on its node.
+        fingerprint: versions, settings and environment that must be equal on all ranks.
+    """
+
+    hostname: str
+    pid: int
+    device: str
+    local_rank: int
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CommunicatorFacts:
+    """CONNECTED: which all-reduce this rank will use.
+
+    Attributes:
+        kind: ``shared-memory``, ``gloo``, ``single``, ``sgl_kernel``, ``nccl``.
+        reason: why this one, and not a faster one.
+        max_bytes: largest message it takes, 0 for no limit.
+        world_size: of its group.
+        capacity: rows of its table of registered inputs, None for no limit.
+    """
+
+    kind: str
+    reason: str
+    max_bytes: int
+    world_size: int
+    capacity: int | None = None
+
+
+@dataclass(frozen=True)
+class LoadFacts:
+    """LOADED: the rank's shard of the weights. ``nbytes`` is what it holds, ``bytes_read`` what it read."""
+
+    tensors: int
+    nbytes: int
+    bytes_read: int
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WarmupFacts:
+    """WARMED: what the compile pass made, and how many inputs CAPTURE will want to register.
+
+    Attributes:
+        pieces: graph pieces of the model.
+        eager_pieces: pieces that will never hold a graph, with the reason of each.
+        compiles: times the model was compiled.
+        planned_inputs: all-reduce inputs that CAPTURE will record in all rounds.
+        graphs: graphs captured so far: must be none.
+        replays: replays so far: must be none.
+    """
+
+    pieces: int
+    eager_pieces: Mapping[int, str] = field(default_factory=dict)
+    compiles: int = 1
+    planned_inputs: int = 0
+    graphs: int = 0
+    replays: int = 0
+
+
+@dataclass(frozen=True)
+class ShapeInputs:
+    """All-reduce inputs that one shape's graphs recorded: how many, how large, and in which order (``digest``)."""
+
+    count: int
+    nbytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class IterationFacts:
+    """ITERATION: the state before the iteration. ``recorded`` is per shape of this round."""
+
+    recorded: Mapping[int, ShapeInputs] = field(default_factory=dict)
+    replays: int = 0
+
+
+@dataclass(frozen=True)
+class CaptureFacts:
+    """CAPTURED: what the round's graphs hold, before anything is exchanged.
+
+    Attributes:
+        recorded: inputs recorded per shape.
+        sizes: per shape, bytes of each recorded input in order.
+        in_graphs: per shape, all-reduces that the graphs contain and that must have a recorded input.
+        missing: per shape, pieces that should hold a graph and do not.
+        reused: descriptions of addresses handed out again before they were registered.
+        replays: replays so far: must be none.
+    """
+
+    recorded: Mapping[int, ShapeInputs] = field(default_factory=dict)
+    sizes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    in_graphs: Mapping[int, int] = field(default_factory=dict)
+    missing: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    reused: tuple[str, ...] = ()
+    replays: int = 0
+
+
+@dataclass(frozen=True)
+class RegisterFacts:
+    """REGISTERED: inputs still without peers' addresses, and inputs that have them."""
+
+    pending: int
+    registered: int
+    replays: int = 0
+
+
+@dataclass(frozen=True)
+class ShapeVerdict:
+    """VERIFIED: one shape replayed and compared with eager.
+
+    Attributes:
+        max_error: largest absolute difference between replay and eager.
+        tolerance: largest one allowed for this dtype (0: bitwise equal).
+        digest: of the replayed output; equal on all ranks.
+        graphs: pieces that replayed a graph.
+        eager: pieces that ran eagerly, with the reason.
+    """
+
+    max_error: float
+    tolerance: float
+    digest: str
+    graphs: int
+    eager: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VerifyFacts:
+    """VERIFIED: verdicts by ``"prefill 128"`` and so on; tokens of the one real request; graphs held."""
+
+    shapes: Mapping[str, ShapeVerdict] = field(default_factory=dict)
+    request_tokens: tuple[int, ...] = ()
+    graphs: int = 0
+
+
+@dataclass(frozen=True)
+class ReadyFacts:
+    """READY: graphs held (none may have appeared since VERIFIED) and memory in use, in bytes."""
+
+    graphs: int = 0
+    memory: int = 0
+
+
+Facts = (
+    Identity
+    | CommunicatorFacts
+    | LoadFacts
+    | WarmupFacts
+    | IterationFacts
+    | CaptureFacts
+    | RegisterFacts
+    | VerifyFacts
+    | ReadyFacts
+    | None
+)

@@ -1,0 +1,257 @@
+"""The launch report: what each rank did in each phase, how long it took, and what it said of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from raylaunch.protocol import (
+    Arrival,
+    CommunicatorFacts,
+    Gate,
+    LoadFacts,
+    Phase,
+    RegisterFacts,
+    Step,
+    VerifyFacts,
+    WarmupFacts,
+)
+from raylaunch.protocol.rules import human_bytes
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One barrier: who arrived when, and when all were released. Seconds since the epoch."""
+
+    step: Step
+    arrivals: tuple[Arrival, ...]
+    released: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something the driver did by itself in PLACE, such as starting actors. Seconds since the epoch."""
+
+    name: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """Where a rank runs."""
+
+    rank: int
+    node: str
+    pid: int
+    device: str = ""
+
+
+@dataclass
+class LaunchReport:
+    """Everything a launch has said. Grows while the launch goes on; read it at any time.
+
+    Attributes:
+        name: of the group.
+        started: when the launch began, seconds since the epoch.
+        ready: when the last gate was released, 0.0 before.
+        attempts: launches it took, restarts included.
+    """
+
+    name: str
+    started: float = 0.0
+    ready: float = 0.0
+    attempts: int = 1
+    places: list[RankPlace] = field(default_factory=list)
+    driver: list[Span] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+
+    # ---- what happened
+
+    def busy(self, rank: int, phase: Phase) -> float:
+        """Seconds that a rank worked towards the gates of a phase, waiting not counted."""
+        return sum(
+            a.arrived - a.started for r in self.steps for a in r.arrivals if a.rank == rank and r.step.phase is phase
+        )
+
+    def elapsed(self, phase: Phase) -> float:
+        """Seconds of a phase as the driver saw them: of each of its barriers, since the one before."""
+        if phase is Phase.PLACE:
+            return sum(span.end - span.start for span in self.driver)
+        return sum(self._since_previous(i) for i, record in enumerate(self.steps) if record.step.phase is phase)
+
+    def _since_previous(self, index: int) -> float:
+        placed = self.driver[-1].end if self.driver else self.started
+        previous = self.steps[index - 1].released if index else placed
+        return self.steps[index].released - previous
+
+    def step_costs(self) -> list[float]:
+        """Seconds from each barrier's last arrival to its release, by the driver's clock and the ranks'."""
+        return [record.released - max(a.arrived for a in record.arrivals) for record in self.steps]
+
+    def facts(self, gate: Gate) -> list[tuple[Step, tuple[Arrival, ...]]]:
+        """Arrivals at every barrier of a gate."""
+        return [(record.step, record.arrivals) for record in self.steps if record.step.gate is gate]
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the launch to ready."""
+        return max(0.0, self.ready - self.started)
+
+    # ---- for people
+
+    def table(self, width: int = 120) -> str:
+        """A table of phases and ranks, as text."""
+        from rich.console import Console
+
+        buffer = StringIO()
+        Console(file=buffer, width=width, no_color=True, highlight=False).print(self.rich_table())
+        return buffer.getvalue().rstrip()
+
+    def rich_table(self) -> Any:
+        """The same table for a rich console."""
+        from rich import box
+        from rich.table import Table
+
+        title = f"{self.name}: ready after {self.seconds:.1f} s" if self.ready else f"{self.name}: not ready"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("phase")
+        table.add_column("s", justify="right")
+        shown = self.places[:8]
+        for place in shown:
+            table.add_column(f"rank {place.rank}", justify="right")
+        table.add_column("what", overflow="fold")
+        for phase in Phase:
+            if phase is Phase.SERVE:
+                continue
+            busy = [f"{self.busy(place.rank, phase):.2f}" if phase is not Phase.PLACE else "" for place in shown]
+            table.add_row(phase.name, f"{self.elapsed(phase):.2f}", *busy, self.describe(phase))
+        return table
+
+    def describe(self, phase: Phase) -> str:
+        """What a phase brought, in a sentence: figures of rank 0 where ranks must agree."""
+        by_gate = {record.step.gate: record.arrivals[0].facts for record in self.steps if record.arrivals}
+        if phase is Phase.PLACE:
+            nodes = len({place.node for place in self.places})
+            return f"{len(self.places)} ranks on {nodes} node{'s' if nodes != 1 else ''}"
+        if phase is Phase.CONNECT and isinstance(facts := by_gate.get(Gate.CONNECTED), CommunicatorFacts):
+            limit = f", messages up to {human_bytes(facts.max_bytes)}" if facts.max_bytes else ""
+            return f"all-reduce: {facts.kind}{limit} ({facts.reason})"
+        if phase is Phase.LOAD and isinstance(facts := by_gate.get(Gate.LOADED), LoadFacts):
+            sizes = f"{human_bytes(facts.nbytes)} held, {human_bytes(facts.bytes_read)} read"
+            return f"{facts.tensors} tensors per rank, {sizes}"
+        if phase is Phase.WARMUP and isinstance(facts := by_gate.get(Gate.WARMED), WarmupFacts):
+            eager = f", {len(facts.eager_pieces)} of them eager" if facts.eager_pieces else ""
+            return f"{facts.pieces} pieces{eager}, {facts.compiles} compile" if facts.pieces else "no graphs: eager"
+        if phase is Phase.CAPTURE:
+            return self._describe_capture()
+        if phase is Phase.REGISTER:
+            return self._describe_register()
+        if phase is Phase.VERIFY and isinstance(facts := by_gate.get(Gate.VERIFIED), VerifyFacts):
+            return _describe_verify(facts)
+        return ""
+
+    def _describe_capture(self) -> str:
+        shapes: dict[str, set[int]] = {}
+        barriers = 0
+        for step, _ in self.facts(Gate.ITERATION):
+            barriers += 1
+            shapes.setdefault(step.round or "", set()).add(step.shape or 0)
+        for step, arrivals in self.facts(Gate.CAPTURED):
+            shapes.setdefault(step.round or "", set()).update(getattr(arrivals[0].facts, "recorded", {}))
+        text = "; ".join(f"{name} {', '.join(map(str, sorted(sizes)))}" for name, sizes in shapes.items())
+        return f"{text}; {barriers} barriers" if text else "nothing captured"
+
+    def _describe_register(self) -> str:
+        counts = [
+            a.facts.registered
+            for _, arrivals in self.facts(Gate.REGISTERED)
+            for a in arrivals
+            if isinstance(a.facts, RegisterFacts)
+        ]
+        return f"{max(counts)} all-reduce inputs per rank, none pending" if counts else "nothing to register"
+
+    # ---- for programs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "name": self.name,
+            "started": self.started,
+            "seconds": self.seconds,
+            "attempts": self.attempts,
+            "ranks": [asdict(place) for place in self.places],
+            "phases": {
+                phase.name: {
+                    "seconds": self.elapsed(phase),
+                    "busy": [self.busy(place.rank, phase) for place in self.places],
+                    "what": self.describe(phase),
+                }
+                for phase in Phase
+                if phase is not Phase.SERVE
+            },
+            "steps": [
+                {
+                    "step": str(record.step),
+                    "released": record.released,
+                    "arrived": [arrival.arrived for arrival in record.arrivals],
+                }
+                for record in self.steps
+            ],
+        }
+
+    def chrome_trace(self) -> dict[str, Any]:
+        """A trace in Chrome's JSON format, which Perfetto opens: one track for the driver, one for each rank."""
+        events: list[dict[str, Any]] = [_named_track(0, "driver")]
+        events += [_slice(0, span.name, span.start, span.end, "place") for span in self.driver]
+        for place in self.places:
+            events.append(_named_track(place.rank + 1, f"rank {place.rank} ({place.node}, pid {place.pid})"))
+        for record in self.steps:
+            last = max((arrival.arrived for arrival in record.arrivals), default=record.released)
+            events.append(_slice(0, f"barrier {record.step}", last, record.released, "barrier"))
+            for arrival in record.arrivals:
+                track, category = arrival.rank + 1, record.step.phase.name.lower()
+                events.append(_slice(track, str(record.step), arrival.started, arrival.arrived, category))
+                events.append(_slice(track, "waits for its peers", arrival.arrived, record.released, "wait"))
+        return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"group": self.name}}
+
+    def write_trace(self, file: str | Path) -> None:
+        """Writes :meth:`chrome_trace`. Raises ``OSError``."""
+        Path(file).write_text(json.dumps(self.chrome_trace()), encoding="utf-8")
+
+
+def _describe_verify(facts: VerifyFacts) -> str:
+    verdicts = list(facts.shapes.values())
+    if not verdicts:
+        return f"one request answered with {len(facts.request_tokens)} tokens"
+    worst = max(verdict.max_error for verdict in verdicts)
+    same = "bitwise" if worst == 0 else f"within {worst:.2g}"
+    graphs = sum(verdict.graphs for verdict in verdicts)
+    return f"{len(verdicts)} shapes, {graphs} graphs: replay equals eager ({same}), ranks agree"
+
+
+def _named_track(track: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": "thread_name", "pid": 1, "tid": track, "args": {"name": name}}
+
+
+def _slice(track: int, name: str, start: float, end: float, category: str) -> dict[str, Any]:
+    micro = 1e6
+    return {
+        "ph": "X",
+        "name": name,
+        "cat": category,
+        "pid": 1,
+        "tid": track,
+        "ts": start * micro,
+        "dur": max(0.0, end - start) * micro,
+    }
+
+
+def median(values: Iterable[float]) -> float:
+    """The middle value (the upper one of two), 0.0 for none."""
+    ordered: Sequence[float] = sorted(values)
+    return ordered[len(ordered) // 2] if ordered else 0.0

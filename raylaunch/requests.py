@@ -1,0 +1,123 @@
+"""Requests on the driver's side: from tokens that arrive to chunks of text that a caller waits for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from raylaunch.errors import RaylaunchError, RequestError, RequestFailed
+from raylaunch.sampling import SamplingParams
+from raylaunch.text import Detokenizer, StopScanner
+from raylaunch.wire import FinishReason, Output
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer.
+
+    Attributes:
+        request_id: of its request.
+        text: what it adds; "" where the engine has no tokenizer, or while a character is incomplete.
+        token_ids: what it adds, as tokens.
+        finish_reason: on the last chunk: ``stop``, ``length`` or ``abort``.
+    """
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer. ``prompt_tokens`` is the prompt's length."""
+
+    request_id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+
+
+@dataclass
+class RunningRequest:
+    """One request between its submission and its last chunk.
+
+    Attributes:
+        listener: called with each chunk, or with the error that ends the request, on the receiving thread.
+    """
+
+    request_id: str
+    prompt: list[int]
+    params: SamplingParams
+    tokenizer: Any
+    listener: Callable[[Chunk | RaylaunchError], object]
+    finished: bool = False
+    _scanner: StopScanner = field(init=False)
+    _detokenizer: Detokenizer | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._scanner = StopScanner(self.params.stop)
+        self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
+
+    def take(self, output: Output) -> bool:
+        """Passes on what an output adds. Returns whether the rank must be told to abort: a stop string was found."""
+        if self.finished:
+            return False
+        if output.finish == "error":
+            self.fail(RequestFailed(f"request {self.request_id}: {output.message}"))
+            return False
+        text = self._detokenizer.push(output.tokens) if self._detokenizer else ""
+        if output.finish and self._detokenizer:
+            text += self._detokenizer.flush()
+        text = self._scanner.push(text)
+        if output.finish:
+            text += self._scanner.flush()
+        finish = "stop" if self._scanner.stopped else output.finish
+        self.finished = finish is not None
+        if text or output.tokens or finish:
+            self.listener(Chunk(self.request_id, text, tuple(output.tokens), finish))
+        return self._scanner.stopped and output.finish is None
+
+    def fail(self, error: RaylaunchError) -> None:
+        """Ends the request with an error. Does nothing if it has ended."""
+        if not self.finished:
+            self.finished = True
+            self.listener(error)
+
+
+class RequestTable:
+    """The requests that run, by id. Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._running: dict[str, RunningRequest] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def add(self, request: RunningRequest) -> None:
+        """Raises :class:`RequestError` if the id is in use or too many requests run."""
+        with self._lock:
+            if request.request_id in self._running:
+                raise RequestError(f"request id {request.request_id!r} is in use by a running request")
+            if len(self._running) >= self._limit:
+                raise RequestError(f"{self._limit} requests are running or waiting already; try again later")
+            self._running[request.request_id] = request
+
+    def get(self, request_id: str) -> RunningRequest | None:
+        return self._running.get(request_id)
+
+    def remove(self, request_id: str) -> None:
+        with self._lock:
+            self._running.pop(request_id, None)
+
+    def take_all(self) -> list[RunningRequest]:
+        """Removes and returns every request."""
+        with self._lock:
+            requests = list(self._running.values())
+            self._running.clear()
+        return requests

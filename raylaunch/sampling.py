@@ -1,0 +1,74 @@
+"""What a caller may ask of one request."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from raylaunch.errors import RequestError
+from raylaunch.wire import Sampling
+
+TokenId = Annotated[int, Field(ge=0, strict=True)]
+
+
+class SamplingParams(BaseModel):
+    """How tokens are chosen and when a request ends.
+
+    Attributes:
+        max_new_tokens: most tokens to generate.
+        temperature: 0 takes the most likely token, always.
+        top_k: sample among the k most likely tokens; 0 among all.
+        top_p: sample among the most likely tokens that hold this probability together.
+        seed: the same seed, prompt and parameters give the same tokens, whatever else is running.
+        stop: strings that end the request; they are not part of its text.
+        stop_token_ids: tokens that end it; they are not part of its tokens.
+        ignore_eos: go on after the model's own end token.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    stop_token_ids: tuple[TokenId, ...] = ()
+    ignore_eos: bool = False
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else value
+
+    @classmethod
+    def of(cls, params: SamplingParams | None, changes: dict[str, Any]) -> SamplingParams:
+        """``params`` with some fields changed. Raises :class:`RequestError` naming the first wrong one."""
+        if not changes:
+            return params or cls()
+        try:
+            return cls.model_validate({**(params.model_dump(exclude_unset=True) if params else {}), **changes})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                close = difflib.get_close_matches(key, cls.model_fields, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                text = f"unknown sampling parameter {key!r}; {hint}known: {', '.join(cls.model_fields)}"
+                raise RequestError(text) from None
+            message = problem["msg"].removeprefix("Value error, ")
+            raise RequestError(f"{key} = {problem.get('input')!r}: {message[0].lower() + message[1:]}") from None
+
+    def on_wire(self) -> Sampling:
+        """What the ranks need of it."""
+        return Sampling(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop_token_ids=list(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+        )

@@ -1,0 +1,220 @@
+"""Keeps one group of ranks: launches it, watches it while it serves, rebuilds it while restarts are left."""
+
+from __future__ import annotations
+
+import enum
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ray.util.placement_group import PlacementGroup
+
+from raylaunch.cluster import RaySession, enter
+from raylaunch.config import LaunchConfig
+from raylaunch.driver import StepListener
+from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.evidence import explain_failure
+from raylaunch.group import StepOutcome
+from raylaunch.launch import Launched, launch
+from raylaunch.placement import request_for
+from raylaunch.protocol import Phase
+from raylaunch.report import LaunchReport
+
+WATCH_S = 0.5
+ASK_EVERY_S = 5.0
+
+
+class Condition(enum.Enum):
+    """What a supervised group is in. ``FAILED`` and ``STOPPED`` are final."""
+
+    NEW = "new"
+    LAUNCHING = "launching"
+    READY = "ready"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class RankHealth:
+    """One rank's health as last seen. ``counters`` are the engine's figures."""
+
+    rank: int
+    answers: bool
+    activity: str
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether requests are answered now, and if not why.
+
+    Attributes:
+        ready: a request sent now would be served.
+        condition: ``launching``, ``ready``, ``failed``, ``stopped``.
+        reason: why it is not ready, in one line.
+        ranks: each rank's own answer, when asked for.
+        restarts_left: how often a lost group will still be rebuilt.
+        requests: running or waiting.
+    """
+
+    ready: bool
+    condition: str
+    reason: str
+    ranks: tuple[RankHealth, ...]
+    restarts_left: int
+    requests: int
+
+
+class Supervisor:
+    """Owns the Ray session and the group. ``on_up`` and ``on_down`` tell its user when ranks come and go."""
+
+    def __init__(
+        self,
+        config: LaunchConfig,
+        listener: StepListener,
+        on_up: Callable[[Any], None],
+        on_down: Callable[[LaunchError], None],
+        given: PlacementGroup | None = None,
+    ) -> None:
+        self.config, self.listener, self.given = config, listener, given
+        self.on_up, self.on_down = on_up, on_down
+        self.report = LaunchReport(config.name)
+        self.condition = Condition.NEW
+        self.error: LaunchError | None = None
+        self.restarts_left = config.restarts
+        self._session: RaySession | None = None
+        self._launched: Launched | None = None
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Launches, as often as restarts allow, and watches. Raises :class:`LaunchError` with nothing left behind."""
+        began = time.time()
+        self.condition = Condition.LAUNCHING
+        try:
+            needed = {"CPU": sum(bundle.get("CPU", 0.0) for bundle in request_for(self.config, "cpu").bundles)}
+            self._session = enter(self.config.placement.address, needed, self.config.placement.namespace)
+            self._launch(began)
+        except BaseException as error:
+            self.condition = Condition.FAILED
+            self.error = error if isinstance(error, LaunchError) else None
+            self._leave()
+            raise
+        self._watcher = threading.Thread(target=self._watch, name="raylaunch-watch", daemon=True)
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Ends the group and leaves Ray as it was found. May be called at any time, more than once."""
+        self._stopping.set()
+        if self._watcher is not None and threading.current_thread() is not self._watcher:
+            self._watcher.join()
+        with self._lock:
+            launched, self._launched = self._launched, None
+        if launched is not None:
+            launched.group.stop(min(2.0, self.config.deadlines.shutdown))
+            launched.group.close(self.config.deadlines.shutdown)
+        if self.condition is not Condition.FAILED:
+            self.condition = Condition.STOPPED
+        self._leave()
+
+    def health(self, requests: int, ask_ranks: bool = True) -> Health:
+        """How the group is; asks the ranks if it runs. Never raises."""
+        launched = self._launched
+        ranks: tuple[RankHealth, ...] = ()
+        if launched is not None and ask_ranks:
+            numbers = [member.rank for member in launched.group.members]
+            states = launched.group.states(numbers, timeout_s=1.0)
+            ranks = tuple(
+                RankHealth(rank, True, states[rank].activity, states[rank].counters)
+                if rank in states
+                else RankHealth(rank, False, "does not answer", {})
+                for rank in numbers
+            )
+        ready = self.condition is Condition.READY and all(rank.answers for rank in ranks)
+        silent = next((f"rank {rank.rank} does not answer" for rank in ranks if not rank.answers), "")
+        reason = "" if ready else self.error.headline() if self.error else silent or self.condition.value
+        return Health(ready, self.condition.value, reason, ranks, self.restarts_left, requests)
+
+    # ---- launching and watching
+
+    def _launch(self, began: float) -> None:
+        attempt = 1
+        while True:
+            self.report = LaunchReport(self.config.name, started=began, attempts=attempt)
+            try:
+                launched = launch(self.config, self.report, self.listener, self.given)
+                break
+            except LaunchError as error:
+                if not self._may_retry(error):
+                    raise
+                self.error, attempt, began = error, attempt + 1, time.time()
+        with self._lock:
+            self._launched = launched
+        self.on_up(launched.offer)
+        self.condition, self.error = Condition.READY, None
+
+    def _may_retry(self, error: LaunchError) -> bool:
+        if not error.retryable or self.restarts_left == 0 or self._stopping.is_set():
+            return False
+        self.restarts_left -= 1
+        return True
+
+    def _watch(self) -> None:
+        asked = time.monotonic()
+        while not self._stopping.is_set() and self._launched is not None:
+            group = self._launched.group
+            try:
+                outcome = group.ended(WATCH_S)
+                if outcome.complete and time.monotonic() - asked > ASK_EVERY_S:
+                    outcome = self._ask(outcome)
+                    asked = time.monotonic()
+            except Exception as error:  # Ray itself is gone: nothing can be watched or torn down any more
+                self._fail(LaunchError(f"the Ray session ended: {error}", "F15", Phase.SERVE.name))
+                return
+            if self._stopping.is_set():
+                return
+            if not outcome.complete:
+                self._lost(outcome)
+
+    def _ask(self, outcome: StepOutcome) -> StepOutcome:
+        """Finds ranks that are alive and do not answer: stopped, or on a node that is cut off."""
+        assert self._launched is not None
+        group = self._launched.group
+        ranks = [member.rank for member in group.members]
+        silent = set(ranks) - set(group.states(ranks, self.config.deadlines.health))
+        if silent:
+            outcome.pending = tuple(sorted(silent))
+        return outcome
+
+    def _lost(self, outcome: StepOutcome) -> None:
+        """A rank is gone: says so at once, then explains, tears down and rebuilds if that is allowed."""
+        assert self._launched is not None
+        self.condition = Condition.LAUNCHING if self.restarts_left else Condition.FAILED
+        group = self._launched.group
+        answered = set(outcome.failures) | set(outcome.deaths)
+        outcome.pending = tuple(member.rank for member in group.members if member.rank not in answered)
+        error = explain_failure(group, outcome, None, Phase.SERVE, self.config.deadlines.health)
+        with self._lock:
+            self._launched = None
+        error.teardown = str(group.close(self.config.deadlines.shutdown))
+        error.retryable = True
+        self.error = error
+        self.on_down(error)
+        if not self._may_retry(error):
+            self._fail(error)
+            return
+        try:
+            self._launch(time.time())
+        except (LaunchError, ConfigError) as again:
+            self._fail(again if isinstance(again, LaunchError) else LaunchError(str(again)))
+
+    def _fail(self, error: LaunchError) -> None:
+        self.condition, self.error = Condition.FAILED, error
+        self.on_down(error)
+
+    def _leave(self) -> None:
+        if self._session is not None:
+            self._session.close()

@@ -1,0 +1,113 @@
+"""Messages between the driver and rank 0, and from rank 0 to the other ranks, while serving.
+
+They are msgspec structs in MessagePack: typed, checked when decoded, and never a pickle.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+Round = Literal["prefill", "decode"]
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How a rank picks tokens for one request. Stop strings are the driver's: ranks have no tokenizer."""
+
+    max_new_tokens: int = 16
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop_token_ids: list[int] = msgspec.field(default_factory=list)
+    ignore_eos: bool = False
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """A new request, as token ids."""
+
+    request_id: str
+    prompt: list[int]
+    sampling: Sampling
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """The caller no longer wants this request."""
+
+    request_id: str
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Leave the serve loop."""
+
+
+class Output(msgspec.Struct, frozen=True):
+    """New tokens of one request; ``finish`` is set on its last message."""
+
+    request_id: str
+    tokens: list[int]
+    finish: FinishReason | None = None
+    message: str = ""
+
+
+class SequencePart(msgspec.Struct, frozen=True):
+    """One request's rows in a packed step.
+
+    Attributes:
+        start: first row of the step's tokens.
+        rows: how many rows.
+        kv_start: first row of the request's range in the KV cache.
+        kv_length: tokens already in the cache before this step.
+        wants_token: whether the last row's logits are sampled (false for all but a prompt's last chunk).
+    """
+
+    start: int
+    rows: int
+    kv_start: int
+    kv_length: int
+    wants_token: bool
+
+
+class StepPlan(msgspec.Struct, frozen=True, tag="step"):
+    """One forward pass, decided by rank 0 and run by every rank.
+
+    Attributes:
+        round: which graphs to use.
+        shape: padded rows: the captured token count (prefill) or batch size (decode).
+        tokens: input ids of the real rows, at most ``shape``.
+        positions: their positions.
+    """
+
+    round: Round
+    shape: int
+    tokens: list[int]
+    positions: list[int]
+    sequences: list[SequencePart]
+
+
+_to_rank = msgspec.msgpack.Decoder(Submit | Abort | Stop)
+_outputs = msgspec.msgpack.Decoder(list[Output])
+_plans = msgspec.msgpack.Decoder(StepPlan | Stop)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Submit | Abort | Stop | StepPlan | list[Output]) -> bytes:
+    """The message as MessagePack."""
+    return _encoder.encode(message)
+
+
+def decode_to_rank(data: bytes) -> Submit | Abort | Stop:
+    """A message from the driver. Raises ``msgspec.ValidationError`` if it is none."""
+    return _to_rank.decode(data)
+
+
+def decode_outputs(data: bytes) -> list[Output]:
+    """The outputs of one step. Raises ``msgspec.ValidationError``."""
+    return _outputs.decode(data)
+
+
+def decode_plan(data: bytes) -> StepPlan | Stop:
+    """What a follower does next. Raises ``msgspec.ValidationError``."""
+    return _plans.decode(data)

@@ -1,0 +1,65 @@
+"""A whole rank, as the launch puts it together, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actors.communicator.base import Communicator
+from actors.graphs.capture import CaptureRunner
+from actors.graphs.recorded import RecordedGraphs
+from actors.graphs.split import CompiledOnce, PieceBackend
+from actors.reference.kv_cache import KVCache
+from actors.reference.limits import Limits
+from actors.reference.model import load_model
+from actors.reference.runner import ModelRunner
+from raylaunch.wire import Output, Sampling, Submit
+
+CPU = torch.device("cpu")
+
+
+def make_runner(
+    path: Path,
+    rank: int = 0,
+    world_size: int = 1,
+    communicator: Communicator | None = None,
+    prefill: tuple[int, ...] = (128, 1032),
+    decode: tuple[int, ...] = (2, 8),
+    capacity: int = 4096,
+    **options: Any,
+) -> ModelRunner:
+    """A prepared runner, without graphs."""
+    loaded = load_model(path, rank, world_size, CPU, **options)
+    facts = loaded.facts
+    limits = Limits(prefill, decode, 8, facts.max_positions, capacity, facts.vocab_size, facts.eos_token_ids)
+    cache = KVCache(facts.layers, capacity, facts.kv_heads, facts.head_dim, facts.dtype, CPU)
+    runner = ModelRunner(loaded, cache, limits, CPU, communicator)
+    runner.prepare()
+    return runner
+
+
+def compile_and_capture(runner: ModelRunner, communicator: Communicator) -> PieceBackend:
+    """Traces and captures both rounds; the recorded inputs are pending afterwards."""
+    backend = PieceBackend(RecordedGraphs(communicator), runner.fixed_addresses())
+    runner.compile(CompiledOnce(runner.loaded.inner, backend))
+    capture = CaptureRunner(communicator, runner.dummy, backend.pieces)
+    capture.capture("prefill", runner.limits.prefill_shapes, lambda *_: None)
+    capture.capture("decode", runner.limits.decode_shapes, lambda *_: None)
+    assert all(all(pieces.values()) for pieces in capture.audit().values())
+    return backend
+
+
+def prompts(*lengths: int, seed: int = 1) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 1000, (length,), generator=generator).tolist() for length in lengths]
+
+
+def submits(texts: Sequence[list[int]], sampling: Sampling) -> list[Submit]:
+    return [Submit(str(number), prompt, sampling) for number, prompt in enumerate(texts)]
+
+
+def tokens(outputs: Sequence[Output], name: object) -> list[int]:
+    return [token for output in outputs if output.request_id == str(name) for token in output.tokens]
