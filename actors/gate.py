@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class RankGate:
 
     def __init__(self, rank: int, plan: LaunchPlan) -> None:
         self.rank, self.plan = rank, plan
-        self.counters: dict[str, int] = {}
+        self.read_counters: Callable[[], dict[str, int]] = dict
         self.stop_requested = threading.Event()
         self._changed = threading.Condition()
         self._report: Arrival | Failure | None = None
@@ -89,7 +90,9 @@ class RankGate:
         self._progress += 1
 
     def fail(self, error: BaseException) -> Failure:
-        """Reports the error that ends this rank. Never waits."""
+        """Reports the error that ends this rank; the first one counts. Never waits."""
+        if isinstance(self._report, Failure):
+            return self._report
         failure = Failure(
             rank=self.rank,
             step=self._step,
@@ -136,5 +139,5 @@ class RankGate:
         """A snapshot, for health questions."""
         waiting = self._release is None and isinstance(self._report, Arrival)
         return RankState(
-            self.rank, self._step, waiting, self._activity, self._progress, self._serving, dict(self.counters)
+            self.rank, self._step, waiting, self._activity, self._progress, self._serving, self.read_counters()
         )

@@ -26,7 +26,7 @@ class SingleCall:
         self._out.copy_(self._x)
 
 
-class SingleAllReduce:
+class SingleRank:
     """See :class:`actors.communicator.base.Communicator`."""
 
     kind = "single"

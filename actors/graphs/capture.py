@@ -37,7 +37,7 @@ class CaptureRunner:
         self.communicator = communicator
         self.iterations = iterations
         self._run = run
-        self._pieces = pieces
+        self.pieces = pieces
         self._shapes: list[tuple[str, int]] = []
 
     def capture(self, round: str, shapes: Sequence[int], before: Before) -> None:
@@ -61,13 +61,13 @@ class CaptureRunner:
 
     def audit(self) -> dict[tuple[str, int], dict[str, bool]]:
         """For each round and shape that was asked for: which pieces hold a graph."""
-        return {(r, s): {p.name: (r, s) in p.graphs() for p in self._pieces} for r, s in self._shapes}
+        return {(r, s): {p.name: (r, s) in p.graphs() for p in self.pieces} for r, s in self._shapes}
 
     def recorded_inputs(self) -> dict[tuple[str, int], int]:
         """For each round and shape: how many all-reduce inputs its graphs hold."""
         counts: Counter[tuple[str, int]] = Counter()
         for round, shape in self._shapes:
-            for piece in self._pieces:
+            for piece in self.pieces:
                 graph = piece.graph(round, shape)
                 counts[round, shape] += graph.recorded_inputs if graph else 0
         return dict(counts)

@@ -22,6 +22,8 @@ from raylaunch.errors import CaptureError
 
 # tagged as depending on data because of boolean masks only; a gather with integers is static
 INDEXING = {torch.ops.aten.index.Tensor}
+# what torch.tensor(3.0) does to its result; no memory is written
+NOTHING_TO_REPLAY = {torch.ops.aten.detach_.default}
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Recorder(TorchDispatchMode):
             # run, not their out= variants, which may compute in another order.
             with self:
                 return func.decompose(*args, **kwargs)
+        if func in NOTHING_TO_REPLAY:
+            return func(*args, **kwargs)
         self._refuse(func, args, kwargs)
         result = func(*args, **kwargs)
         self._record(func, args, kwargs, result)

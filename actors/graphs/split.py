@@ -95,11 +95,8 @@ class CompiledOnce:
         Raises:
             RankFault: F20 where it would have to be compiled again, with Dynamo's reason (the failed guard).
         """
-        if context.current().mode is not Mode.TRACE:
-            if not self.backend.compiles:
-                raise RuntimeError("the first run of a compiled model is in Mode.TRACE")
-            if torch.compiler.is_compiling():
-                raise RuntimeError("a compiled model cannot be part of another")
+        if context.current().mode is not Mode.TRACE and not self.backend.compiles:
+            raise RuntimeError("the first run of a compiled model is in Mode.TRACE")
         # specialize_float: floats (an epsilon) as constants, else they are tensors read back inside the graph
         with torch._dynamo.config.patch(specialize_float=True, error_on_recompile=self.backend.compiles > 0):
             try:

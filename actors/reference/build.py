@@ -31,13 +31,18 @@ def read_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
 def check_supported(config: Any, world_size: int) -> None:
     """Raises RankFault, with what is wrong, if the engine cannot run this model on ``world_size`` ranks."""
     text = config.get_text_config()
-    heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
     name = config.model_type
-    if getattr(config, "quantization_config", None) is not None:
-        method = getattr(config.quantization_config, "quant_method", None) or dict(config.quantization_config)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        details = quantised if isinstance(quantised, dict) else vars(quantised)
+        method = details.get("quant_method", "unknown method")
         raise RankFault(
             None, f"{name}: the checkpoint is quantised ({method}); the reference engine runs plain weights"
         )
+    if getattr(text, "kv_lora_rank", None):
+        raise RankFault(None, f"{name}: multi-head latent attention is not implemented")
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise RankFault(

@@ -122,6 +122,7 @@ def load_model(
     build.check_supported(config, world_size)
     dtype = dtype or _own_dtype(config)
     model = build.build(config, dtype, trust_remote_code=trust_remote_code)
+    inner, head = _decoder(model), _head(model)
     plan = Plan(_styles(model, world_size))
     plan.check()
     shard = weights.Shard(rank, world_size, dtype, device)
@@ -144,7 +145,7 @@ def load_model(
     report = LoadReport(tensors, bytes_read, size, unused, all_reduces)
     sharded = world_size > 1 and plan.parameter_style("lm_head.weight") is not None
     facts = _facts(path, model, world_size, dtype, sharded)
-    return LoadedModel(model, _decoder(model), model.get_input_embeddings(), _head(model), facts, report)
+    return LoadedModel(model, inner, model.get_input_embeddings(), head, facts, report)
 
 
 def _styles(model: Any, world_size: int) -> dict[str, str]:
@@ -169,7 +170,11 @@ def _head(model: Any) -> nn.Linear:
 
 
 def _decoder(model: Any) -> nn.Module:
-    base = model.model
+    base = getattr(model, "model", None)
+    if base is None:
+        raise RankFault(
+            None, f"{type(model).__name__} has no decoder at .model; its architecture is not supported"
+        )
     return base.language_model if hasattr(base, "language_model") else base
 
 
@@ -182,7 +187,7 @@ def _facts(
         model_type=model.config.model_type,
         layers=text.num_hidden_layers,
         heads=text.num_attention_heads // world_size,
-        kv_heads=text.num_key_value_heads // world_size,
+        kv_heads=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) // world_size,
         head_dim=head_dim,
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,

@@ -356,7 +356,7 @@ RULES: Mapping[Gate, tuple[Rule, ...]] = {
     Gate.LOADED: (every_tensor_loaded,),
     Gate.WARMED: (nothing_captured_yet, same_pieces, table_is_large_enough),
     Gate.ITERATION: (no_replay_yet, same_inputs),
-    Gate.CAPTURED: (no_replay_yet, all_reduces_recorded, same_inputs, every_piece_holds_a_graph, no_address_reused),
+    Gate.CAPTURED: (no_replay_yet, same_inputs, all_reduces_recorded, every_piece_holds_a_graph, no_address_reused),
     Gate.REGISTERED: (no_replay_yet, all_registered),
     Gate.VERIFIED: (every_shape_verified, replay_equals_eager, same_request),
     Gate.READY: (no_graph_after_register,),

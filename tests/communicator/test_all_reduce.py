@@ -13,7 +13,7 @@ import torch
 
 from actors.communicator.base import CallLabel
 from actors.communicator.shared_memory import SharedMemoryAllReduce
-from actors.communicator.single import SingleAllReduce
+from actors.communicator.single import SingleRank
 from raylaunch.errors import CollectiveAborted
 from tests.communicator.ranks import Channel, attached, check, over_gloo, run
 
@@ -63,7 +63,7 @@ def test_sums_are_exact_and_have_the_same_bits_everywhere(kind, world_size):
 
 
 def test_one_rank():
-    communicator = SingleAllReduce()
+    communicator = SingleRank()
     x = torch.randn(4, 3).t()
     out = communicator.all_reduce(x)
     assert torch.equal(out, x)

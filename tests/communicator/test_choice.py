@@ -24,7 +24,13 @@ def offers(*changes):
         ([{}], False, ["n"], "single", "one rank"),
         ([{}, {}], False, ["n", "n"], "gloo", "switched off"),
         ([{}, {}], True, ["n", "m"], "gloo", "2 nodes"),
-        ([{}, {"handle": None, "reason": "memory is full"}], True, ["n", "n"], "gloo", "rank 1.*memory is full"),
+        (
+            [{}, {"handle": None, "reason": "memory is full"}],
+            True,
+            ["n", "n"],
+            "gloo",
+            "rank 1.*memory is full",
+        ),
         ([{}, {"host": "host b"}], True, ["n", "n"], "gloo", "host a / host b"),
         ([{}, {"machine": "aarch64"}], True, ["n", "n"], "gloo", "aarch64"),
         ([{}, {"max_bytes": 8192}], True, ["n", "n"], "gloo", "4096 and 8192"),
@@ -40,7 +46,9 @@ def test_choice(changes, enabled, nodes, kind, reason):
 
 @given(st.data())
 def test_every_rank_decides_alike_whatever_the_order(data):
-    change = st.sampled_from([{}, {}, {}, {"host": "host b"}, {"handle": None}, {"machine": "arm64"}, {"max_bytes": 1}])
+    change = st.sampled_from(
+        [{}, {}, {}, {"host": "host b"}, {"handle": None}, {"machine": "arm64"}, {"max_bytes": 1}]
+    )
     world = data.draw(st.integers(2, 5))
     made = offers(*data.draw(st.lists(change, min_size=world, max_size=world)))
     nodes = ["n"] * world

@@ -9,7 +9,7 @@ import torch
 
 from actors.communicator.base import CallLabel, RecordedInput, require_same
 from actors.communicator.shared_memory import SharedMemoryAllReduce
-from actors.communicator.single import SingleAllReduce
+from actors.communicator.single import SingleRank
 from raylaunch.errors import RankFault
 
 
@@ -35,8 +35,14 @@ def test_addresses_may_differ_between_ranks():
 @pytest.mark.parametrize(
     ("theirs", "match"),
     [
-        ([recorded(0)], "2 on rank 0, 1 on rank 1; the first that is missing is input 1, prefill/32/piece1#1"),
-        ([recorded(0), recorded(1), recorded(2)], "2 on rank 0, 3 on rank 1; the first that is missing is input 2"),
+        (
+            [recorded(0)],
+            "2 on rank 0, 1 on rank 1; the first that is missing is input 1, prefill/32/piece1#1",
+        ),
+        (
+            [recorded(0), recorded(1), recorded(2)],
+            "2 on rank 0, 3 on rank 1; the first that is missing is input 2",
+        ),
         ([recorded(0), recorded(1, tensor_shape=(16, 8))], r"input 1 .*\(32, 8\).*\(16, 8\)"),
         ([recorded(0, dtype="torch.bfloat16"), recorded(1)], "input 0 .*bfloat16"),
         ([recorded(1), recorded(0)], "input 0 is prefill/32/piece1#0"),
@@ -50,7 +56,7 @@ def test_f03_names_the_first_difference(theirs, match):
 
 def test_f02_outside_of_the_capture_context(alone):
     memory = alone.input_memory(64).view(torch.float32)
-    for communicator in (alone, SingleAllReduce()):
+    for communicator in (alone, SingleRank()):
         with pytest.raises(RankFault, match="outside the capture context") as caught:
             communicator.record(memory, memory.clone(), CallLabel("prefill", 8, "piece0", 0))
         assert caught.value.code == "F02"

@@ -149,7 +149,7 @@ def test_wrong_shape_is_named(copy: Path) -> None:
 def test_wrong_number_of_experts_is_named(models: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(save("qwen3_moe", models), tmp_path / "m"))
     change_config(path, num_local_experts=16, num_experts=16)
-    with pytest.raises(RankFault, match=r"gate_up_proj: the checkpoint has 8 experts, the config 16|gate.weight has shape"):
+    with pytest.raises(RankFault, match=r"has 8 experts, the config 16|gate\.weight has shape"):
         load(path)
     change_config(path, num_local_experts=8, num_experts=8)
     change_tensors(path, drop=("model.layers.0.mlp.experts.3.up_proj.weight",))
@@ -189,7 +189,7 @@ def test_faults_of_the_index_are_named(models: Path, tmp_path: Path) -> None:
         ({"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 2}, 1, "sliding_attention"),
         ({"num_key_value_heads": 2}, 4, "8 attention heads and 2 key/value heads must divide by the 4 ranks"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, 1, "'dynamic'"),
-        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, 2, "GPT2|plan|heads"),
+        ({"model_type": "gpt2"}, 1, "GPT2LMHeadModel has no decoder at .model"),
         ({"model_type": "no_such_model"}, 1, "no usable model configuration"),
     ],
 )

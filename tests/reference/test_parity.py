@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from actors.communicator.single import SingleAllReduce
+from actors.communicator.single import SingleRank
 from actors.graphs.context import Mode
 from actors.reference.rows import RowRanges
 from actors.reference.runner import ModelRunner
@@ -73,7 +73,7 @@ def test_tokens_equal_generate_and_replay_equals_eager(name: str, models: Path) 
     path = save(name, models)
     texts = prompts(1025, 128)
     expected = reference(path, texts)
-    communicator = SingleAllReduce()
+    communicator = SingleRank()
     runner = make_runner(path, communicator=communicator)
     eager = run(runner, *submits(texts, Sampling(max_new_tokens=NEW)))
     assert [tokens(eager, 0), tokens(eager, 1)] == expected

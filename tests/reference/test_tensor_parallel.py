@@ -74,4 +74,4 @@ def test_all_reduces_are_inserted_where_the_plan_says() -> None:
     with pytest.raises(RankFault, match="no tensor-parallel plan"):
         insert_all_reduces(nn.Sequential(nn.Linear(2, 2)), Plan({}), "tp")
     with pytest.raises(RankFault, match=r"only nn\.Linear"):
-        insert_all_reduces(nn.Sequential(nn.Embedding(2, 2)), Plan({"*": "rowwise"}), "tp")
+        insert_all_reduces(nn.ModuleDict({"e": nn.Embedding(2, 2)}), Plan({"e": "rowwise"}), "tp")

@@ -1,0 +1,219 @@
+"""Faults provoked on purpose in one rank, to see that each ends in its named error.
+
+Two kinds: an action at a gate (raise, be killed, hang), and a twist of the engine that breaks one rule of the
+protocol. The engine itself knows nothing of them: twists are patched in from here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from actors.gate import RankGate
+from raylaunch.config import FaultConfig
+from raylaunch.protocol import Facts, Gate, Identity, Release, RoundName, Step
+
+if TYPE_CHECKING:
+    from actors.rank import RankSpec
+
+FOREVER_S = 1_000_000
+
+
+def provoke(spec: RankSpec, gate: RankGate) -> RankGate:
+    """Installs the faults that are configured for this rank; returns the gate to use."""
+    faults = [fault for fault in spec.config.faults if fault.rank == spec.rank]
+    for fault in faults:
+        if fault.action in TWISTS:
+            TWISTS[fault.action](fault)
+    actions = [fault for fault in faults if fault.action in ACTIONS]
+    other_version = any(fault.action == "other_version" for fault in faults)
+    return FaultyGate(gate, actions, other_version) if actions or other_version else gate
+
+
+def matches(at: str, step: Step) -> bool:
+    """Whether a step is the one that a fault names, such as ``capture prefill 128 2``; fewer words match more."""
+    words = at.lower().split()
+    names = [step.phase.name.lower(), step.round or "", str(step.shape or ""), str(step.iteration or "")]
+    return words == names[: len(words)]
+
+
+class FaultyGate(RankGate):
+    """A gate at which something happens: before a rank arrives or, inside CAPTURE, once it is let into the iteration."""
+
+    def __init__(self, gate: RankGate, actions: list[FaultConfig], other_version: bool) -> None:
+        # The driver's calls reach the gate it knows: both are one object with one state.
+        self.__dict__ = gate.__dict__
+        self._actions, self._other_version = actions, other_version
+
+    def arrive(
+        self,
+        gate: Gate,
+        facts: Facts = None,
+        *,
+        round: RoundName | None = None,
+        shape: int | None = None,
+        iteration: int | None = None,
+        offer: Any = None,
+    ) -> Release:
+        """See :meth:`RankGate.arrive`."""
+        due = [fault for fault in self._actions if matches(fault.at, Step(gate, round, shape, iteration))]
+        if self._other_version and isinstance(facts, Identity):
+            facts = dataclasses.replace(facts, fingerprint={**facts.fingerprint, "version of torch": "0.0.0"})
+        if gate is Gate.ITERATION:
+            release = super().arrive(gate, facts, round=round, shape=shape, iteration=iteration, offer=offer)
+            self._act(due)
+            return release
+        self._act(due)
+        return super().arrive(gate, facts, round=round, shape=shape, iteration=iteration, offer=offer)
+
+    def _act(self, faults: list[FaultConfig]) -> None:
+        for fault in faults:
+            self._actions.remove(fault)
+            print(f"fault provoked on purpose: {fault.action} at {fault.at}", file=sys.stderr, flush=True)
+            ACTIONS[fault.action]()
+
+
+def _raise() -> None:
+    raise ValueError("raised on purpose")
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _hold_gil() -> None:
+    ctypes.PyDLL(None).sleep(FOREVER_S)  # PyDLL, unlike CDLL, keeps the interpreter while it sleeps
+
+
+ACTIONS: dict[str, Callable[[], object]] = {
+    "raise": _raise,
+    "exit": lambda: os._exit(3),
+    "kill": _kill,
+    "segv": lambda: ctypes.string_at(0),
+    "stop": _stop,
+    "sleep": lambda: time.sleep(FOREVER_S),
+    "hold_gil": _hold_gil,
+}
+
+
+# ---- twists: each breaks one rule of the reference engine --------------------------------------------------------
+
+
+def _third_iteration(fault: FaultConfig) -> None:
+    from actors.graphs.capture import CaptureRunner
+
+    original = CaptureRunner.capture
+
+    def capture(self: CaptureRunner, *arguments: Any) -> None:
+        self.iterations = 3
+        original(self, *arguments)
+
+    CaptureRunner.capture = capture  # type: ignore[method-assign]
+
+
+def _no_capture_context(fault: FaultConfig) -> None:
+    from actors.communicator.gloo import GlooAllReduce
+    from actors.communicator.shared_memory import SharedMemoryAllReduce
+
+    @contextmanager
+    def nothing(self: object) -> Iterator[None]:
+        yield
+
+    SharedMemoryAllReduce.capture = nothing  # type: ignore[method-assign, assignment]
+    GlooAllReduce.capture = nothing  # type: ignore[method-assign, assignment]
+
+
+def _extra_all_reduce(fault: FaultConfig) -> None:
+    import torch
+
+    from actors.communicator.base import CallLabel
+    from actors.graphs.context import Mode
+    from actors.reference.runner import ModelRunner
+
+    original = ModelRunner.dummy
+
+    def dummy(self: ModelRunner, mode: Mode, round_: str, shape: int) -> torch.Tensor:
+        hidden = original(self, mode, round_, shape)
+        if mode is Mode.CAPTURE and self.communicator is not None and _named(fault, round_, shape):
+            x = self.communicator.input_memory(64).view(torch.float32)
+            self.communicator.record(x, torch.empty_like(x), CallLabel(round_, shape, "extra", 0))
+        return hidden
+
+    ModelRunner.dummy = dummy  # type: ignore[method-assign]
+
+
+def _skip_registration(fault: FaultConfig) -> None:
+    from actors.communicator.shared_memory import SharedMemoryAllReduce
+
+    SharedMemoryAllReduce.register = lambda self, peers: 0  # type: ignore[method-assign]
+
+
+def _strip_symbols(fault: FaultConfig) -> None:
+    """Drops what ``split_module`` needs to hand sizes to pieces, as a graph pass that forgets metadata would."""
+    from actors.graphs import split
+
+    original = split.split_module
+
+    def split_module(module: Any, *arguments: Any, **options: Any) -> Any:
+        for node in module.graph.nodes:
+            if node.op != "placeholder":
+                node.meta.pop("example_value", None)
+        return original(module, *arguments, **options)
+
+    split.split_module = split_module
+
+
+def _zero_all_reduce(fault: FaultConfig) -> None:
+    from actors.communicator.shared_memory import SharedMemoryCall
+
+    original = SharedMemoryCall.run
+
+    def run(self: SharedMemoryCall) -> None:
+        original(self)
+        self.out.zero_()
+
+    SharedMemoryCall.run = run  # type: ignore[method-assign]
+
+
+def _warm_again(fault: FaultConfig) -> None:
+    """The last piece warms in its capture iteration, as one that was recompiled there does."""
+    from actors.graphs import context
+    from actors.graphs.context import Mode
+    from actors.graphs.piecewise import PiecewiseGraph
+
+    original = PiecewiseGraph.forward
+
+    def forward(self: PiecewiseGraph, *arguments: Any) -> Any:
+        now = context.current()
+        if self.name == "piece1" and now.mode is Mode.CAPTURE and _named(fault, now.round, now.shape):
+            return self.module(*arguments)
+        return original(self, *arguments)
+
+    PiecewiseGraph.forward = forward  # type: ignore[method-assign]
+
+
+def _named(fault: FaultConfig, round_name: str, shape: int) -> bool:
+    words = fault.at.lower().split()[1:]
+    return words == [round_name, str(shape)][: len(words)]
+
+
+TWISTS: dict[str, Callable[[FaultConfig], None]] = {
+    "third_iteration": _third_iteration,
+    "no_capture_context": _no_capture_context,
+    "extra_all_reduce": _extra_all_reduce,
+    "skip_registration": _skip_registration,
+    "strip_symbols": _strip_symbols,
+    "zero_all_reduce": _zero_all_reduce,
+    "warm_again": _warm_again,
+}

@@ -1,0 +1,176 @@
+"""The reference engine's way through the phases: what a rank does between two gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from actors.communicator.base import Communicator
+from actors.gate import RankGate
+from actors.graphs import ops
+from actors.graphs.capture import CaptureRunner
+from actors.graphs.recorded import RecordedGraphs
+from actors.graphs.split import CompiledOnce, PieceBackend
+from actors.reference.capture_facts import captured, recorded_by_shape, replays_of
+from actors.reference.connect import GROUP, Connection, connect
+from actors.reference.hub import model_folder
+from actors.reference.kv_cache import KVCache
+from actors.reference.limits import Limits
+from actors.reference.model import LoadedModel, load_model
+from actors.reference.runner import ModelRunner
+from actors.reference.scheduler import Scheduler
+from actors.reference.verify import answer_one_request, verify_shapes
+from actors.reference.worker import FollowerWorker, RankZeroWorker, Worker
+from raylaunch.protocol import (
+    Gate,
+    IterationFacts,
+    LoadFacts,
+    ReadyFacts,
+    RegisterFacts,
+    RoundPlan,
+    VerifyFacts,
+    WarmupFacts,
+)
+
+if TYPE_CHECKING:
+    from actors.rank import RankSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": None}
+
+
+def run(spec: RankSpec, gate: RankGate) -> None:
+    """Launches, then serves until it is stopped. An exception ends this rank and frees its peers."""
+    torch.set_num_threads(spec.config.engine.threads)
+    path = model_folder(spec.config.model, gate.progress)
+    with Connection(spec, path) as connection:
+        communicator = connect(connection, gate)
+        with _peers_freed_on_failure(gate, communicator):
+            loaded = load(spec, gate, path)
+            runner, capture = warm_up(spec, gate, loaded, communicator)
+            for plan in spec.plan.rounds:
+                capture_round(gate, plan, runner, capture, communicator)
+            worker = make_worker(runner, connection)
+            verify(spec, gate, runner, capture, worker)
+            gate.read_counters = lambda: asdict(worker.counters)
+            facts = ReadyFacts(len(graphs_of(capture)), psutil.Process().memory_info().rss)
+            gate.arrive(Gate.READY, facts, offer=connection.rendezvous.sockets)
+            worker.serve(gate.stop_requested)
+
+
+def load(spec: RankSpec, gate: RankGate, path: Path) -> LoadedModel:
+    """LOAD: this rank's part of the weights. Raises RankFault where the checkpoint does not fit the model."""
+    model = spec.config.model
+    loaded = load_model(
+        path,
+        spec.rank,
+        spec.world_size,
+        torch.device("cpu"),
+        dtype=DTYPES[model.dtype],
+        group=GROUP,
+        load_format="dummy" if model.load_format == "dummy" else "safetensors",
+        trust_remote_code=model.trust_remote_code,
+        progress=lambda name: gate.progress(f"loading {name}"),
+    )
+    report = loaded.report
+    gate.arrive(Gate.LOADED, LoadFacts(report.tensors, report.parameter_bytes, report.bytes_read))
+    return loaded
+
+
+def warm_up(
+    spec: RankSpec, gate: RankGate, loaded: LoadedModel, communicator: Communicator
+) -> tuple[ModelRunner, CaptureRunner]:
+    """WARMUP: allocates the cache, and compiles the model into pieces; nothing is captured."""
+    facts, config = loaded.facts, spec.config
+    limits = Limits(
+        prefill_shapes=config.capture.prefill_tokens,
+        decode_shapes=config.capture.decode_batch_sizes,
+        max_running=config.engine.max_running_requests,
+        max_context=facts.max_positions,
+        capacity=config.engine.kv_tokens,
+        vocab_size=facts.vocab_size,
+        eos_token_ids=facts.eos_token_ids,
+    )
+    device = torch.device("cpu")
+    cache = KVCache(facts.layers, limits.capacity, facts.kv_heads, facts.head_dim, facts.dtype, device)
+    runner = ModelRunner(loaded, cache, limits, device, communicator)
+    runner.prepare()
+    if not spec.plan.rounds:
+        gate.arrive(Gate.WARMED, WarmupFacts(pieces=0, compiles=0))
+        return runner, CaptureRunner(communicator, runner.dummy, ())
+    gate.progress("compiling the model")
+    compiled = CompiledOnce(
+        loaded.inner, PieceBackend(RecordedGraphs(communicator), runner.fixed_addresses())
+    )
+    runner.compile(compiled)
+    capture = CaptureRunner(communicator, runner.dummy, compiled.pieces)
+    shapes = sum(len(plan.shapes) for plan in spec.plan.rounds)
+    gate.arrive(
+        Gate.WARMED,
+        WarmupFacts(
+            pieces=len(compiled.pieces),
+            compiles=compiled.backend.compiles,
+            planned_inputs=loaded.report.all_reduces * shapes if communicator.registers else 0,
+            graphs=len(graphs_of(capture)),
+            replays=replays_of(capture),
+        ),
+    )
+    return runner, capture
+
+
+def capture_round(
+    gate: RankGate, plan: RoundPlan, runner: ModelRunner, capture: CaptureRunner, communicator: Communicator
+) -> None:
+    """CAPTURE and REGISTER of one round. The driver compares what the ranks recorded before it lets them exchange it."""
+
+    def before(_round: str, shape: int, iteration: int) -> None:
+        facts = IterationFacts(recorded_by_shape(communicator.pending()), replays_of(capture))
+        gate.arrive(Gate.ITERATION, facts, round=plan.name, shape=shape, iteration=iteration)
+
+    capture.capture(plan.name, plan.shapes, before)
+    facts = captured(plan, capture, communicator)
+    release = gate.arrive(Gate.CAPTURED, facts, round=plan.name, offer=communicator.pending())
+    if communicator.registers:
+        communicator.register(release.offers)
+    registered = RegisterFacts(len(communicator.pending()), communicator.registered(), replays_of(capture))
+    gate.arrive(Gate.REGISTERED, registered, round=plan.name)
+
+
+def make_worker(runner: ModelRunner, connection: Connection) -> Worker:
+    """The serve loop of this rank."""
+    if connection.follower is not None:
+        return FollowerWorker(runner, connection.follower)
+    return RankZeroWorker(runner, Scheduler(runner.limits), connection.sockets)
+
+
+def verify(
+    spec: RankSpec, gate: RankGate, runner: ModelRunner, capture: CaptureRunner, worker: Worker
+) -> None:
+    """VERIFY: every shape replayed and compared with eager, then one real request through the serve loop."""
+    verdicts = verify_shapes(runner, capture, gate.progress)
+    tokens = answer_one_request(worker, runner.limits)
+    gate.arrive(Gate.VERIFIED, VerifyFacts(verdicts, tokens, len(graphs_of(capture))))
+
+
+def graphs_of(capture: CaptureRunner) -> list[tuple[str, str, int]]:
+    """Every graph that exists: piece, round, shape."""
+    return [(piece.name, *key) for piece in capture.pieces for key in piece.graphs()]
+
+
+@contextmanager
+def _peers_freed_on_failure(gate: RankGate, communicator: Communicator) -> Iterator[None]:
+    """Reports a failure before anything else, then ends the waits of the ranks that would wait for this one."""
+    ops.bind_group(GROUP, communicator)
+    try:
+        yield
+    except BaseException as error:
+        gate.fail(error)
+        communicator.abort()
+        raise
+    finally:
+        ops.unbind_group(GROUP)

@@ -1,0 +1,80 @@
+"""VERIFY: what the graphs compute is what the model computes, and requests are answered."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+
+from actors.graphs.capture import CaptureRunner
+from actors.graphs.context import Mode
+from actors.reference.limits import Limits
+from actors.reference.runner import ModelRunner
+from actors.reference.worker import RankZeroWorker, Worker
+from raylaunch.errors import RankFault
+from raylaunch.protocol import ShapeVerdict
+from raylaunch.wire import Round, Sampling, SequencePart, StepPlan, Submit
+
+ROUNDS: tuple[Round, ...] = ("prefill", "decode")
+REQUEST_TOKENS = 4
+
+
+def verify_shapes(
+    runner: ModelRunner, capture: CaptureRunner, progress: Callable[[str], None]
+) -> dict[str, ShapeVerdict]:
+    """A verdict for every round and shape: replay against eager on random tokens, and a digest for the peers.
+
+    Without graphs, eager is run twice; the digests still show whether ranks agree.
+    """
+    verdicts = {}
+    for round_name in ROUNDS:
+        for shape in runner.limits.shapes_of(round_name):
+            progress(f"verifying {round_name} {shape}")
+            plan = sample_plan(round_name, shape, runner.limits)
+            eager = runner.hidden(plan, Mode.EAGER).clone()
+            again = Mode.REPLAY if runner.use_graphs else Mode.EAGER
+            runner.hidden(plan, again)  # a first replay may profit from what capture left in its memory
+            replayed = runner.hidden(plan, again).clone()
+            verdicts[f"{round_name} {shape}"] = ShapeVerdict(
+                max_error=float((eager.double() - replayed.double()).abs().max()),
+                tolerance=0.0,
+                digest=digest(replayed),
+                graphs=sum((round_name, shape) in piece.graphs() for piece in capture.pieces),
+            )
+    return verdicts
+
+
+def sample_plan(round_name: Round, shape: int, limits: Limits) -> StepPlan:
+    """A step that fills a shape with seeded random tokens: one sequence for prefill, one row each for decode."""
+    generator = torch.Generator().manual_seed(shape)
+    rows = min(shape, limits.capacity, limits.max_context)
+    tokens = torch.randint(0, limits.vocab_size, (rows,), generator=generator).tolist()
+    if round_name == "prefill":
+        return StepPlan("prefill", shape, tokens, list(range(rows)), [SequencePart(0, rows, 0, 0, True)])
+    rows_alone = [SequencePart(row, 1, row, 0, True) for row in range(rows)]
+    return StepPlan("decode", shape, tokens, [0] * rows, rows_alone)
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Of a tensor's bytes: equal where ranks have computed the same bits."""
+    data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def answer_one_request(worker: Worker, limits: Limits) -> tuple[int, ...]:
+    """Sends one request through the serve loop. Returns its tokens on rank 0, nothing elsewhere.
+
+    Raises RankFault F12 if it is not answered in full.
+    """
+    if not isinstance(worker, RankZeroWorker):
+        worker.run_until_idle()
+        return ()
+    prompt = [token % limits.vocab_size for token in range(1, 9)]
+    wanted = min(REQUEST_TOKENS, limits.max_context - len(prompt), limits.capacity - len(prompt))
+    request = Submit("verify", prompt, Sampling(max_new_tokens=wanted, ignore_eos=True))
+    outputs = worker.submit(request) or worker.run_until_idle()
+    tokens = tuple(token for output in outputs for token in output.tokens)
+    if len(tokens) != wanted or outputs[-1].finish != "length":
+        raise RankFault("F12", f"the first request got {len(tokens)} of {wanted} tokens: {outputs[-1]}")
+    return tokens

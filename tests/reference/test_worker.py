@@ -1,0 +1,183 @@
+"""Rank 0's serve loop against a driver's sockets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import zmq
+
+from actors.reference import worker as worker_module
+from actors.reference.channel import RankZeroSockets, connect
+from actors.reference.runner import ModelRunner
+from actors.reference.scheduler import Scheduler
+from actors.reference.worker import RankZeroWorker
+from raylaunch import wire
+from raylaunch.wire import Abort, Output, Sampling, Stop, Submit
+from tests.models import save
+from tests.reference.engines import make_runner, prompts, submits, tokens
+
+
+class Driver:
+    """A driver's end, with rank 0 serving in a thread."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        sockets = RankZeroSockets("127.0.0.1", 1)
+        offer = sockets.open()
+        self.context: zmq.Context = zmq.Context()
+        self.requests = connect(self.context, zmq.PUSH, offer.requests, offer)
+        self.outputs = connect(self.context, zmq.PULL, offer.outputs, offer)
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+        self.worker = RankZeroWorker(runner, Scheduler(runner.limits), sockets)
+        self.thread = threading.Thread(target=self._serve, args=(sockets,))
+        self.thread.start()
+
+    def _serve(self, sockets: RankZeroSockets) -> None:
+        try:
+            self.worker.serve(self.stop)
+        except BaseException as error:
+            self.error = error
+        finally:
+            sockets.close()
+
+    def send(self, *messages: Submit | Abort | Stop) -> None:
+        for message in messages:
+            self.requests.send(wire.encode(message))
+
+    def read(self, until: int, seconds: float = 20.0) -> list[Output]:
+        """Outputs until ``until`` requests have finished."""
+        outputs: list[Output] = []
+        end = time.monotonic() + seconds
+        while sum(output.finish is not None for output in outputs) < until:
+            assert self.outputs.poll(max(0, end - time.monotonic()) * 1000), outputs
+            outputs += wire.decode_outputs(self.outputs.recv())
+        return outputs
+
+    def close(self) -> None:
+        self.stop.set()
+        self.thread.join(5)
+        self.context.destroy(linger=0)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def runner(models: Path) -> ModelRunner:
+    return make_runner(save("qwen3_tied", models), prefill=(16, 64), decode=(2, 4), capacity=600)
+
+
+@pytest.fixture
+def driver(runner: ModelRunner) -> Iterator[Driver]:
+    driver = Driver(runner)
+    yield driver
+    driver.close()
+
+
+def finishes(outputs: list[Output]) -> dict[str, str]:
+    return {output.request_id: output.finish for output in outputs if output.finish}
+
+
+def test_serving_answers_as_a_local_run_does(runner: ModelRunner, driver: Driver) -> None:
+    requests = submits(prompts(*range(3, 60, 4)), Sampling(max_new_tokens=7))
+    driver.send(*requests)
+    outputs = driver.read(len(requests))
+    local = RankZeroWorker(runner, Scheduler(runner.limits), None)
+    for request in requests:
+        local.submit(request)
+    expected = local.run_until_idle()
+    for request in requests:
+        assert tokens(outputs, request.request_id) == tokens(expected, request.request_id)
+    counters = driver.worker.counters
+    assert (counters.requests, counters.tokens) == (len(requests), 7 * len(requests))
+
+
+def test_bad_requests_do_not_disturb_good_ones(driver: Driver) -> None:
+    driver.send(
+        Submit("good", [1, 2, 3], Sampling(max_new_tokens=5)),
+        Submit("empty", [], Sampling()),
+        Submit("hot", [1], Sampling(temperature=-1.0)),
+        Submit("long", [1] * 10, Sampling(max_new_tokens=3000)),
+    )
+    driver.requests.send(b"\xc1")
+    driver.send(Submit("other", [4], Sampling(max_new_tokens=2)))
+    outputs = driver.read(5)
+    expected = {"good": "length", "empty": "error", "hot": "error", "long": "error", "other": "length"}
+    assert finishes(outputs) == expected
+    assert "KV cache" in next(output.message for output in outputs if output.request_id == "long")
+
+
+def test_abort(driver: Driver) -> None:
+    driver.send(
+        Submit("a", [1, 2], Sampling(max_new_tokens=500)), Submit("b", [3], Sampling(max_new_tokens=20))
+    )
+    first = driver.read(1, 20)
+    assert finishes(first) == {"b": "length"}
+    driver.send(Abort("a"), Abort("unknown"))
+    assert finishes(driver.read(1)) == {"a": "abort"}
+    driver.send(Submit("a", [1], Sampling(max_new_tokens=1)))
+    assert finishes(driver.read(1)) == {"a": "length"}
+
+
+def test_one_request_whose_sampling_fails_does_not_take_the_others_with_it(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = worker_module.sample
+
+    def broken(logits: torch.Tensor, params: list[Sampling], generators: list) -> torch.Tensor:
+        if any(own.seed == 666 for own in params):
+            raise ValueError("no such sampling")
+        if any(own.seed == 667 for own in params):
+            logits = logits.clone()
+            logits[[own.seed == 667 for own in params]] = torch.nan
+        return real(logits, params, generators)
+
+    monkeypatch.setattr(worker_module, "sample", broken)
+    for name, seed in (("good", 1), ("raises", 666), ("nan", 667)):
+        driver.send(Submit(name, [1, 2, 3], Sampling(max_new_tokens=4, temperature=1.0, seed=seed)))
+    outputs = driver.read(3)
+    assert finishes(outputs) == {"good": "length", "raises": "error", "nan": "error"}
+    messages = {output.request_id: output.message for output in outputs if output.message}
+    assert "ValueError: no such sampling" in messages["raises"]
+    assert "not finite" in messages["nan"]
+    assert driver.worker.scheduler.taken_rows == {}
+
+
+@pytest.mark.parametrize("how", ["event", "message"])
+def test_stopping_takes_less_than_a_second_and_ends_every_request(driver: Driver, how: str) -> None:
+    driver.send(*(Submit(str(i), [1 + i], Sampling(max_new_tokens=500)) for i in range(3)))
+    assert driver.outputs.poll(5000)
+    started = time.monotonic()
+    if how == "event":
+        driver.stop.set()
+    else:
+        driver.send(Stop())
+    outputs = driver.read(1, 2)
+    outputs += driver.read(3 - len(finishes(outputs)), 2)
+    driver.thread.join(2)
+    assert time.monotonic() - started < 1.5
+    assert finishes(outputs) == dict.fromkeys("012", "abort")
+    assert driver.error is None
+
+
+def test_idle_stop_takes_less_than_a_second(driver: Driver) -> None:
+    time.sleep(0.3)
+    started = time.monotonic()
+    driver.stop.set()
+    driver.thread.join(3)
+    assert time.monotonic() - started < 1
+
+
+def test_a_failing_pass_ends_the_loop_with_its_own_error(
+    runner: ModelRunner, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(runner, "forward", fail)
+    driver.send(Submit("a", [1], Sampling()))
+    driver.thread.join(5)
+    assert str(driver.error) == "the device is gone"
