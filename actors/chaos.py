@@ -45,7 +45,7 @@ def matches(at: str, step: Step) -> bool:
 
 
 class FaultyGate(RankGate):
-    """A gate at which something happens: before a rank arrives or, inside CAPTURE, once it is let into the iteration."""
+    """A gate at which something happens: before a rank arrives or, in CAPTURE, once it is let into the iteration."""
 
     def __init__(self, gate: RankGate, actions: list[FaultConfig], other_version: bool) -> None:
         # The driver's calls reach the gate it knows: both are one object with one state.
@@ -119,7 +119,7 @@ def _third_iteration(fault: FaultConfig) -> None:
         self.iterations = 3
         original(self, *arguments)
 
-    CaptureRunner.capture = capture  # type: ignore[method-assign]
+    CaptureRunner.capture = capture  # type: ignore[assignment, method-assign]
 
 
 def _no_capture_context(fault: FaultConfig) -> None:
@@ -130,8 +130,8 @@ def _no_capture_context(fault: FaultConfig) -> None:
     def nothing(self: object) -> Iterator[None]:
         yield
 
-    SharedMemoryAllReduce.capture = nothing  # type: ignore[method-assign, assignment]
-    GlooAllReduce.capture = nothing  # type: ignore[method-assign, assignment]
+    SharedMemoryAllReduce.capture = nothing  # type: ignore[method-assign]
+    GlooAllReduce.capture = nothing  # type: ignore[method-assign]
 
 
 def _extra_all_reduce(fault: FaultConfig) -> None:
@@ -163,7 +163,7 @@ def _strip_symbols(fault: FaultConfig) -> None:
     """Drops what ``split_module`` needs to hand sizes to pieces, as a graph pass that forgets metadata would."""
     from actors.graphs import split
 
-    original = split.split_module
+    original = split.split_module  # type: ignore[attr-defined]
 
     def split_module(module: Any, *arguments: Any, **options: Any) -> Any:
         for node in module.graph.nodes:
@@ -171,7 +171,7 @@ def _strip_symbols(fault: FaultConfig) -> None:
                 node.meta.pop("example_value", None)
         return original(module, *arguments, **options)
 
-    split.split_module = split_module
+    split.split_module = split_module  # type: ignore[attr-defined]
 
 
 def _zero_all_reduce(fault: FaultConfig) -> None:

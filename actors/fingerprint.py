@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from actors.rank import RankSpec
 
-PACKAGES = ("raylaunch", "torch", "transformers", "ray", "safetensors", "numpy", "sglang", "sglang-kernel", "triton")
+PACKAGES = (
+    "raylaunch",
+    "torch",
+    "transformers",
+    "ray",
+    "safetensors",
+    "numpy",
+    "sglang",
+    "sglang-kernel",
+    "triton",
+)
 ENVIRONMENT = (
     "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUDA_LAUNCH_BLOCKING", "SGLANG_", "OMP_NUM_THREADS", "RAYLAUNCH_",
 )  # fmt: skip

@@ -139,5 +139,11 @@ class RankGate:
         """A snapshot, for health questions."""
         waiting = self._release is None and isinstance(self._report, Arrival)
         return RankState(
-            self.rank, self._step, waiting, self._activity, self._progress, self._serving, self.read_counters()
+            self.rank,
+            self._step,
+            waiting,
+            self._activity,
+            self._progress,
+            self._serving,
+            self.read_counters(),
         )

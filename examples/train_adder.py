@@ -152,9 +152,7 @@ def learning_rate_factor(step: int, steps: int, warmup: int = 100) -> float:
 
 
 def train(model: Qwen3ForCausalLM, data: Batch, args: argparse.Namespace) -> None:
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.1
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.1)
     factor = partial(learning_rate_factor, steps=args.steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     order = torch.empty(0, dtype=torch.long)

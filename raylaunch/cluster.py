@@ -71,6 +71,7 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
                 logging_level="ERROR",
                 object_store_memory=100 << 20,
             )
+        _no_worker_lines()
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         with contextlib.suppress(Exception):
             session.close()
@@ -98,6 +99,14 @@ def _private_token(session: RaySession) -> None:
 def _forget_token() -> None:
     """Makes Ray read the token anew: it keeps the first one for the life of the process."""
     with contextlib.suppress(ImportError, AttributeError):  # older versions have no tokens
-        from ray._raylet import AuthenticationTokenLoader
+        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
         AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _no_worker_lines() -> None:
+    """Keeps Ray from printing workers' and raylets' lines into ours: the report and the errors say what happened."""
+    with contextlib.suppress(ImportError, AttributeError, KeyError):
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")

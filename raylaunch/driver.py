@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raylaunch.config import LaunchConfig
-from raylaunch.errors import LaunchError
 from raylaunch.evidence import explain_failure, explain_violation
 from raylaunch.group import RankGroup
-from raylaunch.protocol import Arrival, Protocol, Release, Step, Violation
+from raylaunch.protocol import Arrival, Gate, Protocol, Release, Step, Violation
 from raylaunch.report import LaunchReport, StepRecord
 
 StepListener = Callable[[Step, int, int], None]
@@ -56,9 +55,20 @@ class Driver:
     """Takes a group from its first gate to its last."""
 
     def __init__(
-        self, group: RankGroup, protocol: Protocol, config: LaunchConfig, report: LaunchReport, listener: StepListener
+        self,
+        group: RankGroup,
+        protocol: Protocol,
+        config: LaunchConfig,
+        report: LaunchReport,
+        listener: StepListener,
     ) -> None:
-        self.group, self.protocol, self.config, self.report, self.listener = group, protocol, config, report, listener
+        self.group, self.protocol, self.config, self.report, self.listener = (
+            group,
+            protocol,
+            config,
+            report,
+            listener,
+        )
 
     def run(self) -> tuple[Release, tuple[Arrival, ...]]:
         """Runs all steps but the release from the last gate, which it returns with the arrivals there.
@@ -92,6 +102,7 @@ class Driver:
 
         outcome = self.group.advance(release, wait)
         if not outcome.complete:
-            error: LaunchError = explain_failure(self.group, outcome, step, step.phase, time.monotonic() - began)
-            raise error
+            # Inside CAPTURE a rank is in the iteration that it was let into, not yet at the gate that is due.
+            left = release.step if release and release.step.gate is Gate.ITERATION else step
+            raise explain_failure(self.group, outcome, left, step.phase, time.monotonic() - began)
         return tuple(outcome.arrivals.values())

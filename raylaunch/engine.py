@@ -109,7 +109,10 @@ class Engine:
     def generate(self, prompts: str, params: SamplingParams | None = None, **changes: Any) -> Completion: ...
     @overload
     def generate(
-        self, prompts: Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None, **changes: Any
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | None = None,
+        **changes: Any,
     ) -> list[Completion]: ...
     def generate(
         self,
@@ -134,7 +137,12 @@ class Engine:
         return [waiter.completion() for waiter in waiters]
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None, **changes: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        **changes: Any,
     ) -> Iterator[Chunk]:
         """Answers a prompt chunk by chunk. Leaving the loop early aborts the request. Raises as :meth:`generate`."""
         waiter = _Waiter(self, prompt, SamplingParams.of(params, changes), request_id)
@@ -149,7 +157,12 @@ class Engine:
         return _joined(chunks, len(self._prepare(prompt, SamplingParams.of(params, changes))))
 
     async def astream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None, **changes: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        **changes: Any,
     ) -> AsyncIterator[Chunk]:
         """Answers a prompt chunk by chunk without blocking the event loop; leaving early aborts the request."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Chunk | RaylaunchError]()

@@ -78,6 +78,7 @@ class RankEvidence:
         traceback: the rank's own traceback, or "".
         stacks: Python stacks of its threads, or "".
         log_tail: last lines of its log, or "".
+        log_file: where its whole log is, on its node.
     """
 
     rank: int
@@ -88,6 +89,7 @@ class RankEvidence:
     traceback: str = ""
     stacks: str = ""
     log_tail: str = ""
+    log_file: str = ""
 
 
 @dataclass
@@ -152,8 +154,22 @@ class LaunchError(RaylaunchError):
                     lines.extend("    " + line for line in text.splitlines())
         if self.teardown:
             lines.append(f"  {self.teardown}")
+        logs = [evidence.log_file for evidence in self.ranks if evidence.log_file]
+        if logs:
+            lines.append("  the ranks' logs: " + ", ".join(logs))
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
-        fields = ("summary", "code", "phase", "round", "shape", "iteration", "rank", "ranks", "teardown", "retryable")
+        fields = (
+            "summary",
+            "code",
+            "phase",
+            "round",
+            "shape",
+            "iteration",
+            "rank",
+            "ranks",
+            "teardown",
+            "retryable",
+        )
         return type(self), tuple(getattr(self, name) for name in fields)

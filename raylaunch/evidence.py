@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from raylaunch.diagnosis import (
@@ -18,6 +19,7 @@ from raylaunch.errors import LaunchError, RankEvidence
 from raylaunch.group import RankGroup, StepOutcome
 from raylaunch.protocol import Phase, Step, Violation
 
+OWN_CODE = re.compile(r"[/\\\\](actors|raylaunch)[/\\\\]")
 PROBE_S = 1.0
 VICTIM_PROBE_S = 2.0
 
@@ -25,7 +27,13 @@ VICTIM_PROBE_S = 2.0
 def explain_failure(
     group: RankGroup, outcome: StepOutcome, step: Step | None, phase: Phase, waited_s: float
 ) -> LaunchError:
-    """The error for a step that did not complete: observes every rank, finds the cause, gathers its evidence."""
+    """The error for a step that did not complete: observes every rank, finds the cause, gathers its evidence.
+
+    Args:
+        step: where ranks were that can no longer say so themselves.
+        phase: the phase that failed.
+        waited_s: seconds that the step took.
+    """
     stacks: dict[int, str] = {}
     tails: dict[int, str] = {}
     observations = [_observe(group, member.rank, outcome, stacks, tails) for member in group.members]
@@ -53,8 +61,8 @@ def explain_failure(
                 group,
                 one.rank,
                 state=one.detail,
-                traceback=failure.traceback if failure and (is_cause or not is_victim(failure)) else "",
-                stacks=stacks.get(one.rank, "") if one.fate is not Fate.ARRIVED else "",
+                traceback=own_frames(failure.traceback) if failure and (is_cause or not is_victim(failure)) else "",
+                stacks=own_frames(stacks.get(one.rank, "")),
                 log_tail=tails.get(one.rank, ""),
             )
         )
@@ -87,7 +95,29 @@ def evidence_of(
         traceback=traceback,
         stacks=stacks,
         log_tail=log_tail,
+        log_file=process.log_files[0] if process and process.log_files else "",
     )
+
+
+def own_frames(stack: str, innermost: int = 2) -> str:
+    """A Python stack without the frames of libraries, except the innermost ones; the rank's log has all of them."""
+    blocks: list[list[str]] = [[]]
+    for line in stack.rstrip().splitlines():
+        if line.startswith('  File "') or not line.startswith(" "):
+            blocks.append([])
+        blocks[-1].append(line)
+    blocks = [block for block in blocks if block]
+    frames = [index for index, block in enumerate(blocks) if block[0].startswith('  File "')]
+    kept, dropped = [], 0
+    for index, block in enumerate(blocks):
+        if index in frames[:-innermost] and not OWN_CODE.search(block[0]):
+            dropped += 1
+            continue
+        if dropped:
+            kept.append(f"    ... {dropped} frames of libraries")
+            dropped = 0
+        kept.extend(block)
+    return "\n".join(kept)
 
 
 def _observe(

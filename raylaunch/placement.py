@@ -217,7 +217,9 @@ def _checked(world: int, group: PlacementGroup) -> int:
     count = group.bundle_count
     if count < world and world % count:
         raise LaunchError(
-            f"{world} ranks do not spread equally over the {count} bundles of the given placement group", "F13", "PLACE"
+            f"{world} ranks do not spread equally over the {count} bundles of the given placement group",
+            "F13",
+            "PLACE",
         )
     return world
 

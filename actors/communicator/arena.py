@@ -74,15 +74,9 @@ class Segment:
         """A contiguous tensor at a byte offset. Raises ValueError if it is not aligned or not inside."""
         end = offset + math.prod(shape) * dtype.itemsize
         if offset < 0 or offset % dtype.itemsize or end > self.nbytes:
-            raise ValueError(
-                f"segment {self.name}: bytes {offset} to {end} of {self.nbytes} cannot hold {dtype}"
-            )
-        with torch.inference_mode(
-            False
-        ):  # an inference tensor could not be written outside of inference mode
-            flat = torch.empty(0, dtype=dtype).set_(
-                self.storage, offset // dtype.itemsize, (math.prod(shape),), (1,)
-            )
+            raise ValueError(f"segment {self.name}: bytes {offset} to {end} of {self.nbytes} cannot hold {dtype}")
+        with torch.inference_mode(False):  # an inference tensor could not be written outside of inference mode
+            flat = torch.empty(0, dtype=dtype).set_(self.storage, offset // dtype.itemsize, (math.prod(shape),), (1,))
             return flat.view(tuple(shape))
 
 
@@ -111,12 +105,8 @@ class Arena(Segment):
         except (OSError, RuntimeError, AttributeError) as error:
             if fd >= 0:
                 os.close(fd)
-            why = (
-                "out of memory" if getattr(error, "errno", 0) in (errno.ENOSPC, errno.ENOMEM) else str(error)
-            )
-            raise RankFault(
-                "F16", f"{name}: cannot make {nbytes} B of memory that peers can map: {why}"
-            ) from error
+            why = "out of memory" if getattr(error, "errno", 0) in (errno.ENOSPC, errno.ENOMEM) else str(error)
+            raise RankFault("F16", f"{name}: cannot make {nbytes} B of memory that peers can map: {why}") from error
         token = secrets.token_bytes(TOKEN_BYTES)
         arena = cls(name, storage, fd, token.hex())
         arena.view(TOKEN_OFFSET, (TOKEN_BYTES,), torch.uint8).copy_(
@@ -140,9 +130,7 @@ class Arena(Segment):
     def offset_of(self, tensor: torch.Tensor) -> int | None:
         """The tensor's byte offset, or None if it is not in this arena."""
         offset = tensor.data_ptr() - self.base
-        return (
-            offset if offset >= 0 and offset + tensor.numel() * tensor.element_size() <= self.nbytes else None
-        )
+        return offset if offset >= 0 and offset + tensor.numel() * tensor.element_size() <= self.nbytes else None
 
     def handle(self) -> ArenaHandle:
         """What peers need to map it; valid until `close`."""
@@ -170,9 +158,7 @@ def open_segment(name: str, handle: ArenaHandle) -> Segment:
         raise RankFault("F16", f"cannot map the memory of {name} (pid {handle.pid}): {error}") from error
     token = bytes(segment.view(TOKEN_OFFSET, (TOKEN_BYTES,), torch.uint8).tolist()).hex()
     if token != handle.token:
-        raise RankFault(
-            "F16", f"what was mapped for {name} (pid {handle.pid}) is not its segment: tokens differ"
-        )
+        raise RankFault("F16", f"what was mapped for {name} (pid {handle.pid}) is not its segment: tokens differ")
     return segment
 
 

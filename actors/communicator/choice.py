@@ -37,21 +37,15 @@ def choose(offers: Sequence[ShareOffer], enabled: bool, world_size: int, nodes: 
         return Choice("gloo", f"the group spans {len(set(nodes))} nodes")
     offers = sorted(offers, key=lambda offer: offer.rank)
     if [offer.rank for offer in offers] != list(range(world_size)):
-        raise ValueError(
-            f"offers of ranks {[offer.rank for offer in offers]}, wanted one of each of {world_size}"
-        )
+        raise ValueError(f"offers of ranks {[offer.rank for offer in offers]}, wanted one of each of {world_size}")
     first = offers[0]
     for offer in offers:
         if offer.machine not in MACHINES:
-            return Choice(
-                "gloo", f"rank {offer.rank} runs on {offer.machine}; the order of memory writes needs x86-64"
-            )
+            return Choice("gloo", f"rank {offer.rank} runs on {offer.machine}; the order of memory writes needs x86-64")
         if offer.handle is None:
             return Choice("gloo", f"rank {offer.rank} cannot share memory: {offer.reason}")
         if offer.host != first.host:
-            return Choice(
-                "gloo", f"ranks 0 and {offer.rank} cannot share memory: {first.host} / {offer.host}"
-            )
+            return Choice("gloo", f"ranks 0 and {offer.rank} cannot share memory: {first.host} / {offer.host}")
         if offer.max_bytes != first.max_bytes:
             return Choice("gloo", f"ranks 0 and {offer.rank} stage {first.max_bytes} and {offer.max_bytes} B")
     return Choice("shared-memory", f"{world_size} ranks on one host")

@@ -130,9 +130,7 @@ class GlooAllReduce:
         if not who and look and store is not None and store.check([ABORT_KEY]):
             who = f"rank {store.get(ABORT_KEY).decode()}"
         if who:
-            raise CollectiveAborted(
-                None, f"rank {self.rank}: {who} aborted (at all-reduce #{self._sequence})"
-            )
+            raise CollectiveAborted(None, f"rank {self.rank}: {who} aborted (at all-reduce #{self._sequence})")
 
     def abort(self) -> None:
         """Ends the waits of all ranks with CollectiveAborted; peers look at the store ten times a second."""
@@ -171,9 +169,7 @@ class GlooAllReduce:
         """Zero. Raises RankFault F03 if a rank has something to register."""
         counts = [len(p) for p in peers]
         if counts != [0] * self.world_size:
-            raise RankFault(
-                "F03", f"rank {self.rank}: gloo has nothing to register, the ranks' counts are {counts}"
-            )
+            raise RankFault("F03", f"rank {self.rank}: gloo has nothing to register, the ranks' counts are {counts}")
         return 0
 
     def registered(self) -> int:

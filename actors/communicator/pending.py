@@ -35,12 +35,7 @@ class PendingCalls(Generic[Call]):
         segment, start = recorded.handle
         end = start + recorded.nbytes
         for other_start, other_end, other_segment, other in self._owners:
-            if (
-                segment == other_segment
-                and start < other_end
-                and other_start < end
-                and other.piece != call.label.piece
-            ):
+            if segment == other_segment and start < other_end and other_start < end and other.piece != call.label.piece:
                 raise RankFault(
                     "F04",
                     f"rank {self.rank}: {call.label} was recorded at bytes {start} to {end} of {segment}, "

@@ -95,9 +95,7 @@ def open_store(bind_host: str, port: int = 0, timeout_s: float = 60.0) -> StoreS
     return StoreServer(bind_host, bound, store)
 
 
-def join(
-    address: str, rank: int, world_size: int, timeout_s: float, host: str, name: str = "raylaunch"
-) -> JoinedGroup:
+def join(address: str, rank: int, world_size: int, timeout_s: float, host: str, name: str = "raylaunch") -> JoinedGroup:
     """Joins the gloo group; returns when all ranks have.
 
     Args:
@@ -113,16 +111,12 @@ def join(
     store_host, _, port = address.rpartition(":")
     timeout = timedelta(seconds=timeout_s)
     try:
-        client = dist.TCPStore(
-            store_host, int(port), is_master=False, timeout=timeout, wait_for_workers=False
-        )
+        client = dist.TCPStore(store_host, int(port), is_master=False, timeout=timeout, wait_for_workers=False)
         store = dist.PrefixStore(name, client)
         options = dist.ProcessGroupGloo._Options()
         options._timeout = timeout
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
         group = dist.ProcessGroupGloo(store, rank, world_size, options)
     except (RuntimeError, ValueError) as error:
-        raise RankFault(
-            "F10", f"rank {rank}: cannot join the group of {world_size} at {address}: {error}"
-        ) from error
+        raise RankFault("F10", f"rank {rank}: cannot join the group of {world_size} at {address}: {error}") from error
     return JoinedGroup(group, store, rank, world_size)

@@ -67,17 +67,13 @@ def arena_bytes_needed(
         itemsize: bytes per element.
         inputs_alive: inputs of one graph that live at the same time; graphs of decoders have one.
     """
-    return (
-        HEADER_BYTES + 2 * align(max_bytes) + pieces * inputs_alive * align(largest_shape * hidden * itemsize)
-    )
+    return HEADER_BYTES + 2 * align(max_bytes) + pieces * inputs_alive * align(largest_shape * hidden * itemsize)
 
 
 class SharedMemoryCall:
     """An all-reduce recorded in a graph; its peers' inputs are known once it is registered."""
 
-    def __init__(
-        self, owner: SharedMemoryAllReduce, x: torch.Tensor, out: torch.Tensor, label: CallLabel
-    ) -> None:
+    def __init__(self, owner: SharedMemoryAllReduce, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> None:
         self.label = label
         self.x = x
         self.out = out
@@ -92,9 +88,7 @@ class SharedMemoryCall:
     def run(self) -> None:
         """Adds the ranks' inputs into `out`. Raises RankFault F01 if it is not registered."""
         if not self.inputs:
-            raise RankFault(
-                "F01", f"rank {self._owner.rank}: {self.label} runs before its inputs are registered"
-            )
+            raise RankFault("F01", f"rank {self._owner.rank}: {self.label} runs before its inputs are registered")
         self._owner.reduce_registered(self.inputs, self.out)
 
 
@@ -113,9 +107,7 @@ class SharedMemoryAllReduce:
     kind = "shared-memory"
     registers = True
 
-    def __init__(
-        self, rank: int, world_size: int, max_bytes: int, arena_bytes: int, deadline_s: float
-    ) -> None:
+    def __init__(self, rank: int, world_size: int, max_bytes: int, arena_bytes: int, deadline_s: float) -> None:
         self.rank = rank
         self.world_size = world_size
         self.max_bytes = align(max_bytes)
@@ -137,9 +129,7 @@ class SharedMemoryAllReduce:
         try:
             host = host_identity()
             if machine not in MACHINES:
-                raise RankFault(
-                    "F16", f"the order of memory writes is only known on x86-64, not on {machine}"
-                )
+                raise RankFault("F16", f"the order of memory writes is only known on x86-64, not on {machine}")
             if self._arena is None:
                 arena = Arena.create(f"rank{self.rank}", max(self.arena_bytes, self._staging_end()))
                 arena.alloc(self._staging_end() - HEADER_BYTES)
@@ -158,9 +148,7 @@ class SharedMemoryAllReduce:
             raise RuntimeError("offer() comes before attach()")
         ranks = [offer.rank for offer in offers]
         if ranks != list(range(self.world_size)):
-            raise RankFault(
-                "F19", f"rank {self.rank}: offers of ranks {ranks}, wanted 0 to {self.world_size - 1}"
-            )
+            raise RankFault("F19", f"rank {self.rank}: offers of ranks {ranks}, wanted 0 to {self.world_size - 1}")
         segments: list[Segment] = []
         for offer in offers:
             if offer.max_bytes != self.max_bytes:
@@ -273,9 +261,7 @@ class SharedMemoryAllReduce:
         require_capture(self, str(label))
         offset = self._arena.offset_of(x) if self._arena is not None else None
         if offset is None or not x.is_contiguous():
-            raise RankFault(
-                "F16", f"rank {self.rank}: {label}: the input is not contiguous in the shared arena"
-            )
+            raise RankFault("F16", f"rank {self.rank}: {label}: the input is not contiguous in the shared arena")
         call = SharedMemoryCall(self, x, out, label)
         self._calls.add(call, _described(x, label, (f"rank{self.rank}", offset)))
         return call
@@ -292,13 +278,9 @@ class SharedMemoryAllReduce:
         """See :meth:`Communicator.register`. Nothing is registered if anything is wrong."""
         self._attached()
         if self._capturing:
-            raise RankFault(
-                "F01", f"rank {self.rank}: inputs are registered after the capture context is left"
-            )
+            raise RankFault("F01", f"rank {self.rank}: inputs are registered after the capture context is left")
         if len(peers) != self.world_size or tuple(peers[self.rank]) != self.pending():
-            raise RankFault(
-                "F03", f"rank {self.rank}: the lists to register do not hold what this rank has pending"
-            )
+            raise RankFault("F03", f"rank {self.rank}: the lists to register do not hold what this rank has pending")
         require_same(self.rank, peers)
         segments = {segment.name: segment for segment in self._segments}
         opened: list[list[torch.Tensor]] = []
@@ -306,9 +288,7 @@ class SharedMemoryAllReduce:
             try:
                 opened.append([_open(segments, theirs[index], call.x) for theirs in peers])
             except (KeyError, ValueError) as error:
-                raise RankFault(
-                    "F03", f"rank {self.rank}: {call.label}: a peer's address is wrong: {error}"
-                ) from None
+                raise RankFault("F03", f"rank {self.rank}: {call.label}: a peer's address is wrong: {error}") from None
         for call, inputs in zip(self._calls.calls, opened, strict=True):
             call.inputs = inputs
         return self._calls.settle()

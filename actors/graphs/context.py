@@ -53,9 +53,7 @@ def current() -> ForwardContext:
     """The context of the forward pass that this thread is in. Raises RuntimeError outside of one."""
     context = _current.get()
     if context is None:
-        raise RuntimeError(
-            "no forward context: run the model inside `with context.use(ForwardContext(...)):`"
-        )
+        raise RuntimeError("no forward context: run the model inside `with context.use(ForwardContext(...)):`")
     return context
 
 

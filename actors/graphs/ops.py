@@ -21,9 +21,7 @@ DEVICE_KEYS = ("CPU", "CUDA")
 class Attends(Protocol):
     """What a forward context's batch must offer."""
 
-    def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layer: int
-    ) -> torch.Tensor:
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layer: int) -> torch.Tensor:
         """q [1, H, T, D], k and v [1, Hkv, T, D] to [1, T, H, D]."""
 
 
@@ -71,9 +69,7 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, 
     return batch.attend(q, k, v, scale, layer)  # type: ignore[attr-defined]  # opaque in the context, see Attends
 
 
-def _attention_fake(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layer: int
-) -> torch.Tensor:
+def _attention_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layer: int) -> torch.Tensor:
     b, h, t, d = q.shape
     return q.new_empty((b, t, h, d))
 

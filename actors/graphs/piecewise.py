@@ -45,9 +45,7 @@ class PiecewiseGraph(torch.nn.Module):
         pool: memory of its graphs.
     """
 
-    def __init__(
-        self, module: torch.nn.Module, name: str, backend: GraphBackend, addresses: FixedAddresses
-    ) -> None:
+    def __init__(self, module: torch.nn.Module, name: str, backend: GraphBackend, addresses: FixedAddresses) -> None:
         super().__init__()
         self.module = module
         self.name = name
@@ -82,9 +80,7 @@ class PiecewiseGraph(torch.nn.Module):
         if now.mode is Mode.REPLAY:
             state = self._states.get(key)
             if state is None or state.graph is None:
-                raise RankFault(
-                    "F20", f"{self.name} has no graph for {now.round}, shape {now.shape}: {self._has()}"
-                )
+                raise RankFault("F20", f"{self.name} has no graph for {now.round}, shape {now.shape}: {self._has()}")
             return self._replay(state, state.graph, args)
         state = self._states.setdefault(key, ShapeState())
         if state.graph is not None:
@@ -129,9 +125,7 @@ class PiecewiseGraph(torch.nn.Module):
     def _replay(self, state: ShapeState, graph: Graph, args: Sequence[Any]) -> Any:
         for index, value in state.constants:
             if args[index] != value:
-                raise RankFault(
-                    "F20", f"{graph.label} was captured with size {value}, it is given {args[index]}"
-                )
+                raise RankFault("F20", f"{graph.label} was captured with size {value}, it is given {args[index]}")
         for index, address, name in state.pinned:
             if args[index].data_ptr() != address:
                 raise RankFault(

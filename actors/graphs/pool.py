@@ -28,16 +28,12 @@ class Region:
         """Size."""
         return self.memory.numel()
 
-    def view(
-        self, offset: int, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype
-    ) -> torch.Tensor:
+    def view(self, offset: int, shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor at a byte offset of the region."""
         start = self.memory.storage_offset() + offset
         if start % dtype.itemsize:
             raise ValueError(f"byte {start} is not aligned for {dtype}")
-        with torch.inference_mode(
-            False
-        ):  # an inference tensor could not be written outside of inference mode
+        with torch.inference_mode(False):  # an inference tensor could not be written outside of inference mode
             return torch.empty(0, dtype=dtype).set_(
                 self.memory.untyped_storage(), start // dtype.itemsize, tuple(shape), tuple(stride)
             )

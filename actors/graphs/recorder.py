@@ -62,9 +62,7 @@ class Recorder(TorchDispatchMode):
         read_only: tensors that must not be written in place.
     """
 
-    def __init__(
-        self, label: GraphLabel, communicator: Communicator, read_only: Sequence[torch.Tensor] = ()
-    ) -> None:
+    def __init__(self, label: GraphLabel, communicator: Communicator, read_only: Sequence[torch.Tensor] = ()) -> None:
         super().__init__()
         self.label = label
         self.communicator = communicator
@@ -86,9 +84,7 @@ class Recorder(TorchDispatchMode):
         if func is torch.ops.raylaunch.all_reduce.default:
             return self._all_reduce(*args, **kwargs)
         if func is torch.ops.raylaunch.attention.default:
-            raise CaptureError(
-                None, f"{self.label}: raylaunch::attention is inside a captured piece: the split failed"
-            )
+            raise CaptureError(None, f"{self.label}: raylaunch::attention is inside a captured piece: the split failed")
         if _is_composite(func):
             # In inference mode composites arrive whole. What is replayed must be the operations that they
             # run, not their out= variants, which may compute in another order.
@@ -121,9 +117,7 @@ class Recorder(TorchDispatchMode):
     def _all_reduce(self, x: torch.Tensor, group: str) -> torch.Tensor:
         communicator = ops.get_communicator(group)
         if communicator is not self.communicator:
-            raise CaptureError(
-                None, f"{self.label}: the group {group!r} is not the one that graphs are captured for"
-            )
+            raise CaptureError(None, f"{self.label}: the group {group!r} is not the one that graphs are captured for")
         require_capture(communicator, f"{self.label}: an all-reduce")
         if not x.is_contiguous() or not self.owns(x):  # not the graph's own memory: peers could not read it
             with self:
@@ -143,9 +137,7 @@ class Recorder(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in tags:
             raise CaptureError(None, f"{self.label}: {func} draws random numbers and cannot be captured")
         if torch.Tag.inplace_view in tags:
-            raise CaptureError(
-                None, f"{self.label}: {func} changes a tensor's shape in place and cannot be captured"
-            )
+            raise CaptureError(None, f"{self.label}: {func} changes a tensor's shape in place and cannot be captured")
         if func._schema.is_mutable:
             for tensor in _written(func, args, kwargs):
                 if storage_key(tensor) in self._read_only:
@@ -161,9 +153,7 @@ class Recorder(TorchDispatchMode):
         fresh = [t for t in made if storage_key(t) not in known]
         if func._schema.is_mutable:
             if fresh:
-                raise CaptureError(
-                    None, f"{self.label}: {func} both writes its arguments and makes new tensors"
-                )
+                raise CaptureError(None, f"{self.label}: {func} both writes its arguments and makes new tensors")
             self._add(Step("in place", func, args, kwargs))
         elif fresh and len(fresh) < len(made):
             raise CaptureError(None, f"{self.label}: {func} returns both views and new tensors")

@@ -36,9 +36,7 @@ class PieceBackend:
         """Called by Dynamo. Raises RankFault F20 the second time: new pieces would have no graphs."""
         self.compiles += 1
         if self.compiles > 1:
-            raise RankFault(
-                "F20", "the model was compiled a second time: its new pieces would have no graphs"
-            )
+            raise RankFault("F20", "the model was compiled a second time: its new pieces would have no graphs")
         partition, attentions = cut(module.graph)
         split = split_module(module, None, partition.__getitem__, keep_original_order=True)
         self.attentions = len(attentions)
@@ -80,9 +78,7 @@ class CompiledOnce:
 
     def __init__(self, module: torch.nn.Module, backend: PieceBackend) -> None:
         self.backend = backend
-        self._compiled: Callable[..., Any] = torch.compile(
-            module, fullgraph=True, dynamic=True, backend=backend
-        )
+        self._compiled: Callable[..., Any] = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
 
     @property
     def pieces(self) -> Sequence[PiecewiseGraph]:

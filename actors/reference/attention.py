@@ -22,11 +22,7 @@ class AttentionBatch:
 
     def __init__(self, cache: KVCache, sequences: Sequence[SequencePart]) -> None:
         self.cache, self.sequences = cache, sequences
-        rows = [
-            row
-            for s in sequences
-            for row in range(s.kv_start + s.kv_length, s.kv_start + s.kv_length + s.rows)
-        ]
+        rows = [row for s in sequences for row in range(s.kv_start + s.kv_length, s.kv_start + s.kv_length + s.rows)]
         self._rows = torch.tensor(rows, dtype=torch.long, device=cache.device)
         self._masks: dict[tuple[int, int], Tensor] = {}  # the same in every layer
 

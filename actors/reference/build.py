@@ -50,9 +50,7 @@ def check_supported(config: Any, world_size: int) -> None:
             f"{name}: layers of type {', '.join(sorted(kinds - {'full_attention'}))} are not implemented",
         )
     if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        raise RankFault(
-            None, f"{name}: sliding window attention ({text.sliding_window} tokens) is not implemented"
-        )
+        raise RankFault(None, f"{name}: sliding window attention ({text.sliding_window} tokens) is not implemented")
     if heads % world_size or kv_heads % world_size:
         raise RankFault(
             None,
@@ -61,16 +59,12 @@ def check_supported(config: Any, world_size: int) -> None:
         )
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     if rope.get("rope_type", rope.get("type")) in _DYNAMIC_ROPE:
-        raise RankFault(
-            None, f"{name}: rotary embeddings of type {rope.get('rope_type')!r} are not implemented"
-        )
+        raise RankFault(None, f"{name}: rotary embeddings of type {rope.get('rope_type')!r} are not implemented")
     for factor in _LOGIT_FACTORS:
         if getattr(text, factor, None) not in (None, 1, 1.0):
             raise RankFault(None, f"{name}: {factor} = {getattr(text, factor)} is not implemented")
     if is_mixture(text) and text.hidden_act not in ("silu", "swish"):
-        raise RankFault(
-            None, f"{name}: experts with activation {text.hidden_act!r} are not implemented, only silu"
-        )
+        raise RankFault(None, f"{name}: experts with activation {text.hidden_act!r} are not implemented, only silu")
 
 
 def is_mixture(text_config: Any) -> bool:
@@ -94,9 +88,7 @@ def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -
         try:
             model = kind.from_config(config, **options)
         except (ValueError, TypeError, KeyError) as error:
-            raise RankFault(
-                None, f"transformers cannot build a {config.model_type} model: {error}"
-            ) from error
+            raise RankFault(None, f"transformers cannot build a {config.model_type} model: {error}") from error
     model.eval()
     for name, module in model.named_modules():
         if hasattr(module, "gate_up_proj_bias") or getattr(module, "is_transposed", False):

@@ -35,9 +35,7 @@ def captured(plan: RoundPlan, capture: CaptureRunner, communicator: Communicator
     return CaptureFacts(
         recorded=recorded_by_shape(pending),
         sizes={shape: tuple(group) for shape, group in sizes.items()},
-        in_graphs={shape: in_graphs[plan.name, shape] for shape in plan.shapes}
-        if communicator.registers
-        else {},
+        in_graphs={shape: in_graphs[plan.name, shape] for shape in plan.shapes} if communicator.registers else {},
         missing={
             shape: tuple(index for index, has in enumerate(audit[plan.name, shape].values()) if not has)
             for shape in plan.shapes

@@ -41,9 +41,7 @@ class Offer:
     client_secret: bytes
 
 
-def connect(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str, offer: Offer
-) -> zmq.Socket[bytes]:
+def connect(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str, offer: Offer) -> zmq.Socket[bytes]:
     """A client's socket, of ``kind`` ``zmq.PUSH`` or ``zmq.PULL``, connected with the offer's keys."""
     socket = context.socket(kind)
     socket.curve_serverkey = offer.server_key

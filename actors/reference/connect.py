@@ -67,9 +67,7 @@ class Connection:
     def listen(self) -> Rendezvous:
         """On rank 0: binds everything that peers will connect to. Raises RankFault F10 if a port is taken."""
         config = self.spec.config
-        self.store = open_store(
-            self.spec.bind_host, config.parallel.rendezvous_port, config.deadlines.connect
-        )
+        self.store = open_store(self.spec.bind_host, config.parallel.rendezvous_port, config.deadlines.connect)
         self.sockets = RankZeroSockets(self.spec.bind_host, self.spec.world_size)
         return Rendezvous(self.store.address, self.sockets.open())
 

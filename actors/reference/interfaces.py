@@ -42,9 +42,7 @@ def attention(
     """
     for name in _UNSUPPORTED:
         if options.get(name):
-            raise RankFault(
-                None, f"the model's attention uses {name} = {options[name]}, which is not implemented"
-            )
+            raise RankFault(None, f"the model's attention uses {name} = {options[name]}, which is not implemented")
     if attention_mask is not None:
         raise RankFault(None, "the model passes its own attention mask, which is not implemented")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)

@@ -104,9 +104,7 @@ def warm_up(
         gate.arrive(Gate.WARMED, WarmupFacts(pieces=0, compiles=0))
         return runner, CaptureRunner(communicator, runner.dummy, ())
     gate.progress("compiling the model")
-    compiled = CompiledOnce(
-        loaded.inner, PieceBackend(RecordedGraphs(communicator), runner.fixed_addresses())
-    )
+    compiled = CompiledOnce(loaded.inner, PieceBackend(RecordedGraphs(communicator), runner.fixed_addresses()))
     runner.compile(compiled)
     capture = CaptureRunner(communicator, runner.dummy, compiled.pieces)
     shapes = sum(len(plan.shapes) for plan in spec.plan.rounds)
@@ -126,7 +124,7 @@ def warm_up(
 def capture_round(
     gate: RankGate, plan: RoundPlan, runner: ModelRunner, capture: CaptureRunner, communicator: Communicator
 ) -> None:
-    """CAPTURE and REGISTER of one round. The driver compares what the ranks recorded before it lets them exchange it."""
+    """CAPTURE and REGISTER of one round. The driver compares what ranks recorded before it lets them exchange it."""
 
     def before(_round: str, shape: int, iteration: int) -> None:
         facts = IterationFacts(recorded_by_shape(communicator.pending()), replays_of(capture))
@@ -148,9 +146,7 @@ def make_worker(runner: ModelRunner, connection: Connection) -> Worker:
     return RankZeroWorker(runner, Scheduler(runner.limits), connection.sockets)
 
 
-def verify(
-    spec: RankSpec, gate: RankGate, runner: ModelRunner, capture: CaptureRunner, worker: Worker
-) -> None:
+def verify(spec: RankSpec, gate: RankGate, runner: ModelRunner, capture: CaptureRunner, worker: Worker) -> None:
     """VERIFY: every shape replayed and compared with eager, then one real request through the serve loop."""
     verdicts = verify_shapes(runner, capture, gate.progress)
     tokens = answer_one_request(worker, runner.limits)

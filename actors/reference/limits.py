@@ -37,9 +37,7 @@ class Limits:
         """Raises RankFault if these sizes make no sense."""
         for name, shapes in (("prefill", self.prefill_shapes), ("decode", self.decode_shapes)):
             if not shapes or list(shapes) != sorted(set(shapes)):
-                raise RankFault(
-                    None, f"{name} shapes {list(shapes)} must be ascending, without repeats, and not empty"
-                )
+                raise RankFault(None, f"{name} shapes {list(shapes)} must be ascending, without repeats, and not empty")
             if shapes[0] < MIN_ROWS:
                 raise RankFault(
                     None, f"{name} shape {shapes[0]} is too small: the smallest possible is {MIN_ROWS} rows"

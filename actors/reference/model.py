@@ -172,15 +172,11 @@ def _head(model: Any) -> nn.Linear:
 def _decoder(model: Any) -> nn.Module:
     base = getattr(model, "model", None)
     if base is None:
-        raise RankFault(
-            None, f"{type(model).__name__} has no decoder at .model; its architecture is not supported"
-        )
+        raise RankFault(None, f"{type(model).__name__} has no decoder at .model; its architecture is not supported")
     return base.language_model if hasattr(base, "language_model") else base
 
 
-def _facts(
-    path: str | Path, model: Any, world_size: int, dtype: torch.dtype, lm_head_sharded: bool
-) -> ModelFacts:
+def _facts(path: str | Path, model: Any, world_size: int, dtype: torch.dtype, lm_head_sharded: bool) -> ModelFacts:
     text = model.config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelFacts(

@@ -17,9 +17,7 @@ class RowRanges:
         if capacity < 1:
             raise ValueError(f"capacity = {capacity}: a KV cache needs at least one row")
         self.capacity = capacity
-        self._holes: list[tuple[int, int]] = [
-            (0, capacity)
-        ]  # (start, rows), ordered by start, never adjacent
+        self._holes: list[tuple[int, int]] = [(0, capacity)]  # (start, rows), ordered by start, never adjacent
         self._taken: dict[int, int] = {}  # start -> rows
 
     def take(self, rows: int) -> int | None:

@@ -170,9 +170,7 @@ class ModelRunner:
         inputs = self._inputs.get((round_, shape))
         if inputs is None:
             known = sorted(known_shape for known_round, known_shape in self._inputs if known_round == round_)
-            raise RankFault(
-                None, f"{shape} is no {round_} shape; there are {known or 'none: call prepare() first'}"
-            )
+            raise RankFault(None, f"{shape} is no {round_} shape; there are {known or 'none: call prepare() first'}")
         return inputs
 
     def _embeddings(self, ids: Tensor) -> Tensor:

@@ -29,9 +29,7 @@ def make_generator(params: Sampling, device: torch.device) -> torch.Generator | 
     return generator
 
 
-def sample(
-    logits: Tensor, params: Sequence[Sampling], generators: Sequence[torch.Generator | None]
-) -> Tensor:
+def sample(logits: Tensor, params: Sequence[Sampling], generators: Sequence[torch.Generator | None]) -> Tensor:
     """One token id for each row.
 
     A row's token depends on that row, its parameters and its own generator only, never on the rows beside it.
@@ -45,17 +43,13 @@ def sample(
         int64 ``[n]`` on the device of the logits; ``NO_TOKEN`` where a row holds a NaN or +inf, or only -inf.
     """
     if not len(params) == len(generators) == logits.shape[0]:
-        raise ValueError(
-            f"{logits.shape[0]} rows of logits, {len(params)} parameters, {len(generators)} generators"
-        )
+        raise ValueError(f"{logits.shape[0]} rows of logits, {len(params)} parameters, {len(generators)} generators")
     ids = logits.argmax(-1)  # the first, lowest index where several are equal
     largest = logits.amax(-1)
     drawn = [row for row, param in enumerate(params) if not is_greedy(param)]
     if drawn:
         rows = torch.tensor(drawn, device=logits.device)
-        ids[rows] = _draw(
-            logits[rows], largest[rows], [params[r] for r in drawn], [generators[r] for r in drawn]
-        )
+        ids[rows] = _draw(logits[rows], largest[rows], [params[r] for r in drawn], [generators[r] for r in drawn])
     return ids.masked_fill_(~largest.isfinite(), NO_TOKEN)
 
 
@@ -74,18 +68,13 @@ def _draw(
         outside_k = rank >= column([p.top_k or vocab for p in params], torch.int64)
         ordered = ordered.masked_fill(outside_k, -torch.inf)
         probabilities = ordered.softmax(-1)
-        before = (
-            probabilities.cumsum(-1) - probabilities
-        )  # mass of what is more likely: 0 for the first, which stays
+        before = probabilities.cumsum(-1) - probabilities  # mass of what is more likely: 0 for the first, which stays
         top_p = column([p.top_p for p in params])
         outside = outside_k | ((before >= top_p) & (top_p < 1))  # at 1, rounding must not cut the tail
         scaled = scaled.masked_fill(torch.empty_like(outside).scatter_(1, order, outside), -torch.inf)
     # argmax(p / exponential noise) draws from p (the Gumbel trick), with noise from each request's own
     # generator.
     noise = torch.stack(
-        [
-            torch.empty_like(row).exponential_(generator=own)
-            for row, own in zip(scaled, generators, strict=True)
-        ]
+        [torch.empty_like(row).exponential_(generator=own) for row, own in zip(scaled, generators, strict=True)]
     )
     return (scaled.softmax(-1) / noise.clamp_min_(torch.finfo(noise.dtype).tiny)).argmax(-1)

@@ -143,9 +143,7 @@ class Scheduler:
         for request, part in zip(step.requests, step.plan.sequences, strict=True):
             request.cached += part.rows
         return [
-            self._append(request, token)
-            for request, token in zip(step.wanting, tokens, strict=True)
-            if request.alive
+            self._append(request, token) for request, token in zip(step.wanting, tokens, strict=True) if request.alive
         ]
 
     def _prefill(self) -> Step | None:
@@ -195,9 +193,7 @@ class Scheduler:
 
     def _append(self, request: Request, token: int) -> Output:
         sampling = request.submit.sampling
-        if token in sampling.stop_token_ids or (
-            token in self.limits.eos_token_ids and not sampling.ignore_eos
-        ):
+        if token in sampling.stop_token_ids or (token in self.limits.eos_token_ids and not sampling.ignore_eos):
             self._release(request)
             return Output(request.id, [], "stop")
         request.generated.append(token)

@@ -100,8 +100,7 @@ class Plan:
             name, style = next(iter(unknown.items()))
             raise RankFault(
                 None,
-                f"the model's tensor-parallel plan wants {style!r} for {name}; "
-                f"known are {', '.join(sorted(STYLES))}",
+                f"the model's tensor-parallel plan wants {style!r} for {name}; known are {', '.join(sorted(STYLES))}",
             )
 
     def module_style(self, name: str) -> str | None:

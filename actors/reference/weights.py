@@ -98,18 +98,14 @@ def fill_from_checkpoint(
             if names
         ]
         kind = type(model).__name__
-        raise RankFault(
-            None, f"{checkpoint.folder} is not a checkpoint of this {kind}; tensors {'; '.join(parts)}"
-        )
+        raise RankFault(None, f"{checkpoint.folder} is not a checkpoint of this {kind}; tensors {'; '.join(parts)}")
     for target in wanted:
         _check_shape(target, sources[target.name], checkpoint)
     for target in wanted:
         progress(target.name)
         value = _read(target, sources[target.name], checkpoint, shard)
         # Always a copy: what was read may be a view of the mapped file, which others may replace or truncate.
-        assign(
-            model, target.name, torch.empty(value.shape, dtype=shard.dtype, device=shard.device).copy_(value)
-        )
+        assign(model, target.name, torch.empty(value.shape, dtype=shard.dtype, device=shard.device).copy_(value))
     return len(used), unused
 
 
@@ -176,8 +172,7 @@ def _check_shape(target: Target, keys: list[str], checkpoint: Checkpoint) -> Non
         if (found := checkpoint.shape(key)) != expected:
             raise RankFault(
                 None,
-                f"{checkpoint.files[key]}: {key} has shape {list(found)}, "
-                f"the model's config wants {list(expected)}",
+                f"{checkpoint.files[key]}: {key} has shape {list(found)}, the model's config wants {list(expected)}",
             )
 
 

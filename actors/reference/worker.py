@@ -158,9 +158,7 @@ class RankZeroWorker:
 
     def _draw(self, requests: tuple[Request, ...], logits: Tensor) -> list[int]:
         generators = [self._generators.get(request.id) for request in requests]
-        tokens: list[int] = sample(
-            logits, [request.submit.sampling for request in requests], generators
-        ).tolist()
+        tokens: list[int] = sample(logits, [request.submit.sampling for request in requests], generators).tolist()
         return tokens
 
     def _dismiss_followers(self, stop: threading.Event) -> None:
@@ -203,11 +201,9 @@ class FollowerWorker:
                 hidden = self.runner.forward(plan)
                 self.runner.logits(hidden)  # a collective where the head is divided
                 self.counters.steps += 1
-                self.counters.running = len(plan.sequences)
         except CollectiveAborted:
             if not stop.is_set():
                 raise
-        self.counters.running = 0
 
 
 Worker = RankZeroWorker | FollowerWorker

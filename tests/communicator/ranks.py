@@ -33,7 +33,7 @@ class Channel:
 
 
 def run(world_size: int, target: Callable[..., Any], *args: Any, timeout: float = 60) -> list[Any]:
-    """Runs ``target(channel, *args)`` in every rank. Returns each one's result, exception, or exit code if it died."""
+    """Runs ``target(channel, *args)`` in every rank. Returns results, errors, or exit codes of the dead."""
     pipes, ranks = [], []
     for rank in range(world_size):
         ours, theirs = processes.Pipe()
@@ -49,9 +49,7 @@ def run(world_size: int, target: Callable[..., Any], *args: Any, timeout: float 
         while len(results) < world_size:
             ready = wait([p for r, p in enumerate(pipes) if r not in results], max(end - time.monotonic(), 0))
             if not ready:
-                raise TimeoutError(
-                    f"ranks {set(range(world_size)) - set(results)} did not end within {timeout} s"
-                )
+                raise TimeoutError(f"ranks {set(range(world_size)) - set(results)} did not end within {timeout} s")
             for pipe in ready:
                 rank = pipes.index(pipe)
                 try:
@@ -82,14 +80,10 @@ def check(results: list[Any]) -> list[Any]:
 
 
 def _send(pipe: Connection, value: Any) -> None:
-    pipe.send_bytes(
-        pickle.dumps(value)
-    )  # by value: multiprocessing would share a tensor's memory, and lose it
+    pipe.send_bytes(pickle.dumps(value))  # by value: multiprocessing would share a tensor's memory, and lose it
 
 
-def _main(
-    rank: int, world_size: int, pipe: Connection, target: Callable[..., Any], args: tuple[Any, ...]
-) -> None:
+def _main(rank: int, world_size: int, pipe: Connection, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     try:
         result = target(Channel(rank, world_size, pipe), *args)

@@ -46,9 +46,7 @@ def test_choice(changes, enabled, nodes, kind, reason):
 
 @given(st.data())
 def test_every_rank_decides_alike_whatever_the_order(data):
-    change = st.sampled_from(
-        [{}, {}, {}, {"host": "host b"}, {"handle": None}, {"machine": "arm64"}, {"max_bytes": 1}]
-    )
+    change = st.sampled_from([{}, {}, {}, {"host": "host b"}, {"handle": None}, {"machine": "arm64"}, {"max_bytes": 1}])
     world = data.draw(st.integers(2, 5))
     made = offers(*data.draw(st.lists(change, min_size=world, max_size=world)))
     nodes = ["n"] * world

@@ -19,7 +19,7 @@ def test_f10_a_taken_port_is_named():
 
 
 def test_f10_an_address_of_another_host():
-    with pytest.raises(RankFault, match="192.0.2.1"):
+    with pytest.raises(RankFault, match=r"192\.0\.2\.1"):
         open_store("192.0.2.1")
 
 

@@ -59,9 +59,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(
-        self, group: str, rank: int, world_size: int, layers: int, dtype: torch.dtype, experts: bool
-    ):
+    def __init__(self, group: str, rank: int, world_size: int, layers: int, dtype: torch.dtype, experts: bool):
         super().__init__()
         self.embed = nn.Embedding(VOCAB, HIDDEN)
         self.layers = nn.ModuleList(Layer(i, group, world_size, experts) for i in range(layers))
@@ -89,9 +87,7 @@ class CausalBatch:
 class Engine:
     """A decoder on one rank, and the verbs of a launch."""
 
-    def __init__(
-        self, communicator: Communicator, layers=3, dtype=torch.float32, experts=False, iterations=2
-    ):
+    def __init__(self, communicator: Communicator, layers=3, dtype=torch.float32, experts=False, iterations=2):
         self.group = f"test-{id(self)}"
         ops.bind_group(self.group, communicator)
         self.communicator = communicator

@@ -8,9 +8,7 @@ from actors.graphs.memory_plan import ALIGNMENT, Lifetime, place
 
 @st.composite
 def lifetimes(draw):
-    spans = draw(
-        st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 1000)), max_size=30)
-    )
+    spans = draw(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.integers(0, 1000)), max_size=30))
     return [Lifetime(key, nbytes, min(a, b), max(a, b)) for key, (a, b, nbytes) in enumerate(spans)]
 
 

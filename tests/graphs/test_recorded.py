@@ -76,9 +76,7 @@ def test_replay_equals_eager_bit_by_bit(communicator, case, inference, dtype):
     with torch.inference_mode(inference):
         static = xs[0].clone()
         graph, pool = capture(communicator, fn, static)
-        torch.testing.assert_close(
-            graph.outputs, fn(xs[0]), rtol=0, atol=0
-        )  # the captured run's result is valid
+        torch.testing.assert_close(graph.outputs, fn(xs[0]), rtol=0, atol=0)  # the captured run's result is valid
         for x in xs[1:]:
             pool.poison()
             static.copy_(x)
@@ -91,26 +89,20 @@ def test_outputs_stay_where_they_are_and_shapes_share_memory(communicator):
     pool = graphs.new_pool()
     inputs = {n: torch.randn(n, 16) for n in (64, 32)}
     captured = {
-        n: capture(
-            communicator, lambda x: reduce(x * 2) * 3, x, label=GraphLabel("prefill", n, "p"), pool=pool
-        )[0]
+        n: capture(communicator, lambda x: reduce(x * 2) * 3, x, label=GraphLabel("prefill", n, "p"), pool=pool)[0]
         for n, x in inputs.items()
     }
     assert len(pool.regions) == 2  # shared and private, made by the largest
     for n in (64, 32, 64):
         assert torch.equal(captured[n].replay(), inputs[n] * 2 * 3)
-    assert (
-        captured[64].outputs.untyped_storage().data_ptr() == captured[32].outputs.untyped_storage().data_ptr()
-    )
+    assert captured[64].outputs.untyped_storage().data_ptr() == captured[32].outputs.untyped_storage().data_ptr()
 
 
 def test_growing_leaves_older_graphs_alone(communicator):
     pool = RecordedGraphs(communicator).new_pool()
     inputs = {n: torch.randn(n, 16) for n in (8, 64)}
     captured = {
-        n: capture(
-            communicator, lambda x: reduce(x * 2) * 3, x, label=GraphLabel("prefill", n, "p"), pool=pool
-        )[0]
+        n: capture(communicator, lambda x: reduce(x * 2) * 3, x, label=GraphLabel("prefill", n, "p"), pool=pool)[0]
         for n, x in inputs.items()
     }
     for n in (8, 64, 8):
@@ -142,9 +134,7 @@ def test_what_cannot_be_captured_is_refused_by_name(communicator, fn, match):
     assert _get_current_dispatch_mode() is None
     assert not communicator.capturing
     assert communicator.pending() == ()
-    assert (
-        capture(communicator, lambda x: x + 1, x)[0].replay().equal(x + 1)
-    )  # nothing is left of the failure
+    assert capture(communicator, lambda x: x + 1, x)[0].replay().equal(x + 1)  # nothing is left of the failure
 
 
 def test_f02_outside_of_the_capture_context(communicator):
@@ -164,9 +154,7 @@ def test_f01_replay_inside_of_the_capture_context(communicator):
             graph.replay()
     assert caught.value.code == "F01"
     if communicator.registers:
-        with pytest.raises(
-            RankFault, match=r"rank 0: prefill/8/piece0 \(shape 8\).*prefill/8/piece0#0"
-        ) as caught:
+        with pytest.raises(RankFault, match=r"rank 0: prefill/8/piece0 \(shape 8\).*prefill/8/piece0#0") as caught:
             graph.replay()
         assert caught.value.code == "F01"
     assert not ran

@@ -86,9 +86,7 @@ def test_without_the_right_keys_nothing_goes_in_or_out(
     pulls, pushes = [], []
     for stranger in strangers:
         pushes.append(connect(context, zmq.PUSH, offer.requests, stranger))
-        pulls += [
-            connect(context, zmq.PULL, address, stranger) for address in (offer.outputs, offer.plans[1])
-        ]
+        pulls += [connect(context, zmq.PULL, address, stranger) for address in (offer.outputs, offer.plans[1])]
     for kind, address in ((zmq.PUSH, offer.requests), (zmq.PULL, offer.outputs), (zmq.PULL, offer.plans[1])):
         plain = context.socket(kind)  # knows none
         plain.linger = 0

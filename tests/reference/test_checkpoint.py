@@ -140,9 +140,7 @@ def test_rightly_unused_tensors_are_reported(copy: Path) -> None:
 
 def test_wrong_shape_is_named(copy: Path) -> None:
     change_config(copy, intermediate_size=512)
-    with pytest.raises(
-        RankFault, match=r"\.mlp\..*has shape \[.*256.*\], the model's config wants \[.*512.*\]"
-    ):
+    with pytest.raises(RankFault, match=r"\.mlp\..*has shape \[.*256.*\], the model's config wants \[.*512.*\]"):
         load(copy)
 
 

@@ -6,10 +6,11 @@ import multiprocessing
 import queue
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from actors.communicator.shared_memory import SharedMemoryAllReduce
@@ -19,16 +20,17 @@ from actors.reference.channel import FollowerSocket, RankZeroSockets
 from actors.reference.scheduler import Scheduler
 from actors.reference.worker import FollowerWorker, RankZeroWorker, Worker
 from raylaunch.wire import Sampling, SequencePart, StepPlan
-from tests.models import BUILDERS, save
+from tests.models import save
 from tests.reference.engines import compile_and_capture, make_runner, prompts, submits, tokens
-from tests.reference.test_parity import NEW, reference
+from tests.reference.test_parity import reference
 
 WORLD = 2
 LENGTHS = (1025, 128)
+NEW = 8  # every step waits for the other rank, which a busy machine may not run
 Exchange = Callable[[Any], list[Any]]
 
 
-def rank_main(rank: int, folder: str, to_parent: Any, from_parent: Any) -> None:
+def rank_main(rank: int, folder: str, names: Sequence[str], to_parent: Any, from_parent: Any) -> None:
     """A rank's process: reports ("done" or "failed", what)."""
 
     def exchange(value: object) -> list[Any]:
@@ -37,7 +39,7 @@ def rank_main(rank: int, folder: str, to_parent: Any, from_parent: Any) -> None:
 
     torch.set_num_threads(1)
     try:
-        results = {name: one_model(rank, Path(folder) / name, exchange) for name in BUILDERS}
+        results = {name: one_model(rank, Path(folder) / name, exchange) for name in names}
         to_parent.put(("done", rank, results))
     except BaseException:
         to_parent.put(("failed", rank, traceback.format_exc()))
@@ -63,9 +65,7 @@ def one_model(rank: int, path: Path, exchange: Exchange) -> dict[str, Any]:
         compile_and_capture(runner, communicator)
         registered = communicator.register(exchange(communicator.pending()))
         replayed = answer(worker)
-        step = StepPlan(
-            "prefill", 128, list(range(100)), list(range(100)), [SequencePart(0, 100, 7, 0, True)]
-        )
+        step = StepPlan("prefill", 128, list(range(100)), list(range(100)), [SequencePart(0, 100, 7, 0, True)])
         one, two = runner.hidden(step, Mode.EAGER).clone(), runner.hidden(step, Mode.REPLAY).clone()
         # The serve loop: rank 0 is told to stop, the other rank hears of it from rank 0.
         stop = threading.Event()
@@ -97,13 +97,13 @@ def answer(worker: Worker) -> list[list[int]]:
     return [tokens(outputs, number) for number in range(len(LENGTHS))]
 
 
-def run_ranks(folder: Path) -> list[dict[str, dict[str, Any]]]:
+def run_ranks(folder: Path, names: Sequence[str]) -> list[dict[str, dict[str, Any]]]:
     """Runs both ranks, carries what they exchange, and returns each one's results."""
     spawn = multiprocessing.get_context("spawn")
     to_parent = spawn.Queue()
     to_ranks = [spawn.Queue() for _ in range(WORLD)]
     processes = [
-        spawn.Process(target=rank_main, args=(rank, str(folder), to_parent, to_ranks[rank]))
+        spawn.Process(target=rank_main, args=(rank, str(folder), names, to_parent, to_ranks[rank]))
         for rank in range(WORLD)
     ]
     for process in processes:
@@ -115,9 +115,7 @@ def run_ranks(folder: Path) -> list[dict[str, dict[str, Any]]]:
             try:
                 kind, rank, value = to_parent.get(timeout=90)
             except queue.Empty:
-                raise AssertionError(
-                    f"no word from the ranks; {sorted(waiting)} wait for the others"
-                ) from None
+                raise AssertionError(f"no word from the ranks; {sorted(waiting)} wait for the others") from None
             assert kind != "failed", f"rank {rank}:\n{value}"
             (done if kind == "done" else waiting)[rank] = value
             if len(waiting) == WORLD:
@@ -132,10 +130,14 @@ def run_ranks(folder: Path) -> list[dict[str, dict[str, Any]]]:
                 process.kill()
 
 
-def test_two_ranks_answer_as_generate_does(models: Path) -> None:
-    expected = {name: reference(save(name, models), prompts(*LENGTHS)) for name in BUILDERS}
-    zero, one = run_ranks(models)
-    for name in BUILDERS:
+@pytest.mark.parametrize(
+    "names",
+    [("qwen3_untied",), pytest.param(("qwen3_tied", "qwen3_moe", "qwen2_5_vl"), marks=pytest.mark.slow)],
+)
+def test_two_ranks_answer_as_generate_does(names: Sequence[str], models: Path) -> None:
+    expected = {name: [answer[:NEW] for answer in reference(save(name, models), prompts(*LENGTHS))] for name in names}
+    zero, one = run_ranks(models, names)
+    for name in names:
         assert zero[name]["eager"] == expected[name], name
         assert zero[name]["replayed"] == expected[name], name
         assert zero[name]["bitwise"], name

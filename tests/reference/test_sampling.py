@@ -17,18 +17,14 @@ def draw(logits: Tensor, *params: Sampling) -> list[int]:
 def series(logits: Tensor, params: Sampling, steps: int, mates: int = 0) -> list[int]:
     """Tokens of one request over several steps, beside ``mates`` others."""
     own = make_generator(params, CPU)
-    others = [
-        Sampling(temperature=1.0 + i, seed=i, top_k=3 * i, top_p=0.5 if i % 2 else 1.0) for i in range(mates)
-    ]
+    others = [Sampling(temperature=1.0 + i, seed=i, top_k=3 * i, top_p=0.5 if i % 2 else 1.0) for i in range(mates)]
     generators = [make_generator(p, CPU) for p in others]
     noise = torch.randn(mates, logits.shape[-1])
     out = []
     for _ in range(steps):
         place = mates // 2
         rows = torch.cat([noise[:place], logits[None], noise[place:]])
-        ids = sample(
-            rows, [*others[:place], params, *others[place:]], [*generators[:place], own, *generators[place:]]
-        )
+        ids = sample(rows, [*others[:place], params, *others[place:]], [*generators[:place], own, *generators[place:]])
         out.append(int(ids[place]))
     return out
 

@@ -47,9 +47,7 @@ class FakeModel:
     def run(self, step: Step) -> list[int]:
         plan, limits = step.plan, self.scheduler.limits
         assert plan.shape in limits.shapes_of(plan.round)
-        assert (
-            len(plan.tokens) == len(plan.positions) == sum(part.rows for part in plan.sequences) <= plan.shape
-        )
+        assert len(plan.tokens) == len(plan.positions) == sum(part.rows for part in plan.sequences) <= plan.shape
         smaller = [shape for shape in limits.shapes_of(plan.round) if shape < plan.shape]
         assert all(shape < len(plan.tokens) for shape in smaller), "a smaller shape would do"
         for request, part in zip(step.requests, plan.sequences, strict=True):

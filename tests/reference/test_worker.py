@@ -111,9 +111,7 @@ def test_bad_requests_do_not_disturb_good_ones(driver: Driver) -> None:
 
 
 def test_abort(driver: Driver) -> None:
-    driver.send(
-        Submit("a", [1, 2], Sampling(max_new_tokens=500)), Submit("b", [3], Sampling(max_new_tokens=20))
-    )
+    driver.send(Submit("a", [1, 2], Sampling(max_new_tokens=500)), Submit("b", [3], Sampling(max_new_tokens=20)))
     first = driver.read(1, 20)
     assert finishes(first) == {"b": "length"}
     driver.send(Abort("a"), Abort("unknown"))
