@@ -7,10 +7,14 @@ import math
 import os
 import secrets
 import shutil
+import signal
+import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import ray
 
@@ -58,26 +62,51 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
     target = address or os.environ.get("RAY_ADDRESS")
     session = RaySession(joined=bool(target), started=not target)
     try:
-        if target:
-            ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level="ERROR")
-        else:
-            _private_token(session)
-            ray.init(
-                address="local",
-                namespace=namespace,
-                num_cpus=max(os.cpu_count() or 1, math.ceil(needed.get("CPU", 0))),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                object_store_memory=100 << 20,
-            )
+        with _callers_sigterm():
+            if target:
+                ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level="ERROR")
+            else:
+                _private_token(session)
+                ray.init(
+                    address="local",
+                    namespace=namespace,
+                    num_cpus=max(os.cpu_count() or 1, math.ceil(needed.get("CPU", 0))),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    object_store_memory=100 << 20,
+                )
         _no_worker_lines()
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         with contextlib.suppress(Exception):
             session.close()
         what = f"no Ray cluster at {target!r}" if target else "a private Ray cluster could not be started"
         raise LaunchError(f"{what}: {error}", phase="PLACE") from error
+    except BaseException:  # interrupted
+        session.close()
+        raise
     return session
+
+
+@contextlib.contextmanager
+def _callers_sigterm() -> Iterator[None]:
+    """Keeps the process's answer to SIGTERM over ``ray.init``.
+
+    Ray's own kills its processes on the spot, before a launch can end its ranks in order and give its placement
+    group back. Where the process has no answer, it becomes a SystemExit, so that ``with`` blocks are left properly.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, _exit if before in (signal.SIG_DFL, None) else before)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _private_token(session: RaySession) -> None:

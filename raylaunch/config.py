@@ -264,7 +264,7 @@ def find_config(path: str | Path) -> Path:
     """``path`` if it is a file, else the shipped configuration of that name. Raises :class:`ConfigError`."""
     given = Path(path)
     shipped = shipped_configs() / given.name
-    for candidate in (given, shipped, shipped.with_suffix(".yaml")):
+    for candidate in (given, shipped, shipped.with_name(f"{shipped.name}.yaml")):
         if candidate.is_file():
             return candidate
     names = ", ".join(sorted(file.name for file in shipped_configs().glob("*.yaml")))
@@ -297,6 +297,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         section = result
         for name in path[:-1]:
             inner = section.get(name)
+            if name == "engine" and isinstance(inner, str):
+                inner = {"kind": inner}
             section[name] = inner if isinstance(inner, dict) else {}
             section = section[name]
         section[path[-1]] = value

@@ -90,7 +90,7 @@ def cause_of_death(ray_message: str, log_tail: str, oom_kills: int) -> str:
         return "killed by the kernel: out of memory"
     if "node" in ray_message and re.search(r"node (has |was )?(died|dead|failed|terminated)|its node", ray_message):
         return "its node died"
-    if "memory pressure" in ray_message or "OutOfMemory" in ray_message:
+    if re.search(r"memory pressure|low on memory|OutOfMemory|OUT_OF_MEMORY", ray_message):
         return "killed by Ray: the node ran low on memory"
     if crash:
         return f"crashed: {crash.group(1).strip()}"

@@ -92,7 +92,7 @@ class RankEvidence:
     log_file: str = ""
 
 
-@dataclass
+@dataclass(eq=False)  # compared and hashed by identity, as exceptions are
 class LaunchError(RaylaunchError):
     """A launch or a running group that failed, with its cause and the evidence.
 

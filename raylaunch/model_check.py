@@ -100,18 +100,19 @@ def _from_hub(config: LaunchConfig) -> Path:
 
 def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:
     """The shape in a ``config.json``; a vision-language model keeps it under ``text_config``."""
-    text: Mapping[str, Any] = data.get("text_config") or data
+    inner = data.get("text_config")
+    text: Mapping[str, Any] = inner if isinstance(inner, Mapping) else data
 
     def number(key: str, default: int | None = None) -> int:
-        value = text.get(key, data.get(key, default))
+        value = next((one[key] for one in (text, data) if one.get(key) is not None), default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError("model.path", path, f"its config.json has {key} = {value!r}: must be a positive integer")
         return value
 
     heads = number("num_attention_heads")
-    names = data.get("architectures") or ["unknown"]
+    names = data.get("architectures")
     return ModelShape(
-        architecture=str(names[0]),
+        architecture=str(names[0]) if isinstance(names, list) and names else "unknown",
         max_positions=number("max_position_embeddings"),
         vocab_size=number("vocab_size"),
         heads=heads,

@@ -134,7 +134,9 @@ def seats(bundle_nodes: Sequence[tuple[int, str, str]], world: int) -> tuple[Sea
         bundle_nodes: (bundle index, node id, node address) of every bundle; their order is Ray's and not stable.
         world: number of ranks; a multiple or a divisor-free part of the bundles: equal shares per bundle.
     """
-    ordered = sorted(bundle_nodes, key=lambda item: (item[1], item[0]))
+    bundles = Counter(node_id for _, node_id, _ in bundle_nodes)
+    # Where there are more bundles than ranks, the fullest node first: the group then spans no more than it must.
+    ordered = sorted(bundle_nodes, key=lambda item: (-bundles[item[1]], item[1], item[0]))
     per_bundle = max(1, world // len(ordered))
     taken: Counter[str] = Counter()
     result = []

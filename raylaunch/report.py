@@ -115,6 +115,7 @@ class LaunchReport:
     def rich_table(self) -> Any:
         """The same table for a rich console."""
         from rich import box
+        from rich.markup import escape
         from rich.table import Table
 
         title = f"{self.name}: ready after {self.seconds:.1f} s" if self.ready else f"{self.name}: not ready"
@@ -129,7 +130,7 @@ class LaunchReport:
             if phase is Phase.SERVE:
                 continue
             busy = [f"{self.busy(place.rank, phase):.2f}" if phase is not Phase.PLACE else "" for place in shown]
-            table.add_row(phase.name, f"{self.elapsed(phase):.2f}", *busy, self.describe(phase))
+            table.add_row(phase.name, f"{self.elapsed(phase):.2f}", *busy, escape(self.describe(phase)))
         return table
 
     def describe(self, phase: Phase) -> str:

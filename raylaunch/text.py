@@ -43,7 +43,10 @@ class Detokenizer:
 
 
 class StopScanner:
-    """Finds the first stop string in text that arrives in pieces, and holds back what may be the start of one."""
+    """Finds the first stop string in text that arrives in pieces, and holds back what may be the start of one.
+
+    The first is the one complete first (of several, the longest): however the text is cut, the answer is the same.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -55,10 +58,10 @@ class StopScanner:
         if self.stopped or not self._stops:
             return "" if self.stopped else text
         text = self._held + text
-        found = [(position, stop) for stop in self._stops if (position := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)[0]]
+            return text[: min(found)[1]]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

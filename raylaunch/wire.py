@@ -99,15 +99,15 @@ def encode(message: Submit | Abort | Stop | StepPlan | list[Output]) -> bytes:
 
 
 def decode_to_rank(data: bytes) -> Submit | Abort | Stop:
-    """A message from the driver. Raises ``msgspec.ValidationError`` if it is none."""
+    """A message from the driver. Raises ``msgspec.DecodeError`` if it is none."""
     return _to_rank.decode(data)
 
 
 def decode_outputs(data: bytes) -> list[Output]:
-    """The outputs of one step. Raises ``msgspec.ValidationError``."""
+    """The outputs of one step. Raises ``msgspec.DecodeError``."""
     return _outputs.decode(data)
 
 
 def decode_plan(data: bytes) -> StepPlan | Stop:
-    """What a follower does next. Raises ``msgspec.ValidationError``."""
+    """What a follower does next. Raises ``msgspec.DecodeError``."""
     return _plans.decode(data)

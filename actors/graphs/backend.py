@@ -28,12 +28,14 @@ class Graph(Protocol):
         label: which graph.
         outputs: what `replay` returns: the same tensors every time, overwritten by the next replay of the
             piece at any shape.
-        recorded_inputs: how many all-reduce inputs it holds.
     """
 
     label: GraphLabel
     outputs: Any
-    recorded_inputs: int
+
+    @property
+    def recorded_inputs(self) -> int:
+        """How many all-reduce inputs it holds."""
 
     def replay(self) -> Any:
         """Runs the graph on what its static inputs hold.

@@ -31,7 +31,7 @@ F = TypeVar("F")
 
 def check(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], history: History) -> Violation | None:
     """The first violation at ``step``, or None if all ranks may be released."""
-    violation = everyone_is_here(plan, step, arrivals, history)
+    violation = everyone_is_here(plan, step, arrivals, history) or facts_belong_here(plan, step, arrivals, history)
     if violation is not None:
         return violation
     ordered = sorted(arrivals, key=lambda arrival: arrival.rank)
@@ -64,6 +64,17 @@ def everyone_is_here(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], 
             )
             return Violation("F01", summary, here, arrival.rank, states)
         return Violation(None, f"rank {arrival.rank} is at {here} while {step} was due", here, arrival.rank, states)
+    return None
+
+
+def facts_belong_here(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
+    """Each rank sent the facts of this gate; other facts are a defect of the engine."""
+    kind = FACTS.get(step.gate)
+    for arrival in sorted(arrivals, key=lambda arrival: arrival.rank):
+        if kind is not None and not isinstance(arrival.facts, kind):
+            found = type(arrival.facts).__name__
+            summary = f"rank {arrival.rank} sent {found} where {kind.__name__} was due: a defect of the engine"
+            return Violation(None, summary, step, arrival.rank)
     return None
 
 
@@ -103,7 +114,7 @@ def same_fingerprint(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], 
 
 
 def devices_in_rank_order(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
-    """F09: on each node, the ordinal of a rank's device is its local rank, and no device serves two ranks."""
+    """F09: the ordinal of a rank's device is its local rank (which is unique on a node: ``placement.seats``)."""
     facts = facts_of(arrivals, Identity)
     for rank, mine in facts.items():
         name, _sep, ordinal = mine.device.partition(":")
@@ -346,8 +357,10 @@ def no_graph_after_register(
 
 
 def named_shape(step: Step, name: str) -> Step:
-    """``step`` with the round and shape of a verdict's name such as ``"prefill 128"``."""
+    """``step`` with the round and shape of a verdict's name such as ``"prefill 128"``; as it is for another name."""
     round_name, _sep, shape = name.partition(" ")
+    if round_name not in ("prefill", "decode") or not shape.isdecimal():
+        return step
     return Step(step.gate, "decode" if round_name == "decode" else "prefill", int(shape))
 
 
@@ -360,6 +373,18 @@ def human_bytes(nbytes: int) -> str:
         size /= 1024
     return f"{nbytes} B"
 
+
+FACTS: Mapping[Gate, type] = {
+    Gate.MEET: Identity,
+    Gate.CONNECTED: CommunicatorFacts,
+    Gate.LOADED: LoadFacts,
+    Gate.WARMED: WarmupFacts,
+    Gate.ITERATION: IterationFacts,
+    Gate.CAPTURED: CaptureFacts,
+    Gate.REGISTERED: RegisterFacts,
+    Gate.VERIFIED: VerifyFacts,
+    Gate.READY: ReadyFacts,
+}
 
 RULES: Mapping[Gate, tuple[Rule, ...]] = {
     Gate.MEET: (same_fingerprint, devices_in_rank_order),

@@ -1,0 +1,93 @@
+"""``raylaunch eval``: launch, ask questions whose answers are known, print how many were right."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raylaunch.commands.generate import sampling_of
+from raylaunch.commands.options import Config, MaxNewTokens, Settings, load_config, require_writable
+from raylaunch.commands.outcome import reported
+from raylaunch.commands.questions import Question, Reply, Score, read_questions, score
+from raylaunch.commands.session import launched
+
+if TYPE_CHECKING:
+    from raylaunch.engine import Engine
+    from raylaunch.sampling import SamplingParams
+
+
+def evaluate(
+    config: Config = None,
+    *,
+    data: Annotated[
+        str, typer.Option(metavar="FILE.jsonl", help='Lines of {"prompt", "answer"}; a file, or one that ships.')
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first so many.", show_default="all")] = None,
+    settings: Settings = None,
+    eager: Annotated[bool, typer.Option("--eager", help="Without graphs: capture.enabled=false.")] = False,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests at a time.", show_default="engine.max_running_requests")
+    ] = None,
+    max_new_tokens: MaxNewTokens = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Write prompt, expected, text and token_ids of each.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Launch a model, ask questions whose answers are known, and print how many were right.
+
+    Answers are greedy. One is invalid if it did not end by itself, is empty, or is no number where a number is
+    expected; it is right if it is valid and equal to the expected text.
+    """
+    with reported():
+        questions = read_questions(data, limit)
+        params = sampling_of({"max_new_tokens": max_new_tokens, "temperature": 0.0})
+        require_writable("--output", output)
+        wanted = load_config(config, settings, *(["capture.enabled=false"] if eager else []))
+        with launched(wanted) as engine:
+            began = time.monotonic()
+            at_once = concurrency or wanted.engine.max_running_requests
+            replies = asyncio.run(_ask_all(engine, questions, params, at_once))
+            figures = score(replies, time.monotonic() - began)
+        if output is not None:
+            write_replies(output, replies)
+        typer.echo(json.dumps(asdict(figures)) if as_json else show(figures))
+
+
+def show(figures: Score) -> str:
+    """The figures as SGLang's benchmarks print theirs."""
+    return (
+        f"Accuracy: {figures.accuracy:.3f}\n"
+        f"Invalid: {figures.invalid:.3f}\n"
+        f"Latency: {figures.latency:.3f} s\n"
+        f"Output throughput: {figures.throughput:.3f} token/s"
+    )
+
+
+def write_replies(file: Path, replies: Sequence[Reply]) -> None:
+    """One JSON line per question: prompt, expected, text, token_ids."""
+    lines = [
+        {"prompt": r.question.prompt, "expected": r.question.answer, "text": r.text, "token_ids": list(r.token_ids)}
+        for r in replies
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+async def _ask_all(
+    engine: Engine, questions: Sequence[Question], params: SamplingParams, at_once: int
+) -> list[Reply]:
+    places = asyncio.Semaphore(at_once)
+
+    async def ask(question: Question) -> Reply:
+        async with places:
+            answer = await engine.agenerate(question.prompt, params)
+        return Reply(question, answer.text, answer.token_ids, answer.finish_reason)
+
+    return await asyncio.gather(*(ask(question) for question in questions))  # the first error ends the others

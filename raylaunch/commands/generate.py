@@ -1,0 +1,82 @@
+"""``raylaunch generate``: launch, answer prompts, shut down."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raylaunch.commands.options import Config, MaxNewTokens, Settings, load_config, require_writable
+from raylaunch.commands.outcome import reported
+from raylaunch.commands.session import launched
+from raylaunch.errors import ConfigError, RequestError
+
+if TYPE_CHECKING:
+    from raylaunch.engine import Engine
+    from raylaunch.sampling import SamplingParams
+
+
+def generate(
+    config: Config = None,
+    *,
+    prompt: Annotated[list[str], typer.Option(help="Text to continue. Repeatable.")],
+    settings: Settings = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.", show_default="0")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among so many likeliest tokens.", show_default="all")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among this probability.", show_default="1")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer. Repeatable.")] = None,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Print the table of phases.")] = True,
+    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of the launch.")] = None,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="Print as it comes.", show_default="on a terminal")
+    ] = None,
+) -> None:
+    """Launch a model, answer prompts, shut down.
+
+    Answers go to standard output, everything else to standard error. One prompt: its answer and nothing else.
+    Several: a line each, prompt and answer with a tab between.
+    """
+    with reported():
+        given = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "seed": seed,
+            "stop": stop or None,
+        }
+        params = sampling_of(given)
+        if stream and len(prompt) > 1:
+            raise ConfigError("--stream", f"{len(prompt)} prompts", "only a single prompt can be streamed")
+        require_writable("--trace", trace)
+        with launched(load_config(config, settings), show_report=report, trace=trace) as engine:
+            if len(prompt) > 1:
+                for text, completion in zip(prompt, engine.generate(prompt, params), strict=True):
+                    typer.echo(f"{text}\t{completion.text}")
+            elif stream if stream is not None else sys.stdout.isatty():
+                _print_stream(engine, prompt[0], params)
+            else:
+                typer.echo(engine.generate(prompt[0], params).text)
+
+
+def sampling_of(given: dict[str, Any]) -> SamplingParams:
+    """Sampling parameters from the options that were given. Raises :class:`ConfigError`: nothing was launched yet."""
+    from raylaunch.sampling import SamplingParams
+
+    try:
+        return SamplingParams.of(None, {name: value for name, value in given.items() if value is not None})
+    except RequestError as error:
+        key, _, rest = str(error).partition(" = ")
+        value, _, expected = rest.partition(": ")
+        raise ConfigError("--" + key.replace("_", "-"), value, expected) from None
+
+
+def _print_stream(engine: Engine, prompt: str, params: SamplingParams) -> None:
+    for chunk in engine.stream(prompt, params):
+        typer.echo(chunk.text, nl=False)
+        sys.stdout.flush()
+    typer.echo()

@@ -1,0 +1,160 @@
+"""The Python API on a real group of two ranks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from raylaunch import Engine, LaunchConfig, RequestError, RequestFailed
+
+
+@pytest.fixture(scope="module")
+def engine(session: None) -> Iterator[Engine]:
+    with Engine(LaunchConfig.default()) as engine:
+        yield engine
+
+
+def test_one_prompt_and_many(engine: Engine) -> None:
+    assert engine.generate("12+30=", max_new_tokens=8).text == "42"
+    sums = [(a, b) for a in range(3, 99, 13) for b in range(5, 99, 17)]
+    answers = engine.generate([f"{a}+{b}=" for a, b in sums], max_new_tokens=8)
+    assert [answer.text for answer in answers] == [str(a + b) for a, b in sums]
+    assert {answer.finish_reason for answer in answers} == {"stop"}
+
+
+def test_token_ids_in_and_out(engine: Engine) -> None:
+    ids = engine.tokenizer("7+8=")["input_ids"]
+    (answer,) = engine.generate([ids], max_new_tokens=8)
+    assert engine.tokenizer.decode(answer.token_ids) == "15"
+    assert answer.prompt_tokens == len(ids)
+
+
+def test_streaming_gives_the_same_text(engine: Engine) -> None:
+    chunks = list(engine.stream("99+99=", max_new_tokens=8))
+    assert "".join(chunk.text for chunk in chunks) == "198"
+    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].finish_reason == "stop"
+
+
+def test_length_stop_string_and_stop_token(engine: Engine) -> None:
+    assert engine.generate("99+99=", max_new_tokens=2).finish_reason == "length"
+    stopped = engine.generate("99+99=", max_new_tokens=8, stop="8")
+    assert (stopped.text, stopped.finish_reason) == ("19", "stop")
+    nine = engine.tokenizer("9")["input_ids"][0]
+    by_token = engine.generate("99+99=", max_new_tokens=8, stop_token_ids=(nine,))
+    assert (by_token.text, by_token.finish_reason) == ("1", "stop")
+    assert len(engine.generate("1+1=", max_new_tokens=20, ignore_eos=True).token_ids) == 20
+
+
+def test_seeded_sampling_repeats_whatever_runs_beside_it(engine: Engine) -> None:
+    def draw() -> tuple[int, ...]:
+        return engine.generate("1+", temperature=5.0, seed=7, max_new_tokens=30, ignore_eos=True).token_ids
+
+    alone = draw()
+    others = threading.Thread(target=lambda: engine.generate(["9+9="] * 20, max_new_tokens=40, ignore_eos=True))
+    others.start()
+    assert draw() == alone
+    others.join()
+
+
+def test_async_and_many_at_once(engine: Engine) -> None:
+    async def ask() -> list[str]:
+        answers = await asyncio.gather(*(engine.agenerate(f"{n}+{n}=", max_new_tokens=8) for n in range(50)))
+        return [answer.text for answer in answers]
+
+    assert asyncio.run(ask()) == [str(2 * n) for n in range(50)]
+
+
+def test_abort_ends_a_request(engine: Engine) -> None:
+    stream = engine.stream("1+1=", max_new_tokens=1500, ignore_eos=True, request_id="long")
+    next(stream)
+    assert engine.abort("long")
+    assert list(stream)[-1].finish_reason == "abort"
+    assert not engine.abort("long")
+
+
+def test_leaving_a_stream_frees_its_rows(engine: Engine) -> None:
+    for chunk in engine.stream("1+1=", max_new_tokens=1500, ignore_eos=True):
+        assert chunk.request_id
+        break
+    end = time.monotonic() + 5
+    while engine.health().ranks[0].counters["running"] and time.monotonic() < end:
+        time.sleep(0.05)
+    assert engine.health().ranks[0].counters["running"] == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "changes", "text"),
+    [
+        ("", {}, "empty"),
+        ([], {}, "empty"),
+        ([3, 99999], {}, "token 1 of the prompt is 99999"),
+        ([True], {}, "integers from 0 to"),
+        ("1+1=", {"max_new_tokens": 5000}, "together at most 2048"),
+        ("1+1=", {"max_new_tokens": 0}, "max_new_tokens = 0"),
+        ("1+1=", {"temperature": -1}, "temperature = -1"),
+        ("1+1=", {"temprature": 1}, "did you mean 'temperature'"),
+        ("1+1=", {"top_p": 0}, "top_p = 0"),
+    ],
+)
+def test_wrong_requests_are_refused(engine: Engine, prompt: object, changes: dict[str, object], text: str) -> None:
+    with pytest.raises(RequestError, match=text):
+        engine.generate(prompt if isinstance(prompt, str) else [prompt], **changes)  # type: ignore[arg-type, list-item]
+    assert engine.generate("2+2=", max_new_tokens=8).text == "4"
+
+
+def test_report_and_health(engine: Engine) -> None:
+    table = engine.report.table()
+    for phase in ("PLACE", "CONNECT", "LOAD", "WARMUP", "CAPTURE", "REGISTER", "VERIFY"):
+        assert phase in table
+    assert "shared-memory" in table
+    assert "24 all-reduce inputs per rank, none pending" in table
+    health = engine.health()
+    assert health.ready
+    assert [rank.answers for rank in health.ranks] == [True, True]
+
+
+def test_works_inside_a_ray_actor(session: None) -> None:
+    @ray.remote(num_cpus=0)
+    class Caller:
+        def ask(self) -> str:
+            config = LaunchConfig.default(["capture.enabled=false", "placement.resources_per_rank={CPU: 1}"])
+            with Engine(config) as engine:
+                return engine.generate("20+22=", max_new_tokens=8).text
+
+    caller = Caller.remote()
+    assert ray.get(caller.ask.remote(), timeout=60) == "42"
+    ray.kill(caller)
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_f07_rank_killed_while_serving(tiny: LaunchConfig, restarts: int) -> None:
+    """Unready at once, running requests end in an error, and the group is rebuilt if a restart is left."""
+    with Engine(tiny.override(f"restarts={restarts}")) as engine:
+        stream = engine.stream("1+1=", max_new_tokens=1500, ignore_eos=True)
+        next(stream)
+        os.kill(engine.report.places[1].pid, signal.SIGKILL)
+        killed = time.monotonic()
+        with pytest.raises(RequestFailed, match="F07"):
+            for _ in stream:
+                pass
+        assert time.monotonic() - killed < 3
+        assert not engine.health(ask_ranks=False).ready
+        if not restarts:
+            assert "rank 1 died" in engine.health().reason
+            with pytest.raises(RequestFailed, match="not ready"):
+                engine.generate("1+1=")
+            return
+        end = time.monotonic() + 60
+        while not engine.health(ask_ranks=False).ready and time.monotonic() < end:
+            time.sleep(0.1)
+        assert engine.generate("12+30=", max_new_tokens=8).text == "42"
+        assert engine.health().restarts_left == 0

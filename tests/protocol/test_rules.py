@@ -1,0 +1,261 @@
+"""Each rule by itself: what breaks it, and what it says then. That a good launch breaks none: test_machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from raylaunch.protocol import (
+    Gate,
+    Identity,
+    LaunchPlan,
+    Release,
+    RoundPlan,
+    ShapeInputs,
+    ShapeVerdict,
+    Step,
+    Violation,
+)
+from raylaunch.protocol.rules import FACTS, RULES, first_difference, human_bytes, named_shape, odd_one
+from tests.protocol.builders import DECODE, INPUTS, MUTATIONS, PLAN, SIZES, arrivals, say, submit
+
+THREE = replace(PLAN, world_size=3)
+
+
+def every(**changes):
+    def change(ranks):
+        for one in range(len(ranks)):
+            ranks = say(one, **changes)(ranks)
+        return ranks
+
+    return change
+
+
+@pytest.mark.parametrize("gate", Gate)
+def test_good_arrivals_break_no_rule(gate):
+    assert isinstance(submit(gate, lambda ranks: ranks), Release)
+
+
+@pytest.mark.parametrize("rule", {rule for rules in RULES.values() for rule in rules}, ids=lambda r: r.__name__)
+def test_every_rule_passes_and_is_broken_by_something(rule):
+    if rule.__name__ == "table_is_large_enough":
+        pytest.skip("needs all ranks to be wrong: test_f17")
+    step = {step.gate: step for step in PLAN.steps()}
+    history = {step[gate]: arrivals(PLAN, step[gate]) for gate in (Gate.CONNECTED, Gate.VERIFIED)}
+    for gate in (gate for gate in Gate if rule in RULES[gate]):
+        assert rule(PLAN, step[gate], arrivals(PLAN, step[gate]), history) is None
+        assert any(
+            rule(PLAN, step[gate], mutation.change(arrivals(PLAN, step[gate]), 1, PLAN), history)
+            for mutation in MUTATIONS
+            if gate in mutation.gates and gate in FACTS and mutation.name != "facts of another gate"
+        )
+
+
+def test_a_missing_rank_is_counted():
+    found = submit(Gate.MEET, lambda ranks: ranks[:1])
+    assert found == Violation(None, "expected one arrival of each of 2 ranks, got [0]", Step(Gate.MEET))
+
+
+def test_a_rank_at_another_gate_is_named_with_both_gates():
+    found = submit(Gate.LOADED, lambda r: [r[0], replace(r[1], step=Step(Gate.WARMED))])
+    assert found.rank == 1
+    assert found.summary == "rank 1 is at WARMUP warmed while LOAD loaded was due"
+    assert found.states == {0: "at LOAD loaded", 1: "at WARMUP warmed"}
+
+
+def test_f01_third_iteration():
+    third = Step(Gate.ITERATION, "prefill", 32, 3)
+    found = submit(Gate.ITERATION, lambda r: [replace(one, step=third) for one in r], nth=2)
+    assert (found.code, found.rank, found.step) == ("F01", 0, third)
+    assert "a shape gets exactly 2 iterations" in found.summary
+
+
+def test_f01_an_engine_with_three_iterations_may_have_them():
+    plan = LaunchPlan(2, (RoundPlan("decode", (4,), iterations=3),))
+    assert isinstance(submit(Gate.ITERATION, lambda ranks: ranks, plan, nth=2), Release)
+
+
+@pytest.mark.parametrize("gate", [Gate.ITERATION, Gate.CAPTURED, Gate.REGISTERED, Gate.WARMED])
+def test_f01_replay_before_registration(gate):
+    found = submit(gate, say(1, replays=2))
+    assert (found.code, found.rank) == ("F01", 1)
+    assert "replayed 2 graphs" in found.summary
+
+
+def test_f01_pending_inputs():
+    found = submit(Gate.REGISTERED, say(1, pending=5))
+    assert (found.code, found.rank) == ("F01", 1)
+    assert "5 all-reduce inputs without peers' addresses" in found.summary
+
+
+@pytest.mark.parametrize(("inside", "recorded"), [(4, 3), (3, 0), (0, 3)])
+def test_f02_all_reduces_not_recorded(inside, recorded):
+    shapes = {32: replace(INPUTS, count=recorded)} if recorded else {}
+    found = submit(Gate.CAPTURED, every(in_graphs={32: inside}, recorded=shapes))
+    assert (found.code, found.rank, found.step.shape) == ("F02", 0, 32)
+    assert f"{inside} all-reduces but recorded {recorded}" in found.summary
+
+
+def test_f03_first_difference_is_named():
+    one_fewer = {32: ShapeInputs(2, 12288, "other"), 8: INPUTS}
+    found = submit(Gate.CAPTURED, say(1, recorded=one_fewer, sizes={32: (4096, 8192), 8: (4096, 4096, 8192)}))
+    assert (found.code, found.rank, found.step) == ("F03", 1, Step(Gate.CAPTURED, "prefill", 32))
+    assert found.states[0] == "3 inputs, 16.0 KiB"
+    assert found.states[1] == "2 inputs, 12.0 KiB, first difference: input 1 (8.0 KiB here, 4.0 KiB there)"
+
+
+def test_f03_largest_shape_that_differs_is_named_first():
+    found = submit(Gate.CAPTURED, say(1, recorded={}), nth=1)
+    assert found.step == Step(Gate.CAPTURED, "decode", max(DECODE.shapes))
+    assert found.states[1].startswith("0 inputs, 0 B")
+
+
+def test_f03_absent_input():
+    (step,) = (s for s in PLAN.steps() if s.gate is Gate.CAPTURED and s.round == "prefill")
+    ranks = say(1, sizes={32: (4096, 4096), 8: SIZES})(arrivals(PLAN, step))
+    assert first_difference(ranks, 32, 1) == ", first difference: input 2 (absent here, 8.0 KiB there)"
+    assert first_difference(ranks, 8, 0) == ""
+
+
+@pytest.mark.parametrize("change", [{"pieces": 9}, {"eager_pieces": {0: "x"}}, {"planned_inputs": 0}])
+def test_f03_model_split_differently(change):
+    found = submit(Gate.WARMED, say(2, **change), THREE)
+    assert (found.code, found.rank, set(found.states)) == ("F03", 2, {0, 1, 2})
+
+
+def test_f03_why_a_piece_is_eager_may_differ_in_words():
+    assert isinstance(submit(Gate.WARMED, say(1, eager_pieces={1: "attention, on rank 1"})), Release)
+
+
+def test_f03_registered_counts():
+    found = submit(Gate.REGISTERED, say(0, registered=13), THREE)
+    assert (found.code, found.rank, found.states[0]) == ("F03", 0, "13 inputs registered")
+
+
+def test_f04_address_reused():
+    found = submit(Gate.CAPTURED, say(1, reused=("input 3 took the address of input 1",)))
+    assert (found.code, found.rank, found.summary) == ("F04", 1, "rank 1: input 3 took the address of input 1")
+
+
+@pytest.mark.parametrize(
+    ("device", "local_rank", "right"),
+    [("cuda:0", 0, True), ("cuda:1", 0, False), ("cuda", 0, False), ("cuda:0", 1, False), ("cpu", 1, True)],
+)
+def test_f09_device_ordinal(device, local_rank, right):
+    found = submit(Gate.MEET, say(1, device=device, local_rank=local_rank))
+    assert isinstance(found, Release) is right
+    if not right:
+        assert (found.code, found.rank) == ("F09", 1)
+        assert f"must use cuda:{local_rank}, not {device}" in found.summary
+
+
+def test_f09_ranks_of_two_nodes_may_use_the_same_ordinal():
+    other = Identity("other node", 1, "cuda:0", 0, {"torch": "2.11", "dtype": "bfloat16"})
+    assert isinstance(submit(Gate.MEET, lambda r: [r[0], replace(r[1], facts=other)]), Release)
+
+
+def test_f12_replay_differs_from_eager():
+    wrong = {
+        "prefill 32": ShapeVerdict(0.0, 0.0, "d", 3),
+        "prefill 8": ShapeVerdict(0.5, 0.01, "d", 3),
+    }
+    plan = LaunchPlan(2, (RoundPlan("prefill", (32, 8)),))
+    found = submit(Gate.VERIFIED, say(1, shapes=wrong), plan)
+    assert (found.code, found.rank, found.step) == ("F12", 1, Step(Gate.VERIFIED, "prefill", 8))
+    assert found.summary == "replay differs from eager at prefill 8 by 0.5, allowed is 0.01"
+
+
+@pytest.mark.parametrize(("error", "right"), [(1e-3, True), (0.0, True), (2e-3, False), (float("nan"), False)])
+def test_f12_tolerance(error, right):
+    shapes = {f"{p.name} {s}": ShapeVerdict(error, 1e-3, "d", 1) for p in PLAN.rounds for s in p.shapes}
+    assert isinstance(submit(Gate.VERIFIED, every(shapes=shapes)), Release) is right
+
+
+def test_f12_only_ranks_that_saw_the_request_are_compared():
+    assert isinstance(submit(Gate.VERIFIED, say(1, request_tokens=())), Release)
+    found = submit(Gate.VERIFIED, say(1, request_tokens=(9,)))
+    assert (found.code, found.rank, found.states[1]) == ("F12", 1, "tokens (9,)")
+
+
+@pytest.mark.parametrize(("planned", "capacity", "right"), [(8, 8, True), (9, 8, False), (9, None, True)])
+def test_f17_table_of_registered_inputs(planned, capacity, right):
+    steps = {step.gate: step for step in PLAN.steps()}
+    history = {steps[Gate.CONNECTED]: every(capacity=capacity)(arrivals(PLAN, steps[Gate.CONNECTED]))}
+    ranks = every(planned_inputs=planned)(arrivals(PLAN, steps[Gate.WARMED]))
+    (rule,) = (rule for rule in RULES[Gate.WARMED] if rule.__name__ == "table_is_large_enough")
+    found = rule(PLAN, steps[Gate.WARMED], ranks, history)
+    assert (found is None) is right
+    if found:
+        assert (found.code, found.rank) == ("F17", 0)
+        assert "9 all-reduce inputs would be registered but sgl_kernel has 8 rows" in found.summary
+
+
+def test_f18_fallback_decided_differently():
+    found = submit(Gate.CONNECTED, say(1, kind="nccl", reason="no peer access to gpu 0"))
+    assert (found.code, found.rank) == ("F18", 1)
+    assert "nccl" in found.states[1]
+    assert "no peer access to gpu 0" in found.states[1]
+
+
+def test_f18_reasons_may_differ_in_words():
+    assert isinstance(submit(Gate.CONNECTED, say(1, reason="as rank 0 says")), Release)
+
+
+def test_f19_fingerprints():
+    found = submit(Gate.MEET, say(0, fingerprint={"torch": "2.12", "dtype": "bfloat16"}), THREE)
+    assert (found.code, found.rank) == ("F19", 0)
+    assert found.summary == "ranks differ in torch: '2.12' on rank 0, '2.11' elsewhere"
+    assert found.states == {0: "torch = 2.12", 1: "torch = 2.11", 2: "torch = 2.11"}
+
+
+def test_f20_piece_without_graph():
+    found = submit(Gate.CAPTURED, say(1, missing={32: (), 8: (0, 2)}))
+    assert (found.code, found.rank, found.step.shape) == ("F20", 1, 8)
+    assert "no graph for 2 pieces" in found.summary
+
+
+def test_f20_shape_not_replayed():
+    found = submit(Gate.VERIFIED, say(1, shapes={}))
+    assert (found.code, found.rank, found.summary) == ("F20", 1, "rank 1 did not replay decode 2")
+
+
+def test_f20_graph_after_register():
+    found = submit(Gate.READY, say(1, graphs=14))
+    assert (found.code, found.summary) == ("F20", "rank 1 held 12 graphs after REGISTER and 14 now")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"missing": ("a", "b")}, "2 tensors missing from the checkpoint: a, b"),
+        ({"unexpected": tuple("abcdefg")}, "7 tensors unexpected in the checkpoint: a, b, c, d, e and 2 more"),
+        ({"tensors": 7}, "ranks loaded different numbers of tensors"),
+    ],
+)
+def test_every_tensor_is_loaded(change, text):
+    found = submit(Gate.LOADED, say(1, **change))
+    assert (found.code, found.rank, found.summary) == (None, 1, text)
+
+
+@pytest.mark.parametrize(
+    ("values", "odd"),
+    [("aa", None), ("a", None), ("", None), ("ab", 1), ("abb", 0), ("aba", 1), ("aabb", 2), ("abc", 1), ("baaa", 0)],
+)
+def test_odd_one(values, odd):
+    assert odd_one(dict(enumerate(values))) == odd
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (73 << 20, "73.0 MiB"), (5 << 40, "5120.0 GiB")]
+)
+def test_human_bytes(size, text):
+    assert human_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("prefill 128", ("prefill", 128)), ("decode 2", ("decode", 2)), ("what", (None, None))]
+)
+def test_named_shape(name, shape):
+    step = named_shape(Step(Gate.VERIFIED), name)
+    assert (step.round, step.shape) == shape
