@@ -22,19 +22,19 @@ app = typer.Typer(
 benchmarks = typer.Typer(help="Measurements.", no_args_is_help=True)
 
 
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=lambda x: _version(x))
-    ] = False,
-) -> None:
-    """Options of ``raylaunch`` itself."""
-
-
-def _version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"raylaunch {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of ``raylaunch`` itself."""
 
 
 app.command("generate")(generate.generate)

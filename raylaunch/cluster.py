@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import psutil
 import ray
 
 from raylaunch.errors import LaunchError
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+AGENT_GRACE_S = 1.0
 
 
 @dataclass
@@ -38,8 +40,10 @@ class RaySession:
 
     def close(self) -> None:
         """Leaves or ends the session if it is ours; the caller's is left alone. May be called twice."""
+        ours = _private_processes() if self.started else []
         if self.started or self.joined:
             ray.shutdown()
+        _end(ours)
         self.started = self.joined = False
         if self._token_folder:
             shutil.rmtree(self._token_folder, ignore_errors=True)
@@ -86,6 +90,24 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
         session.close()
         raise
     return session
+
+
+def _private_processes() -> list[psutil.Process]:
+    """Ray's processes below this one: of the private cluster, as a process is the head of one cluster at most."""
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.name() in ("raylet", "gcs_server"):
+                found += [child, *child.children(recursive=True)]
+    return found
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Ends what outlives its cluster: Ray's agents try for a minute to tell a cluster that is gone that it is gone."""
+    _, alive = psutil.wait_procs(processes, timeout=AGENT_GRACE_S)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 @contextlib.contextmanager

@@ -80,9 +80,7 @@ def write_replies(file: Path, replies: Sequence[Reply]) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-async def _ask_all(
-    engine: Engine, questions: Sequence[Question], params: SamplingParams, at_once: int
-) -> list[Reply]:
+async def _ask_all(engine: Engine, questions: Sequence[Question], params: SamplingParams, at_once: int) -> list[Reply]:
     places = asyncio.Semaphore(at_once)
 
     async def ask(question: Question) -> Reply:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 Config = Annotated[
     str | None,
     typer.Argument(
-        metavar="[CONFIG]", help="YAML file, or the name of one that ships.", show_default="a tiny model on two CPU ranks"
+        metavar="CONFIG",
+        help="YAML file, or the name of one that ships.",
+        show_default="a tiny model, 2 CPU ranks",
     ),
 ]
 Settings = Annotated[

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -47,12 +47,13 @@ def held() -> set[str]:
 
 
 def rank_processes() -> list[int]:
-    """Processes of this user that still run a rank: Ray names an actor's process after its class."""
+    """Processes of this session that run a rank: Ray names an actor's process after its class."""
     found = []
-    for process in psutil.process_iter(["pid", "cmdline", "status"]):
-        command = " ".join(process.info["cmdline"] or [])
-        if command.startswith("ray::") and "rank" in command.lower() and process.info["status"] != "zombie":
-            found.append(process.info["pid"])
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(process.cmdline()).lower()
+            if command.startswith("ray::") and "rank" in command and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
     return found
 
 
@@ -60,9 +61,3 @@ def rank_processes() -> list[int]:
 def tiny() -> LaunchConfig:
     """The embedded default with few shapes: a launch of a few seconds."""
     return LaunchConfig.default(["capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2]"])
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder for models that tests write."""
-    return tmp_path_factory.mktemp("models")

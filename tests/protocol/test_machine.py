@@ -13,6 +13,7 @@ from tests.protocol.builders import MUTATIONS, PLAN, arrivals, at, plans
 PLAIN = LaunchPlan(2)
 
 
+@settings(max_examples=50)
 @given(plans(), st.randoms())
 def test_a_good_launch_is_released_gate_by_gate(plan, random):
     protocol = Protocol(plan)
@@ -27,6 +28,7 @@ def test_a_good_launch_is_released_gate_by_gate(plan, random):
     assert [one.rank for one in protocol.history[step]] == list(range(plan.world_size))
 
 
+@settings(max_examples=50)
 @given(plans())
 def test_the_steps_of_a_launch(plan):
     steps = list(plan.steps())

@@ -1,0 +1,148 @@
+"""``raylaunch bench launch``: what a barrier of the driver costs, and how long each phase of a launch takes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raylaunch.commands.options import Config, Settings, load_config, require_writable
+from raylaunch.commands.outcome import reported
+from raylaunch.commands.progress import stderr_console
+from raylaunch.commands.session import launched
+from raylaunch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raylaunch.config import LaunchConfig
+    from raylaunch.report import LaunchReport
+
+NOOP_SHAPES = 100
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one barrier costs while ranks do nothing. Milliseconds; ``per_rank`` is the median's share of one rank."""
+
+    ranks: int
+    steps: int
+    median: float
+    p99: float
+    per_rank: float
+
+
+def bench_launch(
+    config: Config = None,
+    settings: Settings = None,
+    repeat: Annotated[int, typer.Option(min=0, help="Launches of CONFIG; 0 measures barriers only.")] = 3,
+    ranks: Annotated[str, typer.Option(help='Group sizes to measure barriers with; "" measures none.')] = "2,4,8",
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
+) -> None:
+    """Measure the driver: a barrier of ranks that do nothing, and the phases of whole launches."""
+    with reported():
+        wanted, sizes = load_config(config, settings), sizes_of(ranks)
+        require_writable("--json", json_file)
+        idle = {size: noop_config(wanted, size) for size in sizes}
+        from raylaunch.commands.machine import describe_machine
+
+        machine = describe_machine()
+        costs = step_costs(idle) if idle else []
+        launches = []
+        for number in range(repeat):
+            stderr_console().print(f"launch {number + 1} of {repeat}")
+            with launched(wanted, show_report=False) as engine:
+                launches.append(engine.report.to_dict())
+        typer.echo("\n".join(show(machine, costs, launches)))
+        if json_file is not None:
+            everything = {"machine": machine, "barriers": [asdict(cost) for cost in costs], "launches": launches}
+            everything["medians"] = medians(launches)
+            json_file.write_text(json.dumps(everything, indent=2), encoding="utf-8")
+
+
+def sizes_of(text: str) -> list[int]:
+    """Group sizes in ``2,4,8``. Raises :class:`ConfigError`."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError("--ranks", text, "must be numbers of ranks such as 2,4,8")
+    return [int(part) for part in parts]
+
+
+def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
+    """``config`` for ranks that do nothing: no model, GPU or fault, and many barriers. Raises :class:`ConfigError`."""
+    return config.override(
+        f"parallel.tensor_parallel_size={ranks}",
+        "engine.device=cpu",
+        "placement.resources_per_rank={}",
+        "faults=[]",
+        "capture.enabled=true",
+        "capture.granularity=iteration",
+        f"capture.prefill_tokens={list(range(2, NOOP_SHAPES + 2))}",
+        "capture.decode_batch_sizes=[2]",
+    )
+
+
+def step_costs(configs: dict[int, LaunchConfig]) -> list[StepCost]:
+    """Launches idle ranks in each size and times their barriers. Raises :class:`LaunchError`."""
+    from raylaunch.cluster import enter
+    from raylaunch.commands.outcome import signals_held
+    from raylaunch.launch import launch
+    from raylaunch.report import LaunchReport
+
+    placement = next(iter(configs.values())).placement
+    session = enter(placement.address, {"CPU": float(max(configs))}, placement.namespace)
+    costs = []
+    try:
+        for size, config in configs.items():
+            stderr_console().print(f"barriers of {size} ranks")
+            report = LaunchReport(config.name)
+            done = launch(config, report, lambda *_: None, program="noop")
+            with signals_held():
+                done.group.close(config.deadlines.shutdown)
+            costs.append(cost_of(size, report))
+    finally:
+        with signals_held():
+            session.close()
+    return costs
+
+
+def cost_of(ranks: int, report: LaunchReport) -> StepCost:
+    """From release to release, over the barriers inside CAPTURE."""
+    from raylaunch.protocol import Gate
+
+    released = [record.released for record in report.steps if record.step.gate is Gate.ITERATION]
+    took = sorted((after - before) * 1e3 for before, after in pairwise(released))
+    middle = took[len(took) // 2]
+    return StepCost(ranks, len(took), middle, took[min(len(took) - 1, int(len(took) * 0.99))], middle / ranks)
+
+
+def medians(launches: list[dict[str, Any]]) -> dict[str, float]:
+    """Median seconds of every phase, and of ``ready``."""
+    from raylaunch.report import median
+
+    if not launches:
+        return {}
+    phases = {name: median(one["phases"][name]["seconds"] for one in launches) for name in launches[0]["phases"]}
+    return {**phases, "ready": median(one["seconds"] for one in launches)}
+
+
+def show(machine: dict[str, Any], costs: list[StepCost], launches: list[dict[str, Any]]) -> list[str]:
+    """The figures as lines for people."""
+    memory = machine["memory"]["total"] / (1 << 30)
+    packages = ", ".join(f"{name} {machine['packages'][name]}" for name in ("ray", "torch"))
+    lines = [
+        f"{machine['host']}: {machine['cpus_usable']:g} CPUs, {memory:.0f} GiB, {len(machine['gpus'])} GPUs, "
+        f"Python {machine['python']}, {packages}"
+    ]
+    if costs:
+        lines += ["", "one barrier, ranks idle, milliseconds", " ranks  barriers  median     p99  per rank"]
+        lines += [f"{c.ranks:6}  {c.steps:8}  {c.median:6.2f}  {c.p99:6.2f}  {c.per_rank:8.2f}" for c in costs]
+    if launches:
+        lines += ["", f"a whole launch, median of {len(launches)}, seconds"]
+        every = [*(launch["phases"] for launch in launches)]
+        for name, middle in medians(launches).items():
+            values = [one[name]["seconds"] for one in every] if name != "ready" else [o["seconds"] for o in launches]
+            lines.append(f"  {name:<9} {middle:7.2f}   ({min(values):.2f} to {max(values):.2f})")
+    return lines

@@ -1,0 +1,102 @@
+"""``raylaunch doctor``: what is here, and whether a launch could work."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raylaunch.commands.options import Config, Settings, load_config
+from raylaunch.commands.outcome import LAUNCH_FAILED, reported
+from raylaunch.errors import LaunchError
+
+if TYPE_CHECKING:
+    from raylaunch.commands.examine import Plan
+    from raylaunch.placement import Node
+
+
+def doctor(
+    config: Config = None,
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show what this machine or cluster has, and what a launch would use and why; launch nothing.
+
+    Exits with 1 and a list of problems where the launch could not work.
+    """
+    with reported():
+        wanted = load_config(config, settings)
+        from raylaunch.commands.examine import cluster_of, examine
+        from raylaunch.commands.machine import describe_machine
+
+        machine = describe_machine()
+        unreachable = ""
+        address: str = wanted.placement.address or os.environ.get("RAY_ADDRESS", "")
+        nodes: list[Node] | None
+        try:
+            address, nodes = cluster_of(wanted)
+        except LaunchError as error:
+            nodes, unreachable = [], error.summary
+        plan = examine(wanted, machine, None if unreachable else nodes)
+        if unreachable:
+            plan.problems.insert(0, unreachable)
+        if as_json:
+            cluster = {"address": address, "nodes": [asdict(node) for node in nodes or ()]}
+            everything = {"machine": machine, "cluster": cluster, "launch": plan.facts, "problems": plan.problems}
+            typer.echo(json.dumps(everything, indent=2, default=dict))
+        else:
+            typer.echo("\n".join(show(machine, address, nodes, wanted.name, plan)))
+        if plan.problems:
+            raise typer.Exit(LAUNCH_FAILED)
+
+
+def show(machine: dict[str, Any], address: str, nodes: Sequence[Node] | None, name: str, plan: Plan) -> list[str]:
+    """Everything as lines for people."""
+    lines = ["machine", *_rows(machine_facts(machine))]
+    lines += ["packages", *_rows({key: value or "not installed" for key, value in machine["packages"].items()})]
+    if nodes is None:
+        lines += ["cluster", "  none given (RAY_ADDRESS, placement.address): a launch starts a private one here"]
+    else:
+        from raylaunch.placement import show as amounts
+
+        lines += [f"cluster {address}", *(f"  node {node.address}  {amounts(_shown(node.total))}" for node in nodes)]
+    lines += [f"launch of {name}", *_rows(plan.facts)]
+    lines += ["problems", *(f"  {problem}" for problem in plan.problems or ("none",))]
+    return lines
+
+
+def machine_facts(machine: dict[str, Any]) -> dict[str, str]:
+    """The machine in words."""
+    shm, memory, gpus = machine["shm"], machine["memory"], machine["gpus"]
+    return {
+        "host": f"{machine['host']}, {machine['platform']}",
+        "Python": machine["python"],
+        "CPUs": f"{machine['cpus']}, {machine['cpus_usable']:g} usable",
+        "memory": f"{_gib(memory['available'])} available of {_gib(memory['total'])}",
+        "/dev/shm": f"{_gib(shm['free'])} free of {_gib(shm['total'])}" if shm["total"] else "none",
+        "memfd": f"does not work: {shm['memfd']}" if shm["memfd"] else "works",
+        "GPUs": "; ".join(f"{gpu['name']}, {gpu['memory']}, driver {gpu['driver']}" for gpu in gpus)
+        or f"none ({machine['gpus_from']})",
+    }
+
+
+def _rows(facts: dict[str, str]) -> list[str]:
+    width = max(map(len, facts))
+    return [f"  {key:<{width}}  {value}" for key, value in facts.items()]
+
+
+def _shown(resources: Any) -> dict[str, float]:
+    """A node's resources without those that only name it; memory in GiB."""
+    named = {key: value for key, value in resources.items() if not key.startswith("node:")}
+    return {
+        f"GiB {key}" if "memory" in key else key: round(value / (1 << 30), 1) if "memory" in key else value
+        for key, value in named.items()
+    }
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"

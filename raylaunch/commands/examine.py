@@ -1,0 +1,164 @@
+"""What a launch would use here and why, found out without launching."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from raylaunch.errors import ConfigError, LaunchError, RankFault
+
+if TYPE_CHECKING:
+    from raylaunch.config import LaunchConfig
+    from raylaunch.placement import Node
+
+
+@dataclass
+class Plan:
+    """What would be used, by name, in words; and what makes it impossible."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def examine(config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node] | None) -> Plan:
+    """What a launch of ``config`` would use.
+
+    Args:
+        machine: of :func:`raylaunch.commands.machine.describe_machine`.
+        nodes: the cluster's; None where a launch starts a private one on this machine.
+    """
+    plan = Plan()
+    plan.problems += missing_requirements()
+    _examine_model(plan, config)
+    _examine_placement(plan, config, machine, nodes)
+    _examine_communicator(plan, config)
+    return plan
+
+
+def missing_requirements() -> list[str]:
+    """Packages that raylaunch needs and that are not installed, or not in a version it works with."""
+    from packaging.requirements import Requirement
+
+    try:
+        declared = importlib.metadata.requires("raylaunch") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []  # run from a checkout: nobody has declared anything
+    problems = []
+    for requirement in map(Requirement, declared):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            problems.append(f"{requirement.name} is not installed; needed is {requirement}")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement.name} is {version}; needed is {requirement}")
+    return problems
+
+
+def private_node(config: LaunchConfig, machine: dict[str, Any]) -> Node:
+    """The one node of the private cluster that a launch would start here."""
+    from raylaunch.placement import Node, request_for
+
+    needed = sum(bundle.get("CPU", 0.0) for bundle in request_for(config, "cpu").bundles)
+    total = {"CPU": max(float(machine["cpus"]), needed)}
+    if machine["gpus"]:
+        total["GPU"] = float(len(machine["gpus"]))
+    return Node("this-machine", machine["host"], total, total)
+
+
+def _examine_model(plan: Plan, config: LaunchConfig) -> None:
+    from raylaunch.model_check import check_model
+
+    try:
+        shape = check_model(config)
+    except ConfigError as error:
+        plan.facts["model"] = config.model.path
+        plan.problems.append(str(error))
+        return
+    plan.facts["model"] = (
+        f"{shape.architecture}, {shape.heads} heads, {shape.kv_heads} for keys and values, up to "
+        f"{shape.max_positions} tokens ({config.model.path})"
+    )
+
+
+def _examine_placement(plan: Plan, config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node] | None) -> None:
+    from raylaunch.launch import plan_of
+    from raylaunch.placement import choose_device, impossible, request_for, show
+
+    where = [private_node(config, machine)] if nodes is None else list(nodes)
+    device, world = choose_device(config, where), config.parallel.tensor_parallel_size
+    gpus = sum(node.total.get("GPU", 0) for node in where)
+    why = "engine.device" if config.engine.device != "auto" else f"{gpus:g} GPUs for {world} ranks"
+    plan.facts["engine"] = f"{config.engine.kind} on {device} ({why})"
+    request = request_for(config, device)
+    named = config.placement.placement_group
+    if named is not None:
+        plan.facts["placement"] = f"the placement group {named!r}"
+    else:
+        bundles = f"{len(request.bundles)} x [{show(request.bundles[0])}]"
+        plan.facts["placement"] = f"{world} ranks, {request.strategy} {bundles}"
+        if impossible_because := impossible(request, where):
+            plan.problems.append(f"placement: {impossible_because}")
+    capture = config.capture
+    padded = f"prefill {_listed(capture.prefill_tokens)}; decode {_listed(capture.decode_batch_sizes)}"
+    plan.facts["shapes"] = padded if capture.enabled else f"{padded}; eager, nothing is captured"
+    plan.facts["barriers"] = f"{len(list(plan_of(config).steps()))}, before every {capture.granularity} of CAPTURE"
+
+
+def _examine_communicator(plan: Plan, config: LaunchConfig) -> None:
+    """Asks the ranks' own code, with an offer of real memory: what it says here it will say in a launch."""
+    try:
+        from actors.communicator.arena import Arena, host_identity, open_segment
+        from actors.communicator.choice import choose
+        from actors.communicator.shared_memory import ShareOffer
+    except (ImportError, OSError) as error:
+        plan.problems.append(f"what runs in a rank cannot be imported: {error}")
+        return
+    world, limit, host = config.parallel.tensor_parallel_size, config.communicator.max_bytes, ""
+    handle, reason, arena = None, "", None
+    try:
+        host = host_identity()
+        arena = Arena.create("doctor", 2 * limit)
+        open_segment("doctor", arena.handle())
+        handle = arena.handle()
+    except (RankFault, OSError) as error:
+        reason = str(error)
+    finally:
+        if arena is not None:
+            arena.close()
+    offers = [ShareOffer(rank, host, platform.machine(), limit, handle, reason) for rank in range(world)]
+    spread = [str(rank * config.parallel.nodes // world) for rank in range(world)]
+    choice = choose(offers, config.communicator.custom_all_reduce, world, spread)
+    plan.facts["all-reduce"] = f"{choice.kind} ({choice.reason})"
+
+
+def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None]:
+    """Address and nodes of the Ray cluster that a launch would join, ``("", None)`` if it starts a private one.
+
+    Raises:
+        LaunchError: no cluster answers there.
+    """
+    address = config.placement.address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        return "", None
+    from raylaunch.cluster import enter
+    from raylaunch.placement import cluster_nodes
+
+    session = enter(address, {}, config.placement.namespace)
+    try:
+        return address, cluster_nodes()
+    except Exception as error:
+        raise LaunchError(f"the Ray cluster at {address!r} does not answer: {error}", phase="PLACE") from error
+    finally:
+        session.close()
+
+
+def _listed(shapes: Sequence[int]) -> str:
+    text = ", ".join(map(str, shapes[:8]))
+    return text if len(shapes) <= 8 else f"{text}, ... {shapes[-1]} ({len(shapes)} shapes)"

@@ -1,0 +1,134 @@
+"""What this machine has: facts for ``doctor``, and beside every measurement."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from typing import Any
+
+PACKAGES = (
+    "raylaunch", "ray", "torch", "triton", "transformers", "safetensors", "pydantic", "pyzmq", "msgspec", "numpy",
+    "sglang", "sglang-kernel", "flashinfer-python", "nvidia-nccl-cu12", "nvidia-nccl-cu13",
+)  # fmt: skip
+SMI_SECONDS = 20.0
+GIB = 1 << 30
+
+
+def describe_machine() -> dict[str, Any]:
+    """Plain data for JSON. Sizes are in bytes. Starts no process but ``nvidia-smi``; imports nothing heavy."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    gpus, why = find_gpus()
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count() or 1,
+        "cpus_usable": usable_cpus(),
+        "memory": {"total": memory.total, "available": memory.available},
+        "shm": shared_memory(),
+        "gpus": gpus,
+        "gpus_from": why,
+        "packages": package_versions(),
+    }
+
+
+def usable_cpus() -> float:
+    """CPUs that this process may use: its affinity, or a container's quota if that is less."""
+    cpus = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = file.read().split()
+        return cpus if quota == "max" else min(cpus, int(quota) / int(period))
+    except (OSError, ValueError):
+        return cpus
+
+
+def shared_memory() -> dict[str, Any]:
+    """Size of ``/dev/shm``, which Ray's object store uses, and whether ranks can share memory without it."""
+    facts: dict[str, Any] = {"total": 0, "free": 0, "memfd": memfd_problem()}
+    try:
+        facts["total"], _, facts["free"] = shutil.disk_usage("/dev/shm")
+    except OSError:
+        return facts
+    return facts
+
+
+def memfd_problem() -> str:
+    """Why memory without a name cannot be made and opened again through ``/proc``; "" if it can."""
+    try:
+        fd = os.memfd_create("raylaunch-doctor")
+    except (OSError, AttributeError) as error:
+        return f"memfd_create: {error}"
+    try:
+        os.posix_fallocate(fd, 0, 1 << 16)
+        os.close(os.open(f"/proc/{os.getpid()}/fd/{fd}", os.O_RDWR))
+    except OSError as error:
+        return str(error)
+    finally:
+        os.close(fd)
+    return ""
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions as installed, None where a package is not."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def find_gpus() -> tuple[list[dict[str, str]], str]:
+    """The NVIDIA GPUs, and who said so or why nobody could."""
+    try:
+        return _from_nvml(), "NVML"
+    except ImportError:
+        return _from_smi()
+    except Exception as error:  # NVMLError: its classes are made when the library is loaded
+        return [], f"NVML: {error}"
+
+
+def _from_nvml() -> list[dict[str, str]]:
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            {
+                "name": _text(pynvml.nvmlDeviceGetName(handle)),
+                "memory": f"{pynvml.nvmlDeviceGetMemoryInfo(handle).total / GIB:.1f} GiB",
+                "driver": driver,
+            }
+            for handle in handles
+        ]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _from_smi() -> tuple[list[dict[str, str]], str]:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return [], "neither nvidia-ml-py nor nvidia-smi is here"
+    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=SMI_SECONDS, check=True)
+    except subprocess.CalledProcessError as error:
+        return [], f"nvidia-smi: {(error.stderr or error.stdout).strip()}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [], f"nvidia-smi: {error}"
+    rows = [line.split(", ") for line in done.stdout.splitlines() if line.count(", ") == 2]
+    return [dict(zip(("name", "memory", "driver"), row, strict=True)) for row in rows], "nvidia-smi"
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

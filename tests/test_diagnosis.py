@@ -1,0 +1,152 @@
+"""Who is to blame: tables of what was observed and what must be concluded."""
+
+from __future__ import annotations
+
+import pytest
+
+from raylaunch.diagnosis import (
+    Fate,
+    Observation,
+    cause_of_death,
+    fault_code,
+    inside_collective,
+    is_victim,
+    may_help_to_retry,
+    root_cause,
+)
+from raylaunch.protocol import Failure, Phase
+
+DIED, FAILED, SILENT, HUNG, VICTIM, WAITING, ARRIVED = Fate
+
+
+def seen(*fates):
+    """One observation a rank: a fate, or a fate and when it happened."""
+    pairs = [one if isinstance(one, tuple) else (one, 0.0) for one in fates]
+    return [Observation(rank, fate, when=when) for rank, (fate, when) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize(
+    ("fates", "blamed"),
+    [
+        ([], None),
+        ([ARRIVED, ARRIVED], None),
+        ([ARRIVED, HUNG], 1),
+        ([WAITING, HUNG], 1),
+        ([WAITING, ARRIVED], 0),
+        ([WAITING, WAITING], 0),
+        ([HUNG, SILENT], 1),
+        ([SILENT, FAILED], 1),
+        ([FAILED, DIED], 1),
+        ([VICTIM, WAITING, ARRIVED], 0),
+        ([VICTIM, HUNG], 1),
+        ([(FAILED, 2.0), (FAILED, 1.0)], 1),
+        ([(FAILED, 1.0), (FAILED, 1.0)], 0),
+        ([(VICTIM, 1.0), (DIED, 0.0), (VICTIM, 0.5)], 1),
+    ],
+)
+def test_root_cause(fates, blamed):
+    cause = root_cause(seen(*fates))
+    assert (cause and cause.rank) == blamed
+
+
+@pytest.mark.parametrize("culprit", [DIED, FAILED, SILENT, HUNG])
+def test_a_healthy_rank_is_not_blamed_because_it_spoke_first(culprit):
+    """When a node dies its peers' collectives break seconds before Ray says so."""
+    cause = root_cause(seen((VICTIM, 10.0), (culprit, 13.0), (WAITING, 9.0), (ARRIVED, 8.0)))
+    assert cause.rank == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "victim"),
+    [
+        ("Connection closed by peer [127.0.0.1]:4711", None, True),
+        ("[../gloo/transport/tcp/pair.cc:553] Connection reset by peer", None, True),
+        ("Timed out waiting 60000ms for recv operation to complete", None, True),
+        ("NCCL error: remote process exited", None, True),
+        ("[Errno 32] Broken pipe", None, True),
+        ("Socket Timeout", None, True),
+        ("Timed out waiting for the lock", None, False),
+        ("CUDA out of memory", None, False),
+        ("index out of range", None, False),
+        ("gloo cannot bind port 29500: in use", "F10", False),
+    ],
+)
+def test_is_victim(message, code, victim):
+    assert is_victim(Failure(0, None, "RuntimeError", message, code=code)) is victim
+
+
+def test_a_rank_that_says_it_is_a_victim_is_one():
+    assert is_victim(Failure(0, None, "CollectiveAborted", "rank 1 never came", victim=True))
+
+
+@pytest.mark.parametrize(
+    ("fate", "phase", "code"),
+    [
+        (DIED, Phase.CONNECT, "F06"),
+        (DIED, Phase.CAPTURE, "F06"),
+        (DIED, Phase.SERVE, "F07"),
+        (FAILED, Phase.CAPTURE, "F05"),
+        (FAILED, Phase.LOAD, None),
+        (FAILED, Phase.SERVE, "F07"),
+        (HUNG, Phase.WARMUP, "F08"),
+        (SILENT, Phase.SERVE, "F08"),
+        (WAITING, Phase.CAPTURE, "F08"),
+    ],
+)
+def test_fault_code(fate, phase, code):
+    assert fault_code(Observation(0, fate), phase) == code
+    assert fault_code(Observation(0, fate, code="F17"), phase) == "F17"
+
+
+@pytest.mark.parametrize(
+    ("fate", "code", "retry"),
+    [(DIED, None, True), (HUNG, None, True), (VICTIM, None, True), (FAILED, None, False), (DIED, "F02", False)],
+)
+def test_may_help_to_retry(fate, code, retry):
+    assert may_help_to_retry(Observation(0, fate, code=code)) is retry
+    assert not may_help_to_retry(None)
+
+
+RAY_SIGKILL = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: RankActor\n\tip: 10.0.0.4\n"
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
+    "unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was "
+    "killed by the OOM killer due to high memory usage, (2) ray stop --force was called."
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "log", "kills", "cause"),
+    [
+        (RAY_SIGKILL, "", 0, "ended without a message (SIGKILL, or a crash outside Python)"),
+        (RAY_SIGKILL, "", 1, "killed by the kernel: out of memory"),
+        (
+            RAY_SIGKILL,
+            "x\nFatal Python error: Segmentation fault\n\nCurrent thread",
+            0,
+            "crashed: Segmentation fault",
+        ),
+        ("Worker exits with an exit code 3.", "", 0, "exited with code 3"),
+        ("Worker exits with an exit code -6.", "", 0, "exited with code -6"),
+        ("The actor died because its node has died. Node Id: 4f2", "", 0, "its node died"),
+        ("Task was killed due to the node running low on memory.", "", 0, "killed by Ray: the node ran low on memory"),
+        ("Worker exit type: NODE_OUT_OF_MEMORY", "", 0, "killed by Ray: the node ran low on memory"),
+        ("killed due to memory pressure (OOM)", "", 0, "killed by Ray: the node ran low on memory"),
+        ("", "", 0, "ended without a message (SIGKILL, or a crash outside Python)"),
+    ],
+)
+def test_cause_of_death(message, log, kills, cause):
+    assert cause_of_death(message, log, kills) == cause
+
+
+@pytest.mark.parametrize(
+    ("stack", "inside"),
+    [
+        ('File "/x/actors/communicator/shared_memory.py", line 9, in _wait', True),
+        ('File "/y/torch/distributed/distributed_c10d.py", line 2, in barrier', True),
+        ('File "/x/actors/graphs/capture.py", line 30, in capture', False),
+        ("", False),
+    ],
+)
+def test_inside_collective(stack, inside):
+    assert inside_collective(stack) is inside

@@ -1,0 +1,125 @@
+"""What is refused because of the model, before any actor starts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError
+from raylaunch.model_check import ModelShape, check_model
+
+GOOD = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "vocab_size": 100,
+}
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Checks a model with this ``config.json`` (data or text) and these settings."""
+
+    def run(data=GOOD, *overrides):
+        if data is not None:
+            (tmp_path / "config.json").write_text(data if isinstance(data, str) else json.dumps(data))
+        (tmp_path / "model.safetensors").touch()
+        return check_model(LaunchConfig.from_dict({"model": {"path": str(tmp_path)}}).override(*overrides))
+
+    return run
+
+
+def test_shape_of_a_model(check):
+    wanted = ModelShape("Qwen3ForCausalLM", max_positions=2048, vocab_size=100, heads=8, kv_heads=4)
+    assert check() == wanted
+    assert check({**GOOD, "num_attention_heads": 4, "num_key_value_heads": None}).kv_heads == 4
+    assert check({**GOOD, "architectures": None}).architecture == "unknown"
+
+
+def test_a_vision_language_model_keeps_its_shape_under_text_config(check):
+    inner = {key: value for key, value in GOOD.items() if key not in ("architectures", "vocab_size")}
+    outer = {"architectures": ["Qwen2_5_VL"], "vocab_size": 100, "num_attention_heads": 3, "text_config": inner}
+    assert check(outer) == ModelShape("Qwen2_5_VL", 2048, 100, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "text"),
+    [
+        (3, "must divide the model's num_attention_heads = 8; this model can be launched with 1, 2, 4"),
+        (8, "must divide the model's num_key_value_heads = 4; this model can be launched with 1, 2, 4"),
+    ],
+)
+def test_heads_must_be_divisible(check, ranks, text):
+    with pytest.raises(ConfigError) as caught:
+        check(GOOD, f"parallel.tensor_parallel_size={ranks}")
+    assert str(caught.value) == f"parallel.tensor_parallel_size = {ranks}: {text}"
+
+
+def test_shapes_beyond_the_positions(check):
+    assert check(GOOD, "capture.prefill_tokens=[8,2048]")
+    with pytest.raises(ConfigError) as caught:
+        check(GOOD, "capture.prefill_tokens=[8,2049]")
+    assert str(caught.value) == (
+        "capture.prefill_tokens = [8, 2049]: 2049 is beyond the model's max_position_embeddings = 2048"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "text"),
+    [
+        (["faults=[{action: kill, rank: 2}]", "parallel.tensor_parallel_size=2"], "faults", "only ranks 0 to 1"),
+        (["engine=sglang"], "engine.kind", "'reference' only"),
+    ],
+)
+def test_settings_that_do_not_go_together(check, overrides, key, text):
+    with pytest.raises(ConfigError) as caught:
+        check(GOOD, *overrides)
+    assert caught.value.key == key
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ("{", "its config.json cannot be read"),
+        ("[]", "its config.json must hold a mapping"),
+        ({**GOOD, "num_attention_heads": "8"}, "num_attention_heads = '8': must be a positive integer"),
+        ({**GOOD, "vocab_size": 0}, "vocab_size = 0: must be a positive integer"),
+        ({**GOOD, "max_position_embeddings": True}, "max_position_embeddings = True"),
+        ({"text_config": "none"}, "num_attention_heads = None"),
+        ({**GOOD, "quantization_config": {"quant_method": "fp8"}}, "quantised checkpoints"),
+        (None, "the folder has no config.json"),
+    ],
+)
+def test_a_config_json_that_will_not_do(check, tmp_path, data, text):
+    with pytest.raises(ConfigError) as caught:
+        check(data)
+    assert (caught.value.key, caught.value.value) == ("model.path", str(tmp_path))
+    assert text in str(caught.value)
+
+
+def test_missing_weights(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(GOOD))
+    config = LaunchConfig.from_dict({"model": {"path": str(tmp_path)}})
+    with pytest.raises(ConfigError, match=r"no \*\.safetensors; model.load_format=dummy needs none"):
+        check_model(config)
+    assert check_model(config.override("model.load_format=dummy"))
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
+def test_missing_folder(path):
+    with pytest.raises(ConfigError) as caught:
+        check_model(LaunchConfig.from_dict({"model": {"path": path}}))
+    assert str(caught.value).startswith(f"model.path = {path!r}: no such folder")
+
+
+def test_a_name_that_is_neither_folder_nor_hub_name():
+    with pytest.raises(ConfigError, match="neither a folder nor a Hub name such as Qwen/Qwen3-8B"):
+        check_model(LaunchConfig.from_dict({"model": {"path": "a/b/c"}}))
+
+
+def test_the_shipped_model():
+    assert check_model(LaunchConfig.default()).vocab_size == 16

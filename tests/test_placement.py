@@ -1,0 +1,111 @@
+"""Who sits where, and what is said when it cannot be; the parts that need no cluster."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raylaunch.config import LaunchConfig
+from raylaunch.placement import Node, Request, choose_device, impossible, request_for, seats, unsatisfied
+
+
+def config(**sections):
+    return LaunchConfig.from_dict({"model": {"path": "m"}, **sections})
+
+
+def node(name, total, free=None):
+    return Node(name * 8, f"10.0.0.{name}", total, total if free is None else free)
+
+
+ONE = {"CPU": 1.0}
+GPU = {"CPU": 1.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "nodes", "device", "placement", "bundles", "strategy"),
+    [
+        (1, 1, "cpu", {}, (ONE,), "STRICT_PACK"),
+        (2, 1, "cuda", {}, (GPU, GPU), "STRICT_PACK"),
+        (2, 1, "cpu", {"strategy": "SPREAD"}, (ONE, ONE), "SPREAD"),
+        (4, 2, "cuda", {}, ({"CPU": 2.0, "GPU": 2.0},) * 2, "STRICT_SPREAD"),
+        (4, 2, "cpu", {"strategy": "PACK"}, ({"CPU": 2.0},) * 2, "PACK"),
+        (2, 1, "cuda", {"resources_per_rank": {"GPU": 0.5}}, ({"GPU": 0.5},) * 2, "STRICT_PACK"),
+    ],
+)
+def test_what_is_asked_of_ray(ranks, nodes, device, placement, bundles, strategy):
+    made = config(parallel={"tensor_parallel_size": ranks, "nodes": nodes}, placement=placement)
+    assert request_for(made, device) == Request(bundles, strategy)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "device"),
+    [("auto", 2, "cuda"), ("auto", 1, "cpu"), ("auto", 0, "cpu"), ("cpu", 2, "cpu"), ("cuda", 0, "cuda")],
+)
+def test_device(wanted, gpus, device):
+    made = config(parallel={"tensor_parallel_size": 2}, engine={"device": wanted})
+    assert choose_device(made, [node("1", {"CPU": 4, "GPU": gpus})]) == device
+
+
+@pytest.mark.parametrize(
+    ("bundles", "strategy", "why"),
+    [
+        ((ONE, ONE), "STRICT_PACK", ""),
+        ((GPU,), "PACK", "no node has 1 CPU, 1 GPU"),
+        ((ONE,) * 3, "STRICT_PACK", "no single node has 3 CPU"),
+        ((ONE,) * 3, "PACK", ""),
+        ((ONE,) * 3, "STRICT_SPREAD", "3 nodes are asked for and 2 can hold a bundle"),
+        ((ONE,) * 2, "STRICT_SPREAD", ""),
+    ],
+)
+def test_what_can_never_be(bundles, strategy, why):
+    nodes = [node("1", {"CPU": 2}, {}), node("2", {"CPU": 2}, {"CPU": 1})]
+    assert impossible(Request(bundles, strategy), nodes) == why
+
+
+def test_nothing_is_possible_without_nodes():
+    assert impossible(Request((ONE,), "PACK"), []) == "no node has 1 CPU"
+
+
+def test_f13_says_what_was_asked_beside_what_there_is():
+    nodes = [node("1", {"CPU": 4, "GPU": 2}, {"CPU": 4}), node("2", {"CPU": 8, "memory": 1e9}, {"CPU": 0.5})]
+    request = Request((GPU, GPU, ONE), "PACK")
+    assert unsatisfied(request, nodes, ["other (created: 2 GPU)"], "placement not ready in 3 s").splitlines() == [
+        "placement not ready in 3 s; asked PACK 2 x [1 CPU, 1 GPU] + 1 x [1 CPU]; the cluster has",
+        "    node 10.0.0.1 (11111111): CPU 4 free of 4, GPU 0 free of 2",
+        "    node 10.0.0.2 (22222222): CPU 0.5 free of 8, GPU 0 free of 0",
+        "  held by placement groups: other (created: 2 GPU)",
+    ]
+
+
+@st.composite
+def bundles(draw):
+    """Bundles on nodes in any order, and a world that they can hold in equal shares."""
+    nodes = draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=8))
+    made = [(index, name, f"10.0.0.{name}") for index, name in enumerate(nodes)]
+    world = draw(st.one_of(st.integers(1, len(made)), st.sampled_from([len(made) * k for k in (1, 2, 4)])))
+    return draw(st.permutations(made)), world
+
+
+@given(bundles())
+def test_ranks_of_one_node_are_contiguous_and_counted_from_zero(drawn):
+    given_bundles, world = drawn
+    placed = seats(given_bundles, world)
+    assert [seat.rank for seat in placed] == list(range(world))
+    order = [seat.node_id for seat in placed]
+    assert len(dict.fromkeys(order)) == 1 + sum(a != b for a, b in pairwise(order))
+    for name in set(order):
+        here = [seat for seat in placed if seat.node_id == name]
+        assert [seat.local_rank for seat in here] == list(range(len(here)))
+    where = {index: (name, address) for index, name, address in given_bundles}
+    assert all(where[seat.bundle] == (seat.node_id, seat.address) for seat in placed)
+    shares = [sum(seat.bundle == index for seat in placed) for index in where]
+    assert set(shares) - {0} == {max(1, world // len(where))}
+    assert placed == seats(sorted(given_bundles), world), "Ray's order of the bundles must not matter"
+
+
+def test_a_group_with_more_bundles_than_ranks_is_not_spread_without_need():
+    given_bundles = [(0, "a", "a"), (1, "b", "b"), (2, "b", "b")]
+    assert [(seat.bundle, seat.local_rank) for seat in seats(given_bundles, 2)] == [(1, 0), (2, 1)]
