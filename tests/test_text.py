@@ -116,6 +116,7 @@ def test_shown_is_the_text_up_to_the_first_stop_string_however_it_is_cut(text, s
         (["\n"], ["1\n2"], ["1", ""]),
         (["aab"], ["aa", "ab"], ["", "a", ""]),
         (["abc", "b"], ["a", "b", "c"], ["", "a", "", ""]),
+        (["abc", "b"], ["abc"], ["a", ""]),
         (["bc", "abc"], ["abc"], ["", ""]),
     ],
 )
