@@ -80,7 +80,8 @@ class RankGate:
             self._changed.wait_for(lambda: self._release is not None)
             release = self._release
             self._left = time.time()
-            self._activity = f"left {step}"
+            if not self._serving:
+                self._activity = f"left {step}"
         assert release is not None
         return release
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from raylaunch.errors import RequestFailed
 
 if TYPE_CHECKING:
     from actors.reference.channel import Offer
+
+log = logging.getLogger(__name__)
 
 POLL_MS = 200
 SEND_MS = 5_000
@@ -61,4 +64,8 @@ class RankZeroClient:
     def _receive(self) -> None:
         while not self._closed.is_set():
             if self._outputs.poll(POLL_MS):
-                self._deliver(wire.decode_outputs(self._outputs.recv()))
+                try:
+                    self._deliver(wire.decode_outputs(self._outputs.recv()))
+                except Exception:
+                    # One bad message, or one caller's error, must not silence all the others.
+                    log.exception("outputs of the ranks could not be delivered")

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -23,6 +24,7 @@ from raylaunch.errors import LaunchError
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 AGENT_GRACE_S = 1.0
+CONNECT_S = 5.0
 
 
 @dataclass
@@ -68,6 +70,7 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
     try:
         with _callers_sigterm():
             if target:
+                _require_listener(target)
                 ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level="ERROR")
             else:
                 _private_token(session)
@@ -90,6 +93,13 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
         session.close()
         raise
     return session
+
+
+def _require_listener(address: str) -> None:
+    """Raises ``OSError`` at once where nobody listens at HOST:PORT: ``ray.init`` would try for twenty minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 def _private_processes() -> list[psutil.Process]:

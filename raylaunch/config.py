@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from raylaunch.errors import ConfigError
 
@@ -184,6 +184,34 @@ class DeadlineConfig(Section):
         return float(getattr(self, "register_" if phase == "REGISTER" else phase.lower()))
 
 
+class ServeConfig(Section):
+    """The HTTP server.
+
+    Attributes:
+        host: address to listen on; loopback unless told otherwise.
+        port: TCP port.
+        api_key: what clients must send as ``Authorization: Bearer KEY``; None asks for nothing.
+        served_model_name: name that clients use for the model; None takes the last part of its path.
+        chat_template: Jinja template, or the path of one, for models whose tokenizer has none.
+        max_body_bytes: largest request body.
+        max_concurrent: requests answered at the same time; more are refused.
+        while_rebuilding: whether requests ``wait`` while a lost group is rebuilt, or ``fail`` at once.
+        rebuild_wait: seconds that they wait at most.
+        drain: seconds that running requests get to end when the server is stopped.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 30_000
+    api_key: SecretStr | None = None
+    served_model_name: str | None = None
+    chat_template: str | None = None
+    max_body_bytes: PositiveInt = 4 << 20
+    max_concurrent: PositiveInt = 256
+    while_rebuilding: Literal["wait", "fail"] = "fail"
+    rebuild_wait: Seconds = 60
+    drain: Seconds = 30
+
+
 class FaultConfig(Section):
     """A fault to provoke on purpose, to see how the launch ends.
 
@@ -215,6 +243,7 @@ class LaunchConfig(Section):
     communicator: CommunicatorConfig = CommunicatorConfig()
     placement: PlacementConfig = PlacementConfig()
     deadlines: DeadlineConfig = DeadlineConfig()
+    serve: ServeConfig = ServeConfig()
     restarts: Annotated[int, Field(ge=0, le=100)] = 0
     faults: tuple[FaultConfig, ...] = ()
 

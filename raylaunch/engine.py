@@ -6,7 +6,9 @@ import asyncio
 import queue
 import secrets
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import PurePath
 from typing import Any, TypeVar, overload
 
 from ray.util.placement_group import PlacementGroup
@@ -97,6 +99,40 @@ class Engine:
     def health(self, ask_ranks: bool = True) -> Health:
         """Whether requests are answered now; asks every rank unless told not to. Never raises."""
         return self._supervisor.health(len(self._requests), ask_ranks)
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Waits while the group is launched or rebuilt; whether requests can be answered then."""
+        end = time.monotonic() + timeout_s
+        while self._supervisor.condition is Condition.LAUNCHING and time.monotonic() < end:
+            time.sleep(0.05)
+        return self._supervisor.condition is Condition.READY
+
+    @property
+    def failures(self) -> tuple[tuple[float, LaunchError], ...]:
+        """The losses of the group since it first served: when (seconds since the epoch) and why."""
+        return tuple(self._supervisor.failures)
+
+    @property
+    def last_error(self) -> LaunchError | None:
+        """The last failure of the group, also after it was rebuilt; None if it never failed."""
+        return self._supervisor.error or (self._supervisor.failures[-1][1] if self._supervisor.failures else None)
+
+    @property
+    def restarts(self) -> int:
+        """How often the group was rebuilt."""
+        return self.config.restarts - self._supervisor.restarts_left
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called: as configured, or the last part of its path."""
+        return self.config.serve.served_model_name or PurePath(self.config.model.path).name
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model's context, vocabulary and heads. Raises :class:`RequestError` before the start."""
+        if self._shape is None:
+            raise RequestError("the engine is not started")
+        return self._shape
 
     @property
     def tokenizer(self) -> Any:
@@ -195,8 +231,7 @@ class Engine:
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> list[int]:
         """The prompt as token ids. Raises :class:`RequestError`."""
-        if self._shape is None:
-            raise RequestError("the engine is not started")
+        shape = self.shape
         if isinstance(prompt, str):
             if self._tokenizer is None:
                 raise RequestError("this model has no tokenizer: give the prompt as token ids")
@@ -206,16 +241,16 @@ class Engine:
         if not ids:
             raise RequestError("the prompt is empty: it needs at least one token")
         for position, token in enumerate(ids):
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self._shape.vocab_size:
-                limit = self._shape.vocab_size - 1
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < shape.vocab_size:
+                limit = shape.vocab_size - 1
                 raise RequestError(
                     f"token {position} of the prompt is {token!r}: token ids are integers from 0 to {limit}"
                 )
-        longest = min(self._shape.max_positions, self.config.engine.kv_tokens)
+        longest = min(shape.max_positions, self.config.engine.kv_tokens)
         if len(ids) + params.max_new_tokens > longest:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens and max_new_tokens is {params.max_new_tokens}: together at most "
-                f"{longest} (the model's positions are {self._shape.max_positions}, engine.kv_tokens is "
+                f"{longest} (the model's positions are {shape.max_positions}, engine.kv_tokens is "
                 f"{self.config.engine.kv_tokens})"
             )
         return ids
@@ -325,7 +360,10 @@ class _Background:
 def _joined(chunks: list[Chunk], prompt_tokens: int) -> Completion:
     text = "".join(chunk.text for chunk in chunks)
     ids = tuple(token for chunk in chunks for token in chunk.token_ids)
-    return Completion(chunks[-1].request_id, text, ids, chunks[-1].finish_reason or "abort", prompt_tokens)
+    logprobs = None
+    if any(chunk.logprobs is not None for chunk in chunks):
+        logprobs = tuple(one for chunk in chunks for one in chunk.logprobs or ())
+    return Completion(chunks[-1].request_id, text, ids, chunks[-1].finish_reason or "abort", prompt_tokens, logprobs)
 
 
 def _say_nothing(step: Step, index: int, steps: int) -> None:

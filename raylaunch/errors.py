@@ -35,6 +35,10 @@ class RequestError(RaylaunchError, ValueError):
     """A request that the engine refuses before any rank sees it (too long, malformed, unknown parameter)."""
 
 
+class EngineBusy(RequestError):
+    """A request that is refused because too many run and wait already; it may be sent again later."""
+
+
 class RequestFailed(RaylaunchError):
     """A request that was accepted and could not be finished, for example because a rank died meanwhile."""
 

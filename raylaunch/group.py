@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raylaunch.errors import LaunchError
@@ -264,9 +264,7 @@ def _sort_in(outcome: StepOutcome, calls: dict[Any, int], done: Sequence[Any]) -
         rank = calls[ref]
         try:
             report = ray.get(ref)
-        except RayTaskError as error:
-            outcome.deaths[rank] = f"its actor failed: {error}"
-        except RayActorError as error:
+        except RayError as error:
             outcome.deaths[rank] = str(error)
         else:
             if isinstance(report, Failure):

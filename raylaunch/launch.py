@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.util.placement_group import PlacementGroup
 
-from raylaunch.config import LaunchConfig
+from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.driver import Driver, StepListener
 from raylaunch.errors import LaunchError
 from raylaunch.group import RankGroup
@@ -109,7 +109,7 @@ def specs_of(config: LaunchConfig, placement: Placement, name: str, device: str,
             bind_host="127.0.0.1" if alone else seat.address,
             program=program,
             device=device,
-            config=config,
+            config=config.model_copy(update={"serve": ServeConfig()}),  # ranks have no need of the API key
             plan=plan_of(config),
             environment=environment,
         )

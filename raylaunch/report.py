@@ -20,7 +20,7 @@ from raylaunch.protocol import (
     VerifyFacts,
     WarmupFacts,
 )
-from raylaunch.protocol.rules import human_bytes
+from raylaunch.protocol.rules.common import human_bytes
 
 
 @dataclass(frozen=True)

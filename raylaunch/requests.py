@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from raylaunch.errors import RaylaunchError, RequestError, RequestFailed
+from raylaunch.errors import EngineBusy, RaylaunchError, RequestError, RequestFailed
 from raylaunch.sampling import SamplingParams
 from raylaunch.text import Detokenizer, StopScanner
-from raylaunch.wire import FinishReason, Output
+from raylaunch.wire import FinishReason, Output, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,26 @@ class Chunk:
         text: what it adds; "" where the engine has no tokenizer, or while a character is incomplete.
         token_ids: what it adds, as tokens.
         finish_reason: on the last chunk: ``stop``, ``length`` or ``abort``.
+        logprobs: one entry per token, if they were asked for.
     """
 
     request_id: str
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer. ``prompt_tokens`` is the prompt's length."""
+    """A whole answer. ``prompt_tokens`` is the prompt's length; ``logprobs`` as in :class:`Chunk`."""
 
     request_id: str
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass
@@ -78,7 +81,8 @@ class RunningRequest:
         finish = "stop" if self._scanner.stopped else output.finish
         self.finished = finish is not None
         if text or output.tokens or finish:
-            self.listener(Chunk(self.request_id, text, tuple(output.tokens), finish))
+            logprobs = None if output.logprobs is None else tuple(output.logprobs)
+            self.listener(Chunk(self.request_id, text, tuple(output.tokens), finish, logprobs))
         return self._scanner.stopped and output.finish is None
 
     def fail(self, error: RaylaunchError) -> None:
@@ -100,12 +104,12 @@ class RequestTable:
         return len(self._running)
 
     def add(self, request: RunningRequest) -> None:
-        """Raises :class:`RequestError` if the id is in use or too many requests run."""
+        """Raises :class:`RequestError` if the id is in use, :class:`EngineBusy` if too many requests run."""
         with self._lock:
             if request.request_id in self._running:
                 raise RequestError(f"request id {request.request_id!r} is in use by a running request")
             if len(self._running) >= self._limit:
-                raise RequestError(f"{self._limit} requests are running or waiting already; try again later")
+                raise EngineBusy(f"{self._limit} requests are running or waiting already; try again later")
             self._running[request.request_id] = request
 
     def get(self, request_id: str) -> RunningRequest | None:

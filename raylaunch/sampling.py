@@ -25,6 +25,7 @@ class SamplingParams(BaseModel):
         stop: strings that end the request; they are not part of its text.
         stop_token_ids: tokens that end it; they are not part of its tokens.
         ignore_eos: go on after the model's own end token.
+        logprobs: give each token's log probability, and this many of the likeliest tokens beside it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +38,7 @@ class SamplingParams(BaseModel):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     stop_token_ids: tuple[TokenId, ...] = ()
     ignore_eos: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -71,4 +73,5 @@ class SamplingParams(BaseModel):
             seed=self.seed,
             stop_token_ids=list(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
+            logprobs=self.logprobs,
         )

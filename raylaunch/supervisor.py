@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,33 @@ class Health:
     requests: int
 
 
+@dataclass
+class Stall:
+    """Notices that requests run and no step is made.
+
+    Attributes:
+        unready_s: seconds without a step after which the group is not ready.
+        lost_s: seconds after which it is lost.
+        reason: why the group is not ready, or "".
+    """
+
+    unready_s: float
+    lost_s: float
+    reason: str = ""
+    _steps: int = -1
+    _since: float = 0.0
+
+    def look(self, now: float, counters: Mapping[str, int]) -> bool:
+        """Takes note of rank 0's counters. Returns whether the group must be given up."""
+        steps, running = counters.get("steps", 0), counters.get("running", 0)
+        if running == 0 or steps != self._steps:
+            self._steps, self._since, self.reason = steps, now, ""
+            return False
+        stuck = now - self._since
+        self.reason = f"no step for {stuck:.0f} s while {running} requests run" if stuck >= self.unready_s else ""
+        return stuck >= self.lost_s
+
+
 class Supervisor:
     """Owns the Ray session and the group. ``on_up`` and ``on_down`` tell its user when ranks come and go."""
 
@@ -84,6 +111,8 @@ class Supervisor:
         self.condition = Condition.NEW
         self.error: LaunchError | None = None
         self.restarts_left = config.restarts
+        self.failures: list[tuple[float, LaunchError]] = []
+        self._stall = Stall(config.deadlines.health, config.deadlines.collective)
         self._session: RaySession | None = None
         self._launched: Launched | None = None
         self._stopping = threading.Event()
@@ -133,9 +162,10 @@ class Supervisor:
                 else RankHealth(rank, False, "does not answer", {})
                 for rank in numbers
             )
-        ready = self.condition is Condition.READY and all(rank.answers for rank in ranks)
         silent = next((f"rank {rank.rank} does not answer" for rank in ranks if not rank.answers), "")
-        reason = "" if ready else self.error.headline() if self.error else silent or self.condition.value
+        ready = self.condition is Condition.READY and not silent and not self._stall.reason
+        reason = "" if ready else self.error.headline() if self.error else silent or self._stall.reason
+        reason = reason or ("" if ready else self.condition.value)
         return Health(ready, self.condition.value, reason, ranks, self.restarts_left, requests)
 
     # ---- launching and watching
@@ -154,6 +184,7 @@ class Supervisor:
         with self._lock:
             self._launched = launched
         self.on_up(launched.offer)
+        self._stall = Stall(self.config.deadlines.health, self.config.deadlines.collective)
         self.condition, self.error = Condition.READY, None
 
     def _may_retry(self, error: LaunchError) -> bool:
@@ -180,13 +211,16 @@ class Supervisor:
                 self._lost(outcome)
 
     def _ask(self, outcome: StepOutcome) -> StepOutcome:
-        """Finds ranks that are alive and do not answer: stopped, or on a node that is cut off."""
+        """Finds ranks that are alive and do not answer or do not work: stopped, cut off, or stuck."""
         assert self._launched is not None
         group = self._launched.group
         ranks = [member.rank for member in group.members]
-        silent = set(ranks) - set(group.states(ranks, self.config.deadlines.health))
+        states = group.states(ranks, self.config.deadlines.health)
+        silent = set(ranks) - set(states)
         if silent:
             outcome.pending = tuple(sorted(silent))
+        elif self._stall.look(time.monotonic(), states[0].counters):
+            outcome.pending = tuple(ranks)
         return outcome
 
     def _lost(self, outcome: StepOutcome) -> None:
@@ -202,6 +236,7 @@ class Supervisor:
         error.teardown = str(group.close(self.config.deadlines.shutdown))
         error.retryable = True
         self.error = error
+        self.failures.append((time.time(), error))
         self.on_down(error)
         if not self._may_retry(error):
             self._fail(error)

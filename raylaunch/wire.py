@@ -14,7 +14,10 @@ Round = Literal["prefill", "decode"]
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How a rank picks tokens for one request. Stop strings are the driver's: ranks have no tokenizer."""
+    """How a rank picks tokens for one request. Stop strings are the driver's: ranks have no tokenizer.
+
+    ``logprobs`` asks for each token's log probability and that many of the likeliest ones; None for neither.
+    """
 
     max_new_tokens: int = 16
     temperature: float = 0.0
@@ -23,6 +26,21 @@ class Sampling(msgspec.Struct, frozen=True):
     seed: int | None = None
     stop_token_ids: list[int] = msgspec.field(default_factory=list)
     ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """How likely the model found a token, before temperature and truncation.
+
+    Attributes:
+        token_id: the token.
+        logprob: natural logarithm of its probability.
+        top: the likeliest tokens with theirs, likeliest first; as many as were asked for.
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -44,12 +62,13 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 class Output(msgspec.Struct, frozen=True):
-    """New tokens of one request; ``finish`` is set on its last message."""
+    """New tokens of one request; ``finish`` is set on its last message. ``logprobs`` has one entry per token."""
 
     request_id: str
     tokens: list[int]
     finish: FinishReason | None = None
     message: str = ""
+    logprobs: list[TokenLogprob] | None = None
 
 
 class SequencePart(msgspec.Struct, frozen=True):

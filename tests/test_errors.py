@@ -61,6 +61,7 @@ def test_headline(error, headline):
 EVERY_ERROR = [
     errors.RaylaunchError("text"),
     errors.ConfigError("a.b", [1], "right", "file.yaml"),
+    errors.EngineBusy("text"),
     errors.RequestError("text"),
     errors.RequestFailed("text"),
     errors.RankFault("F01", "text"),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raylaunch.wire import Sampling
+from raylaunch.wire import Sampling, TokenLogprob
 
 GREEDY_BELOW = 1e-5  # a temperature below it is greedy: dividing by it would overflow
 NO_TOKEN = -1
@@ -78,3 +78,10 @@ def _draw(
         [torch.empty_like(row).exponential_(generator=own) for row, own in zip(scaled, generators, strict=True)]
     )
     return (scaled.softmax(-1) / noise.clamp_min_(torch.finfo(noise.dtype).tiny)).argmax(-1)
+
+
+def token_logprob(logits: Tensor, token: int, wanted: int) -> TokenLogprob:
+    """Log probability of ``token`` and of the ``wanted`` likeliest tokens, from a float32 row ``[vocab]``."""
+    logprobs = logits.log_softmax(-1)
+    values, ids = logprobs.topk(min(wanted, logprobs.numel()))
+    return TokenLogprob(token, float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))

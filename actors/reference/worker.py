@@ -12,7 +12,7 @@ from torch import Tensor
 
 from actors.reference.channel import FollowerSocket, RankZeroSockets
 from actors.reference.runner import ModelRunner
-from actors.reference.sampling import NO_TOKEN, make_generator, sample
+from actors.reference.sampling import NO_TOKEN, make_generator, sample, token_logprob
 from actors.reference.scheduler import Request, Scheduler, Step
 from raylaunch.errors import CollectiveAborted
 from raylaunch.wire import Abort, Output, Stop, Submit
@@ -132,7 +132,7 @@ class RankZeroWorker:
         logits = self.runner.logits(hidden)
         assert logits is not None  # they are, on rank 0
         tokens, outputs = self._sample(step, logits)
-        outputs += self.scheduler.complete(step, tokens)
+        outputs += _with_logprobs(step, logits, tokens, self.scheduler.complete(step, tokens))
         self.counters.steps += 1
         return self._book(outputs)
 
@@ -204,6 +204,22 @@ class FollowerWorker:
         except CollectiveAborted:
             if not stop.is_set():
                 raise
+
+
+def _with_logprobs(step: Step, logits: Tensor, tokens: list[int], outputs: list[Output]) -> list[Output]:
+    """The outputs, with log probabilities where a request asked for them. ``logits`` and ``tokens`` are of the step."""
+    rows = {request.id: row for row, request in enumerate(step.wanting) if request.submit.sampling.logprobs is not None}
+    if not rows:
+        return outputs
+    result = []
+    for output in outputs:
+        row = rows.get(output.request_id)
+        if row is not None and output.tokens:
+            wanted = step.wanting[row].submit.sampling.logprobs or 0
+            result.append(msgspec.structs.replace(output, logprobs=[token_logprob(logits[row], tokens[row], wanted)]))
+        else:
+            result.append(output)
+    return result
 
 
 Worker = RankZeroWorker | FollowerWorker

@@ -24,7 +24,7 @@ def session() -> Iterator[None]:
     ray_session.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def clean(session: None) -> Iterator[None]:
     """Fails if the test leaves an actor, a placement group, a rank's process or shared memory behind."""
     before = held()
@@ -57,7 +57,7 @@ def rank_processes() -> list[int]:
     return found
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny() -> LaunchConfig:
     """The embedded default with few shapes: a launch of a few seconds."""
     return LaunchConfig.default(["capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2]"])

@@ -64,6 +64,18 @@ def test_seeded_sampling_repeats_whatever_runs_beside_it(engine: Engine) -> None
     others.join()
 
 
+def test_logprobs(engine: Engine) -> None:
+    answer = engine.generate("12+30=", max_new_tokens=8, logprobs=3)
+    assert answer.logprobs is not None
+    assert [one.token_id for one in answer.logprobs] == list(answer.token_ids)
+    for one in answer.logprobs:
+        assert [token for token, _ in one.top][0] == one.token_id
+        assert one.top[0][1] == pytest.approx(one.logprob)
+        assert one.top[0][1] >= one.top[1][1] >= one.top[2][1]
+        assert one.logprob > -0.1  # the model is sure
+    assert engine.generate("12+30=", max_new_tokens=8).logprobs is None
+
+
 def test_async_and_many_at_once(engine: Engine) -> None:
     async def ask() -> list[str]:
         answers = await asyncio.gather(*(engine.agenerate(f"{n}+{n}=", max_new_tokens=8) for n in range(50)))

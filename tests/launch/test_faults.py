@@ -46,7 +46,8 @@ CASES = [
     Case("F12-zeros", "{action: zero_all_reduce, rank: 1}", "F12", "VERIFY", None, "replay differs from eager"),
     Case("F19-version", "{action: other_version, rank: 1}", "F19", "CONNECT", 1, "version of torch: '0.0.0' on rank 1"),
     Case("F20-hole", "{action: warm_again, rank: 0, at: capture decode 2}, "
-         "{action: warm_again, rank: 1, at: capture decode 2}", "F20", "CAPTURE", 0, "no graph for 1 pieces", "decode", 2),
+         "{action: warm_again, rank: 1, at: capture decode 2}", "F20", "CAPTURE", 0,
+         "no graph for 1 pieces", "decode", 2),
 ]  # fmt: skip
 
 

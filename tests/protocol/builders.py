@@ -40,7 +40,7 @@ def facts(plan: LaunchPlan, step: Step, rank: int) -> Facts:
     of_round = plan.round(step.round)
     shapes = of_round.shapes if of_round else ()
     captured = [shape for shape in shapes if step.shape is not None and shape > step.shape]
-    verdict = ShapeVerdict(max_error=1e-6, tolerance=1e-5, digest="same", graphs=3)
+    verdict = ShapeVerdict(max_error=1e-6, tolerance=1e-5, digest="same", graphs=2, eager={1: "attention"})
     return {
         Gate.MEET: Identity("node", 100 + rank, f"cuda:{rank}", rank, {"torch": "2.11", "dtype": "bfloat16"}),
         Gate.ATTACH: None,
@@ -219,6 +219,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     wrong_facts("replay is NaN", G.VERIFIED, "F12", verdict(max_error=float("nan"))),
     wrong_facts("digest", G.VERIFIED, "F12", verdict(digest="other"), compared=True),
     wrong_facts("shape not verified", G.VERIFIED, "F20", lambda f: {"shapes": dict(list(f.shapes.items())[1:])}),
+    wrong_facts("piece not replayed", G.VERIFIED, "F20", verdict(graphs=1)),
     wrong_facts("tokens of the request", G.VERIFIED, "F12", compared=True, request_tokens=(5, 7)),
     wrong_facts("graph after verify", G.READY, "F20", graphs=13),
 )

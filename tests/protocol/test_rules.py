@@ -17,15 +17,11 @@ from raylaunch.protocol import (
     Step,
     Violation,
 )
-from raylaunch.protocol.rules import (
-    FACTS,
-    RULES,
-    first_difference,
-    human_bytes,
-    named_shape,
-    odd_one,
-    table_is_large_enough,
-)
+from raylaunch.protocol.rules import RULES
+from raylaunch.protocol.rules.arrivals import FACTS
+from raylaunch.protocol.rules.capture import first_difference
+from raylaunch.protocol.rules.common import human_bytes, named_shape, odd_one
+from raylaunch.protocol.rules.connect import table_is_large_enough
 from tests.protocol.builders import DECODE, INPUTS, MUTATIONS, PLAN, SIZES, arrivals, say, submit
 
 THREE = replace(PLAN, world_size=3)
@@ -51,7 +47,7 @@ ALONE = {rule for rules in RULES.values() for rule in rules} - {table_is_large_e
 @pytest.mark.parametrize("rule", sorted(ALONE, key=lambda rule: rule.__name__), ids=lambda rule: rule.__name__)
 def test_every_rule_passes_and_is_broken_by_something(rule):
     step = {step.gate: step for step in PLAN.steps()}
-    history = {step[gate]: arrivals(PLAN, step[gate]) for gate in (Gate.CONNECTED, Gate.VERIFIED)}
+    history = {step[gate]: arrivals(PLAN, step[gate]) for gate in (Gate.CONNECTED, Gate.WARMED, Gate.VERIFIED)}
     for gate in (gate for gate in Gate if rule in RULES[gate]):
         assert rule(PLAN, step[gate], arrivals(PLAN, step[gate]), history) is None
         assert any(
@@ -183,7 +179,9 @@ def test_f12_wrong_on_every_rank_names_none():
 
 @pytest.mark.parametrize(("error", "right"), [(1e-3, True), (0.0, True), (2e-3, False), (float("nan"), False)])
 def test_f12_tolerance(error, right):
-    shapes = {f"{p.name} {s}": ShapeVerdict(error, 1e-3, "d", 1) for p in PLAN.rounds for s in p.shapes}
+    shapes = {
+        f"{p.name} {s}": ShapeVerdict(error, 1e-3, "d", 2, {1: "attention"}) for p in PLAN.rounds for s in p.shapes
+    }
     assert isinstance(submit(Gate.VERIFIED, every(shapes=shapes)), Release) is right
 
 

@@ -1,0 +1,105 @@
+"""Rules of CONNECT, LOAD and WARMUP: ranks are alike, the weights are whole, nothing is captured yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raylaunch.protocol.facts import (
+    CommunicatorFacts,
+    Identity,
+    LoadFacts,
+    WarmupFacts,
+)
+from raylaunch.protocol.phases import Arrival, Gate, LaunchPlan, Step, Violation
+from raylaunch.protocol.rules.common import History, facts_of, odd_one
+
+
+def same_fingerprint(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
+    """F19: versions, settings and environment are equal on every rank."""
+    prints = {rank: facts.fingerprint for rank, facts in facts_of(arrivals, Identity).items()}
+    for key in sorted(set().union(*prints.values())):
+        values = {rank: one.get(key, "absent") for rank, one in prints.items()}
+        odd = odd_one(values)
+        if odd is not None:
+            usual = values[next(rank for rank in values if values[rank] != values[odd])]
+            summary = f"ranks differ in {key}: {values[odd]!r} on rank {odd}, {usual!r} elsewhere"
+            return Violation("F19", summary, step, odd, {rank: f"{key} = {value}" for rank, value in values.items()})
+    return None
+
+
+def devices_in_rank_order(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
+    """F09: the ordinal of a rank's device is its local rank (which is unique on a node: ``placement.seats``)."""
+    facts = facts_of(arrivals, Identity)
+    for rank, mine in facts.items():
+        name, _sep, ordinal = mine.device.partition(":")
+        if name != "cpu" and ordinal != str(mine.local_rank):
+            states = {r: f"{f.hostname} local rank {f.local_rank} on {f.device}" for r, f in facts.items()}
+            summary = (
+                f"rank {rank} is local rank {mine.local_rank} and must use {name}:{mine.local_rank}, not {mine.device}"
+            )
+            return Violation("F09", summary, step, rank, states)
+    return None
+
+
+def same_communicator(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
+    """F18: every rank decided for the same all-reduce."""
+    facts = facts_of(arrivals, CommunicatorFacts)
+    odd = odd_one({rank: (f.kind, f.max_bytes, f.world_size, f.capacity) for rank, f in facts.items()})
+    if odd is None:
+        return None
+    states = {
+        rank: f"{f.kind}, {f.max_bytes} bytes, world size {f.world_size} ({f.reason})" for rank, f in facts.items()
+    }
+    return Violation("F18", "ranks chose different all-reduces: the fallback must be decided alike", step, odd, states)
+
+
+def every_tensor_loaded(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
+    """No missing and no unexpected names, and the same number of tensors on every rank."""
+    facts = facts_of(arrivals, LoadFacts)
+    for rank, mine in facts.items():
+        for what, names in (("missing from", mine.missing), ("unexpected in", mine.unexpected)):
+            if names:
+                listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                return Violation(None, f"{len(names)} tensors {what} the checkpoint: {listed}", step, rank)
+    odd = odd_one({rank: f.tensors for rank, f in facts.items()})
+    if odd is None:
+        return None
+    states = {rank: f"{f.tensors} tensors" for rank, f in facts.items()}
+    return Violation(None, "ranks loaded different numbers of tensors", step, odd, states)
+
+
+def nothing_captured_yet(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
+    """F01: WARMUP neither captures nor replays."""
+    for rank, mine in facts_of(arrivals, WarmupFacts).items():
+        if mine.graphs or mine.replays:
+            summary = f"rank {rank} captured {mine.graphs} and replayed {mine.replays} graphs during WARMUP"
+            return Violation("F01", summary, step, rank)
+    return None
+
+
+def same_pieces(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
+    """F03: every rank split the model alike, so that their graphs will reduce alike."""
+    facts = facts_of(arrivals, WarmupFacts)
+    odd = odd_one({rank: (f.pieces, tuple(sorted(f.eager_pieces)), f.planned_inputs) for rank, f in facts.items()})
+    if odd is None:
+        return None
+    states = {
+        r: f"{f.pieces} pieces, {len(f.eager_pieces)} eager, {f.planned_inputs} inputs planned"
+        for r, f in facts.items()
+    }
+    return Violation("F03", "ranks split the model differently", step, odd, states)
+
+
+def table_is_large_enough(
+    plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], history: History
+) -> Violation | None:
+    """F17: the inputs that CAPTURE will record fit the communicator's table."""
+    planned = facts_of(arrivals, WarmupFacts)
+    for rank, mine in facts_of(history.get(Step(Gate.CONNECTED), ()), CommunicatorFacts).items():
+        if mine.capacity is not None and planned[rank].planned_inputs > mine.capacity:
+            summary = (
+                f"{planned[rank].planned_inputs} all-reduce inputs would be registered but {mine.kind} has "
+                f"{mine.capacity} rows: capture fewer shapes (capture.prefill_tokens, capture.decode_batch_sizes)"
+            )
+            return Violation("F17", summary, step, rank)
+    return None

@@ -1,0 +1,246 @@
+"""Prometheus metrics of the HTTP application and of the group behind it, at ``/metrics``."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from raylaunch import __version__
+from raylaunch.config import ServeConfig
+from raylaunch.engine import Engine
+from raylaunch.protocol import Phase
+from raylaunch.report import median
+from raylaunch.serve.watch import GroupWatch
+from raylaunch.supervisor import Health
+
+BUCKETS_S = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+RATE_WINDOW_S = 5
+FIRST_TOKEN_WINDOW_S = 60.0
+REMEMBERED_FIRST_TOKENS = 1000
+
+
+def build(engine: Engine, settings: ServeConfig) -> tuple[APIRouter, Metrics]:
+    """A route that answers ``/metrics``, and the observer that the request path reports to."""
+    metrics = Metrics(engine, settings)
+    router = APIRouter()
+
+    @router.get("/metrics", include_in_schema=False)
+    async def scrape(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        body = await metrics.watch.run(lambda: encode(metrics.registry))
+        return Response(body, headers={"content-type": content_type, "cache-control": "no-store"})
+
+    return router, metrics
+
+
+class Metrics:
+    """Counts requests. Its methods, and those of the requests, are called on the event loop's thread only.
+
+    Attributes:
+        registry: what ``/metrics`` shows; every application has its own.
+        watch: the group's health, for the metrics and the status page alike.
+        recent: figures of the last seconds, for people.
+        in_flight: requests that the application is answering, or holding back while the group is rebuilt.
+    """
+
+    def __init__(self, engine: Engine, settings: ServeConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.registry = CollectorRegistry()
+        self.watch = GroupWatch(engine)
+        self.recent = Recent(clock)
+        self.in_flight = 0
+        self.requests = Counter(
+            "raylaunch_requests", "Requests that ended, by how.", ("endpoint", "finish"), registry=self.registry
+        )
+        self.prompt_tokens = Counter("raylaunch_prompt_tokens", "Tokens of prompts taken in.", registry=self.registry)
+        self.output_tokens = Counter("raylaunch_output_tokens", "Tokens given to clients.", registry=self.registry)
+        self.first_token_seconds = self._histogram(
+            "time_to_first_token", "From the start of a request to its first token."
+        )
+        self.inter_token_seconds = self._histogram("inter_token", "Between two tokens of one request.")
+        self.request_seconds = self._histogram("request", "From the start of a request to its end.")
+        limit = Gauge("raylaunch_requests_limit", "Requests answered at the same time at most.", registry=self.registry)
+        limit.set(settings.max_concurrent)
+        self.registry.register(GroupCollector(engine, self))
+
+    def started(self, endpoint: str, prompt_tokens: int) -> RequestMetrics:
+        """A request begins. ``endpoint`` is one of the application's few paths, never what a client sent."""
+        self.in_flight += 1
+        self.prompt_tokens.inc(prompt_tokens)
+        return RequestMetrics(self, endpoint)
+
+    def _histogram(self, name: str, what: str) -> Histogram:
+        return Histogram(f"raylaunch_{name}_seconds", what, buckets=BUCKETS_S, registry=self.registry)
+
+
+class RequestMetrics:
+    """One request, from :meth:`Metrics.started` to :meth:`finished`."""
+
+    def __init__(self, metrics: Metrics, endpoint: str) -> None:
+        self._metrics, self._endpoint = metrics, endpoint
+        self._began = metrics.clock()
+        self._last: float | None = None
+        self._first_chunk = True
+        self._finished = False
+
+    def first_token(self) -> None:
+        """The first token has come. Counts once."""
+        if self._last is None:
+            self._last = self._metrics.clock()
+            self._metrics.first_token_seconds.observe(self._last - self._began)
+            self._metrics.recent.first_token(self._last - self._began)
+
+    def tokens(self, count: int) -> None:
+        """Tokens have come, the first ones included."""
+        if count <= 0:
+            return
+        metrics = self._metrics
+        self.first_token()
+        metrics.output_tokens.inc(count)
+        metrics.recent.tokens(count)
+        now = metrics.clock()
+        if not self._first_chunk and self._last is not None:
+            for _ in range(count):
+                metrics.inter_token_seconds.observe((now - self._last) / count)
+        self._last, self._first_chunk = now, False
+
+    def finished(self, reason: str) -> None:
+        """The request has ended: ``stop``, ``length``, ``abort``, ``error``. Counts once."""
+        if not self._finished:
+            self._finished = True
+            self._metrics.in_flight -= 1
+            self._metrics.requests.labels(self._endpoint, reason).inc()
+            self._metrics.request_seconds.observe(self._metrics.clock() - self._began)
+
+
+class Recent:
+    """Figures of the last seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seconds: deque[list[int]] = deque(maxlen=RATE_WINDOW_S + 1)
+        self._first_tokens: deque[tuple[float, float]] = deque(maxlen=REMEMBERED_FIRST_TOKENS)
+
+    def tokens(self, count: int) -> None:
+        second = int(self._clock())
+        if self._seconds and self._seconds[-1][0] == second:
+            self._seconds[-1][1] += count
+        else:
+            self._seconds.append([second, count])
+
+    def first_token(self, seconds: float) -> None:
+        self._first_tokens.append((self._clock(), seconds))
+
+    def tokens_per_second(self) -> float:
+        """Output tokens per second, over the last ``RATE_WINDOW_S`` whole seconds."""
+        now = int(self._clock())
+        return sum(count for second, count in self._seconds if now - RATE_WINDOW_S <= second < now) / RATE_WINDOW_S
+
+    def first_token_p50(self) -> float | None:
+        """Median seconds to the first token over the last minute; None without a request."""
+        since = self._clock() - FIRST_TOKEN_WINDOW_S
+        values = [seconds for when, seconds in self._first_tokens if when >= since]
+        return median(values) if values else None
+
+
+class GroupCollector(Collector):
+    """What the group says of itself, collected when it is asked for."""
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self._engine, self._metrics = engine, metrics
+        self._phases_of: object = None
+        self._phases: tuple[Metric, ...] = ()
+
+    def collect(self) -> Iterator[Metric]:
+        health = self._metrics.watch.health()
+        running, waiting = running_and_waiting(health, self._metrics.in_flight)
+        yield _gauge("ready", "Whether a request sent now would be served.", int(health.ready))
+        yield _gauge("requests_running", "Requests that the ranks are answering.", running)
+        yield _gauge("requests_waiting", "Requests that wait for the ranks.", waiting)
+        yield CounterMetricFamily(
+            "raylaunch_restarts", "Times the group was rebuilt.", value=float(self._engine.restarts)
+        )
+        yield from self._of_ranks(health)
+        yield from self._of_phases()
+        yield self._build_info()
+
+    def _of_ranks(self, health: Health) -> Iterator[Metric]:
+        up = GaugeMetricFamily("raylaunch_rank_up", "Whether a rank answers health questions.", labels=("rank",))
+        steps = CounterMetricFamily("raylaunch_rank_steps", "Forward passes of a rank.", labels=("rank",))
+        tokens = CounterMetricFamily("raylaunch_rank_tokens", "Output tokens that a rank sampled.", labels=("rank",))
+        answers = {rank.rank: rank for rank in health.ranks}
+        for rank in range(self._engine.config.parallel.tensor_parallel_size):
+            answer = answers.get(rank)
+            up.add_metric((str(rank),), int(answer is not None and answer.answers))
+            # A rank that does not answer has no figures: a zero would look like a restart.
+            if answer is not None and answer.counters:
+                steps.add_metric((str(rank),), answer.counters.get("steps", 0))
+                tokens.add_metric((str(rank),), answer.counters.get("tokens", 0))
+        yield from (up, steps, tokens)
+
+    def _of_phases(self) -> tuple[Metric, ...]:
+        report = self._engine.report
+        state = (id(report), report.started, len(report.steps), len(report.driver))
+        if state != self._phases_of:
+            busy = GaugeMetricFamily(
+                "raylaunch_phase_seconds", "Seconds that a rank worked in a phase of the launch, without waits.",
+                labels=("phase", "rank"),
+            )  # fmt: skip
+            elapsed = GaugeMetricFamily(
+                "raylaunch_phase_elapsed_seconds", "Seconds that a phase of the launch took.", labels=("phase",)
+            )
+            for phase in Phase:
+                if phase is Phase.SERVE:
+                    continue
+                elapsed.add_metric((phase.name,), report.elapsed(phase))
+                if phase is not Phase.PLACE:  # the driver's own work: no rank exists yet
+                    for place in report.places:
+                        busy.add_metric((phase.name, str(place.rank)), report.busy(place.rank, phase))
+            self._phases, self._phases_of = (busy, elapsed), state
+        return self._phases
+
+    def _build_info(self) -> Metric:
+        config = self._engine.config
+        labels = {
+            "version": __version__,
+            "python": platform.python_version(),
+            "ray": installed("ray"),
+            "torch": installed("torch"),
+            "model": self._engine.model_name,
+            "engine": config.engine.kind,
+            "ranks": str(config.parallel.tensor_parallel_size),
+        }
+        info = GaugeMetricFamily("raylaunch_build_info", "What runs here; always 1.", labels=tuple(labels))
+        info.add_metric(tuple(labels.values()), 1)
+        return info
+
+
+def running_and_waiting(health: Health, in_flight: int) -> tuple[int, int]:
+    """Requests that the ranks answer, and those that wait: in the ranks' queue, on the way, or for a rebuild."""
+    rank_zero = next((rank for rank in health.ranks if rank.rank == 0), None)
+    running = rank_zero.counters.get("running", 0) if rank_zero is not None and health.ready else 0
+    return running, max(0, max(health.requests, in_flight) - running)
+
+
+def installed(package: str) -> str:
+    """Version of an installed package, or ""."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _gauge(name: str, what: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"raylaunch_{name}", what, value=value)

@@ -1,0 +1,206 @@
+"""The one way from an HTTP request to the engine: waits while a group is rebuilt, tells an observer, cleans up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from raylaunch.errors import RequestError, RequestFailed
+
+if TYPE_CHECKING:
+    from raylaunch.config import ServeConfig
+    from raylaunch.engine import Engine
+    from raylaunch.requests import Chunk
+    from raylaunch.sampling import SamplingParams
+
+POLL_S = 0.1
+
+
+class Observer(Protocol):
+    """Is told what happens to one request, in this order; all on the event loop's thread.
+
+    A request is one prompt and one choice: a batch of 3 prompts with ``n=2`` has 6 observers.
+    """
+
+    def started(self, endpoint: str, prompt_tokens: int) -> None:
+        """Before it goes to the engine. ``endpoint`` is ``generate``, ``completions`` or ``chat``."""
+
+    def first_token(self) -> None:
+        """Its first tokens are there; :meth:`tokens` follows."""
+
+    def tokens(self, count: int) -> None:
+        """``count`` more tokens are there, the first ones included."""
+
+    def finished(self, reason: str) -> None:
+        """Always called, once. ``stop``, ``length``, ``abort`` (asked for), ``gone`` (the client left), ``refused``
+        (the engine did not take it) or ``error``."""
+
+
+class Unobserved:
+    """An observer that does nothing."""
+
+    def started(self, endpoint: str, prompt_tokens: int) -> None:
+        return None
+
+    def first_token(self) -> None:
+        return None
+
+    def tokens(self, count: int) -> None:
+        return None
+
+    def finished(self, reason: str) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What every endpoint works with.
+
+    Attributes:
+        observe: makes the observer of one request.
+        created: when the server started, seconds since the epoch.
+    """
+
+    engine: Engine
+    settings: ServeConfig
+    observe: Callable[[], Observer]
+    created: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One choice that is asked of the engine: a prompt as token ids, already checked, and how to go on from it."""
+
+    index: int
+    prompt: list[int]
+    params: SamplingParams
+    request_id: str
+
+
+class GroupUnavailable(RequestFailed):
+    """The request could not be finished because the ranks are not there."""
+
+
+async def run(
+    engine: Engine,
+    call: Call,
+    observer: Observer,
+    *,
+    endpoint: str,
+    settings: ServeConfig,
+) -> AsyncGenerator[Chunk, None]:
+    """Answers one call chunk by chunk. Closing the generator, or cancelling the task in it, aborts the request.
+
+    A request that has produced nothing yet when its group is lost waits for the new group if
+    ``serve.while_rebuilding`` says so; one that has produced tokens fails at once.
+
+    Raises:
+        RequestError: the engine refused it.
+        GroupUnavailable: there are no ranks to answer it, or they were lost meanwhile.
+        RequestFailed: it failed for a reason of its own.
+    """
+    reason, seen = "gone", False
+    deadline = time.monotonic() + settings.rebuild_wait
+    observer.started(endpoint, len(call.prompt))
+    try:
+        while True:
+            if not engine.health(ask_ranks=False).ready:
+                await _rebuilt(engine, settings, deadline)
+            restarts = engine.restarts
+            chunks = engine.astream(call.prompt, call.params, request_id=call.request_id)
+            try:
+                async for chunk in chunks:
+                    if chunk.token_ids:
+                        if not seen:
+                            seen = True
+                            observer.first_token()
+                        observer.tokens(len(chunk.token_ids))
+                    if chunk.finish_reason is not None:
+                        reason = chunk.finish_reason
+                    yield chunk
+                return
+            except RequestFailed as error:
+                if engine.restarts == restarts and engine.health(ask_ranks=False).ready:
+                    raise
+                if seen or settings.while_rebuilding == "fail":
+                    raise GroupUnavailable(str(error)) from None
+            finally:
+                await closed(chunks)
+    except RequestError:
+        reason = "refused"
+        raise
+    except RequestFailed:
+        reason = "error"
+        raise
+    finally:
+        observer.finished(reason)
+
+
+async def run_all(serving: Serving, endpoint: str, calls: Sequence[Call]) -> AsyncGenerator[tuple[Call, Chunk], None]:
+    """Answers several calls at once; chunks come as they are ready. The first error ends all of them. Closing the
+    generator aborts what still runs. Raises as :func:`run`."""
+    streams = [
+        run(serving.engine, call, serving.observe(), endpoint=endpoint, settings=serving.settings) for call in calls
+    ]
+    if len(calls) == 1:
+        try:
+            async for chunk in streams[0]:
+                yield calls[0], chunk
+        finally:
+            await closed(streams[0])
+        return
+    arrived: asyncio.Queue[tuple[Call, Chunk] | BaseException | None] = asyncio.Queue()
+    tasks = [
+        asyncio.create_task(_pump(call, stream, arrived)) for call, stream in zip(calls, streams, strict=True)
+    ]
+    try:
+        left = len(tasks)
+        while left:
+            item = await arrived.get()
+            if item is None:
+                left -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def closed(stream: AsyncIterator[Any]) -> None:
+    """Closes an async generator, so that what it holds is given back now and not when it is collected."""
+    close = getattr(stream, "aclose", None)
+    if close is not None:
+        await close()
+
+
+async def _pump(
+    call: Call,
+    stream: AsyncGenerator[Chunk, None],
+    arrived: asyncio.Queue[tuple[Call, Chunk] | BaseException | None],
+) -> None:
+    try:
+        async with contextlib.aclosing(stream):
+            async for chunk in stream:
+                arrived.put_nowait((call, chunk))
+        arrived.put_nowait(None)
+    except Exception as error:
+        arrived.put_nowait(error)
+
+
+async def _rebuilt(engine: Engine, settings: ServeConfig, deadline: float) -> None:
+    """Waits for the new group, if that is configured and there will be one. Raises :class:`GroupUnavailable`."""
+    while True:
+        health = engine.health(ask_ranks=False)
+        if health.ready:
+            return
+        final = health.condition in ("failed", "stopped")
+        if final or settings.while_rebuilding == "fail" or time.monotonic() >= deadline:
+            raise GroupUnavailable(f"the engine is not ready: {health.reason}")
+        await asyncio.sleep(POLL_S)
