@@ -146,8 +146,9 @@ def _extra_all_reduce(fault: FaultConfig) -> None:
     def dummy(self: ModelRunner, mode: Mode, round_: str, shape: int) -> torch.Tensor:
         hidden = original(self, mode, round_, shape)
         if mode is Mode.CAPTURE and self.communicator is not None and _named(fault, round_, shape):
-            x = self.communicator.input_memory(64).view(torch.float32)
-            self.communicator.record(x, torch.empty_like(x), CallLabel(round_, shape, "extra", 0))
+            communicator: Any = self.communicator
+            x = communicator.input_memory(64).view(torch.float32)
+            communicator.record(x, torch.empty_like(x), CallLabel(round_, shape, "extra", 0))
         return hidden
 
     ModelRunner.dummy = dummy  # type: ignore[method-assign]

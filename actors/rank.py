@@ -38,6 +38,7 @@ class RankSpec:
         bind_host: address that sockets listen on: loopback if driver and ranks share one node.
         program: key of ``PROGRAMS``.
         device: ``cpu`` or ``cuda``.
+        device_index: index of its GPU among those of the group on this node, which all its ranks there see.
         config: the launch's configuration.
         plan: its gates.
         environment: variables to set before anything heavy is imported.
@@ -51,6 +52,7 @@ class RankSpec:
     bind_host: str
     program: str
     device: str
+    device_index: int
     config: LaunchConfig
     plan: LaunchPlan
     environment: dict[str, str] = field(default_factory=dict)
@@ -58,7 +60,7 @@ class RankSpec:
 
 @dataclass(frozen=True)
 class RankProcess:
-    """Where a rank runs, for those who must watch, read or end its process."""
+    """Where a rank runs, for those who must watch, read or end its process. ``gpus`` are Ray's ids of its GPUs."""
 
     rank: int
     pid: int
@@ -66,6 +68,7 @@ class RankProcess:
     address: str
     hostname: str
     log_files: tuple[str, ...]
+    gpus: tuple[str, ...] = ()
 
 
 class Rank:
@@ -81,8 +84,14 @@ class Rank:
     def __repr__(self) -> str:
         return f"{self.spec.group}/rank{self.spec.rank}" if hasattr(self, "spec") else "rank"
 
-    def boot(self) -> Failure | None:
-        """Launches and serves. Returns the failure that ended it, or None after a stop."""
+    def boot(self, visible_devices: str | None = None) -> Failure | None:
+        """Launches and serves. Returns the failure that ended it, or None after a stop.
+
+        Args:
+            visible_devices: value of ``CUDA_VISIBLE_DEVICES``, to be set before anything asks CUDA.
+        """
+        if visible_devices is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices
         self._boot_thread = threading.get_ident()
         try:
             if self.spec.config.faults:
@@ -109,6 +118,7 @@ class Rank:
             address=ray.util.get_node_ip_address(),
             hostname=platform.node(),
             log_files=log_files(context.get_worker_id()),
+            gpus=tuple(context.get_accelerator_ids().get("GPU", ())),
         )
 
     def advance(self, release: Release | None) -> Arrival | Failure:

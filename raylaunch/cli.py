@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from raylaunch import __version__
-from raylaunch.commands import bench, doctor, evaluate, generate
+from raylaunch.commands import bench, doctor, evaluate, generate, serve
 
 app = typer.Typer(
     name="raylaunch",
@@ -38,6 +38,7 @@ def options(
 
 
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
 app.command("eval")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
 benchmarks.command("launch")(bench.bench_launch)

@@ -124,10 +124,12 @@ class CommunicatorConfig(Section):
 
     Attributes:
         custom_all_reduce: use memory shared between the ranks; False takes the library's collective.
+        table_rows: inputs of captured all-reduces that can be registered, on GPUs.
         max_bytes: largest message of the custom all-reduce; larger ones are split or left to the library.
     """
 
     custom_all_reduce: bool = True
+    table_rows: PositiveInt = 131_072
     max_bytes: Annotated[int, Field(ge=4096, le=1 << 30)] = 8 << 20
 
     @field_validator("max_bytes")

@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raylaunch.errors import LaunchError
-from raylaunch.placement import Placement, release
+from raylaunch.placement import Placement, release, visible_devices
 from raylaunch.protocol import Arrival, Failure, Release
 
 if TYPE_CHECKING:
@@ -110,6 +110,10 @@ class RankGroup:
                     self.placement.group, placement_group_bundle_index=seat.bundle
                 ),
             }
+            if spec.device == "cuda":
+                # Ray would show each rank its own GPU only; ranks that share memory must see all of the group's.
+                options["num_gpus"] = self.placement.gpus_per_rank
+                options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
             self.members.append(Member(spec, RankActor.options(**options).remote(spec)))
         for node_id in {seat.node_id for seat in self.placement.seats}:
             affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
@@ -123,7 +127,9 @@ class RankGroup:
             raise LaunchError(f"an actor could not be started: {error}", None, "PLACE") from None
         for member, process in zip(self.members, processes, strict=True):
             member.process = process
-            member.boot = member.actor.boot.remote()
+        visible = visible_devices([(process.node_id, process.gpus) for process in processes])
+        for member in self.members:
+            member.boot = member.actor.boot.remote(visible[member.rank])
 
     # ---- stepping
 

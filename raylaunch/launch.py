@@ -15,7 +15,15 @@ from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.driver import Driver, StepListener
 from raylaunch.errors import LaunchError
 from raylaunch.group import RankGroup
-from raylaunch.placement import Placement, choose_device, cluster_nodes, place, request_for
+from raylaunch.placement import (
+    Placement,
+    choose_device,
+    cluster_nodes,
+    device_indices,
+    gpus_per_rank,
+    place,
+    request_for,
+)
 from raylaunch.protocol import LaunchPlan, Protocol, RoundPlan
 from raylaunch.report import LaunchReport, RankPlace, Span
 
@@ -66,6 +74,7 @@ def launch(
     device = choose_device(config, nodes)
     with _span(report, "placement"):
         placement = place(config, request_for(config, device), name, given)
+        placement.gpus_per_rank = gpus_per_rank(config, device)
     group = RankGroup(placement)
     try:
         with _span(report, "actors"):
@@ -99,6 +108,7 @@ def specs_of(config: LaunchConfig, placement: Placement, name: str, device: str,
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     if alone:
         environment["GLOO_SOCKET_IFNAME"] = "lo"
+    indices = device_indices(placement.seats, placement.gpus_per_rank)
     return [
         RankSpec(
             rank=seat.rank,
@@ -109,11 +119,12 @@ def specs_of(config: LaunchConfig, placement: Placement, name: str, device: str,
             bind_host="127.0.0.1" if alone else seat.address,
             program=program,
             device=device,
+            device_index=index if device == "cuda" else seat.local_rank,
             config=config.model_copy(update={"serve": ServeConfig()}),  # ranks have no need of the API key
             plan=plan_of(config),
             environment=environment,
         )
-        for seat in placement.seats
+        for seat, index in zip(placement.seats, indices, strict=True)
     ]
 
 

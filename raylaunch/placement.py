@@ -59,6 +59,7 @@ class Placement:
     group: PlacementGroup
     seats: tuple[Seat, ...]
     owned: bool
+    gpus_per_rank: float = 0.0
 
     @property
     def nodes(self) -> int:
@@ -83,6 +84,11 @@ def request_for(config: LaunchConfig, device: str) -> Request:
     node = {name: amount * (world // nodes) for name, amount in rank.items()}
     strategy = config.placement.strategy
     return Request((node,) * nodes, "STRICT_SPREAD" if strategy == "auto" else strategy)
+
+
+def gpus_per_rank(config: LaunchConfig, device: str) -> float:
+    """GPUs of one rank: one unless the configuration says otherwise, none on a CPU."""
+    return config.placement.resources_per_rank.get("GPU", 1.0) if device == "cuda" else 0.0
 
 
 def fits(node: Resources, bundle: Resources) -> bool:
@@ -145,6 +151,25 @@ def seats(bundle_nodes: Sequence[tuple[int, str, str]], world: int) -> tuple[Sea
         result.append(Seat(rank, bundle, node_id, address, taken[node_id]))
         taken[node_id] += 1
     return tuple(result)
+
+
+def visible_devices(ranks: Sequence[tuple[str, Sequence[str]]]) -> list[str | None]:
+    """``CUDA_VISIBLE_DEVICES`` for each rank: the GPUs of its group on its node, in rank order.
+
+    Args:
+        ranks: (node id, Ray's ids of its GPUs) of each rank; no ids on a CPU, which gives None.
+    """
+    by_node: dict[str, list[str]] = {}
+    for node, gpus in ranks:
+        known = by_node.setdefault(node, [])
+        known += [gpu for gpu in gpus if gpu not in known]
+    return [",".join(by_node[node]) if gpus else None for node, gpus in ranks]
+
+
+def device_indices(seats: Sequence[Seat], gpus_per_rank: float) -> list[int]:
+    """Index of each rank's GPU among its group's on the node: its local rank, or less where ranks share a GPU."""
+    sharing = max(1, round(1 / gpus_per_rank)) if 0 < gpus_per_rank < 1 else 1
+    return [seat.local_rank // sharing for seat in seats]
 
 
 # ---- with Ray ---------------------------------------------------------------------------------------------------

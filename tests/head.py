@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import ray
 
 ROOT = Path(__file__).parent.parent
 START_S, STOP_S = 60.0, 10.0
@@ -30,16 +29,21 @@ class Head:
     ours, and whatever outlives it is found by the folder that only our processes have in their environment.
 
     Attributes:
+        more: further variables of every process of the cluster and of its clients.
         folder: home, token and Ray's own files; short, as Ray makes socket names of it.
         python: interpreter of the whole cluster, in which raylaunch is *not* installed.
         environment: what a client of this cluster needs.
+        url: of the dashboard, which takes jobs.
+        token: what every client must show.
     """
 
     cpus: int = 8
+    more: dict[str, str] = field(default_factory=dict)
     folder: Path = field(init=False)
     python: Path = field(init=False)
     environment: dict[str, str] = field(init=False)
     url: str = field(init=False)
+    token: str = field(init=False, repr=False)
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Head:
@@ -48,7 +52,8 @@ class Head:
         self.python = bare_python(self.folder / "bare")
         token = self.folder / "token"
         token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
+        self.token = secrets.token_hex(32)
+        token.write_text(self.token)
         gcs, dashboard, *others = free_ports(6)
         self.url = f"http://127.0.0.1:{dashboard}"
         inherited = {
@@ -66,6 +71,8 @@ class Head:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ADDRESS": f"127.0.0.1:{gcs}",
             "RAY_API_SERVER_ADDRESS": self.url,
+            "RAY_DASHBOARD_ADDRESS": self.url,
+            **self.more,
         }
         names = ("ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export")
         ports = [f"--{name}-port={port}" for name, port in zip(names, others, strict=True)]
@@ -166,9 +173,9 @@ def bare_python(folder: Path) -> Path:
     """An interpreter with everything that this one has, but for raylaunch: a line in a ``.pth`` adds its packages,
     and a ``.pth`` inside them, as an editable install leaves it, is not read."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    packages = Path(ray.__file__).parent.parent
+    packages = [entry for entry in sys.path if entry.endswith("site-packages")]
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    (folder / "lib" / version / "site-packages" / "more.pth").write_text(f"{packages}\n")
+    (folder / "lib" / version / "site-packages" / "more.pth").write_text("\n".join(packages))
     return folder / "bin" / "python"
 
 

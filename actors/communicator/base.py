@@ -123,15 +123,6 @@ class Communicator(Protocol):
             RankFault: F17, there is not enough of it.
         """
 
-    def record(self, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> RecordedCall:
-        """Records an all-reduce from x into out, both contiguous, of one shape and dtype, at fixed addresses.
-
-        Raises:
-            RankFault: F02 outside of :meth:`capture`; F04 if x overlaps a pending input of another piece; F16
-            if the
-                peers cannot reach x.
-        """
-
     def pending(self) -> tuple[RecordedInput, ...]:
         """The inputs recorded and not registered yet, in order."""
 
@@ -149,6 +140,26 @@ class Communicator(Protocol):
 
     def close(self) -> None:
         """Gives back what it holds. May be called more than once."""
+
+
+class RecordsCalls(Communicator, Protocol):
+    """A communicator whose all-reduces are recorded one by one: for graphs that the CPU replays."""
+
+    def record(self, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> RecordedCall:
+        """Records an all-reduce from x into out, both contiguous, of one shape and dtype, at fixed addresses.
+
+        Raises:
+            RankFault: F02 outside of :meth:`capture`; F04 if x overlaps a pending input of another piece; F16
+            if the
+                peers cannot reach x.
+        """
+
+
+class RecordsStreams(Communicator, Protocol):
+    """A communicator that notices by itself when the stream captures: for CUDA graphs."""
+
+    def recording(self, round: str, shape: int, piece: str) -> AbstractContextManager[Sequence[RecordedCall]]:
+        """Names what is recorded inside; the sequence holds those calls when the block has ended."""
 
 
 def require_capture(communicator: Communicator, what: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from actors.communicator.sgl_kernel import GpuOffer
 from actors.communicator.shared_memory import MACHINES, ShareOffer
 
 
@@ -13,7 +14,7 @@ from actors.communicator.shared_memory import MACHINES, ShareOffer
 class Choice:
     """The kind of communicator, and why, in a phrase for the report."""
 
-    kind: Literal["shared-memory", "gloo", "single"]
+    kind: Literal["shared-memory", "gloo", "single", "sgl_kernel", "nccl"]
     reason: str
 
 
@@ -49,3 +50,20 @@ def choose(offers: Sequence[ShareOffer], enabled: bool, world_size: int, nodes: 
         if offer.max_bytes != first.max_bytes:
             return Choice("gloo", f"ranks 0 and {offer.rank} stage {first.max_bytes} and {offer.max_bytes} B")
     return Choice("shared-memory", f"{world_size} ranks on one host")
+
+
+def choose_gpu(offers: Sequence[GpuOffer], enabled: bool, world_size: int, nodes: Sequence[str]) -> Choice:
+    """As :func:`choose`, for ranks on GPUs: ``sgl_kernel`` if all can open each other's memory, else NCCL."""
+    if world_size == 1:
+        return Choice("single", "one rank")
+    if not enabled:
+        return Choice("nccl", "the custom all-reduce is switched off in the configuration")
+    if len(set(nodes)) > 1:
+        return Choice("nccl", f"the group spans {len(set(nodes))} nodes")
+    first = min(offers, key=lambda offer: offer.rank)
+    for offer in sorted(offers, key=lambda offer: offer.rank):
+        if offer.signals is None or offer.staging is None:
+            return Choice("nccl", f"rank {offer.rank} cannot share memory: {offer.reason}")
+        if offer.host != first.host:
+            return Choice("nccl", f"ranks 0 and {offer.rank} cannot share memory: {first.host} / {offer.host}")
+    return Choice("sgl_kernel", f"{world_size} GPUs of one host")

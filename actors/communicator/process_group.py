@@ -120,3 +120,13 @@ def join(address: str, rank: int, world_size: int, timeout_s: float, host: str, 
     except (RuntimeError, ValueError) as error:
         raise RankFault("F10", f"rank {rank}: cannot join the group of {world_size} at {address}: {error}") from error
     return JoinedGroup(group, store, rank, world_size)
+
+
+def connect_store(address: str, timeout_s: float) -> dist.TCPStore:
+    """A connection to the store at ``host:port``. Raises RankFault F10 if it does not answer."""
+    host, _, port = address.rpartition(":")
+    try:
+        timeout = timedelta(seconds=timeout_s)
+        return dist.TCPStore(host, int(port), is_master=False, timeout=timeout, wait_for_workers=False)
+    except (RuntimeError, ValueError) as error:
+        raise RankFault("F10", f"the rendezvous store at {address} does not answer: {error}") from error

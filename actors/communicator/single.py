@@ -58,6 +58,11 @@ class SingleRank:
         finally:
             self._capturing = False
 
+    @contextlib.contextmanager
+    def recording(self, round: str, shape: int, piece: str) -> Iterator[list[SingleCall]]:
+        """Nothing is recorded: one rank has no peers."""
+        yield []
+
     def input_memory(self, nbytes: int) -> torch.Tensor:
         """Ordinary memory: nobody else reads it."""
         with torch.inference_mode(False):

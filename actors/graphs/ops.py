@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from actors.communicator.base import Communicator
 from actors.graphs import context
+from raylaunch.errors import RankFault
 
 DEVICE_KEYS = ("CPU", "CUDA")
 
@@ -77,7 +78,10 @@ def _attention_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
 def _experts(
     x: torch.Tensor, idx: torch.Tensor, w: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
 ) -> torch.Tensor:
-    """SiLU-gated experts: x [T, H], idx and w [T, k], gate_up [E, 2I, H], down [E, H, I] to [T, H]."""
+    """SiLU-gated experts: x [T, H], idx and w [T, k], gate_up [E, 2I, H], down [E, H, I] to [T, H].
+
+    Loops over experts that have tokens, which depends on data: not for CUDA graphs.
+    """
     out = torch.zeros_like(x)
     for expert in range(gate_up.shape[0]):
         token, slot = torch.where(idx == expert)
@@ -87,6 +91,25 @@ def _experts(
         y = F.linear(F.silu(gate) * up, down[expert]) * w[token, slot, None]
         out.index_add_(0, token, y.to(out.dtype))
     return out
+
+
+def _grouped_experts(
+    x: torch.Tensor, idx: torch.Tensor, w: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+) -> torch.Tensor:
+    """The same by grouped matrix products: every shape is fixed, so that it can be captured. bfloat16 only."""
+    if x.dtype != torch.bfloat16:
+        raise RankFault(None, f"experts on a GPU need bfloat16, not {x.dtype}: set model.dtype=bfloat16")
+    tokens, chosen = idx.shape
+    flat = idx.reshape(-1)
+    order = flat.argsort(stable=True)
+    ends = torch.zeros(gate_up.shape[0], dtype=torch.int32, device=x.device)
+    ends = ends.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32)).cumsum(0, dtype=torch.int32)
+    rows = x[order // chosen]
+    gate, up = torch._grouped_mm(rows, gate_up.transpose(-2, -1), offs=ends).chunk(2, -1)
+    y = torch._grouped_mm(F.silu(gate) * up, down.transpose(-2, -1), offs=ends)
+    y = y * w.reshape(-1)[order, None]
+    # Back to the order of tokens, then summed over each token's experts in a fixed order: same bits every time.
+    return torch.empty_like(y).index_copy_(0, order, y).view(tokens, chosen, -1).sum(1).to(x.dtype)
 
 
 def _experts_fake(
@@ -102,7 +125,8 @@ _library.define("experts(Tensor x, Tensor idx, Tensor w, Tensor gate_up, Tensor 
 for _key in DEVICE_KEYS:
     _library.impl("all_reduce", _all_reduce, _key)
     _library.impl("attention", _attention, _key)
-    _library.impl("experts", _experts, _key)
+_library.impl("experts", _experts, "CPU")
+_library.impl("experts", _grouped_experts, "CUDA")
 torch.library.register_fake("raylaunch::all_reduce", _all_reduce_fake)
 torch.library.register_fake("raylaunch::attention", _attention_fake)
 torch.library.register_fake("raylaunch::experts", _experts_fake)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from actors.communicator.base import CallLabel, Communicator, RecordedCall, require_capture
+from actors.communicator.base import CallLabel, RecordedCall, RecordsCalls, require_capture
 from actors.graphs.backend import GraphLabel
 from actors.graphs.binding import bind
 from actors.graphs.memory_plan import place
@@ -25,7 +25,7 @@ class RecordedGraph:
         operations: how many operations a replay runs.
     """
 
-    def __init__(self, label: GraphLabel, communicator: Communicator) -> None:
+    def __init__(self, label: GraphLabel, communicator: RecordsCalls) -> None:
         self.label = label
         self.outputs: Any = None
         self.calls: list[RecordedCall] = []
@@ -118,7 +118,7 @@ class RecordedGraphs:
 
     name = "recorded"
 
-    def __init__(self, communicator: Communicator) -> None:
+    def __init__(self, communicator: RecordsCalls) -> None:
         self.communicator = communicator
 
     def new_pool(self) -> RecordedPool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -14,6 +14,7 @@ import torch
 from actors.communicator.base import Communicator
 from actors.gate import RankGate
 from actors.graphs import ops
+from actors.graphs.backend import GraphBackend
 from actors.graphs.capture import CaptureRunner
 from actors.graphs.recorded import RecordedGraphs
 from actors.graphs.split import CompiledOnce, PieceBackend
@@ -22,6 +23,7 @@ from actors.reference.connect import GROUP, Connection, connect
 from actors.reference.hub import model_folder
 from actors.reference.kv_cache import KVCache
 from actors.reference.limits import Limits
+from actors.reference.links import rank_device
 from actors.reference.model import LoadedModel, load_model
 from actors.reference.runner import ModelRunner
 from actors.reference.scheduler import Scheduler
@@ -58,7 +60,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             worker = make_worker(runner, connection)
             verify(spec, gate, runner, capture, worker)
             gate.read_counters = lambda: asdict(worker.counters)
-            facts = ReadyFacts(len(graphs_of(capture)), psutil.Process().memory_info().rss)
+            facts = ReadyFacts(len(graphs_of(capture)), memory_in_use(spec))
             gate.arrive(Gate.READY, facts, offer=connection.rendezvous.sockets)
             worker.serve(gate.stop_requested)
 
@@ -70,7 +72,7 @@ def load(spec: RankSpec, gate: RankGate, path: Path) -> LoadedModel:
         path,
         spec.rank,
         spec.world_size,
-        torch.device("cpu"),
+        rank_device(spec),
         dtype=DTYPES[model.dtype],
         group=GROUP,
         load_format="dummy" if model.load_format == "dummy" else "safetensors",
@@ -96,7 +98,7 @@ def warm_up(
         vocab_size=facts.vocab_size,
         eos_token_ids=facts.eos_token_ids,
     )
-    device = torch.device("cpu")
+    device = rank_device(spec)
     cache = KVCache(facts.layers, limits.capacity, facts.kv_heads, facts.head_dim, facts.dtype, device)
     runner = ModelRunner(loaded, cache, limits, device, communicator)
     runner.prepare()
@@ -104,7 +106,8 @@ def warm_up(
         gate.arrive(Gate.WARMED, WarmupFacts(pieces=0, compiles=0))
         return runner, CaptureRunner(communicator, runner.dummy, ())
     gate.progress("compiling the model")
-    compiled = CompiledOnce(loaded.inner, PieceBackend(RecordedGraphs(communicator), runner.fixed_addresses()))
+    graphs = graph_backend(device, communicator)
+    compiled = CompiledOnce(loaded.inner, PieceBackend(graphs, runner.fixed_addresses()))
     runner.compile(compiled)
     capture = CaptureRunner(communicator, runner.dummy, compiled.pieces)
     shapes = sum(len(plan.shapes) for plan in spec.plan.rounds)
@@ -119,6 +122,15 @@ def warm_up(
         ),
     )
     return runner, capture
+
+
+def graph_backend(device: torch.device, communicator: Any) -> GraphBackend:
+    """CUDA graphs on a GPU; graphs recorded and replayed operation by operation on a CPU."""
+    if device.type == "cuda":
+        from actors.graphs.cuda import CudaGraphs
+
+        return CudaGraphs(communicator, device)
+    return RecordedGraphs(communicator)
 
 
 def capture_round(
@@ -156,6 +168,13 @@ def verify(spec: RankSpec, gate: RankGate, runner: ModelRunner, capture: Capture
 def graphs_of(capture: CaptureRunner) -> list[tuple[str, str, int]]:
     """Every graph that exists: piece, round, shape."""
     return [(piece.name, *key) for piece in capture.pieces for key in piece.graphs()]
+
+
+def memory_in_use(spec: RankSpec) -> int:
+    """Bytes that this rank holds: of its GPU, or of its process."""
+    if spec.device == "cuda":
+        return torch.cuda.memory_reserved()
+    return int(psutil.Process().memory_info().rss)
 
 
 @contextmanager

@@ -112,8 +112,11 @@ def cost_of(ranks: int, report: LaunchReport) -> StepCost:
     """From release to release, over the barriers inside CAPTURE."""
     from raylaunch.protocol import Gate
 
-    released = [record.released for record in report.steps if record.step.gate is Gate.ITERATION]
-    took = sorted((after - before) * 1e3 for before, after in pairwise(released))
+    took = sorted(
+        (after.released - before.released) * 1e3
+        for before, after in pairwise(report.steps)
+        if after.step.gate is Gate.ITERATION
+    )
     middle = took[len(took) // 2]
     return StepCost(ranks, len(took), middle, took[min(len(took) - 1, int(len(took) * 0.99))], middle / ranks)
 

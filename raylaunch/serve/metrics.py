@@ -32,7 +32,7 @@ REMEMBERED_FIRST_TOKENS = 1000
 
 
 def build(engine: Engine, settings: ServeConfig) -> tuple[APIRouter, Metrics]:
-    """A route that answers ``/metrics``, and the observer that the request path reports to."""
+    """A route that answers ``/metrics``, and the figures behind it, whose :meth:`Metrics.observe` the requests tell."""
     metrics = Metrics(engine, settings)
     router = APIRouter()
 
@@ -75,25 +75,30 @@ class Metrics:
         limit.set(settings.max_concurrent)
         self.registry.register(GroupCollector(engine, self))
 
-    def started(self, endpoint: str, prompt_tokens: int) -> RequestMetrics:
-        """A request begins. ``endpoint`` is one of the application's few paths, never what a client sent."""
-        self.in_flight += 1
-        self.prompt_tokens.inc(prompt_tokens)
-        return RequestMetrics(self, endpoint)
+    def observe(self) -> RequestMetrics:
+        """The observer of one request."""
+        return RequestMetrics(self)
 
     def _histogram(self, name: str, what: str) -> Histogram:
         return Histogram(f"raylaunch_{name}_seconds", what, buckets=BUCKETS_S, registry=self.registry)
 
 
 class RequestMetrics:
-    """One request, from :meth:`Metrics.started` to :meth:`finished`."""
+    """One request: a :class:`raylaunch.serve.running.Observer`."""
 
-    def __init__(self, metrics: Metrics, endpoint: str) -> None:
-        self._metrics, self._endpoint = metrics, endpoint
-        self._began = metrics.clock()
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._endpoint = ""
+        self._began = 0.0
         self._last: float | None = None
         self._first_chunk = True
-        self._finished = False
+        self._running = False
+
+    def started(self, endpoint: str, prompt_tokens: int) -> None:
+        """Begins. ``endpoint`` is one of the application's few names, never what a client sent."""
+        self._endpoint, self._began, self._running = endpoint, self._metrics.clock(), True
+        self._metrics.in_flight += 1
+        self._metrics.prompt_tokens.inc(prompt_tokens)
 
     def first_token(self) -> None:
         """The first token has come. Counts once."""
@@ -117,9 +122,9 @@ class RequestMetrics:
         self._last, self._first_chunk = now, False
 
     def finished(self, reason: str) -> None:
-        """The request has ended: ``stop``, ``length``, ``abort``, ``error``. Counts once."""
-        if not self._finished:
-            self._finished = True
+        """The request has ended: one of the few reasons that ``Observer.finished`` names. Counts once."""
+        if self._running:
+            self._running = False
             self._metrics.in_flight -= 1
             self._metrics.requests.labels(self._endpoint, reason).inc()
             self._metrics.request_seconds.observe(self._metrics.clock() - self._began)

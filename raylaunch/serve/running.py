@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raylaunch.errors import RequestError, RequestFailed
@@ -56,6 +56,13 @@ class Unobserved:
         return None
 
 
+@dataclass
+class Pulse:
+    """When the ranks last gave out tokens, on the monotonic clock."""
+
+    at: float = 0.0
+
+
 @dataclass(frozen=True)
 class Serving:
     """What every endpoint works with.
@@ -63,36 +70,39 @@ class Serving:
     Attributes:
         observe: makes the observer of one request.
         created: when the server started, seconds since the epoch.
+        running: the calls that the engine works on, by their request id.
+        pulse: when the ranks last gave out tokens.
     """
 
     engine: Engine
     settings: ServeConfig
     observe: Callable[[], Observer]
     created: int
+    running: dict[str, Call] = field(default_factory=dict)
+    pulse: Pulse = field(default_factory=lambda: Pulse())
 
 
 @dataclass(frozen=True)
 class Call:
-    """One choice that is asked of the engine: a prompt as token ids, already checked, and how to go on from it."""
+    """One choice that is asked of the engine: a prompt as token ids, already checked, and how to go on from it.
+
+    Attributes:
+        index: among the choices of its HTTP request.
+        group: the id of the HTTP request, by which all its choices can be aborted.
+    """
 
     index: int
     prompt: list[int]
     params: SamplingParams
     request_id: str
+    group: str
 
 
 class GroupUnavailable(RequestFailed):
     """The request could not be finished because the ranks are not there."""
 
 
-async def run(
-    engine: Engine,
-    call: Call,
-    observer: Observer,
-    *,
-    endpoint: str,
-    settings: ServeConfig,
-) -> AsyncGenerator[Chunk, None]:
+async def run(serving: Serving, endpoint: str, call: Call) -> AsyncGenerator[Chunk, None]:
     """Answers one call chunk by chunk. Closing the generator, or cancelling the task in it, aborts the request.
 
     A request that has produced nothing yet when its group is lost waits for the new group if
@@ -103,6 +113,7 @@ async def run(
         GroupUnavailable: there are no ranks to answer it, or they were lost meanwhile.
         RequestFailed: it failed for a reason of its own.
     """
+    engine, settings, observer = serving.engine, serving.settings, serving.observe()
     reason, seen = "gone", False
     deadline = time.monotonic() + settings.rebuild_wait
     observer.started(endpoint, len(call.prompt))
@@ -113,11 +124,13 @@ async def run(
             restarts = engine.restarts
             chunks = engine.astream(call.prompt, call.params, request_id=call.request_id)
             try:
+                serving.running[call.request_id] = call
                 async for chunk in chunks:
                     if chunk.token_ids:
                         if not seen:
                             seen = True
                             observer.first_token()
+                        serving.pulse.at = time.monotonic()
                         observer.tokens(len(chunk.token_ids))
                     if chunk.finish_reason is not None:
                         reason = chunk.finish_reason
@@ -129,6 +142,8 @@ async def run(
                 if seen or settings.while_rebuilding == "fail":
                     raise GroupUnavailable(str(error)) from None
             finally:
+                if serving.running.get(call.request_id) is call:
+                    del serving.running[call.request_id]
                 await closed(chunks)
     except RequestError:
         reason = "refused"
@@ -143,9 +158,7 @@ async def run(
 async def run_all(serving: Serving, endpoint: str, calls: Sequence[Call]) -> AsyncGenerator[tuple[Call, Chunk], None]:
     """Answers several calls at once; chunks come as they are ready. The first error ends all of them. Closing the
     generator aborts what still runs. Raises as :func:`run`."""
-    streams = [
-        run(serving.engine, call, serving.observe(), endpoint=endpoint, settings=serving.settings) for call in calls
-    ]
+    streams = [run(serving, endpoint, call) for call in calls]
     if len(calls) == 1:
         try:
             async for chunk in streams[0]:
@@ -154,9 +167,7 @@ async def run_all(serving: Serving, endpoint: str, calls: Sequence[Call]) -> Asy
             await closed(streams[0])
         return
     arrived: asyncio.Queue[tuple[Call, Chunk] | BaseException | None] = asyncio.Queue()
-    tasks = [
-        asyncio.create_task(_pump(call, stream, arrived)) for call, stream in zip(calls, streams, strict=True)
-    ]
+    tasks = [asyncio.create_task(_pump(call, stream, arrived)) for call, stream in zip(calls, streams, strict=True)]
     try:
         left = len(tasks)
         while left:

@@ -69,7 +69,7 @@ def test_logprobs(engine: Engine) -> None:
     assert answer.logprobs is not None
     assert [one.token_id for one in answer.logprobs] == list(answer.token_ids)
     for one in answer.logprobs:
-        assert [token for token, _ in one.top][0] == one.token_id
+        assert one.top[0][0] == one.token_id
         assert one.top[0][1] == pytest.approx(one.logprob)
         assert one.top[0][1] >= one.top[1][1] >= one.top[2][1]
         assert one.logprob > -0.1  # the model is sure

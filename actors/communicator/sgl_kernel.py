@@ -1,0 +1,297 @@
+"""All-reduce on GPUs of one host by ``sgl_kernel``: each rank's kernel reads its peers' memory directly.
+
+Eager: the input is copied into a staging buffer that the peers have opened. In a captured graph: the peers read the
+graph's own input, whose address the kernel library records while the stream captures; the addresses are exchanged
+and registered afterwards, and a replay before that would read whatever the table holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from actors.communicator.base import CallLabel, RecordedInput, require_capture, require_same
+from actors.communicator.cuda_memory import HANDLE_BYTES, CudaRuntime
+from raylaunch.errors import RankFault
+
+WORLD_SIZES = (2, 4, 6, 8)
+ALIGNMENT = 16  # the kernel moves 16 bytes at a time
+ROW_BYTES = 64  # a row of the table: an address for each of at most eight ranks
+TABLE_ROWS = 131_072
+
+
+@dataclass(frozen=True)
+class GpuOffer:
+    """What a rank says about sharing its GPU memory; plain data, carried to all ranks by the driver.
+
+    Attributes:
+        rank: who offers.
+        host: `host_identity()`: handles can be opened where it is equal.
+        device: unique name of its GPU.
+        max_bytes: size of the staging buffer; must be equal on all ranks.
+        signals: handle of the memory in which ranks meet, or None.
+        staging: handle of the staging buffer, or None.
+        reason: why there are no handles, or "".
+    """
+
+    rank: int
+    host: str
+    device: str
+    max_bytes: int
+    signals: bytes | None
+    staging: bytes | None
+    reason: str = ""
+
+
+class GpuCall:
+    """An all-reduce recorded in a graph."""
+
+    def __init__(self, label: CallLabel) -> None:
+        self.label = label
+        self.registered = False
+
+    def run(self) -> None:
+        """Never called: the graph holds the kernel."""
+
+
+class SglKernelAllReduce:
+    """See the module, and :class:`actors.communicator.base.Communicator`.
+
+    Used in two verbs before anything else: `offer()`, then `attach()` with all ranks' offers.
+
+    Args:
+        rank, world_size: place in the group.
+        max_bytes: size of the staging buffer; larger inputs are reduced in chunks.
+        table_rows: inputs that can be registered.
+        full_nvlink: every pair of the group's GPUs is linked by NVLink.
+    """
+
+    kind = "sgl_kernel"
+    registers = True
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        max_bytes: int,
+        host: str,
+        table_rows: int = TABLE_ROWS,
+        full_nvlink: bool = True,
+    ) -> None:
+        self.rank, self.world_size, self.max_bytes = rank, world_size, max_bytes
+        self.table_rows, self.full_nvlink = table_rows, full_nvlink
+        self._host = host
+        self._runtime: CudaRuntime | None = None
+        self._owned: list[int] = []
+        self._opened: list[int] = []
+        self._kernels: Any = None
+        self._context = 0
+        self._staging = 0
+        self._table: torch.Tensor | None = None
+        self._capturing = False
+        self._label: tuple[str, int, str] | None = None
+        self._calls: list[GpuCall] = []
+        self._recorded: list[RecordedInput] = []
+        self._registered = 0
+
+    # ---- connecting ------------------------------------------------------------------------------
+
+    def offer(self) -> GpuOffer:
+        """Allocates this rank's shared memory and says how to open it, or why it cannot be; does not raise."""
+        device = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        try:
+            if self.world_size not in WORLD_SIZES:
+                raise RankFault("F18", f"the kernel works with {WORLD_SIZES} ranks, not with {self.world_size}")
+            from sgl_kernel import allreduce
+
+            self._kernels = allreduce
+            self._runtime = runtime = CudaRuntime.load()
+            _require_shareable(runtime)
+            signals = runtime.allocate(allreduce.meta_size() + self.max_bytes)
+            staging = runtime.allocate(self.max_bytes)
+            self._owned = [signals, staging]
+            return GpuOffer(
+                self.rank, self._host, device, self.max_bytes, runtime.handle_of(signals), runtime.handle_of(staging)
+            )
+        except (RankFault, ImportError, OSError) as error:
+            return GpuOffer(self.rank, self._host, device, self.max_bytes, None, None, str(error))
+
+    def attach(self, offers: Sequence[GpuOffer]) -> None:
+        """Opens the peers' memory; ``offers[r]`` is rank r's. Raises RankFault F16 if one cannot be opened."""
+        if self._runtime is None or not self._owned:
+            raise RuntimeError("offer() comes before attach()")
+        signals, staging = [], []
+        for offer in offers:
+            if offer.rank == self.rank:
+                signals.append(self._owned[0])
+                staging.append(self._owned[1])
+                continue
+            if offer.signals is None or offer.staging is None:
+                raise RankFault("F16", f"rank {offer.rank} does not share its memory: {offer.reason}")
+            signals.append(self._open(offer.signals))
+            staging.append(self._open(offer.staging))
+        self._table = torch.zeros(self.table_rows * ROW_BYTES, dtype=torch.uint8, device="cuda")
+        kernels = self._loaded()
+        self._context = kernels.init_custom_ar(signals, self._table, self.rank, self.full_nvlink)
+        kernels.register_buffer(self._context, staging)
+        self._staging = staging[self.rank]
+
+    def close(self) -> None:
+        """Closes the peers' memory and frees its own. Graphs must not be replayed any more."""
+        runtime, self._runtime = self._runtime, None
+        if runtime is None:
+            return
+        torch.cuda.synchronize()
+        if self._context:
+            self._loaded().dispose(self._context)
+            self._context = 0
+        for address in self._opened:
+            runtime.close(address)
+        for address in self._owned:
+            runtime.free(address)
+        self._opened, self._owned, self._calls, self._recorded = [], [], [], []
+
+    def abort(self) -> None:
+        """Nothing: a kernel that waits for a peer ends with its process, which the driver ends."""
+
+    # ---- reducing --------------------------------------------------------------------------------
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Communicator.all_reduce`.
+
+        Raises RankFault F02 if the stream captures outside of `capture()`: the address would never be registered.
+        """
+        x = x.contiguous()
+        nbytes = x.numel() * x.element_size()
+        if nbytes == 0:
+            return x.clone()
+        if nbytes % ALIGNMENT:
+            extra = (ALIGNMENT - nbytes % ALIGNMENT) // x.element_size()
+            return self.all_reduce(torch.nn.functional.pad(x.view(-1), (0, extra)))[: x.numel()].view(x.shape)
+        if nbytes > self.max_bytes:
+            chunks = x.view(-1).split(self.max_bytes // x.element_size())
+            return torch.cat([self._reduce(chunk) for chunk in chunks]).view(x.shape)
+        return self._reduce(x)
+
+    def _reduce(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        if torch.cuda.is_current_stream_capturing():
+            self._record(x)
+            self._loaded().all_reduce(self._context, x, out, 0, 0)
+        else:
+            self._loaded().all_reduce(self._context, x, out, self._staging, self.max_bytes)
+        return out
+
+    # ---- graphs ----------------------------------------------------------------------------------
+
+    @property
+    def capturing(self) -> bool:
+        """Whether this rank is inside `capture()`."""
+        return self._capturing
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        """The capture context; see :meth:`Communicator.capture`."""
+        if self._capturing:
+            raise RuntimeError("the capture context is not re-entrant")
+        self._capturing = True
+        try:
+            yield
+        finally:
+            self._capturing = False
+
+    @contextlib.contextmanager
+    def recording(self, round: str, shape: int, piece: str) -> Iterator[list[GpuCall]]:
+        """Names what is recorded inside; gives the calls that were."""
+        self._label, first = (round, shape, piece), len(self._calls)
+        calls: list[GpuCall] = []
+        try:
+            yield calls
+        finally:
+            self._label = None
+            calls.extend(self._calls[first:])
+
+    def _record(self, x: torch.Tensor) -> None:
+        round, shape, piece = self._label or ("?", 0, "?")
+        index = sum(call.label.piece == piece and call.label.shape == shape for call in self._calls)
+        label = CallLabel(round, shape, piece, index)
+        require_capture(self, str(label))
+        if self._registered + len(self._calls) >= self.table_rows:
+            raise RankFault(
+                "F17", f"rank {self.rank}: {label}: the table of registered inputs has {self.table_rows} rows"
+            )
+        self._calls.append(GpuCall(label))
+        nbytes = x.numel() * x.element_size()
+        self._recorded.append(RecordedInput(str(label), round, shape, tuple(x.shape), str(x.dtype), nbytes, ("", 0)))
+
+    def input_memory(self, nbytes: int) -> torch.Tensor:
+        """Memory of torch's allocator: any of it may be an input."""
+        return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
+
+    def pending(self) -> tuple[RecordedInput, ...]:
+        """See :meth:`Communicator.pending`. Addresses are known once the capture context is left."""
+        if self._capturing or not self._recorded:
+            return tuple(self._recorded)
+        handles, offsets = self._loaded().get_graph_buffer_ipc_meta(self._context)
+        if len(offsets) != len(self._recorded):
+            raise RankFault(
+                "F02", f"rank {self.rank}: the kernel holds {len(offsets)} inputs, {len(self._recorded)} were recorded"
+            )
+        data = bytes(value & 0xFF for value in handles)
+        return tuple(
+            RecordedInput(
+                one.label, one.round, one.shape, one.tensor_shape, one.dtype, one.nbytes,
+                (data[i * HANDLE_BYTES : (i + 1) * HANDLE_BYTES].hex(), int(offsets[i])),
+            )
+            for i, one in enumerate(self._recorded)
+        )  # fmt: skip
+
+    def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
+        """See :meth:`Communicator.register`. Nothing is registered if anything is wrong."""
+        if self._capturing:
+            raise RankFault("F01", f"rank {self.rank}: inputs are registered after the capture context is left")
+        if len(peers) != self.world_size or len(peers[self.rank]) != len(self._recorded):
+            raise RankFault("F03", f"rank {self.rank}: the lists to register do not hold what this rank has pending")
+        require_same(self.rank, peers)
+        handles = [list(b"".join(bytes.fromhex(one.handle[0]) for one in theirs)) for theirs in peers]
+        offsets = [[one.handle[1] for one in theirs] for theirs in peers]
+        count = len(self._recorded)
+        if count:
+            self._loaded().register_graph_buffers(self._context, handles, offsets)
+        for call in self._calls:
+            call.registered = True
+        self._registered += count
+        self._calls, self._recorded = [], []
+        return count
+
+    def registered(self) -> int:
+        """See :meth:`Communicator.registered`."""
+        return self._registered
+
+    def _open(self, handle: bytes) -> int:
+        assert self._runtime is not None
+        address = self._runtime.open(handle)
+        self._opened.append(address)
+        return address
+
+    def _loaded(self) -> Any:
+        if self._kernels is None:
+            raise RuntimeError(f"rank {self.rank}: offer() comes first")
+        return self._kernels
+
+
+def _require_shareable(runtime: CudaRuntime) -> None:
+    """Raises RankFault F16 if memory of torch's allocator, where graphs have their inputs, cannot be shared."""
+    probe = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
+    try:
+        runtime.handle_of(probe.untyped_storage().data_ptr())
+    except RankFault as fault:
+        raise RankFault(
+            "F16",
+            f"torch's GPU memory cannot be shared ({fault.message}): PYTORCH_CUDA_ALLOC_CONF must not ask for "
+            "expandable_segments, and no memory saver may be in use",
+        ) from fault

@@ -1,0 +1,123 @@
+"""CUDA graphs of pieces: one for each piece and shape, all in one memory pool, captured on one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from actors.communicator.base import Communicator, RecordedCall, RecordsStreams, require_capture
+from actors.graphs.backend import GraphLabel
+from raylaunch.errors import CaptureError, RankFault
+
+
+class CudaPool:
+    """Static inputs of one piece, shared by its graphs of all shapes; the rest is in the backend's own pool."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._inputs: list[torch.Tensor] = []
+
+    def static_inputs(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """See :meth:`actors.graphs.backend.GraphPool.static_inputs`."""
+        made = [torch.empty(t.shape, dtype=t.dtype, device=self._device) for t in like]
+        self._inputs += made
+        return made
+
+    def poison(self) -> None:
+        """See :meth:`actors.graphs.backend.GraphPool.poison`: floating-point inputs become NaN."""
+        for tensor in self._inputs:
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+
+
+class CudaPieceGraph:
+    """See :class:`actors.graphs.backend.Graph`."""
+
+    def __init__(self, label: GraphLabel, communicator: Communicator) -> None:
+        self.label = label
+        self.outputs: Any = None
+        self.graph = torch.cuda.CUDAGraph()
+        self.calls: list[RecordedCall] = []
+        self._communicator = communicator
+        self._runnable = False
+
+    @property
+    def recorded_inputs(self) -> int:
+        """How many all-reduce inputs it holds."""
+        return len(self.calls)
+
+    def replay(self) -> Any:
+        """See :meth:`actors.graphs.backend.Graph.replay`."""
+        if not self._runnable:
+            self._check()
+        self.graph.replay()
+        return self.outputs
+
+    def _check(self) -> None:
+        rank = self._communicator.rank
+        if self._communicator.capturing:
+            raise RankFault("F01", f"rank {rank}: {self.label} is replayed inside the capture context")
+        for call in self.calls:
+            if not call.registered:
+                raise RankFault(
+                    "F01",
+                    f"rank {rank}: {self.label} (shape {self.label.shape}) is replayed before the input of its "
+                    f"all-reduce {call.label} is registered with the peers",
+                )
+        self._runnable = True
+
+
+class CudaGraphs:
+    """See :class:`actors.graphs.backend.GraphBackend`.
+
+    Args:
+        communicator: the one whose all-reduces the graphs hold.
+        device: where they run.
+    """
+
+    name = "cuda"
+
+    def __init__(self, communicator: RecordsStreams, device: torch.device) -> None:
+        self.communicator, self.device = communicator, device
+        self._memory = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+
+    def new_pool(self) -> CudaPool:
+        """See :meth:`actors.graphs.backend.GraphBackend.new_pool`."""
+        return CudaPool(self.device)
+
+    def capture(
+        self,
+        fn: Callable[..., Any],
+        inputs: Sequence[Any],
+        label: GraphLabel,
+        pool: CudaPool,
+        read_only: Sequence[torch.Tensor] = (),
+    ) -> CudaPieceGraph:
+        """See :meth:`actors.graphs.backend.GraphBackend.capture`; nothing runs, so the outputs hold nothing yet."""
+        require_capture(self.communicator, str(label))
+        graph = CudaPieceGraph(label, self.communicator)
+        torch.cuda.synchronize()
+        # Not torch.cuda.graph(): it collects garbage and empties the cache each time, a second for every shape.
+        recording = self.communicator.recording(label.round, label.shape, label.piece)
+        with torch.no_grad(), torch.cuda.stream(self._stream), recording as calls:
+            graph.graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+            try:
+                graph.outputs = fn(*inputs)
+            except BaseException as error:
+                _leave(graph.graph)
+                if isinstance(error, RankFault):
+                    raise
+                raise CaptureError(None, f"{label} cannot be captured: {error}") from error
+            graph.graph.capture_end()
+        graph.calls = list(calls)
+        return graph
+
+
+def _leave(graph: torch.cuda.CUDAGraph) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        return  # the capture is broken, which its own error says better

@@ -1,0 +1,138 @@
+"""Ray Serve: replicas that each own a rank group inside their placement group.
+
+``serve run raylaunch.serve.deployment:app config=configs/tiny-cpu.yaml``, a file for ``serve deploy``
+(``examples/serve/tiny.yaml``), or ``serve.run(application(config))`` from Python.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from pydantic import SecretStr
+from ray import serve
+from ray.serve import Application
+
+from raylaunch.config import LaunchConfig
+from raylaunch.engine import Engine
+from raylaunch.errors import ConfigError
+from raylaunch.model_check import check_model
+from raylaunch.placement import choose_device, cluster_nodes, request_for
+
+REPLICA_CPUS = 1.0
+HEALTH_PERIOD_S = 0.5
+CONSTRUCTOR_ATTEMPTS = 3
+ARGUMENTS = ("config", "set", "replicas")
+
+
+@serve.ingress()
+class RankGroup:
+    """A replica: the HTTP application, and the ranks behind it.
+
+    Ray Serve calls the constructor, which returns when requests can be answered; asks ``check_health``; lets running
+    requests end when the replica must go; and calls ``__del__`` then. If it is killed, its ranks, which are actors
+    that it owns, and its placement group go with it.
+    """
+
+    async def __init__(self, config: LaunchConfig) -> None:
+        """Launches into the replica's placement group.
+
+        Raises:
+            LaunchError: Ray Serve shows it, headline first, as the deployment's message.
+        """
+        self._config = config
+        self._engine = Engine(config, placement_group=ray.util.get_current_placement_group())
+        await asyncio.to_thread(self._engine.start)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from raylaunch.serve.app import build_app
+
+        return build_app(self._engine, self._config.serve, title=f"raylaunch {self._config.name}")
+
+    async def check_health(self) -> None:
+        """The group's health. Raises ``RuntimeError`` with the reason: Serve replaces a replica that goes on so."""
+        health = await asyncio.to_thread(self._engine.health)
+        if not health.ready:
+            raise RuntimeError(health.reason)
+
+    async def __del__(self) -> None:
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown)
+
+
+def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
+    """What ``serve.run`` takes.
+
+    A group that is lost is not rebuilt inside its replica: ``restarts`` is for ``raylaunch serve``, here Serve
+    replaces the replica. The address and port of ``serve`` are Ray Serve's own.
+
+    Raises:
+        ConfigError: it cannot be launched.
+    """
+    check_model(config)
+    device = _device(config)
+    settled = config.override(f"engine.device={device}", "restarts=0")
+    request = request_for(settled, device)
+    # Rank 0 and the replica share the first bundle: the group then spans no more nodes than its ranks need.
+    first = {**request.bundles[0], "CPU": request.bundles[0].get("CPU", 0.0) + REPLICA_CPUS}
+    deployment = serve.deployment(
+        RankGroup,
+        name=config.name,
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": REPLICA_CPUS},
+        placement_group_bundles=[first, *request.bundles[1:]],
+        placement_group_strategy=request.strategy,
+        max_ongoing_requests=config.serve.max_concurrent,
+        max_queued_requests=config.engine.max_waiting_requests,
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=config.deadlines.health,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=config.serve.drain + config.deadlines.shutdown,
+        max_constructor_retry_count=CONSTRUCTOR_ATTEMPTS,
+    )
+    return deployment.bind(settled)
+
+
+def app(args: Mapping[str, Any]) -> Application:
+    """The builder that ``serve run`` and ``serve deploy`` call.
+
+    Args:
+        args: ``config``, a YAML file or the name of one that ships; ``set``, a list of KEY=VALUE, or several in one
+            text with ``;`` between; ``replicas``.
+    Raises:
+        ConfigError: an argument is unknown or wrong; nothing was deployed.
+    """
+    for name in args:
+        if name not in ARGUMENTS:
+            raise ConfigError(name, args[name], f"unknown argument; known: {', '.join(ARGUMENTS)}")
+    changes = args.get("set") or []
+    if isinstance(changes, str):
+        changes = [one.strip() for one in changes.split(";") if one.strip()]
+    name = args.get("config")
+    config = LaunchConfig.from_yaml(name, changes) if name else LaunchConfig.default(changes)
+    key = os.environ.get("RAYLAUNCH_API_KEY")
+    if key and config.serve.api_key is None:
+        config = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": SecretStr(key)})})
+    return application(config, replicas=_count(args.get("replicas", 1)))
+
+
+def _count(value: Any) -> int:
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1:
+        raise ConfigError("replicas", value, "must be a number of replicas, 1 or more")
+    return count
+
+
+def _device(config: LaunchConfig) -> str:
+    """The device, decided once for all replicas: their bundles depend on it."""
+    if config.engine.device == "auto" and not ray.is_initialized():
+        expected = "say cpu or cuda, or connect to the cluster first (ray.init): what it has decides"
+        raise ConfigError("engine.device", "auto", expected)
+    return choose_device(config, cluster_nodes() if ray.is_initialized() else ())

@@ -1,0 +1,161 @@
+"""Answers in OpenAI's shapes, whole and as streamed pieces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from raylaunch.requests import Chunk
+from raylaunch.serve.running import Call, Serving, run_all
+from raylaunch.wire import TokenLogprob
+
+
+class Form:
+    """How one endpoint spells its answers. Keeps what the choices have so far.
+
+    Args:
+        calls: the choices, by index.
+        logprobs: whether log probabilities were asked for.
+    """
+
+    whole_object = piece_object = ""
+
+    def __init__(self, serving: Serving, calls: Sequence[Call], logprobs: bool) -> None:
+        self.calls, self.logprobs = calls, logprobs
+        self.head = {"id": calls[0].group, "created": int(time.time()), "model": serving.engine.model_name}
+        self.tokenizer = serving.engine.tokenizer
+        self.generated = 0
+
+    def opening(self, call: Call) -> dict[str, Any] | None:
+        """What a stream says of a choice before its first token."""
+        return None
+
+    def piece(self, call: Call, chunk: Chunk) -> dict[str, Any]:
+        """A streamed choice."""
+        raise NotImplementedError
+
+    def choice(self, call: Call, chunks: list[Chunk]) -> dict[str, Any]:
+        """A whole choice."""
+        raise NotImplementedError
+
+    def usage(self) -> dict[str, int]:
+        """Tokens used; a prompt counts once, however many choices it has."""
+        prompts = {id(call.prompt): len(call.prompt) for call in self.calls}
+        prompt = sum(prompts.values())
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.generated,
+            "total_tokens": prompt + self.generated,
+        }
+
+    def token(self, token: int) -> str:
+        """A token as text; tokens that are no whole character are shown with a replacement character."""
+        return f"token_id:{token}" if self.tokenizer is None else str(self.tokenizer.decode([token]))
+
+
+class CompletionAnswer(Form):
+    """``/v1/completions``."""
+
+    whole_object = piece_object = "text_completion"
+
+    def __init__(self, serving: Serving, calls: Sequence[Call], logprobs: bool) -> None:
+        super().__init__(serving, calls, logprobs)
+        self._offsets = [0] * len(calls)
+
+    def piece(self, call: Call, chunk: Chunk) -> dict[str, Any]:
+        return self._choice(call, chunk.text, chunk.logprobs or (), chunk.finish_reason)
+
+    def choice(self, call: Call, chunks: list[Chunk]) -> dict[str, Any]:
+        entries = [one for chunk in chunks for one in chunk.logprobs or ()]
+        return self._choice(call, "".join(chunk.text for chunk in chunks), entries, chunks[-1].finish_reason)
+
+    def _choice(self, call: Call, text: str, entries: Sequence[TokenLogprob], finish: str | None) -> dict[str, Any]:
+        logprobs = self._logprobs(call, entries) if self.logprobs else None
+        return {"index": call.index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+    def _logprobs(self, call: Call, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+        tokens = [self.token(one.token_id) for one in entries]
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offsets[call.index])
+            self._offsets[call.index] += len(token)
+        return {
+            "tokens": tokens,
+            "token_logprobs": [one.logprob for one in entries],
+            "top_logprobs": [{self.token(token): value for token, value in one.top} or None for one in entries],
+            "text_offset": offsets,
+        }
+
+
+class ChatAnswer(Form):
+    """``/v1/chat/completions``."""
+
+    whole_object, piece_object = "chat.completion", "chat.completion.chunk"
+
+    def opening(self, call: Call) -> dict[str, Any] | None:
+        delta = {"role": "assistant", "content": ""}
+        return {"index": call.index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def piece(self, call: Call, chunk: Chunk) -> dict[str, Any]:
+        delta = {"content": chunk.text} if chunk.text or chunk.finish_reason is None else {}
+        return {
+            "index": call.index,
+            "delta": delta,
+            "logprobs": self._logprobs(chunk.logprobs or ()) if self.logprobs else None,
+            "finish_reason": chunk.finish_reason,
+        }
+
+    def choice(self, call: Call, chunks: list[Chunk]) -> dict[str, Any]:
+        entries = [one for chunk in chunks for one in chunk.logprobs or ()]
+        return {
+            "index": call.index,
+            "message": {"role": "assistant", "content": "".join(chunk.text for chunk in chunks), "refusal": None},
+            "logprobs": self._logprobs(entries) if self.logprobs else None,
+            "finish_reason": chunks[-1].finish_reason,
+        }
+
+    def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+        found = [
+            {
+                **self._entry(one.token_id, one.logprob),
+                "top_logprobs": [self._entry(token, value) for token, value in one.top],
+            }
+            for one in entries
+        ]
+        return {"content": found, "refusal": None}
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self.token(token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "replace"))}
+
+
+async def whole(serving: Serving, endpoint: str, form: Form) -> dict[str, Any]:
+    """The answer when all choices have ended."""
+    chunks: list[list[Chunk]] = [[] for _ in form.calls]
+    async for call, chunk in run_all(serving, endpoint, form.calls):
+        chunks[call.index].append(chunk)
+        form.generated += len(chunk.token_ids)
+    choices = [form.choice(call, chunks[call.index]) for call in form.calls]
+    return {**form.head, "object": form.whole_object, "choices": choices, "usage": form.usage()}
+
+
+async def events(serving: Serving, endpoint: str, form: Form, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
+    """The answer piece by piece. Pieces that add nothing that a client would see are left out."""
+    head = {**form.head, "object": form.piece_object} | ({"usage": None} if usage else {})
+    opened: set[int] = set()
+    chunks = run_all(serving, endpoint, form.calls)
+    try:
+        async for call, chunk in chunks:
+            form.generated += len(chunk.token_ids)
+            if call.index not in opened:
+                opened.add(call.index)
+                opening = form.opening(call)
+                if opening is not None:
+                    yield {**head, "choices": [opening]}
+            if chunk.text or chunk.finish_reason is not None or (form.logprobs and chunk.token_ids):
+                yield {**head, "choices": [form.piece(call, chunk)]}
+        if usage:
+            yield {**head, "choices": [], "usage": form.usage()}
+    finally:
+        await chunks.aclose()

@@ -1,0 +1,165 @@
+"""Serves an engine until it is told to stop, or until its group is lost for good."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from raylaunch.errors import ConfigError, LaunchError
+
+if TYPE_CHECKING:
+    from raylaunch.config import ServeConfig
+    from raylaunch.engine import Engine
+
+WATCH_S = 0.2
+LAST_ANSWERS_S = 2.0  # for answers that only say that the group is lost
+BACKLOG = 1024
+
+log = logging.getLogger(__name__)
+
+
+def bind(settings: ServeConfig) -> socket.socket:
+    """Takes the address before anything is launched. Nobody can connect until :func:`serve` listens.
+
+    Raises:
+        ConfigError: it is taken, not this machine's, or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise ConfigError("serve.host", settings.host, f"is no address of this machine: {error}") from None
+    # Strictly first: two servers that reuse addresses could both bind, and only fail when both listen. Then reusing,
+    # for an address that only the closed connections of an earlier server still hold.
+    for reuse in (0, 1):
+        one = socket.socket(family, kind, protocol)
+        try:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+            one.bind(address)
+        except OSError as error:
+            one.close()
+            if error.errno != errno.EADDRINUSE:
+                forbidden = error.errno == errno.EACCES
+                key, value = ("serve.port", settings.port) if forbidden else ("serve.host", settings.host)
+                raise ConfigError(key, value, f"cannot be listened on: {error.strerror or error}") from None
+        else:
+            return one
+    raise ConfigError("serve.port", settings.port, f"is taken by another process on {settings.host}")
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where clients find a server, such as ``http://127.0.0.1:30000``."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def exposed(settings: ServeConfig, listener: socket.socket) -> bool:
+    """Whether other machines can reach the server without a key."""
+    return settings.api_key is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def serve(
+    engine: Engine,
+    settings: ServeConfig,
+    listener: socket.socket | None = None,
+    *,
+    say: Callable[[str], object] = log.info,
+) -> None:
+    """Answers HTTP requests for a started engine. Returns after SIGINT or SIGTERM, when running requests have ended
+    or ``settings.drain`` seconds are over; a second signal ends them at once. The engine is left running.
+
+    Args:
+        listener: a bound socket, from :func:`bind`; without one the configured address is bound now.
+        say: told in words where the server listens, and when it stops.
+    Raises:
+        ConfigError: the address cannot be used, or the chat template cannot be read.
+        LaunchError: the group was lost, and no restarts are left.
+    """
+    from raylaunch.serve.app import build_app
+
+    app = build_app(engine, settings, title=f"raylaunch {engine.config.name}")
+    listener = bind(settings) if listener is None else listener
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=max(1, round(settings.drain)),
+        server_header=False,
+        backlog=BACKLOG,
+    )
+    server = _Server(config, say)
+    if exposed(settings, listener):
+        say("WARNING other machines can reach this server and it asks for no key: set --api-key")
+    try:
+        asyncio.run(server.run_until_stopped(listener, engine))
+    finally:
+        listener.close()
+    if server.lost is not None:
+        raise server.lost
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with this package's signals and an eye on the group."""
+
+    def __init__(self, config: uvicorn.Config, say: Callable[[str], object]) -> None:
+        super().__init__(config)
+        self.say = say
+        self.lost: LaunchError | None = None
+
+    async def run_until_stopped(self, listener: socket.socket, engine: Engine) -> None:
+        watch = asyncio.create_task(self._watch(engine, listener))
+        try:
+            await self.serve(sockets=[listener])
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """In place of uvicorn's, which raises the signal again when everything has ended well."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+        for one in before:
+            loop.add_signal_handler(one, self._stop, one)
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                loop.remove_signal_handler(one)
+                signal.signal(one, handler if handler is not None else signal.SIG_DFL)
+
+    def _stop(self, number: signal.Signals) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            return
+        self.should_exit = True
+        seconds = self.config.timeout_graceful_shutdown
+        self.say(f"{number.name}: no new requests; those that run may end, for at most {seconds} s")
+
+    async def _watch(self, engine: Engine, listener: socket.socket) -> None:
+        while not self.started:
+            await asyncio.sleep(0.01)
+        self.say(f"serving {engine.model_name} at {url_of(listener)}")
+        while True:
+            health = engine.health(ask_ranks=False)
+            if health.condition == "failed":
+                self.lost = engine.last_error or LaunchError("the group is lost")
+                self.config.timeout_graceful_shutdown = round(LAST_ANSWERS_S)
+                self.should_exit = True
+                return
+            await asyncio.sleep(WATCH_S)

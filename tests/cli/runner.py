@@ -1,0 +1,53 @@
+"""Runs the command line in this process, or as the command it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from typer.testing import CliRunner
+
+from raylaunch.cli import app
+
+LAUNCH_SECONDS = 100
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended, and what it printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str) -> Ran:
+    """In this process: for whatever launches nothing."""
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ran(result.exit_code, result.stdout, result.stderr)
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    """As a process of its own, that starts a private cluster."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "raylaunch", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Ran:
+    """Waits for a process."""
+    try:
+        stdout, stderr = process.communicate(timeout=LAUNCH_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Ran(process.returncode, stdout, stderr)

@@ -1,0 +1,64 @@
+"""``raylaunch doctor``: right about this machine, and about what cannot be launched."""
+
+from __future__ import annotations
+
+import json
+import platform
+
+import pytest
+
+from tests.cli.runner import run
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_the_default_can_be_launched_here() -> None:
+    ran = run("doctor", "--json")
+    found = json.loads(ran.stdout)
+    assert (ran.code, found["problems"]) == (0, [])
+    assert found["machine"]["python"] == platform.python_version()
+    assert found["machine"]["packages"]["ray"]
+    assert found["launch"]["engine"] == "reference on cpu (engine.device)"
+    assert found["launch"]["placement"] == "2 ranks, STRICT_PACK 2 x [1 CPU]"
+    assert "(2 ranks on one host)" in found["launch"]["all-reduce"] or platform.machine() != "x86_64"
+    assert found["launch"]["barriers"].startswith("23,")
+
+
+def test_text_for_people() -> None:
+    ran = run("doctor")
+    assert ran.code == 0
+    sections = [line for line in ran.stdout.splitlines() if not line.startswith(" ")]
+    assert sections == ["machine", "packages", "cluster", "launch of tiny", "problems"]
+    assert ran.stdout.endswith("problems\n  none\n")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("parallel.tensor_parallel_size=3", "must divide the model's num_attention_heads = 8"),
+        ("model.path=/no/such/model", "no such folder"),
+        ("placement.resources_per_rank={CPU: 1, unobtainium: 1}", "placement: no node has 1 CPU, 1 unobtainium"),
+        ("placement.address=127.0.0.1:1", "no Ray cluster at '127.0.0.1:1'"),
+    ],
+)
+def test_what_makes_a_launch_impossible_is_listed(setting: str, said: str) -> None:
+    ran = run("doctor", "--set", setting)
+    assert ran.code == 1
+    assert said in ran.stdout.partition("\nproblems\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "what", "said"),
+    [
+        ("communicator.custom_all_reduce=false", "all-reduce", "gloo (the custom all-reduce is switched off"),
+        ("parallel.tensor_parallel_size=1", "all-reduce", "single (one rank)"),
+        ("parallel.nodes=2", "all-reduce", "gloo (the group spans 2 nodes)"),
+        ("capture.enabled=false", "shapes", "eager, nothing is captured"),
+        ("placement.placement_group=mine", "placement", "the placement group 'mine'"),
+    ],
+)
+def test_choices_are_told_with_their_reason(setting: str, what: str, said: str) -> None:
+    assert said in json.loads(run("doctor", "--json", "--set", setting).stdout)["launch"][what]

@@ -1,0 +1,153 @@
+"""The parts of commands that need no launch: scores, error texts, the bar, figures."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+
+import pytest
+import typer
+from rich.console import Console
+
+from raylaunch.commands.bench import cost_of, medians
+from raylaunch.commands.outcome import explain, reported, signals_held
+from raylaunch.commands.progress import LaunchProgress
+from raylaunch.commands.questions import Question, Reply, read_questions, score
+from raylaunch.errors import ConfigError, LaunchError, RankEvidence, RequestError, RequestFailed
+from raylaunch.protocol import Gate, LaunchPlan, RoundPlan, Step
+from raylaunch.report import LaunchReport, StepRecord
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "finish", "valid", "correct"),
+    [
+        ("42", "42", "stop", True, True),
+        ("42", " 42\n", "stop", True, True),
+        ("42", "43", "stop", True, False),
+        ("42", "", "stop", False, False),
+        ("42", "4+2", "stop", False, False),
+        ("42", "42", "length", False, False),
+        ("blue", "42", "stop", True, False),
+        ("blue", "blue", "stop", True, True),
+        ("1,000", "1000", "stop", True, False),
+    ],
+)
+def test_validity_and_correctness(answer: str, text: str, finish: str, valid: bool, correct: bool) -> None:
+    reply = Reply(Question("?", answer), text, (1,), finish)
+    assert (reply.valid, reply.correct) == (valid, correct)
+
+
+def test_score() -> None:
+    question = Question("1+1=", "2")
+    replies = [Reply(question, text, (5, 6), "stop") for text in ("2", "3", "", "2")]
+    figures = score(replies, 4.0)
+    assert (figures.questions, figures.accuracy, figures.invalid, figures.throughput) == (4, 0.5, 0.25, 2.0)
+
+
+def test_shipped_data_by_its_bare_name_and_a_limit() -> None:
+    assert len(read_questions("sums-heldout.jsonl")) == 200
+    assert read_questions("sums-heldout", 3) == read_questions("configs/data/sums-heldout.jsonl")[:3]
+
+
+def test_a_launch_error_ends_with_its_headline_in_one_line() -> None:
+    error = LaunchError("ranks differ\n  in two lines", "F03", "CAPTURE", ranks=[RankEvidence(0, state="at a gate")])
+    lines = explain(error).splitlines()
+    assert lines[0] == lines[-1] == "LaunchError F03 [CAPTURE] ranks differ"
+    assert any("at a gate" in line for line in lines)
+    assert explain(LaunchError("no cluster")) == "LaunchError no cluster"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("a.b", 1, "must be 2"), 2),
+        (LaunchError("no"), 1),
+        (RequestError("too long"), 3),
+        (RequestFailed("lost"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, reported():
+        raise error
+    assert ended.value.exit_code == code
+    assert capsys.readouterr().err
+
+
+def test_an_error_that_nobody_expected_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), reported():
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_interrupts_and_the_second_waits(number: signal.Signals) -> None:
+    before, undone = signal.getsignal(number), []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), number)
+            undone.append(True)
+
+    with pytest.raises(typer.Exit) as ended, reported():
+        work()
+    assert (ended.value.exit_code, undone) == (130, [True])
+    assert signal.getsignal(number) is before
+
+
+def test_a_held_signal_interrupts_afterwards() -> None:
+    done = []
+
+    def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append(True)
+
+    with pytest.raises(KeyboardInterrupt), signals_held():
+        work()
+    assert done == [True]
+
+
+def _show(console: Console) -> None:
+    steps = list(LaunchPlan(2, (RoundPlan("prefill", (8,)),)).steps())
+    with LaunchProgress(console) as progress:
+        for index, step in enumerate(steps):
+            progress.step(step, index, len(steps))
+
+
+def test_a_line_for_each_phase_where_there_is_no_terminal() -> None:
+    out = io.StringIO()
+    _show(Console(file=out, width=100))
+    phases = ["PLACE", "CONNECT", "LOAD", "WARMUP", "CAPTURE", "REGISTER", "VERIFY"]
+    assert [line.split()[-1] for line in out.getvalue().splitlines()] == phases
+
+
+def test_a_bar_on_a_terminal_is_gone_afterwards() -> None:
+    out = io.StringIO()
+    _show(Console(file=out, width=100, force_terminal=True))
+    assert "VERIFY" in out.getvalue()
+    assert "\x1b[2K" in out.getvalue().rpartition("VERIFY")[2]
+
+
+def test_step_cost_leaves_out_the_steps_between_rounds() -> None:
+    report = LaunchReport("x")
+    at = 0.0
+    for step in LaunchPlan(2, (RoundPlan("prefill", (8, 4)), RoundPlan("decode", (2,)))).steps():
+        at += 0.002 if step.gate is Gate.ITERATION else 1.0
+        report.steps.append(StepRecord(step, (), at))
+    cost = cost_of(2, report)
+    assert (cost.steps, round(cost.median, 3), round(cost.p99, 3), round(cost.per_rank, 3)) == (6, 2.0, 2.0, 1.0)
+
+
+def test_medians() -> None:
+    launches = [{"seconds": s, "phases": {"LOAD": {"seconds": s / 2}}} for s in (3.0, 1.0, 2.0)]
+    assert medians(launches) == {"LOAD": 1.0, "ready": 2.0}
+    assert medians([]) == {}
+
+
+def test_the_bar_says_the_step() -> None:
+    out = io.StringIO()
+    with LaunchProgress(Console(file=out, width=100, force_terminal=True)) as progress:
+        progress.step(Step(Gate.ITERATION, "prefill", 128, 2), 7, 20)
+    assert "iteration prefill 128 tokens iteration 2" in out.getvalue()

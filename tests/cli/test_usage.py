@@ -1,0 +1,96 @@
+"""What the command line says before it launches anything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import raylaunch
+from tests.cli.runner import run
+
+HEAVY = {"ray", "torch", "transformers", "pydantic", "yaml", "zmq", "msgspec", "numpy"}
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"raylaunch {raylaunch.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("generate",), ("eval",), ("doctor",), ("bench",), ("bench", "launch")])
+def test_every_command_has_help(arguments: tuple[str, ...]) -> None:
+    ran = run(*arguments, "--help")
+    assert ran.code == 0
+    assert "Usage" in ran.stdout
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    """What keeps ``--help`` quick, measured by what is loaded and not by a clock on a shared machine."""
+    code = "import sys, raylaunch.cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("generate",), "Missing option '--prompt'"),
+        (("eval",), "Missing option '--data'"),
+        (("eval", "--data", "x", "--limit", "0"), "--limit"),
+        (("generate", "--prompt", "a", "--nonsense"), "No such option"),
+        (("nonsense",), "No such command"),
+        (("generate", "no-such.yaml", "--prompt", "a"), "configurations that ship: tiny-cpu.yaml"),
+        (("generate", "--prompt", "a", "--set", "capture.shapes=[8]"), "capture.shapes = [8]: unknown key"),
+        (("generate", "--prompt", "a", "--set", "nonsense"), "must be KEY=VALUE"),
+        (("generate", "--prompt", "a", "--set", "parallel.tensor_parallel_size=3"), "launched with 1, 2, 4, 8"),
+        (("generate", "--prompt", "a", "--temperature", "-1"), "ConfigError --temperature = '-1.0'"),
+        (("generate", "--prompt", "a", "--max-new-tokens", "0"), "ConfigError --max-new-tokens = '0'"),
+        (("generate", "--prompt", "a", "--prompt", "b", "--stream"), "only a single prompt can be streamed"),
+        (("generate", "--prompt", "a", "--trace", "no/such/folder/x.json"), "there is no folder"),
+        (("eval", "--data", "sums-heldout", "--output", "."), "is a folder"),
+        (("bench", "launch", "--ranks", "2,x"), "must be numbers of ranks"),
+        (("bench", "launch", "--set", "parallel.nodes=3"), "nodes must divide"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_is_launched(arguments: tuple[str, ...], said: str) -> None:
+    ran = run(*arguments)
+    assert (ran.code, ran.stdout) == (2, "")
+    assert said in " ".join(ran.stderr.replace("│", " ").split())
+    assert "Traceback" not in ran.stderr
+    assert "PLACE" not in ran.stderr
+
+
+def test_a_cluster_that_nobody_listens_at_is_a_failed_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    ran = run("generate", "--prompt", "a")
+    assert ran.code == 1
+    assert ran.stderr.splitlines()[-1].startswith("LaunchError [PLACE] no Ray cluster at '127.0.0.1:1'")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"prompt": "1+1=", "answer": "2"}\n{"prompt"', "line 2 is not JSON"),
+        ('\n\n["1+1=", "2"]', "line 3 is list, not an object"),
+        ('{"prompt": "1+1="}', "line 1 has no 'answer'"),
+        ('{"prompt": "1+1=", "answer": 2}', "line 1 has answer = 2, which is no text"),
+        ('{"prompt": "", "answer": "2"}', "line 1 has an empty prompt"),
+        ("\n", "holds no line"),
+    ],
+)
+def test_a_malformed_line_of_data_is_named(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(text)
+    ran = run("eval", "--data", str(file))
+    assert ran.code == 2
+    assert said in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_data_that_does_not_exist() -> None:
+    ran = run("eval", "--data", "nonsense")
+    assert ran.code == 2
+    assert "data that ships: sums-heldout.jsonl" in ran.stderr
