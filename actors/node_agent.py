@@ -49,11 +49,14 @@ class NodeAgent:
         return oom_kills() - self._oom_kills_at_start
 
     def process_states(self, pids: Iterable[int]) -> dict[int, str]:
-        """State letter of each process that still exists (``T`` stopped, ``D`` in the kernel); zombies are gone."""
+        """State letter of each process that still exists (``T`` stopped, ``D`` in the kernel); zombies are gone.
+
+        A process whose first thread has ended while others have not is no zombie yet: it still holds its memory.
+        """
         states = {}
         for pid in pids:
             state = process_state(pid)
-            if state and state != "Z":
+            if state and (state != "Z" or threads_of(pid) > 1):
                 states[pid] = state
         return states
 
@@ -71,6 +74,14 @@ def process_state(pid: int) -> str:
     except OSError:
         return ""
     return stat.rsplit(")", 1)[1].split()[0]
+
+
+def threads_of(pid: int) -> int:
+    """Threads of a process that have not ended, its first one counted always; 0 if there is no such process."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
 
 
 def oom_kills() -> int:

@@ -166,8 +166,8 @@ def _forget_token() -> None:
 
 
 def _no_worker_lines() -> None:
-    """Keeps Ray from printing workers' and raylets' lines into ours: the report and the errors say what happened."""
-    with contextlib.suppress(ImportError, AttributeError, KeyError):
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+    """Keeps Ray from printing workers' and raylets' lines among ours: the report and the errors say what happened."""
+    import ray._private.worker
 
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+    if hasattr(ray._private.worker, "_worker_logs_enabled"):
+        ray._private.worker._worker_logs_enabled = False

@@ -294,7 +294,8 @@ def shipped_configs() -> Path:
 def find_config(path: str | Path) -> Path:
     """``path`` if it is a file, else the shipped configuration of that name. Raises :class:`ConfigError`."""
     given = Path(path)
-    shipped = shipped_configs() / given.name
+    # "configs/tiny-cpu.yaml" and "tiny-cpu" name what ships, from any folder; any other path means what it says.
+    shipped = shipped_configs() / given.name if given.parent in (Path(), Path("configs")) else given
     for candidate in (given, shipped, shipped.with_name(f"{shipped.name}.yaml")):
         if candidate.is_file():
             return candidate

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import PurePath
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 from ray.util.placement_group import PlacementGroup
 
@@ -27,7 +27,6 @@ from raylaunch.tokenizer import load_tokenizer
 from raylaunch.wire import Abort, Output, Submit
 
 Prompt = str | Sequence[int]
-T = TypeVar("T")
 
 
 class Engine:
@@ -51,7 +50,9 @@ class Engine:
         listener: StepListener | None = None,
     ) -> None:
         self.config = config
-        self._supervisor = Supervisor(config, listener or _say_nothing, self._up, self._down, placement_group)
+        self._listener = listener
+        self._loading: _Background | None = None
+        self._supervisor = Supervisor(config, self._step, self._up, self._down, placement_group)
         limit = config.engine.max_running_requests + config.engine.max_waiting_requests
         self._requests = RequestTable(limit)
         self._client: RankZeroClient | None = None
@@ -71,7 +72,7 @@ class Engine:
             raise RaylaunchError("an Engine is started once; make a new one")
         self._shape = check_model(self.config)
         # The tokenizer's import takes as long as the ranks' own: do both at once.
-        loading = _Background(lambda: load_tokenizer(self.config))
+        self._loading = loading = _Background(lambda: load_tokenizer(self.config))
         self._supervisor.start()
         try:
             self._tokenizer = loading.result()
@@ -189,8 +190,9 @@ class Engine:
 
     async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None, **changes: Any) -> Completion:
         """Answers a prompt without blocking the event loop; cancelling it aborts the request."""
-        chunks = [chunk async for chunk in self.astream(prompt, params, **changes)]
-        return _joined(chunks, len(self._prepare(prompt, SamplingParams.of(params, changes))))
+        sampling = SamplingParams.of(params, changes)
+        ids = self._prepare(prompt, sampling)
+        return _joined([chunk async for chunk in self.astream(ids, sampling)], len(ids))
 
     async def astream(
         self,
@@ -286,6 +288,12 @@ class Engine:
                 except RequestFailed:
                     return
 
+    def _step(self, step: Step, index: int, steps: int) -> None:
+        if self._loading is not None:
+            self._loading.raise_if_failed()  # a tokenizer that cannot be loaded ends the launch before its end
+        if self._listener is not None:
+            self._listener(step, index, steps)
+
     def _up(self, offer: Any) -> None:
         client = RankZeroClient(offer, self._deliver)
         client.open()
@@ -340,21 +348,27 @@ class _Waiter:
 class _Background:
     """A function that runs on its own thread; :meth:`result` waits for it and raises what it raised."""
 
-    def __init__(self, function: Callable[[], T]) -> None:
-        self._outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, args=(function,), daemon=True).start()
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
-    def _run(self, function: Callable[[], Any]) -> None:
+    def _run(self) -> None:
         try:
-            self._outcome.put((function(), None))
+            self._value = self._function()
         except BaseException as error:
-            self._outcome.put((None, error))
+            self._error = error
+
+    def raise_if_failed(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def result(self) -> Any:
-        value, error = self._outcome.get()
-        if error is not None:
-            raise error
-        return value
+        self._thread.join()
+        self.raise_if_failed()
+        return self._value
 
 
 def _joined(chunks: list[Chunk], prompt_tokens: int) -> Completion:
@@ -364,7 +378,3 @@ def _joined(chunks: list[Chunk], prompt_tokens: int) -> Completion:
     if any(chunk.logprobs is not None for chunk in chunks):
         logprobs = tuple(one for chunk in chunks for one in chunk.logprobs or ())
     return Completion(chunks[-1].request_id, text, ids, chunks[-1].finish_reason or "abort", prompt_tokens, logprobs)
-
-
-def _say_nothing(step: Step, index: int, steps: int) -> None:
-    return None

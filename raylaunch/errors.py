@@ -140,10 +140,10 @@ class LaunchError(RaylaunchError):
         """The error in one line; what a job prints last."""
         code = f" {self.code}" if self.code else ""
         where = f" [{self.where()}]" if self.where() else ""
-        return f"LaunchError{code}{where} {self.summary}"
+        return f"LaunchError{code}{where} {self.summary.splitlines()[0] if self.summary else ''}"
 
     def __str__(self) -> str:
-        lines = [self.headline()]
+        lines = [self.headline(), *self.summary.splitlines()[1:]]
         for evidence in self.ranks:
             mark = "   <- cause" if evidence.rank == self.rank else ""
             place = "  ".join(

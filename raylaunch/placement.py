@@ -122,7 +122,7 @@ def unsatisfied(request: Request, nodes: Sequence[Node], others: Sequence[str], 
     sizes = Counter(show(bundle) for bundle in request.bundles)
     asked = " + ".join(f"{count} x [{bundle}]" for bundle, count in sizes.items())
     names = {name for bundle in request.bundles for name in bundle}
-    lines = [f"{why}; asked {request.strategy} {asked}; the cluster has"]
+    lines = [f"{why}; asked {request.strategy} {asked}", "  the cluster has"]
     for node in nodes:
         amounts = ", ".join(
             f"{name} {node.free.get(name, 0):g} free of {node.total.get(name, 0):g}" for name in sorted(names)

@@ -20,10 +20,11 @@ from raylaunch.group import StepOutcome
 from raylaunch.launch import Launched, launch
 from raylaunch.placement import request_for
 from raylaunch.protocol import Phase
-from raylaunch.report import LaunchReport
+from raylaunch.report import LaunchReport, Span
 
 WATCH_S = 0.5
 ASK_EVERY_S = 5.0
+STOP_S = 2.0
 
 
 class Condition(enum.Enum):
@@ -108,6 +109,7 @@ class Supervisor:
         self.config, self.listener, self.given = config, listener, given
         self.on_up, self.on_down = on_up, on_down
         self.report = LaunchReport(config.name)
+        self._ray_span: Span | None = None
         self.condition = Condition.NEW
         self.error: LaunchError | None = None
         self.restarts_left = config.restarts
@@ -126,6 +128,7 @@ class Supervisor:
         try:
             needed = {"CPU": sum(bundle.get("CPU", 0.0) for bundle in request_for(self.config, "cpu").bundles)}
             self._session = enter(self.config.placement.address, needed, self.config.placement.namespace)
+            self._ray_span = Span("Ray session", began, time.time())
             self._launch(began)
         except BaseException as error:
             self.condition = Condition.FAILED
@@ -143,8 +146,10 @@ class Supervisor:
         with self._lock:
             launched, self._launched = self._launched, None
         if launched is not None:
-            launched.group.stop(min(2.0, self.config.deadlines.shutdown))
-            launched.group.close(self.config.deadlines.shutdown)
+            try:
+                launched.group.stop(min(STOP_S, self.config.deadlines.shutdown))
+            finally:
+                launched.group.close(self.config.deadlines.shutdown)
         if self.condition is not Condition.FAILED:
             self.condition = Condition.STOPPED
         self._leave()
@@ -174,6 +179,9 @@ class Supervisor:
         attempt = 1
         while True:
             self.report = LaunchReport(self.config.name, started=began, attempts=attempt)
+            if self._ray_span is not None:
+                self.report.driver.append(self._ray_span)
+                self._ray_span = None
             try:
                 launched = launch(self.config, self.report, self.listener, self.given)
                 break

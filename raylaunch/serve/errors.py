@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -88,17 +88,22 @@ def of(error: RaylaunchError) -> ApiError:
     return ApiError(500, str(error), code="request_failed")
 
 
-def of_validation(errors: list[Any]) -> ApiError:
-    """The first of pydantic's errors. Values are shown only if they are short and plain."""
-    problem = errors[0] if errors else {"loc": (), "msg": "malformed", "type": ""}
-    # Between the keys pydantic names the member of a union that it tried: those are no part of the request.
-    place = [str(part) for part in problem["loc"] if part != "body" and (isinstance(part, int) or _is_key(part))]
-    key = ".".join(place)
+def of_validation(errors: Sequence[Any]) -> ApiError:
+    """One of pydantic's errors, of at least one. Values are shown only if they are short and plain."""
+    # Of a union's members the one that fits best is the one that failed deepest.
+    about = _place(errors[0])[:1]
+    problem = max((error for error in errors if _place(error)[:1] == about), key=lambda error: len(_place(error)))
+    key = ".".join(_place(problem))
     message = str(problem["msg"]).removeprefix("Value error, ")
     value = problem.get("input")
     found = f" = {shown(value)}" if isinstance(value, str | int | float | None) and problem["type"] != "missing" else ""
     text = f"{key}{found}: {message[:1].lower() + message[1:]}" if key else message
     return wrong(text, key or None)
+
+
+def _place(error: Any) -> list[str]:
+    """Where the error is in the request. Between its keys pydantic names the members of unions: those are left out."""
+    return [str(part) for part in error["loc"] if isinstance(part, int) or (part != "body" and _is_key(part))]
 
 
 def _is_key(part: str) -> bool:

@@ -39,7 +39,8 @@ def build(serving: Serving) -> APIRouter:
     router = APIRouter(route_class=StrictRoute, tags=["SGLang"])
     engine = serving.engine
 
-    @router.api_route(GENERATE, methods=["POST", "PUT"])
+    @router.put(GENERATE, include_in_schema=False)
+    @router.post(GENERATE)
     async def generate(body: GenerateRequest, request: Request) -> Response:
         """Continues one prompt, or several. With ``stream``, events whose text and tokens are those so far."""
         asked = await _read(serving, body)
@@ -94,7 +95,8 @@ def build(serving: Serving) -> APIRouter:
             }
         )
 
-    @router.api_route("/flush_cache", methods=["GET", "POST"])
+    @router.get("/flush_cache", include_in_schema=False)
+    @router.post("/flush_cache")
     async def flush_cache() -> Response:
         """Does nothing: this engine keeps no prefix cache. SGLang's clients call it."""
         return PlainTextResponse("There is no prefix cache to flush.\n")

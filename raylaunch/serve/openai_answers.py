@@ -23,9 +23,13 @@ class Form:
 
     def __init__(self, serving: Serving, calls: Sequence[Call], logprobs: bool) -> None:
         self.calls, self.logprobs = calls, logprobs
-        self.head = {"id": calls[0].group, "created": int(time.time()), "model": serving.engine.model_name}
+        self.created, self.model = int(time.time()), serving.engine.model_name
         self.tokenizer = serving.engine.tokenizer
         self.generated = 0
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What every answer and every piece begins with."""
+        return {"id": self.calls[0].group, "object": kind, "created": self.created, "model": self.model}
 
     def opening(self, call: Call) -> dict[str, Any] | None:
         """What a stream says of a choice before its first token."""
@@ -137,12 +141,12 @@ async def whole(serving: Serving, endpoint: str, form: Form) -> dict[str, Any]:
         chunks[call.index].append(chunk)
         form.generated += len(chunk.token_ids)
     choices = [form.choice(call, chunks[call.index]) for call in form.calls]
-    return {**form.head, "object": form.whole_object, "choices": choices, "usage": form.usage()}
+    return {**form.head(form.whole_object), "choices": choices, "usage": form.usage()}
 
 
 async def events(serving: Serving, endpoint: str, form: Form, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
     """The answer piece by piece. Pieces that add nothing that a client would see are left out."""
-    head = {**form.head, "object": form.piece_object} | ({"usage": None} if usage else {})
+    head = form.head(form.piece_object) | ({"usage": None} if usage else {})
     opened: set[int] = set()
     chunks = run_all(serving, endpoint, form.calls)
     try:

@@ -38,12 +38,13 @@ class GroupWatch:
     def health(self) -> Health:
         """Readiness of this moment with the ranks' answers of the last second. Blocks up to a second; never raises."""
         now = self.engine.health(ask_ranks=False)
-        if self._asked is None or self._clock() - self._asked_at >= FRESH_S:
+        asked = self._asked
+        if asked is None or asked.condition != now.condition or self._clock() - self._asked_at >= FRESH_S:
             try:
-                self._asked = self.engine.health(ask_ranks=True)
+                asked = self.engine.health(ask_ranks=True)
             except Exception:  # Ray may be gone altogether: then no rank has answered, and that is what is shown
-                self._asked = now
-            self._asked_at = self._clock()
-        if now.ready and not self._asked.ready:
-            return replace(self._asked, requests=now.requests)
-        return replace(now, ranks=self._asked.ranks)
+                asked = now
+            self._asked, self._asked_at = asked, self._clock()
+        if now.ready and not asked.ready:
+            return replace(asked, requests=now.requests)
+        return replace(now, ranks=asked.ranks)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import time
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +54,12 @@ def wait_for(client: JobSubmissionClient, name: str, text: str, timeout_s: float
         assert not client.get_job_status(name).is_terminal(), log
         time.sleep(0.2)
     pytest.fail(f"{text!r} did not come within {timeout_s:g} s:\n{client.get_job_logs(name)}")
+
+
+def generate(url: str, **body: Any) -> http.client.HTTPResponse:
+    request = urllib.request.Request(f"{url}/generate", json.dumps(body).encode(), {"content-type": "application/json"})
+    answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=60)
+    return answer
 
 
 def ended(client: JobSubmissionClient, name: str, timeout_s: float = 60) -> JobStatus:
@@ -109,6 +117,41 @@ def test_stopped_while_it_launches(head: Head, client: JobSubmissionClient) -> N
     assert ended(client, "early") is JobStatus.STOPPED
     assert time.monotonic() - began < 6
     assert last_line(client, "early") == "interrupted; everything that was started has been given back"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("patience", [None, 40], ids=["ray waits 3 s", "ray waits 40 s"])
+def test_stopped_while_it_serves(head: Head, client: JobSubmissionClient, patience: int | None) -> None:
+    """The answer that runs is finished, if Ray is told to wait for it; in any case nothing is left."""
+    name = f"serve-{patience}"
+    variables = {} if patience is None else {"RAY_JOB_STOP_WAIT_TIME_S": str(patience)}
+    environment = ("--runtime-env-json", json.dumps({"env_vars": variables}), "--no-wait")
+    code, _ = submit(head, name, "serve", "configs/tiny-cpu.yaml", "--port", "0", *QUICK, more=environment)
+    assert code == 0
+    log = wait_for(client, name, "serving tiny-adder at http://")
+    url = log.rsplit("serving tiny-adder at ", 1)[1].split()[0]
+    assert generate(url, text="12+30=", sampling_params={"max_new_tokens": 8}).read().count(b'"42"') == 1
+
+    long = {"max_new_tokens": 1500, "ignore_eos": True}
+    answer = generate(url, text="1+1=", sampling_params=long, stream=True)
+    answer.readline()
+    began = time.monotonic()
+    assert client.stop_job(name)
+    try:
+        pieces = answer.read().split(b"\n\n")
+    except (OSError, http.client.HTTPException):
+        pieces = []
+    took = time.monotonic() - began
+    with pytest.raises(OSError):
+        generate(url, text="1+1=")
+    assert ended(client, name) is JobStatus.STOPPED
+    if patience is None:
+        assert took < 5
+    else:
+        assert pieces[-2:] == [b"data: [DONE]", b""]
+        assert b'"length"' in pieces[-3]
+        assert "SIGTERM: no new requests" in client.get_job_logs(name)
 
 
 @pytest.mark.slow

@@ -164,10 +164,11 @@ def test_ranks_are_asked_once_a_second_and_never_for_a_request(
     assert engine.asked == 2
 
 
-def test_readiness_is_of_this_moment_though_the_ranks_answers_are_not(client: TestClient, engine: FakeEngine) -> None:
+def test_a_loss_is_shown_at_once_whenever_the_ranks_were_asked(client: TestClient, engine: FakeEngine) -> None:
     assert scraped(client)["raylaunch_ready",] == 1
-    engine.now = replace(engine.now, ready=False, condition="launching", reason="rank 1 died")
-    assert scraped(client)["raylaunch_ready",] == 0
+    engine.now, engine.ranks = replace(engine.now, ready=False, condition="launching", reason="rank 1 died"), ()
+    values = scraped(client)
+    assert (values["raylaunch_ready",], values["raylaunch_rank_up", "rank=1"]) == (0, 0)
 
 
 def test_a_rank_that_does_not_answer_is_known_before_the_supervisor_knows(metrics: Metrics, engine: FakeEngine) -> None:

@@ -8,19 +8,21 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from raylaunch.config import ServeConfig
 from raylaunch.serve import metrics, status
-from raylaunch.serve.limits import RequireKey
+from raylaunch.serve.app import build_app
+from raylaunch.supervisor import Health
 from tests.serve.fake_engine import FakeEngine, lost
 
 FOLDER = Path(status.__file__).with_name("status")
@@ -161,6 +163,16 @@ def test_the_page_names_what_exists() -> None:
     assert set(re.findall(r'(?:byId|setText)\("([^"]+)"', script)) <= ids
 
 
+def test_only_the_data_needs_the_key(engine: FakeEngine) -> None:
+    client = TestClient(build_app(engine, ServeConfig(api_key=KEY)))
+    for path in status.OPEN_PATHS:
+        assert client.get(path).status_code == 200
+    for path in ("/status.json", "/metrics"):
+        assert client.get(path).status_code == 401
+        key = {"authorization": f"Bearer {KEY.get_secret_value()}"}
+        assert client.get(path, headers=key).status_code == 200
+
+
 # ---- in a browser
 
 TYPES_THE_KEY = f"""
@@ -171,35 +183,24 @@ setTimeout(() => {{
 """
 
 
-@pytest.fixture
-def server(app: FastAPI) -> Iterator[str]:
-    """The application on a port of its own, by uvicorn; without a key at ``/``, and with one behind ``/locked/``."""
-
-    @app.get("/typing.js")
-    async def typing() -> Response:
-        return Response(TYPES_THE_KEY, media_type="text/javascript")
-
-    @app.get("/typed")
-    async def typed() -> Response:
-        page = (FOLDER / "index.html").read_text()
-        script = '<script src="typing.js" defer></script></head>'
-        return Response(page.replace("</head>", script), media_type="text/html", headers=status.PAGE_HEADERS)
-
-    locked = RequireKey(
-        app, KEY, (*(f"/locked{path}" for path in status.OPEN_PATHS), "/locked/typed", "/locked/typing.js")
-    )
-    outer = FastAPI()
-    outer.mount("/locked", locked)
-    outer.mount("/", app)
-    running = uvicorn.Server(uvicorn.Config(outer, host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=running.run, daemon=True)
+@contextmanager
+def serving(app: FastAPI) -> Iterator[str]:
+    """The application behind uvicorn, on a port of its own."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not running.started:
+    while not server.started:
         assert thread.is_alive()
         thread.join(0.02)
-    yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
-    running.should_exit = True
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture
+def server(app: FastAPI) -> Iterator[str]:
+    with serving(app) as address:
+        yield address
 
 
 @pytest.fixture
@@ -272,22 +273,45 @@ def test_browser_shows_a_rebuild_that_goes_on(browse, server: str, engine: FakeE
     assert 'class="bar now phase-CAPTURE"' in document
 
 
-def test_browser_asks_for_the_key_once(browse, server: str) -> None:
-    document = browse(server + "/locked/")
-    assert not hidden(document, "key-form")
-    assert hidden(document, "content")
-    assert "10.0.0.1" not in document
-    document = browse(server + "/locked/typed")
+def test_browser_asks_for_the_key_once(browse, engine: FakeEngine) -> None:
+    """The whole application with a key, and beside it a copy of the page in which someone types it."""
+    app = build_app(engine, ServeConfig(api_key=KEY))
+
+    @app.middleware("http")
+    async def types(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.url.path == "/typing.js":
+            return Response(TYPES_THE_KEY, media_type="text/javascript")
+        if request.url.path == "/typed":
+            script = '<script src="typing.js" defer></script></head>'
+            page = (FOLDER / "index.html").read_text().replace("</head>", script)
+            return Response(page, media_type="text/html", headers=status.PAGE_HEADERS)
+        return await go_on(request)
+
+    with serving(app) as address:
+        document = browse(address + "/")
+        assert not hidden(document, "key-form")
+        assert hidden(document, "content")
+        assert "10.0.0.1" not in document
+        document = browse(address + "/typed")
     assert hidden(document, "key-form")
     assert part(document, "state") == "Ready"
     assert KEY.get_secret_value() not in document
 
 
 def test_browser_says_that_the_server_does_not_answer(browse, server: str, engine: FakeEngine) -> None:
-    def health(ask_ranks: bool = True) -> None:
-        raise RuntimeError
+    asked, answer = [], engine.health
 
-    engine.health = health  # type: ignore[assignment,method-assign]
+    def health(ask_ranks: bool = True) -> Health:
+        asked.append(ask_ranks)
+        if len(asked) > 2:
+            raise RuntimeError
+        return answer(ask_ranks)
+
+    engine.health = health  # type: ignore[method-assign]
     document = browse(server + "/")
     assert not hidden(document, "notice")
-    assert "The server does not answer (status 500). Asking again every 2 s." in part(document, "notice")
+    said = part(document, "notice")
+    assert said.startswith("The server does not answer (status 500); what is shown is of ")
+    assert said.endswith(" Asking again every 2 s.")
+    assert part(document, "state") == "Ready"  # as it was, and grey
+    assert 'class="stale"' in document

@@ -179,6 +179,7 @@ function drawFigures(data) {
 
 function drawFailure(failure, ready) {
   byId("failure").hidden = !failure;
+  byId("failure").classList.toggle("past", ready);
   if (!failure) return;
   if (byId("failure-text").textContent !== failure.text) byId("failure-evidence").open = !ready;
   const parts = [failure.when ? clock(failure.when) : "", failure.count > 1 ? `${failure.count} so far` : ""];

@@ -1,0 +1,111 @@
+"""Keys, sizes, and how many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import pytest
+
+from raylaunch.config import ServeConfig
+from raylaunch.errors import EngineBusy
+from raylaunch.serve import build_app, limits
+from tests.serve.asgi import Exchange
+
+KEY = "sk-very-secret"
+
+
+def test_everything_but_health_needs_the_key(client_with):
+    client = client_with(api_key=KEY)
+    assert client.get("/health").status_code == 200
+    for path in ("/ready", "/health_generate", "/metrics", "/v1/models", "/status.json", "/openapi.json", "/nope"):
+        answer = client.get(path)
+        assert (path, answer.status_code) == (path, 401)
+        assert answer.json()["error"]["type"] == "authentication_error"
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "header", ["", KEY, f"Basic {KEY}", "Bearer", "Bearer ", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer \xe9"]
+)
+def test_wrong_keys(client_with, engine, header):
+    client = client_with(api_key=KEY)
+    answer = client.post("/generate", content=b"{", headers={"authorization": header.encode("latin-1")})
+    assert answer.status_code == 401
+    assert engine.asked_for == []
+
+
+def test_the_key_opens(client_with, caplog):
+    client = client_with(api_key=KEY)
+    with caplog.at_level(logging.DEBUG):
+        answer = client.post("/generate", json={"text": "1+1="}, headers={"authorization": f"bearer {KEY}"})
+    assert answer.json()["text"] == "2"
+    assert KEY not in caplog.text + client.get("/server_info", headers={"authorization": f"Bearer {KEY}"}).text
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_large_bodies(client_with, engine, declared):
+    client = client_with(max_body_bytes=1000)
+    body = b'{"text":"' + b"1" * 2000 + b'"}'
+    content = body if declared else iter([body[:600], body[600:]])
+    answer = client.post("/generate", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+    assert "1000 bytes (serve.max_body_bytes)" in answer.json()["error"]["message"]
+    assert engine.asked_for == []
+
+
+@pytest.mark.parametrize("length", ["-1", "many", "9" * 40])
+def test_nonsense_lengths(client, length):
+    assert client.post("/generate", content=b"{}", headers={"content-length": length}).status_code == 413
+
+
+def test_a_body_that_does_not_come(engine, monkeypatch):
+    monkeypatch.setattr(limits, "BODY_S", 0.05)
+
+    async def ask():
+        exchange = Exchange(build_app(engine, ServeConfig()), "/generate", b'{"text":', complete=False)
+        await asyncio.wait_for(exchange.run(), 5)
+        return exchange
+
+    exchange = asyncio.run(ask())
+    assert exchange.status == 408
+
+
+def test_too_many_at_once(engine):
+    """The first waits for the engine; the second is refused; when the first has ended, a third is answered."""
+
+    async def ask():
+        app = build_app(engine, ServeConfig(max_concurrent=1))
+        engine.gate.clear()
+        first = Exchange(app, "/generate", b'{"text":"1+1="}')
+        running = asyncio.create_task(first.run())
+        while not engine.running:
+            await asyncio.sleep(0.01)
+        second = await Exchange(app, "/v1/completions", b'{"prompt":"1+1="}').run()
+        health = await Exchange(app, "/health", method="GET").run()
+        engine.gate.set()
+        await running
+        third = await Exchange(app, "/generate", b'{"text":"1+1="}').run()
+        return [one.status for one in (first, second, health, third)], second
+
+    statuses, second = asyncio.run(ask())
+    assert statuses == [200, 429, 200, 200]
+    assert second.headers["retry-after"] == "1"
+    assert "1 requests are being answered already (serve.max_concurrent)" in second.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue(client, engine, stream):
+    engine.failure = EngineBusy("1056 requests are running or waiting already; try again later")
+    answer = client.post("/v1/completions", json={"prompt": "1+1=", "stream": stream})
+    assert answer.status_code == 429
+    assert answer.json()["error"]["code"] == "engine_busy"
+
+
+def test_a_long_text_is_refused_quickly(client_with):
+    client = client_with()
+    began = time.monotonic()
+    assert client.post("/generate", json={"text": "1" * 1_000_000}).status_code == 400
+    assert time.monotonic() - began < 20

@@ -1,0 +1,263 @@
+"""Ray Serve: replicas that own a rank group; deployed, asked, hurt and deleted as an operator would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+pytest.importorskip("ray.serve", exc_type=ImportError, reason="needs the serve extra")
+
+from raylaunch import ConfigError, LaunchConfig
+from raylaunch.serve.deployment import app, application
+from tests.head import ROOT, Head, free_ports
+
+EXAMPLE = ROOT / "examples" / "serve" / "tiny.yaml"
+SERVES_OWN = {"actor-ServeController", "actor-ProxyActor"}
+
+
+class Served:
+    """A head with Ray Serve on a port of its own."""
+
+    def __init__(self) -> None:
+        # raylaunch as it is where it is installed on the nodes: `serve deploy` brings no folder along.
+        self.head = Head(cpus=10, more={"PYTHONPATH": str(ROOT)})
+        self.port = free_ports(1)[0]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def serve(self, *arguments: str) -> None:
+        done = self.head.run(str(self.head.python), "-m", "ray.serve.scripts", *arguments)
+        assert done.returncode == 0, done.stderr
+
+    def deploy(self, **applications: dict[str, Any]) -> None:
+        """The example with its port changed, and other applications beside it. Deploying replaces what was there."""
+        file = yaml.safe_load(EXAMPLE.read_text())
+        file["http_options"]["port"] = self.port
+        for name, args in applications.items():
+            made = {"name": name, "route_prefix": f"/{name}", "import_path": file["applications"][0]["import_path"]}
+            file["applications"].append({**made, "args": args})
+        path = self.head.folder / "serve.yaml"
+        path.write_text(yaml.safe_dump(file))
+        self.serve("deploy", str(path))
+
+    def status(self, name: str) -> dict[str, Any]:
+        """Of an application, from the dashboard; {} if there is none."""
+        request = urllib.request.Request(
+            f"{self.head.url}/api/serve/applications/", headers={"Authorization": f"Bearer {self.head.token}"}
+        )
+        found: dict[str, Any] = json.load(urllib.request.urlopen(request, timeout=10))["applications"].get(name, {})
+        return found
+
+    def wait(self, what: Callable[[], bool], timeout_s: float = 120) -> float:
+        """Seconds until ``what()``."""
+        began = time.monotonic()
+        while not what():
+            assert time.monotonic() - began < timeout_s, json.dumps(self.status("tiny"), indent=1)[:3000]
+            time.sleep(0.1)
+        return time.monotonic() - began
+
+    def running(self) -> bool:
+        status = self.status("tiny")
+        states = [one["state"] for one in status.get("deployments", {}).get("tiny", {}).get("replicas", [])]
+        return status.get("status") == "RUNNING" and states == ["RUNNING"] * 2
+
+    def ask(self, path: str = "/generate", **body: Any) -> Any:
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json"})
+        return urllib.request.urlopen(request, timeout=60)
+
+    def add(self, left: int, right: int) -> str:
+        answer = json.load(self.ask(text=f"{left}+{right}=", sampling_params={"max_new_tokens": 8}))
+        return str(answer["text"])
+
+    def ranks(self) -> list[psutil.Process]:
+        return [one for one in self.head.processes("ray::Rank") if "RankGroup" not in " ".join(one.cmdline())]
+
+    def held(self) -> set[str]:
+        return self.head.held() - SERVES_OWN
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    served = Served()
+    served.head.start()
+    try:
+        served.deploy()
+        print(f"two replicas running after {served.wait(served.running):.1f} s")
+        yield served
+    finally:
+        served.head.stop()
+    assert served.head.processes() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+class TestTwoReplicas:
+    """In order: what is deployed is asked, hurt, and deleted."""
+
+    def test_it_answers_and_owns_its_groups(self, served: Served) -> None:
+        assert [served.add(n, 30) for n in range(10)] == [str(n + 30) for n in range(10)]
+        assert len(served.ranks()) == 4
+        held = served.held()
+        groups = [name for name in held if name.startswith("placement-group-")]
+        assert len(groups) == 2
+        assert all("SERVE_REPLICA" in name for name in groups), "the ranks sit in the replicas' own groups"
+
+    def test_openai_answers_through_serve(self, served: Served) -> None:
+        answer = json.load(served.ask("/v1/completions", model="tiny-adder", prompt="12+30=", max_tokens=8))
+        assert answer["choices"][0]["text"] == "42"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            served.ask("/v1/completions", model="tiny-adder", prompt="12+30=", max_tokens="many")
+        assert caught.value.code == 400
+        assert "max_tokens" in json.load(caught.value)["error"]["message"]
+
+    def test_it_streams(self, served: Served) -> None:
+        long = {"max_new_tokens": 400, "ignore_eos": True}
+        began, times = time.monotonic(), []
+        with served.ask(text="1+1=", sampling_params=long, stream=True) as answer:
+            for line in answer:
+                if line.startswith(b"data:"):
+                    times.append(time.monotonic() - began)
+                    last = line
+        assert last.strip() == b"data: [DONE]"
+        assert len(times) > 50
+        assert times[0] < times[-1] / 2, "it came piece by piece"
+
+    def test_a_replica_that_loses_a_rank_is_replaced(self, served: Served) -> None:
+        """The other replica goes on; the broken one says why, ends, and a new one takes its place."""
+        before = {one.pid for one in served.ranks()}
+        served.ranks()[0].kill()
+        killed, wrong, last_wrong, answers = time.monotonic(), set(), 0.0, 0
+        while len({one.pid for one in served.ranks()} - before) < 2 or not served.running():
+            assert time.monotonic() - killed < 120
+            try:
+                assert served.add(12, 30) == "42"
+                answers += 1
+            except urllib.error.HTTPError as error:
+                wrong.add((error.code, json.load(error)["error"]["message"].split("rank")[0]))
+                last_wrong = time.monotonic() - killed
+            time.sleep(0.05)
+        print(f"replaced after {time.monotonic() - killed:.1f} s, last error at {last_wrong:.1f} s, {answers} answers")
+        assert {code for code, _ in wrong} <= {503}
+        assert answers > 10
+        assert last_wrong < 10
+        assert len(served.ranks()) == 4
+        assert [served.add(n, 30) for n in range(10)] == [str(n + 30) for n in range(10)]
+
+    def test_a_constructor_that_fails_shows_the_headline(self, served: Served) -> None:
+        quick = ["capture.prefill_tokens=[8]", "capture.decode_batch_sizes=[2]", "name=broken"]
+        fault = "faults=[{action: raise, rank: 1, at: capture prefill 8 1}]"
+        served.deploy(broken={"set": [*quick, fault]})
+        served.wait(lambda: served.status("broken").get("status") == "DEPLOY_FAILED")
+        message = served.status("broken")["deployments"]["broken"]["message"]
+        assert "LaunchError F05 [CAPTURE prefill, 8 tokens, iteration 1]" in message
+        assert served.add(1, 1) == "2", "the other application is not touched"
+
+    def test_a_wrong_configuration_is_told_by_its_key(self, served: Served) -> None:
+        served.deploy(wrong={"set": ["capture.enabeld=false"]})
+        served.wait(lambda: served.status("wrong").get("status") == "DEPLOY_FAILED")
+        assert "capture.enabeld = False: unknown key; did you mean 'enabled'?" in served.status("wrong")["message"]
+
+    def test_it_drains_and_leaves_nothing(self, served: Served) -> None:
+        long = {"max_new_tokens": 1500, "ignore_eos": True}
+        lines: list[bytes] = []
+        started = threading.Event()
+
+        def follow() -> None:
+            with served.ask(text="1+1=", sampling_params=long, stream=True) as answer:
+                for line in answer:
+                    lines.append(line)
+                    started.set()
+
+        client = threading.Thread(target=follow)
+        client.start()
+        assert started.wait(30)
+        served.serve("shutdown", "-y")
+        client.join(60)
+        assert lines[-2:] == [b"data: [DONE]\n", b"\n"], "the answer that ran was finished"
+        served.wait(lambda: not served.ranks())
+        served.wait(lambda: served.held() == set(), 30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_serve_run_from_a_folder() -> None:
+    """raylaunch is not installed: ``serve run --working-dir .`` brings it along. Ctrl-C ends it with its ranks."""
+    served = Served()
+    served.head.more = {}
+    served.head.start()
+    arguments = ["run", "--working-dir", ".", "--name", "tiny", "raylaunch.serve.deployment:app"]
+    arguments += ["config=configs/tiny-cpu.yaml", "set=capture.prefill_tokens=[8]; capture.decode_batch_sizes=[2]"]
+    start = f"from ray import serve; serve.start(http_options={{'host': '127.0.0.1', 'port': {served.port}}})"
+    process = None
+    try:
+        done = served.head.run(str(served.head.python), "-c", start)
+        assert done.returncode == 0, done.stderr
+        process = subprocess.Popen(
+            [served.head.python, "-m", "ray.serve.scripts", *arguments],
+            env=served.head.environment,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        served.wait(lambda: served.status("tiny").get("status") == "RUNNING")
+        assert served.add(12, 30) == "42"
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        served.wait(lambda: served.held() == set(), 30)
+    finally:
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait(10)
+        served.head.stop()
+    assert served.head.processes() == []
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        ({"confg": "tiny-cpu"}, "confg = 'tiny-cpu': unknown argument; known: config, set, replicas"),
+        ({"replicas": "no"}, "replicas = 'no': must be a number of replicas"),
+        ({"replicas": 0}, "replicas = 0: must be a number of replicas"),
+        ({"config": "nowhere.yaml"}, "no such file; configurations that ship"),
+        ({"set": "engine.device=auto"}, "connect to the cluster first"),
+        ({"set": ["parallel.tensor_parallel_size=3"]}, "tensor_parallel_size"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_starts(args: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        app(args)
+
+
+def test_what_serve_is_asked_for() -> None:
+    config = LaunchConfig.default(["serve.drain=7", "deadlines.shutdown=3", "restarts=2", "serve.max_concurrent=9"])
+    deployment = application(config, replicas=3)._bound_deployment
+    assert deployment.num_replicas == 3
+    assert deployment.max_ongoing_requests == 9
+    made = deployment._replica_config
+    assert made.placement_group_bundles == [{"CPU": 2.0}, {"CPU": 1.0}], "rank 0 and the replica share a bundle"
+    assert made.placement_group_strategy == "STRICT_PACK"
+    assert deployment._deployment_config.graceful_shutdown_timeout_s == 10
+    (settled,) = made.init_args
+    assert (settled.restarts, settled.engine.device) == (0, "cpu")
+
+
+def test_several_arguments_in_one_text_and_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLAUNCH_API_KEY", "0123")
+    deployment = app({"config": "tiny-cpu", "set": "serve.drain=7; name=two", "replicas": "2"})._bound_deployment
+    (settled,) = deployment._replica_config.init_args
+    assert (deployment.name, deployment.num_replicas, settled.serve.drain) == ("two", 2, 7)
+    assert settled.serve.api_key.get_secret_value() == "0123"
+    assert "0123" not in repr(settled)
