@@ -124,6 +124,7 @@ def _third_iteration(fault: FaultConfig) -> None:
 
 def _no_capture_context(fault: FaultConfig) -> None:
     from actors.communicator.gloo import GlooAllReduce
+    from actors.communicator.sgl_kernel import SglKernelAllReduce
     from actors.communicator.shared_memory import SharedMemoryAllReduce
 
     @contextmanager
@@ -132,6 +133,7 @@ def _no_capture_context(fault: FaultConfig) -> None:
 
     SharedMemoryAllReduce.capture = nothing  # type: ignore[method-assign]
     GlooAllReduce.capture = nothing  # type: ignore[method-assign]
+    SglKernelAllReduce.capture = nothing  # type: ignore[method-assign]
 
 
 def _extra_all_reduce(fault: FaultConfig) -> None:

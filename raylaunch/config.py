@@ -234,6 +234,7 @@ class LaunchConfig(Section):
     Attributes:
         name: of the group: its actors are ``NAME/rank0`` and so on.
         restarts: how many times a group that lost a rank is rebuilt.
+        environment: variables that every rank gets before it imports anything, such as ``NCCL_DEBUG: INFO``.
         faults: faults to provoke on purpose; empty in production.
     """
 
@@ -247,6 +248,7 @@ class LaunchConfig(Section):
     deadlines: DeadlineConfig = DeadlineConfig()
     serve: ServeConfig = ServeConfig()
     restarts: Annotated[int, Field(ge=0, le=100)] = 0
+    environment: dict[str, str] = Field(default_factory=dict)
     faults: tuple[FaultConfig, ...] = ()
 
     @field_validator("engine", mode="before")

@@ -108,6 +108,7 @@ def specs_of(config: LaunchConfig, placement: Placement, name: str, device: str,
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     if alone:
         environment["GLOO_SOCKET_IFNAME"] = "lo"
+    environment.update(config.environment)
     indices = device_indices(placement.seats, placement.gpus_per_rank)
     return [
         RankSpec(

@@ -9,7 +9,7 @@ import pytest
 from tests.head import Head
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """A head whose interpreter has no raylaunch: jobs bring it along in their working directory."""
     head = Head()

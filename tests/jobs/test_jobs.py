@@ -25,7 +25,7 @@ def client(head: Head) -> JobSubmissionClient:
     return JobSubmissionClient(head.url, headers={"Authorization": f"Bearer {head.token}"})
 
 
-@pytest.fixture()
+@pytest.fixture
 def clean(head: Head) -> Iterator[None]:
     """Fails if a job leaves an actor, a placement group or a rank's process in the cluster."""
     yield

@@ -23,12 +23,12 @@ from tests.serve.answering_engine import AnsweringEngine
 TEMPLATE = "{{ messages[-1]['content'] }}"
 
 
-@pytest.fixture()
+@pytest.fixture
 def engine() -> AnsweringEngine:
     return AnsweringEngine()
 
 
-@pytest.fixture()
+@pytest.fixture
 def client_with(engine: AnsweringEngine) -> Iterator[Callable[..., TestClient]]:
     """Makes a client of an application with these settings."""
     with ExitStack() as stack:
@@ -40,7 +40,7 @@ def client_with(engine: AnsweringEngine) -> Iterator[Callable[..., TestClient]]:
         yield make
 
 
-@pytest.fixture()
+@pytest.fixture
 def client(client_with: Callable[..., TestClient]) -> TestClient:
     return client_with()
 

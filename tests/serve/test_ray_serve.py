@@ -236,7 +236,10 @@ def test_serve_run_from_a_folder() -> None:
         ({"set": ["parallel.tensor_parallel_size=3"]}, "tensor_parallel_size"),
     ],
 )
-def test_wrong_arguments_are_told_before_anything_starts(args: dict[str, Any], text: str) -> None:
+def test_wrong_arguments_are_told_before_anything_starts(
+    args: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(ConfigError, match=text):
         app(args)
 

@@ -1,0 +1,72 @@
+"""Launches on CUDA devices: CUDA graphs, and sgl_kernel's all-reduce between ranks."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from raylaunch import Engine, LaunchConfig, LaunchError
+from raylaunch.protocol import Gate
+
+pytestmark = pytest.mark.gpu
+
+SUMS = [(a, b) for a in range(1, 99, 14) for b in range(3, 99, 19)]
+
+
+def answers(config: LaunchConfig) -> tuple[list[str], Engine]:
+    with Engine(config) as engine:
+        done = engine.generate([f"{a}+{b}=" for a, b in SUMS], max_new_tokens=8)
+        return [one.text for one in done], engine
+
+
+def test_one_rank() -> None:
+    texts, engine = answers(LaunchConfig.default(["engine.device=cuda", "parallel.tensor_parallel_size=1"]))
+    assert texts == [str(a + b) for a, b in SUMS]
+    assert "18 graphs: replay equals eager" in engine.report.table(200)
+
+
+def test_two_ranks_register_their_inputs(two_ranks: LaunchConfig) -> None:
+    texts, engine = answers(two_ranks)
+    assert texts == [str(a + b) for a, b in SUMS]
+    assert "sgl_kernel" in engine.report.table(200)
+    for _, arrivals in engine.report.facts(Gate.REGISTERED):
+        assert {arrival.facts.pending for arrival in arrivals} == {0}
+    last = engine.report.facts(Gate.REGISTERED)[-1][1]
+    assert [arrival.facts.registered for arrival in last] == [24, 24]  # 4 all-reduces at 6 shapes
+    devices = {arrival.facts.device for arrival in engine.report.facts(Gate.MEET)[0][1]}
+    assert devices <= {"cuda:0", "cuda:1"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "phase", "rank"),
+    [
+        ("{action: third_iteration, rank: 1}", "F01", "CAPTURE", 1),
+        ("{action: no_capture_context, rank: 0}", "F02", "CAPTURE", 0),
+        ("{action: raise, rank: 1, at: capture prefill 32 2}", "F05", "CAPTURE", 1),
+        ("{action: kill, rank: 1, at: capture prefill 32 2}", "F06", "CAPTURE", 1),
+    ],
+)
+def test_faults_are_named(two_ranks: LaunchConfig, fault: str, code: str, phase: str, rank: int) -> None:
+    with pytest.raises(LaunchError) as caught:
+        Engine(two_ranks.override(f"faults=[{fault}]")).start()
+    assert (caught.value.code, caught.value.phase, caught.value.rank) == (code, phase, rank), caught.value
+
+
+def test_f16_memory_that_cannot_be_shared(two_ranks: LaunchConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's all-reduce is off on every rank, with the setting named; only two GPUs can fall back to NCCL."""
+    if os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):
+        pytest.skip("PYTORCH_CUDA_ALLOC_CONF is set")
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("NCCL does not work with two ranks on one GPU")
+    with Engine(two_ranks.override("environment={PYTORCH_CUDA_ALLOC_CONF: 'expandable_segments:True'}")) as engine:
+        assert "expandable_segments" in engine.report.table(250)
+        assert engine.generate("12+30=", max_new_tokens=8).text == "42"
+
+
+def test_f17_table_too_small(two_ranks: LaunchConfig) -> None:
+    with pytest.raises(LaunchError, match="10 rows") as caught:
+        Engine(two_ranks.override("communicator.table_rows=10")).start()
+    assert (caught.value.code, caught.value.phase) == ("F17", "WARMUP")
