@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from actors.communicator.base import Communicator
 from actors.graphs.context import Mode
@@ -23,7 +23,7 @@ class CaptureRunner:
     Args:
         communicator: whose `capture()` is entered, once per round.
         run: ``run(mode, round, shape)``: a dummy forward pass that touches no cache.
-        pieces: those of the compiled model.
+        pieces: those of the compiled model, for each round.
         iterations: per shape; anything but 2 is for showing what goes wrong.
     """
 
@@ -31,13 +31,13 @@ class CaptureRunner:
         self,
         communicator: Communicator,
         run: Run,
-        pieces: Sequence[PiecewiseGraph],
+        pieces: Mapping[str, Sequence[PiecewiseGraph]],
         iterations: int = ITERATIONS,
     ) -> None:
         self.communicator = communicator
         self.iterations = iterations
         self._run = run
-        self.pieces = pieces
+        self._pieces = pieces
         self._shapes: list[tuple[str, int]] = []
 
     def capture(self, round: str, shapes: Sequence[int], before: Before) -> None:
@@ -61,13 +61,22 @@ class CaptureRunner:
 
     def audit(self) -> dict[tuple[str, int], dict[str, bool]]:
         """For each round and shape that was asked for: which pieces hold a graph."""
-        return {(r, s): {p.name: (r, s) in p.graphs() for p in self.pieces} for r, s in self._shapes}
+        return {(r, s): {p.name: (r, s) in p.graphs() for p in self.pieces_of(r)} for r, s in self._shapes}
+
+    def pieces_of(self, round: str) -> Sequence[PiecewiseGraph]:
+        """The pieces that a round runs."""
+        return self._pieces.get(round, ())
+
+    @property
+    def pieces(self) -> list[PiecewiseGraph]:
+        """Every piece once."""
+        return list(dict.fromkeys(piece for pieces in self._pieces.values() for piece in pieces))
 
     def recorded_inputs(self) -> dict[tuple[str, int], int]:
         """For each round and shape: how many all-reduce inputs its graphs hold."""
         counts: Counter[tuple[str, int]] = Counter()
         for round, shape in self._shapes:
-            for piece in self.pieces:
+            for piece in self.pieces_of(round):
                 graph = piece.graph(round, shape)
                 counts[round, shape] += graph.recorded_inputs if graph else 0
         return dict(counts)

@@ -9,7 +9,7 @@ from raylaunch.errors import RankFault
 
 
 class KVCache:
-    """Storage for keys and values: per layer ``[capacity, kv_heads, head_dim]`` each.
+    """Storage for keys and values: per layer ``[capacity + 1, kv_heads, head_dim]`` each.
 
     Rows are addressed directly; who owns which rows is the scheduler's business (:mod:`.rows`).
 
@@ -38,13 +38,18 @@ class KVCache:
         self.values: list[Tensor] = []
 
     @property
+    def spare_row(self) -> int:
+        """A row that no request owns: padding may be written there."""
+        return self.capacity
+
+    @property
     def bytes_per_token(self) -> int:
         """Bytes one token takes on this rank, over all layers."""
         return bytes_per_token(self.layers, self.kv_heads, self.head_dim, self.dtype)
 
     def allocate(self) -> None:
         """Allocates the tensors. Raises RankFault, with the sizes, if the device has not enough memory."""
-        shape = (self.capacity, self.kv_heads, self.head_dim)
+        shape = (self.capacity + 1, self.kv_heads, self.head_dim)
         try:
             for _ in range(self.layers):
                 self.keys.append(torch.zeros(shape, dtype=self.dtype, device=self.device))

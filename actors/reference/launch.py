@@ -104,17 +104,21 @@ def warm_up(
     runner.prepare()
     if not spec.plan.rounds:
         gate.arrive(Gate.WARMED, WarmupFacts(pieces=0, compiles=0))
-        return runner, CaptureRunner(communicator, runner.dummy, ())
+        return runner, CaptureRunner(communicator, runner.dummy, {})
     gate.progress("compiling the model")
     graphs = graph_backend(device, communicator)
-    compiled = CompiledOnce(loaded.inner, PieceBackend(graphs, runner.fixed_addresses()))
-    runner.compile(compiled)
-    capture = CaptureRunner(communicator, runner.dummy, compiled.pieces)
+    addresses = runner.fixed_addresses()
+    compiled = CompiledOnce(loaded.inner, PieceBackend(graphs, addresses))
+    whole = runner.whole_decode(graphs, addresses)
+    runner.compile(compiled, whole)
+    pieces = {"prefill": compiled.pieces, "decode": (whole,) if whole else compiled.pieces}
+    capture = CaptureRunner(communicator, runner.dummy, pieces)
     shapes = sum(len(plan.shapes) for plan in spec.plan.rounds)
     gate.arrive(
         Gate.WARMED,
         WarmupFacts(
             pieces=len(compiled.pieces),
+            whole_rounds=("decode",) if whole else (),
             compiles=compiled.backend.compiles,
             planned_inputs=loaded.report.all_reduces * shapes if communicator.registers else 0,
             graphs=len(graphs_of(capture)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,14 +12,20 @@ from torch import Tensor
 from actors.communicator.base import Communicator
 from actors.graphs import context
 from actors.graphs.addresses import FixedAddresses
+from actors.graphs.backend import GraphBackend
 from actors.graphs.context import ForwardContext, Mode
+from actors.graphs.piecewise import PiecewiseGraph
 from actors.graphs.split import CompiledOnce
+from actors.graphs.whole import WholeModel
 from actors.reference.attention import AttentionBatch
 from actors.reference.kv_cache import KVCache
 from actors.reference.limits import Limits
 from actors.reference.model import LoadedModel
 from raylaunch.errors import RankFault
 from raylaunch.wire import Round, StepPlan
+
+if TYPE_CHECKING:
+    from actors.reference.decode_attention import StaticDecodeBatch
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class ModelRunner:
         self.use_graphs = False  # whether compile() was called: steps are then replayed
         self._inputs: dict[tuple[str, int], StaticInputs] = {}
         self._compiled: Callable[..., Any] = loaded.inner
+        self._whole: PiecewiseGraph | None = None
+        self._decode_batches: dict[int, StaticDecodeBatch] = {}
 
     def prepare(self) -> None:
         """Allocates the KV cache and the static inputs. Raises RankFault if memory does not suffice."""
@@ -80,14 +88,34 @@ class ModelRunner:
                     torch.zeros((1, shape), dtype=torch.long, device=self.device),
                     torch.zeros((*lead, shape), dtype=torch.long, device=self.device),
                 )
+        if self.device.type == "cuda":
+            self._make_decode_batches()
 
-    def compile(self, compiled: CompiledOnce) -> None:
+    def _make_decode_batches(self) -> None:
+        """On a GPU, decode attention is one kernel over tensors that stay, so that it can be captured."""
+        from actors.reference import decode_attention
+
+        if decode_attention.supported(self.loaded.facts.head_dim):
+            for shape in self.limits.decode_shapes:
+                self._decode_batches[shape] = decode_attention.StaticDecodeBatch(self.cache, shape)
+
+    def whole_decode(self, graphs: GraphBackend, addresses: FixedAddresses) -> PiecewiseGraph | None:
+        """The whole model as one piece for decode steps, where attention can be captured; else None."""
+        if not self._decode_batches:
+            return None
+        name = "inputs_embeds" if self.loaded.facts.uses_embeds else "input_ids"
+        return PiecewiseGraph(WholeModel(self.loaded.inner, name), "decode", graphs, addresses)
+
+    def compile(self, compiled: CompiledOnce, whole: PiecewiseGraph | None = None) -> None:
         """Traces the decoder, wrapped as ``CompiledOnce(loaded.inner, ...)``; from then on steps use graphs.
+
+        Args:
+            whole: from :meth:`whole_decode`: what decode steps run instead.
 
         Traces the largest and then the smallest prefill shape: the second shows that one graph fits all
         sizes. Raises RankFault F20 if it does not.
         """
-        self._compiled = compiled
+        self._compiled, self._whole = compiled, whole
         shapes = self.limits.prefill_shapes
         for shape in dict.fromkeys((shapes[-1], shapes[0])):
             self.dummy(Mode.TRACE, "prefill", shape)
@@ -110,7 +138,10 @@ class ModelRunner:
         inputs = self._static(round_, shape)
         inputs.ids.zero_()
         inputs.positions.zero_()
-        return self._run(ForwardContext(mode, round_, shape, 0), inputs)
+        batch = self._decode_batches.get(shape) if round_ == "decode" else None
+        if batch is not None:
+            batch.fill(())
+        return self._run(ForwardContext(mode, round_, shape, 0, batch), inputs)
 
     def hidden(self, plan: StepPlan, mode: Mode) -> Tensor:
         """Hidden states of all rows of a step, ``[shape, hidden]``; rows past the real ones are padding.
@@ -124,7 +155,7 @@ class ModelRunner:
         inputs.positions.zero_()
         inputs.ids[0, :real] = torch.tensor(plan.tokens, device=self.device)
         inputs.positions[..., :real] = torch.tensor(plan.positions, device=self.device)
-        batch = AttentionBatch(self.cache, plan.sequences)
+        batch: AttentionBatch | StaticDecodeBatch = self._batch(plan)
         return self._run(ForwardContext(mode, plan.round, plan.shape, real, batch), inputs)[0]
 
     def forward(self, plan: StepPlan, mode: Mode | None = None) -> Tensor:
@@ -166,6 +197,13 @@ class ModelRunner:
                 full = self.communicator.all_reduce(full)
         return full.float()
 
+    def _batch(self, plan: StepPlan) -> AttentionBatch | StaticDecodeBatch:
+        static = self._decode_batches.get(plan.shape) if plan.round == "decode" else None
+        if static is None:
+            return AttentionBatch(self.cache, plan.sequences)
+        static.fill(plan.sequences)
+        return static
+
     def _static(self, round_: str, shape: int) -> StaticInputs:
         inputs = self._inputs.get((round_, shape))
         if inputs is None:
@@ -180,7 +218,12 @@ class ModelRunner:
 
     def _run(self, forward_context: ForwardContext, inputs: StaticInputs) -> Tensor:
         run = self.loaded.inner if forward_context.mode is Mode.EAGER else self._compiled
+        whole = self._whole if forward_context.round == "decode" else None
         with context.use(forward_context), torch.no_grad():
+            if whole is not None and forward_context.mode is not Mode.EAGER:
+                first = self._embeddings(inputs.ids) if self.loaded.facts.uses_embeds else inputs.ids
+                result: Tensor = whole(first, inputs.positions)[0]
+                return result
             if self.loaded.facts.uses_embeds:
                 arguments = {"inputs_embeds": self._embeddings(inputs.ids)}
             else:

@@ -63,6 +63,7 @@ class WarmupFacts:
         pieces: graph pieces of the model.
         eager_pieces: pieces that will never hold a graph, with the reason of each.
         compiles: times the model was compiled.
+        whole_rounds: rounds in which the whole model is one graph instead of these pieces.
         planned_inputs: all-reduce inputs that CAPTURE will record in all rounds.
         graphs: graphs captured so far: must be none.
         replays: replays so far: must be none.
@@ -70,6 +71,7 @@ class WarmupFacts:
 
     pieces: int
     eager_pieces: Mapping[int, str] = field(default_factory=dict)
+    whole_rounds: tuple[str, ...] = ()
     compiles: int = 1
     planned_inputs: int = 0
     graphs: int = 0

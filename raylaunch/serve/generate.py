@@ -27,7 +27,7 @@ from raylaunch.serve.generate_schema import (
 )
 from raylaunch.serve.prompts import require_possible, require_room, token_ids
 from raylaunch.serve.running import Call, Serving, run_all
-from raylaunch.serve.streaming import EventStream, answer, json_answer
+from raylaunch.serve.streaming import WHOLE_OR_STREAMED, EventStream, answer, json_answer
 from raylaunch.wire import TokenLogprob
 
 ENDPOINT = "generate"
@@ -40,7 +40,7 @@ def build(serving: Serving) -> APIRouter:
     engine = serving.engine
 
     @router.put(GENERATE, include_in_schema=False)
-    @router.post(GENERATE)
+    @router.post(GENERATE, responses=WHOLE_OR_STREAMED)
     async def generate(body: GenerateRequest, request: Request) -> Response:
         """Continues one prompt, or several. With ``stream``, events whose text and tokens are those so far."""
         asked = await _read(serving, body)
@@ -48,7 +48,7 @@ def build(serving: Serving) -> APIRouter:
             return EventStream(_events(serving, asked))
         return await answer(request, _whole(serving, asked))
 
-    @router.post("/abort_request")
+    @router.post("/abort_request", response_class=Response)
     async def abort_request(body: AbortRequest) -> Response:
         """Ends the request of that id, or all; unknown ids are no error. Its answer says ``abort``."""
         for call in list(serving.running.values()):
@@ -96,7 +96,7 @@ def build(serving: Serving) -> APIRouter:
         )
 
     @router.get("/flush_cache", include_in_schema=False)
-    @router.post("/flush_cache")
+    @router.post("/flush_cache", response_class=PlainTextResponse)
     async def flush_cache() -> Response:
         """Does nothing: this engine keeps no prefix cache. SGLang's clients call it."""
         return PlainTextResponse("There is no prefix cache to flush.\n")

@@ -24,7 +24,7 @@ from raylaunch.serve.openai_schema import (
 )
 from raylaunch.serve.prompts import longest, require_possible, require_room, token_ids
 from raylaunch.serve.running import Call, Serving
-from raylaunch.serve.streaming import EventStream, answer, json_answer
+from raylaunch.serve.streaming import WHOLE_OR_STREAMED, EventStream, answer, json_answer
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -34,7 +34,7 @@ def build(serving: Serving) -> APIRouter:
     router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
     engine, template = serving.engine, ChatTemplate.of(serving.settings)
 
-    @router.post(COMPLETIONS)
+    @router.post(COMPLETIONS, responses=WHOLE_OR_STREAMED)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continues one prompt, or several."""
         _check(serving, body)
@@ -46,7 +46,7 @@ def build(serving: Serving) -> APIRouter:
             return EventStream(events(serving, "completions", form, body.usage_wanted))
         return await answer(request, whole(serving, "completions", form))
 
-    @router.post(CHAT)
+    @router.post(CHAT, responses=WHOLE_OR_STREAMED)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answers a conversation."""
         _check(serving, body)

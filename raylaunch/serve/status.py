@@ -15,7 +15,7 @@ from raylaunch.config import ServeConfig
 from raylaunch.engine import Engine
 from raylaunch.launch import plan_of
 from raylaunch.protocol import Gate, LoadFacts, Phase, ReadyFacts, RegisterFacts
-from raylaunch.report import LaunchReport, Span, StepRecord
+from raylaunch.report import LaunchReport, StepRecord
 from raylaunch.serve.metrics import Metrics, running_and_waiting
 from raylaunch.supervisor import Health
 
@@ -31,7 +31,6 @@ PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
-NOTICEABLE_S = 0.05
 DATA_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
@@ -137,27 +136,21 @@ def _failure(engine: Engine) -> dict[str, Any] | None:
 
 def _launch(report: LaunchReport) -> dict[str, Any]:
     """The report with times in seconds since the start of the launch; all of it JSON."""
-    records, spans = list(report.steps), list(report.driver)
-    before = spans[0].start - report.started if spans else 0.0
-    if before > NOTICEABLE_S:
-        spans.insert(0, Span("session", report.started, spans[0].start))
+    records = list(report.steps)
     return {
         "started": report.started,
         "seconds": report.seconds if report.ready else None,
         "total": max(0.0, (report.ready or _last_moment(report)) - report.started),
         "attempts": report.attempts,
         "phases": [
-            *_session_row(before),
-            *(
-                {
-                    "name": phase.name,
-                    "seconds": report.elapsed(phase),
-                    "busy": [report.busy(place.rank, phase) for place in report.places],
-                    "what": report.describe(phase) if _was_reached(report, phase) else "",
-                }
-                for phase in Phase
-                if phase is not Phase.SERVE
-            ),
+            {
+                "name": phase.name,
+                "seconds": report.elapsed(phase),
+                "busy": [report.busy(place.rank, phase) for place in report.places],
+                "what": report.describe(phase) if _was_reached(report, phase) else "",
+            }
+            for phase in Phase
+            if phase is not Phase.SERVE
         ],
         "ranks": [
             {
@@ -169,21 +162,12 @@ def _launch(report: LaunchReport) -> dict[str, Any]:
             }
             for place in report.places
         ],
-        "driver": [_driver_bar(span, report.started) for span in spans],
+        "driver": [
+            _bar("PLACE", "work", f"PLACE {span.name}", span.start, span.end, report.started)
+            for span in list(report.driver)
+        ],
         "bars": [_bars(records, place.rank, report.started) for place in report.places],
     }
-
-
-def _session_row(seconds: float) -> list[dict[str, Any]]:
-    """What comes before the first phase: a Ray session is found, or started, which takes seconds."""
-    if seconds <= NOTICEABLE_S:
-        return []
-    return [{"name": "RAY", "seconds": seconds, "busy": [], "what": "a session was joined or started"}]
-
-
-def _driver_bar(span: Span, zero: float) -> dict[str, Any]:
-    phase = "RAY" if span.name == "session" else "PLACE"
-    return _bar(phase, "work", f"{phase} {span.name}", span.start, span.end, zero)
 
 
 def _rank_facts(records: list[StepRecord], rank: int) -> dict[str, Any]:

@@ -20,6 +20,12 @@ from raylaunch.serve.errors import ApiError, of
 SEND_S = 60.0  # a client that takes nothing for so long is taken for gone
 GONE = 499  # what nginx logs for a client that left; it is sent to nobody
 DONE = b"data: [DONE]\n\n"
+WHOLE_OR_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer, whole or as events.",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    }
+}
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)

@@ -116,7 +116,9 @@ class Engine:
             self.forward(Mode.TRACE, "prefill", shape)
 
     def runner(self) -> CaptureRunner:
-        return CaptureRunner(self.communicator, self.forward, self.backend.pieces, self.iterations)
+        return CaptureRunner(
+            self.communicator, self.forward, dict.fromkeys(("prefill", "decode"), self.backend.pieces), self.iterations
+        )
 
     def same(self, round: str, shape: int, seed: int) -> bool:
         """Whether replay equals the plain model bit by bit, on pools full of NaN."""

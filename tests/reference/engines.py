@@ -45,7 +45,7 @@ def compile_and_capture(runner: ModelRunner, communicator: Communicator) -> Piec
     """Traces and captures both rounds; the recorded inputs are pending afterwards."""
     backend = PieceBackend(RecordedGraphs(communicator), runner.fixed_addresses())
     runner.compile(CompiledOnce(runner.loaded.inner, backend))
-    capture = CaptureRunner(communicator, runner.dummy, backend.pieces)
+    capture = CaptureRunner(communicator, runner.dummy, dict.fromkeys(("prefill", "decode"), backend.pieces))
     capture.capture("prefill", runner.limits.prefill_shapes, lambda *_: None)
     capture.capture("decode", runner.limits.decode_shapes, lambda *_: None)
     assert all(all(pieces.values()) for pieces in capture.audit().values())

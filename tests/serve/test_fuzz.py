@@ -7,7 +7,8 @@ from collections import Counter
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -15,40 +16,50 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from raylaunch.config import ServeConfig
+from raylaunch.serve import build_app
+from tests.serve.answering_engine import AnsweringEngine
+
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 ANSWER_S = 60
+DESCRIPTION = schemathesis.openapi.from_dict(build_app(AnsweringEngine(), ServeConfig()).openapi())
+OPERATIONS = {found.ok().label: found.ok() for found in DESCRIPTION.get_all_operations()}
+ASKING = ("POST /generate", "POST /v1/completions", "POST /v1/chat/completions")
 seen: Counter[str] = Counter()
 
-schema = schemathesis.pytest.from_fixture("description")
+
+def fuzz(live, operation, mode, examples):
+    """Sends made-up requests that fit the description, or do not, and checks each answer."""
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate],
+        database=None,
+    )
+    @given(case=OPERATIONS[operation].as_strategy(generation_mode=mode))
+    def send(case):
+        answer = case.call(base_url=live.url, timeout=ANSWER_S)
+        seen[f"{operation} {mode.value} {answer.status_code}"] += 1
+        case.validate_response(answer, checks=CHECKS)
+
+    send()
 
 
-@pytest.fixture(scope="module")
-def description(live):
-    """The server's description, and the server's state when all is over."""
-    yield schemathesis.openapi.from_url(f"{live.url}/openapi.json")
-
-
-def call(case):
-    answer = case.call(timeout=ANSWER_S)
-    seen[f"{case.method} {case.path} {answer.status_code}"] += 1
-    case.validate_response(answer, checks=CHECKS)
-
-
-MADE_UP = {"deadline": None, "suppress_health_check": list(HealthCheck), "phases": [Phase.explicit, Phase.generate]}
-
-
-@schema.parametrize()
-@settings(max_examples=15, **MADE_UP)
-def test_a_few_requests(case):
-    call(case)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_few_requests(live, operation):
+    modes = list(GenerationMode) if operation in ASKING else [GenerationMode.POSITIVE]
+    for mode in modes:
+        fuzz(live, operation, mode, 10)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-@schema.parametrize()
-@settings(max_examples=400, **MADE_UP)
-def test_many_requests(case):
-    call(case)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("operation", [*ASKING, "POST /abort_request"])
+def test_many_requests(live, operation, mode):
+    fuzz(live, operation, mode, 300)
 
 
 def test_the_ranks_are_unharmed(live):
@@ -59,4 +70,4 @@ def test_the_ranks_are_unharmed(live):
     health = live.engine.health()
     assert health.ready
     assert (health.requests, live.engine.restarts, live.engine.failures) == (0, 0, ())
-    print(sum(seen.values()), "requests:", *sorted(seen.items()), sep="\n")
+    print(sum(seen.values()), "requests:", *(f"{what}: {count}" for what, count in sorted(seen.items())), sep="\n")

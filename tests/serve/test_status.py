@@ -93,14 +93,6 @@ def test_bars_fill_the_launch_without_overlap(client: TestClient) -> None:
             assert before["start"] <= before["end"] == pytest.approx(after["start"])
 
 
-def test_the_time_before_the_first_phase_is_rays(client: TestClient, engine: FakeEngine) -> None:
-    engine.report.started -= 7
-    launch = client.get("/status.json").json()["launch"]
-    assert launch["phases"][0] == {"name": "RAY", "seconds": 7, "busy": [], "what": "a session was joined or started"}
-    assert (launch["driver"][0]["text"], launch["driver"][0]["end"]) == ("RAY session", 7)
-    assert sum(phase["seconds"] for phase in launch["phases"]) == pytest.approx(launch["total"])
-
-
 def test_clocks_that_differ_do_not_turn_a_bar_around(engine: FakeEngine, client: TestClient) -> None:
     engine.report.started += 4.5  # the first steps lie before it now, as on a node whose clock is late
     for bar in client.get("/status.json").json()["launch"]["bars"][0]:

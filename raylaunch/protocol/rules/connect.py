@@ -80,7 +80,9 @@ def nothing_captured_yet(plan: LaunchPlan, step: Step, arrivals: Sequence[Arriva
 def same_pieces(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
     """F03: every rank split the model alike, so that their graphs will reduce alike."""
     facts = facts_of(arrivals, WarmupFacts)
-    odd = odd_one({rank: (f.pieces, tuple(sorted(f.eager_pieces)), f.planned_inputs) for rank, f in facts.items()})
+    odd = odd_one(
+        {rank: (f.pieces, tuple(sorted(f.eager_pieces)), f.whole_rounds, f.planned_inputs) for rank, f in facts.items()}
+    )
     if odd is None:
         return None
     states = {

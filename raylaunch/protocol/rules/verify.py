@@ -51,7 +51,9 @@ def every_piece_replayed(
     warmed = facts_of(history.get(Step(Gate.WARMED), ()), WarmupFacts)
     for rank, mine in facts_of(arrivals, VerifyFacts).items():
         for name, verdict in mine.shapes.items():
-            pieces = warmed[rank].pieces if rank in warmed and plan.rounds else 0
+            split = rank in warmed and plan.rounds
+            whole = split and name.partition(" ")[0] in warmed[rank].whole_rounds
+            pieces = (1 if whole else warmed[rank].pieces) if split else 0
             if verdict.graphs + len(verdict.eager) != pieces:
                 summary = f"rank {rank} replayed {verdict.graphs} graphs of {pieces} pieces at {name}"
                 return Violation("F20", summary, named_shape(step, name), rank)
