@@ -6,18 +6,16 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.data import ActorPoolStrategy, ExecutionResources
+from ray.data import ActorPoolStrategy
 
 from raylaunch import Engine, LaunchConfig
-
-CONFIG = LaunchConfig.default()
 
 
 class Answer:
     """A worker of the dataset. Its ranks are actors beside it, and end with it."""
 
     def __init__(self) -> None:
-        self.engine = Engine(CONFIG).start()
+        self.engine = Engine(LaunchConfig.default()).start()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         answers = self.engine.generate(batch["prompt"].tolist(), max_new_tokens=8)
@@ -26,11 +24,7 @@ class Answer:
 
 def main() -> None:
     ray.init(num_cpus=4, include_dashboard=False, logging_level="ERROR")
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    # What the ranks hold must not be planned with twice.
-    context.execution_options.exclude_resources = ExecutionResources(cpu=CONFIG.parallel.tensor_parallel_size)
-
+    ray.data.DataContext.get_current().enable_progress_bars = False
     sums = [{"prompt": f"{a}+{b}=", "expected": str(a + b)} for a in range(0, 100, 5) for b in range(0, 100, 5)]
     answered = ray.data.from_items(sums).map_batches(
         Answer, compute=ActorPoolStrategy(size=1), batch_size=64, num_cpus=0

@@ -187,7 +187,8 @@ class RankGroup:
 
     def ask(self, method: str, ranks: Sequence[int], timeout_s: float) -> dict[int, Any]:
         """Calls a control method on ranks; errors and late answers are left out."""
-        calls = {getattr(self.members[rank].actor, method).remote(): rank for rank in ranks}
+        members = {member.rank: member for member in self.members}  # none are left once the group is closed
+        calls = {getattr(members[rank].actor, method).remote(): rank for rank in ranks if rank in members}
         if not calls:
             return {}
         done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)

@@ -252,7 +252,9 @@ class Supervisor:
         try:
             self._launch(time.time())
         except (LaunchError, ConfigError) as again:
-            self._fail(again if isinstance(again, LaunchError) else LaunchError(str(again)))
+            lost = again if isinstance(again, LaunchError) else LaunchError(str(again))
+            self.failures.append((time.time(), lost))
+            self._fail(lost)
 
     def _fail(self, error: LaunchError) -> None:
         self.condition, self.error = Condition.FAILED, error

@@ -135,6 +135,9 @@ class Communicator(Protocol):
     def registered(self) -> int:
         """How many inputs have been registered so far."""
 
+    def inputs_for(self, nbytes: int) -> int:
+        """How many inputs a captured all-reduce of ``nbytes`` will have to register."""
+
     def abort(self) -> None:
         """Makes the waits of all ranks end in CollectiveAborted. May be called from any thread."""
 

@@ -83,6 +83,10 @@ class NcclAllReduce:
         """None."""
         return 0
 
+    def inputs_for(self, nbytes: int) -> int:
+        """None."""
+        return 0
+
     def abort(self) -> None:
         """Ends waits of this rank's collectives."""
         if self._group is not None:

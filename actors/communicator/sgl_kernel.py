@@ -272,6 +272,10 @@ class SglKernelAllReduce:
         """See :meth:`Communicator.registered`."""
         return self._registered
 
+    def inputs_for(self, nbytes: int) -> int:
+        """One for each chunk."""
+        return max(1, -(-nbytes // self.max_bytes))
+
     def _open(self, handle: bytes) -> int:
         assert self._runtime is not None
         address = self._runtime.open(handle)

@@ -87,6 +87,10 @@ class SingleRank:
         """Zero."""
         return 0
 
+    def inputs_for(self, nbytes: int) -> int:
+        """None."""
+        return 0
+
     def abort(self) -> None:
         """Nobody waits."""
 

@@ -22,7 +22,7 @@ LEAST_DOT = 16  # rows and columns that a matrix product in Triton has at least
 
 
 @triton.jit
-def _attend(
+def _attend(  # type: ignore[no-untyped-def]
     query, keys, values, out, starts, lengths, scale,
     query_head, query_row, cache_row, cache_head, out_row, out_head,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,

@@ -113,14 +113,15 @@ def warm_up(
     runner.compile(compiled, whole)
     pieces = {"prefill": compiled.pieces, "decode": (whole,) if whole else compiled.pieces}
     capture = CaptureRunner(communicator, runner.dummy, pieces)
-    shapes = sum(len(plan.shapes) for plan in spec.plan.rounds)
+    row = facts.hidden_size * facts.dtype.itemsize
+    inputs = sum(communicator.inputs_for(shape * row) for plan in spec.plan.rounds for shape in plan.shapes)
     gate.arrive(
         Gate.WARMED,
         WarmupFacts(
             pieces=len(compiled.pieces),
             whole_rounds=("decode",) if whole else (),
             compiles=compiled.backend.compiles,
-            planned_inputs=loaded.report.all_reduces * shapes if communicator.registers else 0,
+            planned_inputs=loaded.report.all_reduces * inputs,
             graphs=len(graphs_of(capture)),
             replays=replays_of(capture),
         ),

@@ -1,4 +1,4 @@
-"""Ray Serve from Python: one replica with its own rank group, asked over HTTP, then deleted.
+"""Ray Serve from Python: one replica with its own rank group, asked over HTTP, then shut down.
 
 Needs ``pip install 'raylaunch[serve]'``. On a cluster, ``serve run`` and ``serve deploy`` do the same from a shell:
 
@@ -9,6 +9,7 @@ Needs ``pip install 'raylaunch[serve]'``. On a cluster, ``serve run`` and ``serv
 from __future__ import annotations
 
 import json
+import sys
 import urllib.request
 
 import ray
@@ -19,15 +20,15 @@ from raylaunch.serve.deployment import application
 
 
 def main() -> None:
-    ray.init(num_cpus=4, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": 8000})
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(application(LaunchConfig.default()), name="tiny")
     body = json.dumps({"text": "12+30=", "sampling_params": {"max_new_tokens": 8}}).encode()
-    request = urllib.request.Request("http://127.0.0.1:8000/generate", body, {"content-type": "application/json"})
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/generate", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         print(json.load(answer))
-    serve.delete("tiny")
-    serve.shutdown()
+    serve.shutdown()  # running answers end first; the ranks and their placement group go
     ray.shutdown()
 
 

@@ -40,8 +40,8 @@ def bind(settings: ServeConfig) -> socket.socket:
         )[0]
     except (OSError, UnicodeError) as error:
         raise ConfigError("serve.host", settings.host, f"is no address of this machine: {error}") from None
-    # Strictly first: two servers that reuse addresses could both bind, and only fail when both listen. Then reusing,
-    # for an address that only the closed connections of an earlier server still hold.
+    # Sockets that reuse addresses may share one until the first listens, which here is after a launch. So this one
+    # reuses only to bind, and only if it must: closed connections of an earlier server still hold the address.
     for reuse in (0, 1):
         one = socket.socket(family, kind, protocol)
         try:
@@ -54,6 +54,7 @@ def bind(settings: ServeConfig) -> socket.socket:
                 key, value = ("serve.port", settings.port) if forbidden else ("serve.host", settings.host)
                 raise ConfigError(key, value, f"cannot be listened on: {error.strerror or error}") from None
         else:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             return one
     raise ConfigError("serve.port", settings.port, f"is taken by another process on {settings.host}")
 
@@ -90,6 +91,7 @@ def serve(
 
     app = build_app(engine, settings, title=f"raylaunch {engine.config.name}")
     listener = bind(settings) if listener is None else listener
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that it leaves closed do not block
     config = uvicorn.Config(
         app,
         access_log=False,

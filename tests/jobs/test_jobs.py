@@ -35,7 +35,18 @@ def clean(head: Head) -> Iterator[None]:
 def submit(head: Head, name: str, *command: str, more: tuple[str, ...] = ()) -> tuple[int, list[str]]:
     """Submits from the repository's root, as the README says, and follows. Returns Ray's exit code and the lines."""
     done = head.ray(
-        "job", "submit", "--submission-id", name, "--working-dir", ".", *more, "--", "python", "-m", "raylaunch", *command
+        "job",
+        "submit",
+        "--submission-id",
+        name,
+        "--working-dir",
+        ".",
+        *more,
+        "--",
+        "python",
+        "-m",
+        "raylaunch",
+        *command,
     )
     return done.returncode, done.stdout.splitlines()
 

@@ -24,12 +24,23 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 ANSWER_S = 60
 DESCRIPTION = schemathesis.openapi.from_dict(build_app(AnsweringEngine(), ServeConfig()).openapi())
 OPERATIONS = {found.ok().label: found.ok() for found in DESCRIPTION.get_all_operations()}
-ASKING = ("POST /generate", "POST /v1/completions", "POST /v1/chat/completions")
+DESCRIBED = {
+    "POST /generate": ("text",),
+    "POST /v1/completions": ("prompt",),
+    "POST /v1/chat/completions": ("messages",),
+}
+ASKING = tuple(DESCRIBED)
 seen: Counter[str] = Counter()
 
 
-def fuzz(live, operation, mode, examples):
-    """Sends made-up requests that fit the description, or do not, and checks each answer."""
+SOUND = {"text": "12+30=", "prompt": ["12+30=", "1+1="], "messages": [{"role": "user", "content": "7+8="}]}
+
+
+def fuzz(live, operation, mode, examples, sound=False):
+    """Sends made-up requests that fit the description, or do not, and checks each answer.
+
+    With ``sound`` they have a prompt that the model knows, so that what is made up beside it reaches the ranks.
+    """
 
     @settings(
         max_examples=examples,
@@ -40,8 +51,11 @@ def fuzz(live, operation, mode, examples):
     )
     @given(case=OPERATIONS[operation].as_strategy(generation_mode=mode))
     def send(case):
+        if sound and isinstance(case.body, dict):
+            kept = {key: value for key, value in case.body.items() if key not in ("model", "input_ids")}
+            case.body = kept | {key: value for key, value in SOUND.items() if key in DESCRIBED[operation]}
         answer = case.call(base_url=live.url, timeout=ANSWER_S)
-        seen[f"{operation} {mode.value} {answer.status_code}"] += 1
+        seen[f"{operation} {'sound' if sound else mode.value} {answer.status_code}"] += 1
         case.validate_response(answer, checks=CHECKS)
 
     send()
@@ -52,6 +66,8 @@ def test_a_few_requests(live, operation):
     modes = list(GenerationMode) if operation in ASKING else [GenerationMode.POSITIVE]
     for mode in modes:
         fuzz(live, operation, mode, 10)
+    if operation in ASKING:
+        fuzz(live, operation, GenerationMode.POSITIVE, 10, sound=True)
 
 
 @pytest.mark.slow
@@ -60,6 +76,13 @@ def test_a_few_requests(live, operation):
 @pytest.mark.parametrize("operation", [*ASKING, "POST /abort_request"])
 def test_many_requests(live, operation, mode):
     fuzz(live, operation, mode, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("operation", ASKING)
+def test_many_requests_with_a_prompt(live, operation):
+    fuzz(live, operation, GenerationMode.POSITIVE, 300, sound=True)
 
 
 def test_the_ranks_are_unharmed(live):

@@ -1,0 +1,179 @@
+"""``raylaunch serve`` as the process it is: where it listens, how it ends, what it says."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import psutil
+import pytest
+
+from raylaunch.config import ServeConfig
+from raylaunch.errors import ConfigError
+from raylaunch.serve.run import bind, exposed, url_of
+from tests.cli.runner import command, finish, run
+from tests.serve.conftest import events_of
+
+QUICK = ["--no-report", "--set", "capture.prefill_tokens=[8]", "--set", "capture.decode_batch_sizes=[2]"]
+KEY = "sk-very-secret"
+WITH_KEY = {"authorization": f"Bearer {KEY}"}
+
+
+# ---- the address
+
+
+def test_a_taken_port_is_refused_before_the_launch():
+    with bind(ServeConfig(port=0)) as first:
+        port = first.getsockname()[1]
+        first.listen()
+        began = time.monotonic()
+        ended = finish(command("serve", "--port", str(port)))
+        assert (ended.code, ended.stdout) == (2, "")
+        assert ended.stderr == f"ConfigError serve.port = {port}: is taken by another process on 127.0.0.1\n"
+        assert time.monotonic() - began < 30
+
+
+def test_a_port_is_taken_even_before_its_server_listens():
+    with bind(ServeConfig(port=0)) as first, pytest.raises(ConfigError, match=r"serve\.port.*taken"):
+        bind(ServeConfig(port=first.getsockname()[1]))
+
+
+def test_a_port_that_closed_connections_still_hold_is_free():
+    with bind(ServeConfig(port=0)) as first:
+        port = first.getsockname()[1]
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server does before it listens
+        first.listen()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            accepted, _ = first.accept()
+            accepted.close()  # the server's side closes first, and waits
+            assert client.recv(1) == b""
+    with bind(ServeConfig(port=port)), pytest.raises(ConfigError, match="taken"):
+        bind(ServeConfig(port=port))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.77", "no.such.host.invalid", "", "a" * 300])
+def test_wrong_hosts(host):
+    with pytest.raises(ConfigError, match=r"serve\.host"):
+        bind(ServeConfig(host=host, port=0)).close()
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warned"),
+    [("127.0.0.1", None, False), ("localhost", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "k", False)],
+)
+def test_who_can_reach_it(host, key, warned):
+    settings = ServeConfig(host=host, port=0, api_key=key)  # type: ignore[arg-type]
+    with bind(settings) as listener:
+        assert exposed(settings, listener) is warned
+        assert url_of(listener).startswith("http://")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "70000"], "--port = 70000"),
+        (["--api-key", ""], "--api-key = '': is empty"),
+        (["--set", "serve.prot=1"], "did you mean 'port'?"),
+    ],
+)
+def test_wrong_options(arguments, message):
+    ended = run("serve", *arguments)
+    assert ended.code == 2
+    assert message in ended.stderr
+
+
+# ---- its end
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple]:
+    """A process that serves on any port, its address, and the lines that it has printed to standard error."""
+    process = command("serve", "--port", "0", *QUICK, *arguments)
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, "")))
+    reader.start()
+    try:
+        end = time.monotonic() + 100
+        while not (said := [line for line in lines if " at http://" in line]):
+            assert process.poll() is None, lines
+            assert time.monotonic() < end, lines
+            time.sleep(0.05)
+        yield process, said[0].split()[-1], lines
+        process.wait(60)
+        reader.join()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+
+
+def ranks_of(process) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if child.name().startswith("ray::Rank")]
+
+
+def refuses(url: str) -> bool:
+    """Whether the server takes no new connections within two seconds."""
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        try:
+            httpx.get(f"{url}/health")
+        except httpx.ConnectError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_stopped_server_lets_running_requests_end():
+    with serving("--api-key", KEY) as (process, url, lines):
+        ranks = ranks_of(process)
+        assert len(ranks) == 2
+        body = {"text": "1+1=", "stream": True, "sampling_params": {"max_new_tokens": 300, "ignore_eos": True}}
+        assert httpx.post(f"{url}/generate", json=body).status_code == 401
+        with httpx.stream("POST", f"{url}/generate", json=body, headers=WITH_KEY, timeout=60) as stream:
+            pieces = stream.iter_text()
+            text = next(pieces)
+            process.send_signal(signal.SIGTERM)
+            text += next(pieces)
+            assert refuses(url)
+            text += "".join(pieces)
+        assert events_of(text)[-1]["meta_info"]["completion_tokens"] == 300
+        assert process.wait(30) == 0
+    assert "SIGTERM: no new requests" in lines[-1]
+    assert KEY not in "".join(lines) + process.stdout.read()
+    psutil.wait_procs(ranks, timeout=5)
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_requests_that_outlast_the_drain_are_ended():
+    with serving("--set", "serve.drain=1") as (process, url, lines):
+        body = {"text": "1+1=", "stream": True, "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True}}
+        with httpx.stream("POST", f"{url}/generate", json=body, timeout=60) as stream:
+            next(stream.iter_text())
+            process.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            assert process.wait(30) == 0
+            assert time.monotonic() - began < 15
+    assert "Traceback" not in "".join(lines)
+
+
+def test_a_lost_group_ends_the_server():
+    """Its last line is the error in one line: ``ray job submit`` shows a failed job."""
+    with serving() as (process, url, lines):
+        body = {"text": "1+1=", "stream": True, "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True}}
+        with httpx.stream("POST", f"{url}/generate", json=body, timeout=60) as stream:
+            pieces = stream.iter_text()
+            text = next(pieces)
+            ranks_of(process)[1].kill()
+            text += "".join(pieces)
+        error = events_of(text)[-1]["error"]
+        assert error["code"] == "engine_unavailable"
+        assert process.wait(60) == 1
+    last = lines[-1].rstrip("\n")
+    assert last.startswith("LaunchError")
+    assert last in error["message"]
