@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 
-from actors.communicator.base import CallLabel, RecordedInput, require_capture
+from actors.communicator.base import CallLabel, require_capture
+from actors.communicator.parts import NothingToRegister
 from actors.communicator.process_group import JoinedGroup
 from raylaunch.errors import CollectiveAborted, RankFault
 
@@ -40,7 +40,7 @@ class GlooCall:
         self._owner.reduce_into(self._x, self._out)
 
 
-class GlooAllReduce:
+class GlooAllReduce(NothingToRegister):
     """See :class:`actors.communicator.base.Communicator`.
 
     Args:
@@ -50,7 +50,6 @@ class GlooAllReduce:
     """
 
     kind = "gloo"
-    registers = False
 
     def __init__(self, joined: JoinedGroup, max_bytes: int, deadline_s: float) -> None:
         self.rank = joined.rank
@@ -58,14 +57,8 @@ class GlooAllReduce:
         self.max_bytes = max_bytes
         self.deadline_s = deadline_s
         self._joined = joined
-        self._capturing = False
         self._aborted = False
         self._sequence = 0
-
-    @property
-    def capturing(self) -> bool:
-        """Whether this rank is inside `capture()`."""
-        return self._capturing
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Communicator.all_reduce`. Real inside of `capture()` too."""
@@ -140,17 +133,6 @@ class GlooAllReduce:
             with contextlib.suppress(RuntimeError):  # the store's rank may be dead already
                 store.set(ABORT_KEY, str(self.rank))
 
-    @contextlib.contextmanager
-    def capture(self) -> Iterator[None]:
-        """The capture context; see :meth:`Communicator.capture`."""
-        if self._capturing:
-            raise RuntimeError("the capture context is not re-entrant")
-        self._capturing = True
-        try:
-            yield
-        finally:
-            self._capturing = False
-
     def input_memory(self, nbytes: int) -> torch.Tensor:
         """Ordinary memory: gloo copies."""
         with torch.inference_mode(False):
@@ -160,25 +142,6 @@ class GlooAllReduce:
         """See :meth:`Communicator.record`."""
         require_capture(self, str(label))
         return GlooCall(self, x, out, label)
-
-    def pending(self) -> tuple[RecordedInput, ...]:
-        """Nothing: no addresses are exchanged."""
-        return ()
-
-    def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
-        """Zero. Raises RankFault F03 if a rank has something to register."""
-        counts = [len(p) for p in peers]
-        if counts != [0] * self.world_size:
-            raise RankFault("F03", f"rank {self.rank}: gloo has nothing to register, the ranks' counts are {counts}")
-        return 0
-
-    def registered(self) -> int:
-        """Zero."""
-        return 0
-
-    def inputs_for(self, nbytes: int) -> int:
-        """None."""
-        return 0
 
     def close(self) -> None:
         """Holds nothing itself: the group belongs to whoever joined it."""

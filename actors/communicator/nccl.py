@@ -9,11 +9,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from actors.communicator.base import RecordedInput, require_capture
+from actors.communicator.base import require_capture
+from actors.communicator.parts import NothingToRegister
 from actors.communicator.sgl_kernel import GpuCall
 
 
-class NcclAllReduce:
+class NcclAllReduce(NothingToRegister):
     """See :class:`actors.communicator.base.Communicator`; nothing has to be registered.
 
     Args:
@@ -22,13 +23,11 @@ class NcclAllReduce:
     """
 
     kind = "nccl"
-    registers = False
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, deadline_s: float) -> None:
         self.rank, self.world_size, self.max_bytes = rank, world_size, 0
         self._store, self._deadline_s = store, deadline_s
         self._group: dist.ProcessGroupNCCL | None = None
-        self._capturing = False
 
     def open(self) -> None:
         """Connects to the peers by a first all-reduce, which must not happen while a stream captures."""
@@ -37,11 +36,6 @@ class NcclAllReduce:
         self._group = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", self._store), self.rank, self.world_size, options)
         self.all_reduce(torch.zeros(1, device="cuda"))
         torch.cuda.synchronize()
-
-    @property
-    def capturing(self) -> bool:
-        """Whether this rank is inside `capture()`."""
-        return self._capturing
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Communicator.all_reduce`."""
@@ -54,15 +48,6 @@ class NcclAllReduce:
         return out
 
     @contextlib.contextmanager
-    def capture(self) -> Iterator[None]:
-        """The capture context; see :meth:`Communicator.capture`."""
-        self._capturing = True
-        try:
-            yield
-        finally:
-            self._capturing = False
-
-    @contextlib.contextmanager
     def recording(self, round: str, shape: int, piece: str) -> Iterator[list[GpuCall]]:
         """Nothing is recorded: a graph holds NCCL's own kernels."""
         yield []
@@ -70,22 +55,6 @@ class NcclAllReduce:
     def input_memory(self, nbytes: int) -> torch.Tensor:
         """Memory of torch's allocator."""
         return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
-
-    def pending(self) -> tuple[RecordedInput, ...]:
-        """Nothing."""
-        return ()
-
-    def register(self, peers: object) -> int:
-        """Nothing."""
-        return 0
-
-    def registered(self) -> int:
-        """None."""
-        return 0
-
-    def inputs_for(self, nbytes: int) -> int:
-        """None."""
-        return 0
 
     def abort(self) -> None:
         """Ends waits of this rank's collectives."""

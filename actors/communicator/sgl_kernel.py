@@ -16,6 +16,7 @@ import torch
 
 from actors.communicator.base import CallLabel, RecordedInput, require_capture, require_same
 from actors.communicator.cuda_memory import HANDLE_BYTES, CudaRuntime
+from actors.communicator.parts import CaptureContext
 from raylaunch.errors import RankFault
 
 WORLD_SIZES = (2, 4, 6, 8)
@@ -58,7 +59,7 @@ class GpuCall:
         """Never called: the graph holds the kernel."""
 
 
-class SglKernelAllReduce:
+class SglKernelAllReduce(CaptureContext):
     """See the module, and :class:`actors.communicator.base.Communicator`.
 
     Used in two verbs before anything else: `offer()`, then `attach()` with all ranks' offers.
@@ -92,7 +93,6 @@ class SglKernelAllReduce:
         self._context = 0
         self._staging = 0
         self._table: torch.Tensor | None = None
-        self._capturing = False
         self._label: tuple[str, int, str] | None = None
         self._calls: list[GpuCall] = []
         self._recorded: list[RecordedInput] = []
@@ -188,21 +188,8 @@ class SglKernelAllReduce:
 
     # ---- graphs ----------------------------------------------------------------------------------
 
-    @property
-    def capturing(self) -> bool:
-        """Whether this rank is inside `capture()`."""
-        return self._capturing
-
-    @contextlib.contextmanager
-    def capture(self) -> Iterator[None]:
-        """The capture context; see :meth:`Communicator.capture`."""
-        if self._capturing:
-            raise RuntimeError("the capture context is not re-entrant")
-        self._capturing = True
-        try:
-            yield
-        finally:
-            self._capturing = False
+    def _drop_pending(self) -> None:
+        self._calls, self._recorded = [], []
 
     @contextlib.contextmanager
     def recording(self, round: str, shape: int, piece: str) -> Iterator[list[GpuCall]]:

@@ -8,9 +8,8 @@ first.
 
 from __future__ import annotations
 
-import contextlib
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +25,7 @@ from actors.communicator.arena import (
 )
 from actors.communicator.base import CallLabel, RecordedInput, require_capture, require_same
 from actors.communicator.flags import DONE, START, Flags
+from actors.communicator.parts import CaptureContext
 from actors.communicator.pending import PendingCalls
 from raylaunch.errors import RankFault
 
@@ -92,7 +92,7 @@ class SharedMemoryCall:
         self._owner.reduce_registered(self.inputs, self.out)
 
 
-class SharedMemoryAllReduce:
+class SharedMemoryAllReduce(CaptureContext):
     """See the module, and :class:`actors.communicator.base.Communicator`.
 
     Used in two verbs before anything else: `offer()`, then `attach()` with all ranks' offers.
@@ -117,7 +117,6 @@ class SharedMemoryAllReduce:
         self._segments: list[Segment] = []
         self._flags: Flags | None = None
         self._calls: PendingCalls[SharedMemoryCall] = PendingCalls(rank)
-        self._capturing = False
         self._sequence = 0
         self._staging: dict[tuple[object, ...], list[torch.Tensor]] = {}
 
@@ -224,24 +223,8 @@ class SharedMemoryAllReduce:
 
     # ---- graphs ----------------------------------------------------------------------------------
 
-    @property
-    def capturing(self) -> bool:
-        """Whether this rank is inside `capture()`."""
-        return self._capturing
-
-    @contextlib.contextmanager
-    def capture(self) -> Iterator[None]:
-        """The capture context; see :meth:`Communicator.capture`."""
-        if self._capturing:
-            raise RuntimeError("the capture context is not re-entrant")
-        self._capturing = True
-        try:
-            yield
-        except BaseException:
-            self._calls.drop()  # what failed is never exchanged
-            raise
-        finally:
-            self._capturing = False
+    def _drop_pending(self) -> None:
+        self._calls.drop()
 
     def input_memory(self, nbytes: int) -> torch.Tensor:
         """See :meth:`Communicator.input_memory`."""
