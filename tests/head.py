@@ -76,12 +76,10 @@ class Head:
         }
         names = ("ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export")
         ports = [f"--{name}-port={port}" for name, port in zip(names, others, strict=True)]
-        command = [
-            *(self.python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1"),
-            *(f"--port={gcs}", "--include-dashboard=true", "--dashboard-host=127.0.0.1"),
-            *(f"--dashboard-port={dashboard}", *ports, f"--num-cpus={self.cpus}", "--num-gpus=0"),
-            *(f"--temp-dir={self.folder}", "--object-store-memory=100000000", "--disable-usage-stats"),
-        ]
+        start = f"-m ray.scripts.scripts start --head --block --node-ip-address=127.0.0.1 --port={gcs}"
+        start += f" --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port={dashboard}"
+        start += f" --temp-dir={self.folder} --num-cpus={self.cpus} --num-gpus=0 --object-store-memory=100000000"
+        command = [str(self.python), *start.split(), *ports, "--disable-usage-stats"]
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
         with (self.folder / "head.log").open("wb") as log:
             self._process = subprocess.Popen(

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 EXAMPLES = ROOT / "examples"
 
 
-@pytest.fixture()
+@pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
     """A home, a folder for Ray's files and no cluster to join."""
     folder = tempfile.mkdtemp(prefix="rl-", dir="/tmp")

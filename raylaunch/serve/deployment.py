@@ -37,7 +37,7 @@ class RankGroup:
     that it owns, and its placement group go with it.
     """
 
-    async def __init__(self, config: LaunchConfig) -> None:
+    async def __init__(self, config: LaunchConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         """Launches into the replica's placement group.
 
         Raises:
@@ -106,17 +106,17 @@ def app(args: Mapping[str, Any]) -> Application:
     Raises:
         ConfigError: an argument is unknown or wrong; nothing was deployed.
     """
-    for name in args:
-        if name not in ARGUMENTS:
-            raise ConfigError(name, args[name], f"unknown argument; known: {', '.join(ARGUMENTS)}")
+    for key in args:
+        if key not in ARGUMENTS:
+            raise ConfigError(key, args[key], f"unknown argument; known: {', '.join(ARGUMENTS)}")
     changes = args.get("set") or []
     if isinstance(changes, str):
         changes = [one.strip() for one in changes.split(";") if one.strip()]
     name = args.get("config")
     config = LaunchConfig.from_yaml(name, changes) if name else LaunchConfig.default(changes)
-    key = os.environ.get("RAYLAUNCH_API_KEY")
-    if key and config.serve.api_key is None:
-        config = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": SecretStr(key)})})
+    secret = os.environ.get("RAYLAUNCH_API_KEY")
+    if secret and config.serve.api_key is None:
+        config = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": SecretStr(secret)})})
     return application(config, replicas=_count(args.get("replicas", 1)))
 
 

@@ -10,6 +10,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from raylaunch.engine import Engine
 
 WATCH_S = 0.2
+EXPLAIN_S = 60.0
 LAST_ANSWERS_S = 2.0  # for answers that only say that the group is lost
 BACKLOG = 1024
 
@@ -157,11 +159,14 @@ class _Server(uvicorn.Server):
         while not self.started:
             await asyncio.sleep(0.01)
         self.say(f"serving {engine.model_name} at {url_of(listener)}")
-        while True:
-            health = engine.health(ask_ranks=False)
-            if health.condition == "failed":
-                self.lost = engine.last_error or LaunchError("the group is lost")
-                self.config.timeout_graceful_shutdown = round(LAST_ANSWERS_S)
-                self.should_exit = True
-                return
+        before = engine.last_error  # of a loss that was made good
+        while (condition := engine.health(ask_ranks=False).condition) != "failed":
+            if condition == "ready":
+                before = engine.last_error
             await asyncio.sleep(WATCH_S)
+        end = time.monotonic() + EXPLAIN_S
+        while engine.last_error is before and time.monotonic() < end:
+            await asyncio.sleep(WATCH_S)  # the evidence is being collected
+        self.lost = engine.last_error or LaunchError("the group is lost")
+        self.config.timeout_graceful_shutdown = round(LAST_ANSWERS_S)
+        self.should_exit = True

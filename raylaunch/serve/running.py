@@ -40,22 +40,6 @@ class Observer(Protocol):
         (the engine did not take it) or ``error``."""
 
 
-class Unobserved:
-    """An observer that does nothing."""
-
-    def started(self, endpoint: str, prompt_tokens: int) -> None:
-        return None
-
-    def first_token(self) -> None:
-        return None
-
-    def tokens(self, count: int) -> None:
-        return None
-
-    def finished(self, reason: str) -> None:
-        return None
-
-
 @dataclass
 class Pulse:
     """When the ranks last gave out tokens, on the monotonic clock."""

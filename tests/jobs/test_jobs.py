@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -154,7 +155,7 @@ def test_stopped_while_it_serves(head: Head, client: JobSubmissionClient, patien
     except (OSError, http.client.HTTPException):
         pieces = []
     took = time.monotonic() - began
-    with pytest.raises(OSError):
+    with pytest.raises(urllib.error.URLError):
         generate(url, text="1+1=")
     assert ended(client, name) is JobStatus.STOPPED
     if patience is None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-pytest.importorskip("ray.serve", exc_type=ImportError, reason="needs the serve extra")
+pytest.importorskip("ray.serve.scripts", exc_type=ImportError, reason="needs the serve extra")
 
 from raylaunch import ConfigError, LaunchConfig
 from raylaunch.serve.deployment import app, application
@@ -204,14 +204,12 @@ def test_serve_run_from_a_folder() -> None:
     try:
         done = served.head.run(str(served.head.python), "-c", start)
         assert done.returncode == 0, done.stderr
-        process = subprocess.Popen(
-            [served.head.python, "-m", "ray.serve.scripts", *arguments],
-            env=served.head.environment,
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        served.wait(lambda: served.status("tiny").get("status") == "RUNNING")
+        log = served.head.folder / "run.log"
+        command = [served.head.python, "-m", "ray.serve.scripts", *arguments]
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, env=served.head.environment, cwd=ROOT, stdout=file, stderr=file)
+        served.wait(lambda: served.status("tiny").get("status") == "RUNNING" or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
         assert served.add(12, 30) == "42"
         process.send_signal(signal.SIGINT)
         process.wait(60)

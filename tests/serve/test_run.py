@@ -170,7 +170,9 @@ def test_a_lost_group_ends_the_server():
             pieces = stream.iter_text()
             text = next(pieces)
             ranks_of(process)[1].kill()
+            began = time.monotonic()
             text += "".join(pieces)
+        print(f"the request ended {time.monotonic() - began:.2f} s after the kill")
         error = events_of(text)[-1]["error"]
         assert error["code"] == "engine_unavailable"
         assert process.wait(60) == 1
