@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_MS = 200
-SEND_MS = 5_000
 
 
 class RankZeroClient:
@@ -40,14 +39,12 @@ class RankZeroClient:
         self._thread.start()
 
     def send(self, message: wire.Submit | wire.Abort | wire.Stop) -> None:
-        """Sends to rank 0. Raises :class:`RequestFailed` if it takes nothing for 5 seconds or the client is closed."""
+        """Hands a message to the socket's own thread; never waits. Raises :class:`RequestFailed` once it is closed."""
         data = wire.encode(message)
         with self._lock:
             if self._closed.is_set():
                 raise RequestFailed("the engine is shut down")
-            if not self._requests.poll(SEND_MS, zmq.POLLOUT):
-                raise RequestFailed(f"rank 0 took no request for {SEND_MS / 1000:g} s")
-            self._requests.send(data)
+            self._requests.send(data, zmq.NOBLOCK)
 
     def close(self) -> None:
         """Ends the thread and the sockets. What has not been delivered is dropped. May be called twice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import os
@@ -42,6 +43,8 @@ class RaySession:
 
     def close(self) -> None:
         """Leaves or ends the session if it is ours; the caller's is left alone. May be called twice."""
+        if self.broken():
+            self.abandon()
         ours = _private_processes() if self.started else []
         if self.started or self.joined:
             ray.shutdown()
@@ -53,6 +56,24 @@ class RaySession:
             for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):  # the first is set by Ray itself
                 os.environ.pop(name, None)
             _forget_token()
+
+    def broken(self) -> bool:
+        """Whether the private cluster has lost its head: a SIGTERM to a whole service ends Ray's processes as well."""
+        return self.started and not any(_is_head(process) for process in psutil.Process().children())
+
+    def abandon(self) -> None:
+        """Leaves Ray without asking it: for a head that does not answer, which Ray would wait a minute for.
+
+        The processes of a private cluster end with this one: Ray has the kernel see to that.
+        """
+        self.started = self.joined = False
+        atexit.unregister(ray.shutdown)
+
+
+def _is_head(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.name() == "gcs_server" and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> RaySession:

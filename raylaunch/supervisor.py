@@ -16,7 +16,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.driver import StepListener
 from raylaunch.errors import ConfigError, LaunchError
 from raylaunch.evidence import explain_failure
-from raylaunch.group import StepOutcome
+from raylaunch.group import RankGroup, StepOutcome
 from raylaunch.launch import Launched, launch
 from raylaunch.placement import request_for
 from raylaunch.protocol import Phase
@@ -25,6 +25,7 @@ from raylaunch.report import LaunchReport, Span
 WATCH_S = 0.5
 ASK_EVERY_S = 5.0
 STOP_S = 2.0
+CLOSE_MARGIN_S = 2.0
 
 
 class Condition(enum.Enum):
@@ -142,14 +143,15 @@ class Supervisor:
         """Ends the group and leaves Ray as it was found. May be called at any time, more than once."""
         self._stopping.set()
         if self._watcher is not None and threading.current_thread() is not self._watcher:
-            self._watcher.join()
+            while self._watcher.is_alive() and not self._broken():
+                self._watcher.join(WATCH_S)
         with self._lock:
             launched, self._launched = self._launched, None
         if launched is not None:
             try:
                 launched.group.stop(min(STOP_S, self.config.deadlines.shutdown))
             finally:
-                launched.group.close(self.config.deadlines.shutdown)
+                self._close(launched.group)
         if self.condition is not Condition.FAILED:
             self.condition = Condition.STOPPED
         self._leave()
@@ -215,6 +217,9 @@ class Supervisor:
                 return
             if self._stopping.is_set():
                 return
+            if self._broken():
+                self._fail(LaunchError("the private Ray cluster has ended", "F15", Phase.SERVE.name))
+                return
             if not outcome.complete:
                 self._lost(outcome)
 
@@ -234,8 +239,11 @@ class Supervisor:
     def _lost(self, outcome: StepOutcome) -> None:
         """A rank is gone: says so at once, then explains, tears down and rebuilds if that is allowed."""
         assert self._launched is not None
-        self.condition = Condition.LAUNCHING if self.restarts_left else Condition.FAILED
         group = self._launched.group
+        gone = ", ".join(str(rank) for rank in sorted({*outcome.failures, *outcome.deaths, *outcome.pending}))
+        self.error = LaunchError(f"rank {gone} is lost", "F07", Phase.SERVE.name)
+        self.condition = Condition.LAUNCHING if self.restarts_left else Condition.FAILED
+        self.on_down(self.error)  # callers need not wait for the explanation
         answered = set(outcome.failures) | set(outcome.deaths)
         outcome.pending = tuple(member.rank for member in group.members if member.rank not in answered)
         error = explain_failure(group, outcome, None, Phase.SERVE, self.config.deadlines.health)
@@ -245,7 +253,6 @@ class Supervisor:
         error.retryable = True
         self.error = error
         self.failures.append((time.time(), error))
-        self.on_down(error)
         if not self._may_retry(error):
             self._fail(error)
             return
@@ -259,6 +266,20 @@ class Supervisor:
     def _fail(self, error: LaunchError) -> None:
         self.condition, self.error = Condition.FAILED, error
         self.on_down(error)
+
+    def _close(self, group: RankGroup) -> None:
+        """Ends the group, unless Ray has ended before it: a SIGTERM to a whole service reaches Ray's processes too."""
+        deadline = self.config.deadlines.shutdown
+        closing = threading.Thread(target=group.close, args=(deadline,), daemon=True)
+        closing.start()
+        end = time.monotonic() + deadline + CLOSE_MARGIN_S
+        while closing.is_alive() and time.monotonic() < end and not self._broken():
+            closing.join(0.1)
+        if closing.is_alive() and self._session is not None:
+            self._session.abandon()
+
+    def _broken(self) -> bool:
+        return self._session is not None and self._session.broken()
 
     def _leave(self) -> None:
         if self._session is not None:

@@ -74,7 +74,7 @@ def test_f13_says_what_was_asked_beside_what_there_is():
     request = Request((GPU, GPU, ONE), "PACK")
     assert unsatisfied(request, nodes, ["other (created: 2 GPU)"], "placement not ready in 3 s").splitlines() == [
         "placement not ready in 3 s; asked PACK 2 x [1 CPU, 1 GPU] + 1 x [1 CPU]",
-            "  the cluster has",
+        "  the cluster has",
         "    node 10.0.0.1 (11111111): CPU 4 free of 4, GPU 0 free of 2",
         "    node 10.0.0.2 (22222222): CPU 0.5 free of 8, GPU 0 free of 0",
         "  held by placement groups: other (created: 2 GPU)",

@@ -47,6 +47,7 @@ def connect(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str, of
     socket.curve_serverkey = offer.server_key
     socket.curve_publickey, socket.curve_secretkey = offer.client_public, offer.client_secret
     socket.linger = LINGER_MS
+    socket.sndhwm = 0  # the engine limits the requests; a send must never wait on a caller's event loop
     if address.startswith("tcp://["):
         socket.ipv6 = True
     socket.connect(address)

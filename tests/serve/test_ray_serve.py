@@ -205,7 +205,7 @@ def test_serve_run_from_a_folder() -> None:
         done = served.head.run(str(served.head.python), "-c", start)
         assert done.returncode == 0, done.stderr
         log = served.head.folder / "run.log"
-        command = [served.head.python, "-m", "ray.serve.scripts", *arguments]
+        command = [str(served.head.python), "-m", "ray.serve.scripts", *arguments]
         with log.open("wb") as file:
             process = subprocess.Popen(command, env=served.head.environment, cwd=ROOT, stdout=file, stderr=file)
         served.wait(lambda: served.status("tiny").get("status") == "RUNNING" or process.poll() is not None)
