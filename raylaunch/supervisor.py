@@ -242,7 +242,7 @@ class Supervisor:
         group = self._launched.group
         gone = ", ".join(str(rank) for rank in sorted({*outcome.failures, *outcome.deaths, *outcome.pending}))
         self.error = LaunchError(f"rank {gone} is lost", "F07", Phase.SERVE.name)
-        self.condition = Condition.LAUNCHING if self.restarts_left else Condition.FAILED
+        self.condition = Condition.LAUNCHING
         self.on_down(self.error)  # callers need not wait for the explanation
         answered = set(outcome.failures) | set(outcome.deaths)
         outcome.pending = tuple(member.rank for member in group.members if member.rank not in answered)

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.cli.runner import command, finish
 
@@ -34,6 +35,7 @@ def test_eval_of_the_shipped_sums(tmp_path: Path) -> None:
     assert all(line["text"] == line["expected"] and len(line["token_ids"]) == len(line["text"]) for line in lines)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_everything() -> None:
     process = command("generate", "--prompt", "12+30=")
     try:

@@ -81,6 +81,7 @@ def ended(client: JobSubmissionClient, name: str, timeout_s: float = 60) -> JobS
     return status
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("clean")
 def test_generate_succeeds_and_its_log_ends_with_the_answer(head: Head, client: JobSubmissionClient) -> None:
     code, lines = submit(head, "generate", "generate", "configs/tiny-cpu.yaml", "--prompt", "12+30=", *QUICK)

@@ -147,7 +147,7 @@ def test_works_inside_a_ray_actor(session: None) -> None:
 
 
 @pytest.mark.usefixtures("clean")
-@pytest.mark.parametrize("restarts", [0, 1])
+@pytest.mark.parametrize("restarts", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_f07_rank_killed_while_serving(tiny: LaunchConfig, restarts: int) -> None:
     """Unready at once, running requests end in an error, and the group is rebuilt if a restart is left."""
     with Engine(tiny.override(f"restarts={restarts}")) as engine:
@@ -161,6 +161,9 @@ def test_f07_rank_killed_while_serving(tiny: LaunchConfig, restarts: int) -> Non
         assert time.monotonic() - killed < 3
         assert not engine.health(ask_ranks=False).ready
         if not restarts:
+            end = time.monotonic() + 10
+            while engine.health().condition != "failed" and time.monotonic() < end:
+                time.sleep(0.05)
             assert "rank 1 died" in engine.health().reason
             with pytest.raises(RequestFailed, match="not ready"):
                 engine.generate("1+1=")

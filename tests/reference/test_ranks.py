@@ -134,6 +134,7 @@ def run_ranks(folder: Path, names: Sequence[str]) -> list[dict[str, dict[str, An
     "names",
     [("qwen3_untied",), pytest.param(("qwen3_tied", "qwen3_moe", "qwen2_5_vl"), marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_two_ranks_answer_as_generate_does(names: Sequence[str], models: Path) -> None:
     expected = {name: [answer[:NEW] for answer in reference(save(name, models), prompts(*LENGTHS))] for name in names}
     zero, one = run_ranks(models, names)

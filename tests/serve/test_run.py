@@ -150,6 +150,7 @@ def test_a_stopped_server_lets_running_requests_end():
     assert not any(rank.is_running() for rank in ranks)
 
 
+@pytest.mark.slow
 def test_requests_that_outlast_the_drain_are_ended():
     with serving("--set", "serve.drain=1") as (process, url, lines):
         body = {"text": "1+1=", "stream": True, "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True}}
@@ -162,6 +163,7 @@ def test_requests_that_outlast_the_drain_are_ended():
     assert "Traceback" not in "".join(lines)
 
 
+@pytest.mark.slow
 def test_a_lost_group_ends_the_server():
     """Its last line is the error in one line: ``ray job submit`` shows a failed job."""
     with serving() as (process, url, lines):
