@@ -21,6 +21,7 @@ def test_generate_ends_with_the_answer_after_the_table(tmp_path: Path) -> None:
     assert len(json.loads(trace.read_text())["traceEvents"]) > 50
 
 
+@pytest.mark.slow
 def test_eval_of_the_shipped_sums(tmp_path: Path) -> None:
     output = tmp_path / "answers.jsonl"
     ran = finish(command("eval", "--data", "sums-heldout", "--limit", "50", "--eager", "--output", str(output)))

@@ -33,6 +33,7 @@ def test_graphs_and_eager_one_rank_and_two() -> None:
     assert eager_ids == ids
 
 
+@pytest.mark.slow
 def test_without_custom_all_reduce_the_reason_is_reported() -> None:
     ids, texts, table = answers("communicator.custom_all_reduce=false")
     assert texts == [row["answer"] for row in held_out()]
