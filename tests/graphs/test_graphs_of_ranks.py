@@ -58,6 +58,7 @@ def test_replay_equals_eager_on_all_ranks(world_size, dtype, experts):
         assert all(torch.equal(a, b) for a, b in zip(outs, results[0][1], strict=True))
 
 
+@pytest.mark.slow
 def test_gloo_gives_the_same_bits_as_shared_memory():
     gloo = check(run(2, life_cycle, "gloo", torch.bfloat16, False))
     shared = check(run(2, life_cycle, "shared-memory", torch.bfloat16, False))

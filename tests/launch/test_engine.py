@@ -147,7 +147,7 @@ def test_works_inside_a_ray_actor(session: None) -> None:
 
 
 @pytest.mark.usefixtures("clean")
-@pytest.mark.parametrize("restarts", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("restarts", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_f07_rank_killed_while_serving(tiny: LaunchConfig, restarts: int) -> None:
     """Unready at once, running requests end in an error, and the group is rebuilt if a restart is left."""
     with Engine(tiny.override(f"restarts={restarts}")) as engine:

@@ -49,7 +49,13 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+SLOW = ("F06-segfault-in-load",)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=pytest.mark.slow if case.name in SLOW else ()) for case in CASES],
+)
 def test_fault_is_named(case: Case, tiny: LaunchConfig) -> None:
     began = time.monotonic()
     with pytest.raises(LaunchError) as caught:
