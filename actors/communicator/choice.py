@@ -9,12 +9,14 @@ from typing import Literal
 from actors.communicator.sgl_kernel import GpuOffer
 from actors.communicator.shared_memory import MACHINES, ShareOffer
 
+Kind = Literal["shared-memory", "gloo", "single", "sgl_kernel", "nccl"]
+
 
 @dataclass(frozen=True)
 class Choice:
     """The kind of communicator, and why, in a phrase for the report."""
 
-    kind: Literal["shared-memory", "gloo", "single", "sgl_kernel", "nccl"]
+    kind: Kind
     reason: str
 
 
@@ -30,12 +32,9 @@ def choose(offers: Sequence[ShareOffer], enabled: bool, world_size: int, nodes: 
     Raises:
         ValueError: the offers are not one per rank.
     """
-    if world_size == 1:
-        return Choice("single", "one rank")
-    if not enabled:
-        return Choice("gloo", "the custom all-reduce is switched off in the configuration")
-    if len(set(nodes)) > 1:
-        return Choice("gloo", f"the group spans {len(set(nodes))} nodes")
+    settled = _settled("gloo", enabled, world_size, nodes)
+    if settled is not None:
+        return settled
     offers = sorted(offers, key=lambda offer: offer.rank)
     if [offer.rank for offer in offers] != list(range(world_size)):
         raise ValueError(f"offers of ranks {[offer.rank for offer in offers]}, wanted one of each of {world_size}")
@@ -54,12 +53,9 @@ def choose(offers: Sequence[ShareOffer], enabled: bool, world_size: int, nodes: 
 
 def choose_gpu(offers: Sequence[GpuOffer], enabled: bool, world_size: int, nodes: Sequence[str]) -> Choice:
     """As :func:`choose`, for ranks on GPUs: ``sgl_kernel`` if all can open each other's memory, else NCCL."""
-    if world_size == 1:
-        return Choice("single", "one rank")
-    if not enabled:
-        return Choice("nccl", "the custom all-reduce is switched off in the configuration")
-    if len(set(nodes)) > 1:
-        return Choice("nccl", f"the group spans {len(set(nodes))} nodes")
+    settled = _settled("nccl", enabled, world_size, nodes)
+    if settled is not None:
+        return settled
     first = min(offers, key=lambda offer: offer.rank)
     for offer in sorted(offers, key=lambda offer: offer.rank):
         if offer.signals is None or offer.staging is None:
@@ -67,3 +63,14 @@ def choose_gpu(offers: Sequence[GpuOffer], enabled: bool, world_size: int, nodes
         if offer.host != first.host:
             return Choice("nccl", f"ranks 0 and {offer.rank} cannot share memory: {first.host} / {offer.host}")
     return Choice("sgl_kernel", f"{world_size} GPUs of one host")
+
+
+def _settled(library: Kind, enabled: bool, world_size: int, nodes: Sequence[str]) -> Choice | None:
+    """The choice where memory need not be looked at, with the device's ``library`` as the fallback; else None."""
+    if world_size == 1:
+        return Choice("single", "one rank")
+    if not enabled:
+        return Choice(library, "the custom all-reduce is switched off in the configuration")
+    if len(set(nodes)) > 1:
+        return Choice(library, f"the group spans {len(set(nodes))} nodes")
+    return None
