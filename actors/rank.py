@@ -20,8 +20,13 @@ from actors.gate import RankGate, RankState
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Arrival, Failure, LaunchPlan, Release
+from raylaunch.sglang.sockets import SglangSockets
 
-PROGRAMS = {"reference": "actors.reference.launch", "noop": "actors.noop"}
+PROGRAMS = {
+    "reference": "actors.reference.launch",
+    "sglang": "actors.sglang_engine.launch",
+    "noop": "actors.noop",
+}
 """Modules whose ``run(spec, gate)`` takes a rank through its phases and serves until it is stopped."""
 
 
@@ -42,6 +47,7 @@ class RankSpec:
         config: the launch's configuration.
         plan: its gates.
         environment: variables to set before anything heavy is imported.
+        sockets: where the engine ``sglang`` meets its tokenizer and detokenizer; None for other engines.
     """
 
     rank: int
@@ -56,6 +62,7 @@ class RankSpec:
     config: LaunchConfig
     plan: LaunchPlan
     environment: dict[str, str] = field(default_factory=dict)
+    sockets: SglangSockets | None = None
 
 
 @dataclass(frozen=True)

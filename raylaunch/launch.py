@@ -26,6 +26,7 @@ from raylaunch.placement import (
 )
 from raylaunch.protocol import LaunchPlan, Protocol, RoundPlan
 from raylaunch.report import LaunchReport, RankPlace, Span
+from raylaunch.sglang.sockets import SglangSockets
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
@@ -57,6 +58,7 @@ def launch(
     listener: StepListener,
     given: PlacementGroup | None = None,
     program: str = "reference",
+    sockets: SglangSockets | None = None,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
@@ -64,7 +66,8 @@ def launch(
         report: filled while the launch goes on.
         listener: told before each step.
         given: a placement group to use and to leave alone.
-        program: what the ranks run; ``reference`` or, to measure the driver alone, ``noop``.
+        program: what the ranks run; an engine or, to measure the driver alone, ``noop``.
+        sockets: where the engine ``sglang`` meets its tokenizer and detokenizer.
     Raises:
         LaunchError: with its cause and evidence; everything that was made has been given back.
         ConfigError: the named placement group does not exist.
@@ -78,7 +81,7 @@ def launch(
     group = RankGroup(placement)
     try:
         with _span(report, "actors"):
-            group.start(specs_of(config, placement, name, device, program), config.placement.namespace)
+            group.start(specs_of(config, placement, name, device, program, sockets), config.placement.namespace)
         report.places = [
             RankPlace(member.rank, member.process.address, member.process.pid, device)
             for member in group.members
@@ -95,7 +98,14 @@ def launch(
         raise
 
 
-def specs_of(config: LaunchConfig, placement: Placement, name: str, device: str, program: str) -> list[RankSpec]:
+def specs_of(
+    config: LaunchConfig,
+    placement: Placement,
+    name: str,
+    device: str,
+    program: str,
+    sockets: SglangSockets | None = None,
+) -> list[RankSpec]:
     """What each rank is told."""
     import ray
 
@@ -124,6 +134,7 @@ def specs_of(config: LaunchConfig, placement: Placement, name: str, device: str,
             config=config.model_copy(update={"serve": ServeConfig()}),  # ranks have no need of the API key
             plan=plan_of(config),
             environment=environment,
+            sockets=sockets,
         )
         for seat, index in zip(placement.seats, indices, strict=True)
     ]

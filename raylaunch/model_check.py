@@ -10,6 +10,7 @@ from typing import Any
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
+from raylaunch.sglang.arguments import check_sglang
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def check_model(config: LaunchConfig) -> ModelShape:
         if fault.rank >= world:
             raise ConfigError("faults", fault.rank, f"there are only ranks 0 to {world - 1}")
     if config.engine.kind == "sglang":
-        raise ConfigError("engine.kind", "sglang", "this version of raylaunch has the engine 'reference' only")
+        check_sglang(config)
     if config.engine.kind == "reference" and data.get("quantization_config"):
         raise ConfigError("model.path", config.model.path, "quantised checkpoints need another engine than 'reference'")
     return shape
