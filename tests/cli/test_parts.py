@@ -10,7 +10,7 @@ import pytest
 import typer
 from rich.console import Console
 
-from raylaunch.commands.bench import cost_of, medians
+from raylaunch.commands.bench.launch import cost_of, medians
 from raylaunch.commands.outcome import explain, reported, signals_held
 from raylaunch.commands.progress import LaunchProgress
 from raylaunch.commands.questions import Question, Reply, read_questions, score
