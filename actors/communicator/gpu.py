@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from actors.communicator import topology
 from actors.communicator.arena import host_identity
 from actors.communicator.base import Communicator
 from actors.communicator.choice import SYMMETRIC, Option, gpu_options
@@ -15,7 +16,6 @@ from actors.communicator.settings import Settings
 from actors.communicator.sgl_kernel import GpuOffer, SglKernelAllReduce
 from actors.communicator.single import SingleRank
 from actors.communicator.symmetric_memory import SymmetricMemoryAllReduce, missing_support
-from actors.communicator.topology import gpu_place, unlinked
 
 NCCL_HOST = "NCCL_HOSTID"
 
@@ -32,7 +32,7 @@ class GpuCommunicators:
 
     def offer(self) -> GpuOffer:
         """This rank's place, and its memory if that is asked for."""
-        settings, host, place = self.settings, host_identity(), gpu_place()
+        settings, host, place = self.settings, host_identity(), topology.gpu_place()
         if settings.custom:
             offer = self._custom.offer(place)
         else:
@@ -48,7 +48,7 @@ class GpuCommunicators:
         connect."""
         settings = self.settings
         if kind == "sgl_kernel":
-            self._custom.attach(offers, full_nvlink=not unlinked([offer.place for offer in offers]))
+            self._custom.attach(offers, full_nvlink=not topology.unlinked([offer.place for offer in offers]))
             return self._custom
         if kind == "single":
             return SingleRank()

@@ -30,7 +30,8 @@ from raylaunch.protocol import (
 )
 
 PREFILL, DECODE = RoundPlan("prefill", (32, 8)), RoundPlan("decode", (4, 2))
-PLAN = LaunchPlan(2, (PREFILL, DECODE), measures=True)
+PLAN = LaunchPlan(2, (PREFILL, DECODE))
+MEASURING = replace(PLAN, measures=True)
 SIZES = (4096, 4096, 8192)
 INPUTS = ShapeInputs(len(SIZES), sum(SIZES), "alike")
 
