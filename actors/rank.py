@@ -21,7 +21,11 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Arrival, Failure, LaunchPlan, Release
 
-PROGRAMS = {"reference": "actors.reference.launch", "noop": "actors.noop"}
+PROGRAMS = {
+    "reference": "actors.reference.launch",
+    "noop": "actors.noop",
+    "bench_all_reduce": "actors.bench_all_reduce",
+}
 """Modules whose ``run(spec, gate)`` takes a rank through its phases and serves until it is stopped."""
 
 

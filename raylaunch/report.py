@@ -235,15 +235,18 @@ class LaunchReport:
 
 
 def _describe_all_reduce(facts: CommunicatorFacts) -> str:
-    several = len(facts.routes) > 1
-    limit = f", messages up to {human_bytes(facts.max_bytes)}" if facts.max_bytes and not several else ""
-    what = ", ".join(map(_route, facts.routes)) if several else f"{facts.kind}{limit}"
+    limit = f", messages up to {human_bytes(facts.max_bytes)}" if facts.max_bytes and len(facts.routes) < 2 else ""
+    what = describe_routes(facts.routes) or facts.kind
     measured = "".join(f"\n  {_measured(one)}" for one in facts.measured)
-    return f"all-reduce: {what} ({facts.reason}){measured}"
+    return f"all-reduce: {what}{limit} ({facts.reason}){measured}"
 
 
-def _route(route: Route) -> str:
-    return f"{route.kind} {'beyond' if route.up_to is None else f'up to {human_bytes(route.up_to)}'}"
+def describe_routes(routes: Sequence[Route]) -> str:
+    """Such as ``sgl_kernel up to 8.0 MiB, nccl beyond``."""
+    if len(routes) == 1:
+        return routes[0].kind
+    limits = ["beyond" if route.up_to is None else f"up to {human_bytes(route.up_to)}" for route in routes]
+    return ", ".join(f"{route.kind} {limit}" for route, limit in zip(routes, limits, strict=True))
 
 
 def _measured(size: MeasuredSize) -> str:
