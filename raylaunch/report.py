@@ -58,7 +58,7 @@ class LaunchReport:
     Attributes:
         name: of the group.
         started: when the launch began, seconds since the epoch.
-        ready: when the last gate was released, 0.0 before.
+        ready: when requests could be sent, 0.0 before.
         attempts: launches it took, restarts included.
     """
 

@@ -65,6 +65,11 @@ class RunningRequest:
         self._scanner = StopScanner(self.params.stop)
         self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt)
+
     def take(self, output: Output) -> bool:
         """Passes on what an output adds. Returns whether the rank must be told to abort: a stop string was found."""
         if self.finished:
