@@ -44,6 +44,8 @@ class Launched:
 def plan_of(config: LaunchConfig) -> LaunchPlan:
     """The gates of a launch."""
     capture = config.capture
+    if config.engine.kind == "sglang":
+        return LaunchPlan(config.parallel.tensor_parallel_size, granularity=capture.granularity, rounds_from_ranks=True)
     rounds = (
         (RoundPlan("prefill", capture.prefill_tokens), RoundPlan("decode", capture.decode_batch_sizes))
         if capture.enabled

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from raylaunch.protocol.rounds import RoundPlan
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -67,6 +69,7 @@ class WarmupFacts:
         planned_inputs: all-reduce inputs that CAPTURE will record in all rounds.
         graphs: graphs captured so far: must be none.
         replays: replays so far: must be none.
+        rounds: what will be captured, where the launch's plan leaves that to the ranks.
     """
 
     pieces: int
@@ -76,6 +79,7 @@ class WarmupFacts:
     planned_inputs: int = 0
     graphs: int = 0
     replays: int = 0
+    rounds: tuple[RoundPlan, ...] = ()
 
 
 @dataclass(frozen=True)
