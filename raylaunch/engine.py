@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePath
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from ray.util.placement_group import PlacementGroup
 
@@ -174,8 +174,11 @@ class Engine:
             return Waiter(self.frontend, self._start(prompts, sampling, images)).completion()
         if images and len(images) != len(prompts):
             raise RequestError(f"there are {len(prompts)} prompts and {len(images)} lists of images: one per prompt")
-        each = images or [()] * len(prompts)
-        starts = [self._start(prompt, sampling, own) for prompt, own in zip(prompts, each, strict=True)]
+        each: Sequence[Sequence[Image]] = images or [()] * len(prompts)
+        starts = [
+            self._start(prompt, sampling, own)
+            for prompt, own in zip(cast(Sequence[Prompt], prompts), each, strict=True)
+        ]
         waiters = [Waiter(self.frontend, start) for start in starts]
         return [waiter.completion() for waiter in waiters]
 

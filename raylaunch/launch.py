@@ -82,6 +82,8 @@ def launch(
         placement.gpus_per_rank = gpus_per_rank(config, device)
     group = RankGroup(placement)
     try:
+        if sockets is not None:
+            _meets_driver(placement)
         with span(report, "actors"):
             group.start(specs_of(config, placement, name, device, program, sockets), config.placement.namespace)
         report.places = [
@@ -98,6 +100,19 @@ def launch(
         if isinstance(error, LaunchError):
             error.teardown = str(teardown)
         raise
+
+
+def _meets_driver(placement: Placement) -> None:
+    """The sockets of the engine ``sglang`` are files: rank 0 must run on the driver's node. Raises LaunchError F13."""
+    import ray
+
+    seat = placement.seats[0]
+    if seat.node_id != ray.get_runtime_context().get_node_id():
+        here = ray.util.get_node_ip_address()
+        text = f"rank 0 was placed on node {seat.address} and the driver runs on {here}: with the engine sglang they "
+        text += "share a node; start the driver there, such as with ray job submit --entrypoint-num-gpus 0 and a "
+        text += "resource of that node"
+        raise LaunchError(text, "F13", "PLACE")
 
 
 def specs_of(

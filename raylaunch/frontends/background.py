@@ -28,8 +28,10 @@ class Background:
         if self._error is not None:
             raise self._error
 
-    def result(self) -> Any:
-        """Waits for the function's value."""
-        self._thread.join()
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Waits for the function's value. Raises ``TimeoutError``."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise TimeoutError
         self.raise_if_failed()
         return self._value

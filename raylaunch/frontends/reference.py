@@ -27,7 +27,8 @@ class ReferenceFrontend:
         self._loading: Background | None = None
         self._client: RankZeroClient | None = None
         self._shape: ModelShape | None = None
-        self._requests = RequestTable(config.engine.max_running_requests + config.engine.max_waiting_requests)
+        limit = config.engine.max_running_requests + config.engine.max_waiting_requests
+        self._requests = RequestTable[RunningRequest](limit)
         self.tokenizer: Any = None
 
     # ---- life
