@@ -81,12 +81,14 @@ def launch(
     name = f"{config.name}-{secrets.token_hex(3)}"
     nodes = cluster_nodes()
     device = choose_device(config, nodes)
-    with _span(report, "placement"):
+    with span(report, "placement"):
         placement = place(config, request_for(config, device), name, given)
         placement.gpus_per_rank = gpus_per_rank(config, device)
     group = RankGroup(placement)
     try:
-        with _span(report, "actors"):
+        if sockets is not None:
+            _meets_driver(placement)
+        with span(report, "actors"):
             group.start(specs_of(config, placement, name, device, program, sockets), config.placement.namespace)
         report.places = [
             RankPlace(member.rank, member.process.address, member.process.pid, device)
@@ -102,6 +104,19 @@ def launch(
         if isinstance(error, LaunchError):
             error.teardown = str(teardown)
         raise
+
+
+def _meets_driver(placement: Placement) -> None:
+    """The sockets of the engine ``sglang`` are files: rank 0 must run on the driver's node. Raises LaunchError F13."""
+    import ray
+
+    seat = placement.seats[0]
+    if seat.node_id != ray.get_runtime_context().get_node_id():
+        here = ray.util.get_node_ip_address()
+        text = f"rank 0 was placed on node {seat.address} and the driver runs on {here}: with the engine sglang they "
+        text += "share a node; start the driver there, such as with ray job submit --entrypoint-num-gpus 0 and a "
+        text += "resource of that node"
+        raise LaunchError(text, "F13", "PLACE")
 
 
 def specs_of(
@@ -149,7 +164,8 @@ def specs_of(
 
 
 @contextmanager
-def _span(report: LaunchReport, name: str) -> Iterator[None]:
+def span(report: LaunchReport, name: str) -> Iterator[None]:
+    """Adds the time that the block takes to the report, as the driver's own work."""
     start = time.time()
     try:
         yield

@@ -60,7 +60,7 @@ class LaunchReport:
     Attributes:
         name: of the group.
         started: when the launch began, seconds since the epoch.
-        ready: when the last gate was released, 0.0 before.
+        ready: when requests could be sent, 0.0 before.
         attempts: launches it took, restarts included.
     """
 
@@ -147,8 +147,7 @@ class LaunchReport:
             sizes = f"{human_bytes(facts.nbytes)} held, {human_bytes(facts.bytes_read)} read"
             return f"{facts.tensors} tensors per rank, {sizes}"
         if phase is Phase.WARMUP and isinstance(facts := by_gate.get(Gate.WARMED), WarmupFacts):
-            eager = f", {len(facts.eager_pieces)} of them eager" if facts.eager_pieces else ""
-            return f"{facts.pieces} pieces{eager}, {facts.compiles} compile" if facts.pieces else "no graphs: eager"
+            return describe_warmup(facts)
         if phase is Phase.CAPTURE:
             return self._describe_capture()
         if phase is Phase.REGISTER:
@@ -252,6 +251,16 @@ def describe_routes(routes: Sequence[Route]) -> str:
 def _measured(size: MeasuredSize) -> str:
     ordered = sorted(size.microseconds.items(), key=lambda one: one[0] != size.chosen)
     return f"{human_bytes(size.nbytes)}: " + ", ".join(f"{kind} {us:.1f} us" for kind, us in ordered)
+
+
+def describe_warmup(facts: WarmupFacts) -> str:
+    """What will hold graphs: pieces of the model, or whole passes of it."""
+    whole = " and ".join(facts.whole_rounds)
+    if facts.pieces:
+        eager = f", {len(facts.eager_pieces)} of them eager" if facts.eager_pieces else ""
+        rest = f"; {whole} as one graph each" if whole else ""
+        return f"{facts.pieces} pieces{eager}, {facts.compiles} compile{rest}"
+    return f"{whole} as one graph each" if whole else "no graphs: eager"
 
 
 def _describe_verify(facts: VerifyFacts) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
+from raylaunch.tokenizer import has_tokenizer
 
 TESTED = ("0.5.17",)
 """Versions of SGLang that this package was run with; ``actors.sglang_engine.versions`` has what differs."""
@@ -63,6 +64,8 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
         "log_level": "info",
         **engine.sglang.args,
     }
+    if not has_tokenizer(model):
+        given.setdefault("skip_tokenizer_init", True)
     if not capture.enabled:
         given |= {"disable_prefill_cuda_graph": True, "disable_decode_cuda_graph": True}
     elif "prefill_tokens" in capture.model_fields_set:
