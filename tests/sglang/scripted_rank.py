@@ -141,5 +141,5 @@ class ScriptedRank:
         )
 
 
-def TEXT(ids):  # noqa: N802  # replaced by the test with the model's own decoding
+def TEXT(ids):  # replaced by the test with the model's own decoding
     return "".join(map(str, ids))
