@@ -1,4 +1,4 @@
-"""Model folders without weights: shapes of real models, cut to a few layers where a test asks for it, and a tokenizer."""
+"""Model folders without weights: shapes of real models, cut to a few layers where a test asks, and a tokenizer."""
 
 from __future__ import annotations
 

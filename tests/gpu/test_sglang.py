@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,9 +33,8 @@ def installed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def memory_returns() -> Iterator[None]:
+def memory_returns() -> None:
     """Each test looks by itself for the memory of its own processes: others may run beside it."""
-    yield
 
 
 def config_for(folder: Path, *more: str, ranks: int = 2) -> LaunchConfig:
