@@ -78,7 +78,11 @@ class EngineConfig(Section):
     Attributes:
         kind: ``reference`` (this package's own, CPU and GPU) or ``sglang``.
         device: ``auto`` takes GPUs if the cluster has them, else CPUs.
-        kv_tokens: tokens that the KV cache holds, over all running requests.
+        kv_tokens: tokens that the KV cache holds, over all running requests; ``auto`` fills what ``memory_fraction``
+            leaves on a GPU, and takes 16,384 on a CPU.
+        memory_fraction: part of the GPU memory that is free beside the weights that ``auto`` may use, graphs and
+            activations included; ranks that share a GPU share it.
+        max_context: tokens of prompt and answer together, at most; None takes the model's positions.
         max_running_requests: requests that are decoded at the same time.
         max_waiting_requests: requests that may wait beside them; more are refused.
         threads: CPU threads of each rank.
@@ -86,7 +90,9 @@ class EngineConfig(Section):
 
     kind: Literal["reference", "sglang"] = "reference"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    kv_tokens: PositiveInt = 16_384
+    kv_tokens: PositiveInt | Literal["auto"] = "auto"
+    memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    max_context: PositiveInt | None = None
     max_running_requests: PositiveInt = 32
     max_waiting_requests: PositiveInt = 1024
     threads: PositiveInt = 1
@@ -100,12 +106,15 @@ class CaptureConfig(Section):
         prefill_tokens: token counts that prefill is padded to, each captured; longer prompts are split.
         decode_batch_sizes: batch sizes that decode is padded to, each captured.
         granularity: barriers inside CAPTURE: before every ``iteration``, every ``shape``, or none (``phase``).
+        compiler: what becomes of a piece before it is captured: ``eager`` leaves its operations as they are,
+            ``inductor`` has torch compile them (GPUs only).
     """
 
     enabled: bool = True
     prefill_tokens: tuple[PositiveInt, ...] = (32, 128, 512, 1032)
     decode_batch_sizes: tuple[PositiveInt, ...] = (2, 8, 32)
     granularity: Literal["phase", "shape", "iteration"] = "iteration"
+    compiler: Literal["eager", "inductor"] = "eager"
 
     @field_validator("prefill_tokens", "decode_batch_sizes")
     @classmethod

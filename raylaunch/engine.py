@@ -40,6 +40,9 @@ class Engine:
         config: what to launch.
         placement_group: place the ranks here instead of in a group of their own; it is left alone at the end.
         listener: told before each step of the launch: the step, its index, the number of steps.
+
+    Attributes:
+        kv_tokens: tokens that the ranks' KV cache holds; 0 before the launch.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Engine:
         self._client: RankZeroClient | None = None
         self._shape: ModelShape | None = None
         self._tokenizer: Any = None
+        self.kv_tokens = 0
 
     # ---- life
 
@@ -134,6 +138,12 @@ class Engine:
         if self._shape is None:
             raise RequestError("the engine is not started")
         return self._shape
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of a prompt and its answer together, at most."""
+        positions = self.shape.max_positions
+        return min(positions, self.config.engine.max_context or positions, self.kv_tokens)
 
     @property
     def tokenizer(self) -> Any:
@@ -248,12 +258,11 @@ class Engine:
                 raise RequestError(
                     f"token {position} of the prompt is {token!r}: token ids are integers from 0 to {limit}"
                 )
-        longest = min(shape.max_positions, self.config.engine.kv_tokens)
-        if len(ids) + params.max_new_tokens > longest:
+        if len(ids) + params.max_new_tokens > self.max_context:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens and max_new_tokens is {params.max_new_tokens}: together at most "
-                f"{longest} (the model's positions are {shape.max_positions}, engine.kv_tokens is "
-                f"{self.config.engine.kv_tokens})"
+                f"{self.max_context} (the model's positions are {shape.max_positions}, the KV cache holds "
+                f"{self.kv_tokens})"
             )
         return ids
 
@@ -297,7 +306,7 @@ class Engine:
     def _up(self, offer: Any) -> None:
         client = RankZeroClient(offer, self._deliver)
         client.open()
-        self._client = client
+        self._client, self.kv_tokens = client, self.report.kv_tokens
 
     def _down(self, error: LaunchError) -> None:
         client, self._client = self._client, None

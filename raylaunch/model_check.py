@@ -51,6 +51,11 @@ def check_model(config: LaunchConfig) -> ModelShape:
             list(config.capture.prefill_tokens),
             f"{longest} is beyond the model's max_position_embeddings = {shape.max_positions}",
         )
+    context = config.engine.max_context
+    if context is not None and context > shape.max_positions:
+        raise ConfigError(
+            "engine.max_context", context, f"is beyond the model's max_position_embeddings = {shape.max_positions}"
+        )
     for fault in config.faults:
         if fault.rank >= world:
             raise ConfigError("faults", fault.rank, f"there are only ranks 0 to {world - 1}")

@@ -94,7 +94,8 @@ class Engine:
         self.model = Decoder(self.group, communicator.rank, communicator.world_size, layers, dtype, experts)
         self.addresses = FixedAddresses()
         self.addresses.add_module(self.model)
-        self.backend = PieceBackend(RecordedGraphs(communicator), self.addresses)
+        self.graphs = RecordedGraphs(communicator)
+        self.backend = PieceBackend(self.graphs, self.addresses)
         self.compiled = CompiledOnce(self.model, self.backend)
         self.inputs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.iterations = iterations
@@ -117,7 +118,11 @@ class Engine:
 
     def runner(self) -> CaptureRunner:
         return CaptureRunner(
-            self.communicator, self.forward, dict.fromkeys(("prefill", "decode"), self.backend.pieces), self.iterations
+            self.communicator,
+            self.forward,
+            dict.fromkeys(("prefill", "decode"), self.backend.pieces),
+            self.iterations,
+            self.graphs.memory,
         )
 
     def same(self, round: str, shape: int, seed: int) -> bool:
