@@ -20,8 +20,9 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 FaultAction = Literal[
-    "raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "third_iteration", "no_capture_context",
-    "extra_all_reduce", "skip_registration", "strip_symbols", "zero_all_reduce", "warm_again", "other_version",
+    "raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "illegal_access", "third_iteration",
+    "no_capture_context", "extra_all_reduce", "skip_registration", "strip_symbols", "zero_all_reduce", "warm_again",
+    "other_version",
 ]  # fmt: skip
 
 
@@ -245,6 +246,9 @@ class LaunchConfig(Section):
         restarts: how many times a group that lost a rank is rebuilt.
         environment: variables that every rank gets before it imports anything, such as ``NCCL_DEBUG: INFO``.
         faults: faults to provoke on purpose; empty in production.
+        debug: ``cuda`` has GPUs write a core dump where a kernel fails, and waits for every kernel: slow. A dump takes
+            time, so deadlines may have to be longer.
+        debug_folder: folder of the core dumps on each node; None takes the driver's one for temporary files.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "raylaunch"
@@ -259,6 +263,13 @@ class LaunchConfig(Section):
     restarts: Annotated[int, Field(ge=0, le=100)] = 0
     environment: dict[str, str] = Field(default_factory=dict)
     faults: tuple[FaultConfig, ...] = ()
+    debug: Literal["off", "cuda"] = "off"
+    debug_folder: str | None = None
+
+    @field_validator("debug", mode="before")
+    @classmethod
+    def _off_is_no_boolean(cls, value: Any) -> Any:
+        return "off" if value is False else value  # as YAML reads it
 
     @field_validator("engine", mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray.util.placement_group import PlacementGroup
 
 from raylaunch.config import LaunchConfig, ServeConfig
+from raylaunch.debug import core_file, debug_environment
 from raylaunch.driver import Driver, StepListener
 from raylaunch.errors import LaunchError
 from raylaunch.group import RankGroup
@@ -109,6 +110,7 @@ def specs_of(config: LaunchConfig, placement: Placement, name: str, device: str,
     if alone:
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     environment.update(config.environment)
+    cores = [core_file(config, name, seat.rank) for seat in placement.seats]
     indices = device_indices(placement.seats, placement.gpus_per_rank)
     return [
         RankSpec(
@@ -123,9 +125,10 @@ def specs_of(config: LaunchConfig, placement: Placement, name: str, device: str,
             device_index=index if device == "cuda" else seat.local_rank,
             config=config.model_copy(update={"serve": ServeConfig()}),  # ranks have no need of the API key
             plan=plan_of(config),
-            environment=environment,
+            environment={**environment, **debug_environment(core)},
+            core_file=core,
         )
-        for seat, index in zip(placement.seats, indices, strict=True)
+        for seat, index, core in zip(placement.seats, indices, cores, strict=True)
     ]
 
 
