@@ -91,12 +91,19 @@ class EngineConfig(Section):
 
     kind: Literal["reference", "sglang"] = "reference"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    kv_tokens: PositiveInt | Literal["auto"] = "auto"
+    kv_tokens: int | Literal["auto"] = "auto"
     memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.85
     max_context: PositiveInt | None = None
     max_running_requests: PositiveInt = 32
     max_waiting_requests: PositiveInt = 1024
     threads: PositiveInt = 1
+
+    @field_validator("kv_tokens", mode="before")
+    @classmethod
+    def _auto_or_tokens(cls, value: Any) -> Any:
+        if value == "auto" or (isinstance(value, int) and value > 0):
+            return value
+        raise ValueError("must be auto or a number of tokens above 0")
 
 
 class CaptureConfig(Section):
@@ -304,6 +311,13 @@ class LaunchConfig(Section):
     def override(self, *overrides: str) -> LaunchConfig:
         """A copy with ``key=value`` settings changed, as ``--set`` does. Raises :class:`ConfigError`."""
         return type(self).from_dict(apply_overrides(self.model_dump(by_alias=True), overrides))
+
+
+def check_compiler(config: LaunchConfig, device: str) -> None:
+    """Raises :class:`ConfigError` if pieces are to be compiled for a ``device`` whose graphs cannot hold kernels."""
+    if device == "cpu" and config.capture.enabled and config.capture.compiler != "eager":
+        expected = "needs GPUs: a CPU's graphs replay operation by operation and cannot see into compiled kernels"
+        raise ConfigError("capture.compiler", config.capture.compiler, expected)
 
 
 def shipped_configs() -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.util.placement_group import PlacementGroup
 
-from raylaunch.config import LaunchConfig, ServeConfig
+from raylaunch.config import LaunchConfig, ServeConfig, check_compiler
 from raylaunch.debug import core_file, debug_environment
 from raylaunch.driver import Driver, StepListener
 from raylaunch.errors import LaunchError
@@ -68,11 +68,12 @@ def launch(
         program: what the ranks run; ``reference`` or, to measure the driver alone, ``noop``.
     Raises:
         LaunchError: with its cause and evidence; everything that was made has been given back.
-        ConfigError: the named placement group does not exist.
+        ConfigError: the named placement group does not exist, or the device cannot do what is asked.
     """
     name = f"{config.name}-{secrets.token_hex(3)}"
     nodes = cluster_nodes()
     device = choose_device(config, nodes)
+    check_compiler(config, device)
     with _span(report, "placement"):
         placement = place(config, request_for(config, device), name, given)
         placement.gpus_per_rank = gpus_per_rank(config, device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylaunch.config import LaunchConfig
+from raylaunch.config import LaunchConfig, check_compiler
 from raylaunch.errors import ConfigError
 
 
@@ -51,6 +51,7 @@ def check_model(config: LaunchConfig) -> ModelShape:
             list(config.capture.prefill_tokens),
             f"{longest} is beyond the model's max_position_embeddings = {shape.max_positions}",
         )
+    check_compiler(config, config.engine.device)
     context = config.engine.max_context
     if context is not None and context > shape.max_positions:
         raise ConfigError(

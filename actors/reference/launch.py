@@ -16,7 +16,7 @@ from actors.graphs import ops
 from actors.graphs.backend import GraphBackend
 from actors.graphs.capture import CaptureRunner
 from actors.graphs.recorded import RecordedGraphs
-from actors.graphs.split import CompiledOnce, PieceBackend
+from actors.graphs.split import CompiledOnce, CompilePiece, PieceBackend
 from actors.reference.capture_facts import captured, recorded_by_shape, replays_of
 from actors.reference.connect import GROUP, Connection, connect
 from actors.reference.hub import model_folder
@@ -103,8 +103,9 @@ def warm_up(
     gate.progress("compiling the model")
     graphs = graph_backend(device, communicator)
     addresses = runner.fixed_addresses()
-    compiled = CompiledOnce(loaded.inner, PieceBackend(graphs, addresses))
-    whole = runner.whole_decode(graphs, addresses)
+    compile_piece = piece_compiler(spec.config.capture.compiler)
+    compiled = CompiledOnce(loaded.inner, PieceBackend(graphs, addresses, compile_piece, gate.progress))
+    whole = runner.whole_decode(graphs, addresses, compiled if compile_piece else None)
     runner.compile(compiled, whole)
     pieces = {"prefill": compiled.pieces, "decode": (whole,) if whole else compiled.pieces}
     capture = CaptureRunner(communicator, runner.dummy, pieces, memory=graphs.memory)
@@ -135,6 +136,15 @@ def graph_backend(device: torch.device, communicator: Any) -> GraphBackend:
     return RecordedGraphs(communicator)
 
 
+def piece_compiler(name: str) -> CompilePiece | None:
+    """What ``capture.compiler`` names; None leaves pieces as they are."""
+    if name == "eager":
+        return None
+    from actors.graphs.inductor import compile_piece
+
+    return compile_piece
+
+
 def capture_round(
     gate: RankGate, plan: RoundPlan, runner: ModelRunner, capture: CaptureRunner, communicator: Communicator
 ) -> None:
@@ -162,7 +172,8 @@ def make_worker(runner: ModelRunner, connection: Connection) -> Worker:
 
 def verify(spec: RankSpec, gate: RankGate, runner: ModelRunner, capture: CaptureRunner, worker: Worker) -> None:
     """VERIFY: every shape replayed and compared with eager, then one real request through the serve loop."""
-    verdicts = verify_shapes(runner, capture, gate.progress)
+    compiled = spec.plan.rounds and spec.config.capture.compiler != "eager"
+    verdicts = verify_shapes(runner, capture, gate.progress, compiled=bool(compiled))
     tokens = answer_one_request(worker, runner.limits)
     gate.arrive(Gate.VERIFIED, VerifyFacts(verdicts, tokens, len(graphs_of(capture))))
 

@@ -87,7 +87,9 @@ class CausalBatch:
 class Engine:
     """A decoder on one rank, and the verbs of a launch."""
 
-    def __init__(self, communicator: Communicator, layers=3, dtype=torch.float32, experts=False, iterations=2):
+    def __init__(
+        self, communicator: Communicator, layers=3, dtype=torch.float32, experts=False, iterations=2, **compiling
+    ):
         self.group = f"test-{id(self)}"
         ops.bind_group(self.group, communicator)
         self.communicator = communicator
@@ -95,7 +97,7 @@ class Engine:
         self.addresses = FixedAddresses()
         self.addresses.add_module(self.model)
         self.graphs = RecordedGraphs(communicator)
-        self.backend = PieceBackend(self.graphs, self.addresses)
+        self.backend = PieceBackend(self.graphs, self.addresses, **compiling)
         self.compiled = CompiledOnce(self.model, self.backend)
         self.inputs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.iterations = iterations

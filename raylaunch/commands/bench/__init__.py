@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from raylaunch.commands.bench import launch
+from raylaunch.commands.bench import decode, launch, prefill
 
 app = typer.Typer(help="Measurements.", no_args_is_help=True)
 app.command("launch")(launch.bench_launch)
+app.command("prefill")(prefill.bench_prefill)
+app.command("decode")(decode.bench_decode)
