@@ -11,6 +11,8 @@ from typing import Any
 from raylaunch.config import LaunchConfig, check_compiler
 from raylaunch.errors import ConfigError
 
+GPU_ONLY = ("sgl_kernel", "symmetric_memory", "jit")
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -60,11 +62,21 @@ def check_model(config: LaunchConfig) -> ModelShape:
     for fault in config.faults:
         if fault.rank >= world:
             raise ConfigError("faults", fault.rank, f"there are only ranks 0 to {world - 1}")
+    check_communicator(config)
     if config.engine.kind == "sglang":
         raise ConfigError("engine.kind", "sglang", "this version of raylaunch has the engine 'reference' only")
     if config.engine.kind == "reference" and data.get("quantization_config"):
         raise ConfigError("model.path", config.model.path, "quantised checkpoints need another engine than 'reference'")
     return shape
+
+
+def check_communicator(config: LaunchConfig) -> None:
+    """Whether engine and device have the all-reduce that is asked for. Raises :class:`ConfigError`."""
+    kind, engine, device = config.communicator.kind, config.engine.kind, config.engine.device
+    if engine == "reference" and kind == "jit":
+        raise ConfigError("communicator.kind", kind, "only the engine 'sglang' has it; on GPUs, custom is sgl_kernel")
+    if device == "cpu" and kind in GPU_ONLY:
+        raise ConfigError("communicator.kind", kind, "needs GPUs; on CPUs there are custom, library and auto")
 
 
 def read_model_config(config: LaunchConfig) -> dict[str, Any]:

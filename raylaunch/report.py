@@ -15,8 +15,10 @@ from raylaunch.protocol import (
     CommunicatorFacts,
     Gate,
     LoadFacts,
+    MeasuredSize,
     Phase,
     RegisterFacts,
+    Route,
     Step,
     VerifyFacts,
     WarmupFacts,
@@ -160,8 +162,7 @@ class LaunchReport:
             nodes = len({place.node for place in self.places})
             return f"{len(self.places)} ranks on {nodes} node{'s' if nodes != 1 else ''}"
         if phase is Phase.CONNECT and isinstance(facts := by_gate.get(Gate.CONNECTED), CommunicatorFacts):
-            limit = f", messages up to {human_bytes(facts.max_bytes)}" if facts.max_bytes else ""
-            return f"all-reduce: {facts.kind}{limit} ({facts.reason})"
+            return _describe_all_reduce(facts)
         if phase is Phase.LOAD and isinstance(facts := by_gate.get(Gate.LOADED), LoadFacts):
             sizes = f"{human_bytes(facts.nbytes)} held, {human_bytes(facts.bytes_read)} read"
             return f"{facts.tensors} tensors per rank, {sizes}"
@@ -218,6 +219,7 @@ class LaunchReport:
             },
             "kv_tokens": self.kv_tokens,
             "capture_memory": self.capture_memory,
+            "all_reduce": self._all_reduce(),
             "steps": [
                 {
                     "step": str(record.step),
@@ -227,6 +229,13 @@ class LaunchReport:
                 for record in self.steps
             ],
         }
+
+    def _all_reduce(self) -> dict[str, Any] | None:
+        """What the ranks agreed on, as rank 0 said it."""
+        for _, arrivals in self.facts(Gate.CONNECTED):
+            if arrivals and isinstance(facts := arrivals[0].facts, CommunicatorFacts):
+                return asdict(facts)
+        return None
 
     def chrome_trace(self) -> dict[str, Any]:
         """A trace in Chrome's JSON format, which Perfetto opens: one track for the driver, one for each rank."""
@@ -253,6 +262,23 @@ def _describe_warmup(facts: WarmupFacts) -> str:
     graphs = f"{facts.pieces} pieces{eager}, {facts.compiles} compile" if facts.pieces else "no graphs: eager"
     cache = f"; KV cache of {facts.kv_tokens:,} tokens, {human_bytes(facts.kv_bytes)}" if facts.kv_tokens else ""
     return graphs + cache
+
+
+def _describe_all_reduce(facts: CommunicatorFacts) -> str:
+    several = len(facts.routes) > 1
+    limit = f", messages up to {human_bytes(facts.max_bytes)}" if facts.max_bytes and not several else ""
+    what = ", ".join(map(_route, facts.routes)) if several else f"{facts.kind}{limit}"
+    measured = "".join(f"\n  {_measured(one)}" for one in facts.measured)
+    return f"all-reduce: {what} ({facts.reason}){measured}"
+
+
+def _route(route: Route) -> str:
+    return f"{route.kind} {'beyond' if route.up_to is None else f'up to {human_bytes(route.up_to)}'}"
+
+
+def _measured(size: MeasuredSize) -> str:
+    ordered = sorted(size.microseconds.items(), key=lambda one: one[0] != size.chosen)
+    return f"{human_bytes(size.nbytes)}: " + ", ".join(f"{kind} {us:.1f} us" for kind, us in ordered)
 
 
 def _describe_verify(facts: VerifyFacts) -> str:

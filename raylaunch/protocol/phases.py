@@ -34,6 +34,8 @@ class Gate(enum.Enum):
 
     MEET = ("meet", Phase.CONNECT)  # who am I; rank 0 offers the address of the store it has bound
     ATTACH = ("attach", Phase.CONNECT)  # offers a handle of the memory that peers may map
+    PROBED = ("probed", Phase.CONNECT)  # has captured all-reduces to be timed; offers their inputs
+    MEASURED = ("measured", Phase.CONNECT)  # offers the times
     CONNECTED = ("connected", Phase.CONNECT)
     LOADED = ("loaded", Phase.LOAD)
     WARMED = ("warmed", Phase.WARMUP)
@@ -88,18 +90,21 @@ class LaunchPlan:
         world_size: number of ranks.
         rounds: capture rounds in order; empty when nothing is captured.
         granularity: which barriers CAPTURE has: one per ``iteration``, per ``shape``, or none (``phase``).
+        measures: whether ranks time the all-reduces that are possible before they choose.
     """
 
     world_size: int
     rounds: tuple[RoundPlan, ...] = ()
     granularity: Granularity = "iteration"
+    measures: bool = False
 
     def round(self, name: str | None) -> RoundPlan | None:
         return next((plan for plan in self.rounds if plan.name == name), None)
 
     def steps(self) -> Iterator[Step]:
         """Every barrier of this launch, in order."""
-        for gate in (Gate.MEET, Gate.ATTACH, Gate.CONNECTED, Gate.LOADED, Gate.WARMED):
+        probes = (Gate.PROBED, Gate.MEASURED) if self.measures else ()
+        for gate in (Gate.MEET, Gate.ATTACH, *probes, Gate.CONNECTED, Gate.LOADED, Gate.WARMED):
             yield Step(gate)
         for plan in self.rounds:
             for shape in sorted(plan.shapes, reverse=True):

@@ -20,7 +20,7 @@ Figures = dict[str, dict[int, Figure]]  # by variant, then by size
 VARIANTS: dict[str, tuple[str, ...]] = {
     "eager": ("capture.enabled=false",),
     "library": ("capture.enabled=true", "communicator.kind=library"),
-    "custom": ("capture.enabled=true",),
+    "custom": ("capture.enabled=true", "communicator.kind=custom"),
     "inductor": ("capture.enabled=true", "capture.compiler=inductor"),
 }
 """Settings that make each variant. All but ``eager`` replay graphs; ``library`` reduces by NCCL or gloo."""
