@@ -42,7 +42,7 @@ class Engine:
         listener: told before each step of the launch: the step, its index, the number of steps.
 
     Attributes:
-        kv_tokens: tokens that the ranks' KV cache holds; 0 before the launch.
+        kv_tokens: tokens that the ranks' KV cache holds; 0 before the launch, or if the engine does not say.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Engine:
     def max_context(self) -> int:
         """Tokens of a prompt and its answer together, at most."""
         positions = self.shape.max_positions
-        return min(positions, self.config.engine.max_context or positions, self.kv_tokens)
+        return min(positions, self.config.engine.max_context or positions, self.kv_tokens or positions)
 
     @property
     def tokenizer(self) -> Any:

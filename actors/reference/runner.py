@@ -125,6 +125,8 @@ class ModelRunner:
         shapes = self.limits.prefill_shapes
         for shape in dict.fromkeys((shapes[-1], shapes[0])):
             self.dummy(Mode.TRACE, "prefill", shape)
+        for shape in self._decode_batches:  # builds the kernels of every batch size: not while capturing
+            self.dummy(Mode.EAGER, "decode", shape)
         self.use_graphs = True
 
     def fixed_addresses(self) -> FixedAddresses:

@@ -24,7 +24,10 @@ def engine(**facts: Any) -> Any:
 def test_variants_differ_in_what_they_name() -> None:
     made = variants.variants_of("eager, custom", LaunchConfig.default())
     assert [(name, config.capture.enabled) for name, config in made.items()] == [("eager", False), ("custom", True)]
-    assert variants.variants_of("inductor", LaunchConfig.default())["inductor"].capture.compiler == "inductor"
+    assert made["custom"].communicator.kind == "custom"
+    on_gpus = LaunchConfig.default(["engine.device=cuda"])
+    assert variants.variants_of("library", on_gpus)["library"].communicator.kind == "library"
+    assert variants.variants_of("inductor", on_gpus)["inductor"].capture.compiler == "inductor"
 
 
 @pytest.mark.parametrize("text", ["", "eager,eager", "eager,fast"])

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.commands.bench.figures import machine_line, numbers_of, write_figures
+from raylaunch.commands.bench.figures import machine_line, write_figures
 from raylaunch.commands.bench.plot import draw, require_plotting
-from raylaunch.commands.bench.variants import DEFAULT, comparison, measure_all, variants_of
+from raylaunch.commands.bench.variants import DEFAULT, comparison, measure_all, sizes_of, variants_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 
@@ -53,7 +53,7 @@ def bench_decode(
 ) -> None:
     """Measure decode: requests that run together, from the moment when all have begun until the first one ends."""
     with reported():
-        sizes = sorted(set(numbers_of("--batch-sizes", batch_sizes, "numbers of requests such as 1,8,32")))
+        sizes = sizes_of("--batch-sizes", batch_sizes, "numbers of requests such as 1,8,32")
         wanted = load_config(config, settings, debug=debug)
         chosen = variants_of(variants, wanted)
         require_writable("--json", json_file)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.commands.bench.figures import machine_line, numbers_of, write_figures
+from raylaunch.commands.bench.figures import machine_line, write_figures
 from raylaunch.commands.bench.plot import draw, require_plotting
-from raylaunch.commands.bench.variants import DEFAULT, comparison, measure_all, variants_of
+from raylaunch.commands.bench.variants import DEFAULT, comparison, measure_all, sizes_of, variants_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 
@@ -45,7 +45,7 @@ def bench_prefill(
 ) -> None:
     """Measure prefill: one prompt of random tokens at a time, from handing it in to its first token."""
     with reported():
-        lengths = sorted(set(numbers_of("--tokens", tokens, "lengths of prompts such as 128,1024")))
+        lengths = sizes_of("--tokens", tokens, "lengths of prompts such as 128,1024")
         wanted = load_config(config, settings, debug=debug)
         chosen = variants_of(variants, wanted)
         require_writable("--json", json_file)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from raylaunch.commands.bench.figures import numbers_of
 from raylaunch.commands.progress import stderr_console
 from raylaunch.commands.session import launched
 from raylaunch.errors import ConfigError
@@ -29,12 +30,25 @@ DEFAULT = "eager,library,custom"
 
 
 def variants_of(text: str, config: LaunchConfig) -> dict[str, LaunchConfig]:
-    """The configurations of variants named as in ``eager,custom``. Raises :class:`ConfigError`."""
+    """The configurations of variants named as in ``eager,custom``, checked. Raises :class:`ConfigError`."""
+    from raylaunch.model_check import check_model
+
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in VARIANTS]
     if unknown or not names or len(set(names)) < len(names):
         raise ConfigError("--variants", text, f"must name some of {', '.join(VARIANTS)}, each once")
-    return {name: config.override(*VARIANTS[name]) for name in names}
+    chosen = {name: config.override(*VARIANTS[name]) for name in names}
+    for one in chosen.values():
+        check_model(one)
+    return chosen
+
+
+def sizes_of(option: str, text: str, example: str) -> list[int]:
+    """The sizes in ``2,4,8``, each once, ascending. Raises :class:`ConfigError`, also if there are none."""
+    sizes = sorted(set(numbers_of(option, text, example)))
+    if not sizes:
+        raise ConfigError(option, text, f"must be {example}")
+    return sizes
 
 
 def measure_all(
