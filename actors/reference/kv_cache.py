@@ -66,7 +66,7 @@ class KVCache:
             raise RankFault(
                 None,
                 f"the KV cache needs {mebibytes:.0f} MiB on {self.device} ({self.capacity} tokens of "
-                f"{self.bytes_per_token} bytes) and could not be allocated; lower its capacity: {error}",
+                f"{self.bytes_per_token} bytes) and could not be allocated; lower engine.kv_tokens: {error}",
             ) from error
 
 
