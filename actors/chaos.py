@@ -30,9 +30,14 @@ FOREVER_S = 1_000_000
 def provoke(spec: RankSpec, gate: RankGate) -> RankGate:
     """Installs the faults that are configured for this rank; returns the gate to use."""
     faults = [fault for fault in spec.config.faults if fault.rank == spec.rank]
-    for fault in faults:
-        if fault.action in TWISTS:
-            TWISTS[fault.action](fault)
+    if spec.program == "sglang":
+        from actors.sglang_engine import twists
+
+        twists.install(faults)
+    else:
+        for fault in faults:
+            if fault.action in TWISTS:
+                TWISTS[fault.action](fault)
     actions = [fault for fault in faults if fault.action in ACTIONS]
     other_version = any(fault.action == "other_version" for fault in faults)
     return FaultyGate(gate, actions, other_version) if actions or other_version else gate

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylaunch.errors import CollectiveAborted, RankFault
-from raylaunch.protocol import Arrival, Facts, Failure, Gate, LaunchPlan, Release, RoundName, Step
+from raylaunch.protocol import Arrival, Facts, Failure, Gate, LaunchPlan, Release, RoundName, RoundPlan, Step
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class RankGate:
         self._serving = False
 
     # ---- the rank's own thread
+
+    def settle(self, rounds: tuple[RoundPlan, ...]) -> None:
+        """Takes note of the rounds that this rank has told the driver at WARMED."""
+        self.plan = self.plan.with_rounds(rounds)
 
     def arrive(
         self,

@@ -20,8 +20,14 @@ from actors.gate import RankGate, RankState
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Arrival, Failure, LaunchPlan, Release
+from raylaunch.sglang.sockets import SglangSockets
 
-PROGRAMS = {"reference": "actors.reference.launch", "noop": "actors.noop"}
+PROGRAMS = {
+    "reference": "actors.reference.launch",
+    "sglang": "actors.sglang_engine.launch",
+    "noop": "actors.noop",
+    "bench_all_reduce": "actors.bench_all_reduce",
+}
 """Modules whose ``run(spec, gate)`` takes a rank through its phases and serves until it is stopped."""
 
 
@@ -43,6 +49,7 @@ class RankSpec:
         plan: its gates.
         environment: variables to set before anything heavy is imported.
         core_file: where its GPU writes a core dump, in debug mode; else "".
+        sockets: where the engine ``sglang`` meets its tokenizer and detokenizer; None for other engines.
     """
 
     rank: int
@@ -58,6 +65,7 @@ class RankSpec:
     plan: LaunchPlan
     environment: dict[str, str] = field(default_factory=dict)
     core_file: str = ""
+    sockets: SglangSockets | None = None
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,21 @@ class ParallelConfig(Section):
         return self
 
 
+class SglangConfig(Section):
+    """What the engine ``sglang`` is told beyond what the other sections say.
+
+    Attributes:
+        args: SGLang's own server arguments by name, such as ``attention_backend: fa3``.
+        any_version: also run a version of SGLang that raylaunch was never run with.
+        cache_dir: folder of everything that is compiled at run time (kernels, inductor, triton), kept between
+            launches; None takes ``~/.cache/raylaunch``. A folder for each set of versions is made inside.
+    """
+
+    args: dict[str, Any] = Field(default_factory=dict)
+    any_version: bool = False
+    cache_dir: str | None = None
+
+
 class EngineConfig(Section):
     """Which engine runs inside the ranks.
 
@@ -88,6 +103,7 @@ class EngineConfig(Section):
         max_running_requests: requests that are decoded at the same time.
         max_waiting_requests: requests that may wait beside them; more are refused.
         threads: CPU threads of each rank.
+        sglang: settings of the engine ``sglang``.
     """
 
     kind: Literal["reference", "sglang"] = "reference"
@@ -98,6 +114,7 @@ class EngineConfig(Section):
     max_running_requests: PositiveInt = 32
     max_waiting_requests: PositiveInt = 1024
     threads: PositiveInt = 1
+    sglang: SglangConfig = SglangConfig()
 
     @field_validator("kv_tokens", mode="before")
     @classmethod

@@ -27,6 +27,7 @@ from raylaunch.placement import (
 )
 from raylaunch.protocol import LaunchPlan, Protocol, RoundPlan
 from raylaunch.report import LaunchReport, RankPlace, Span
+from raylaunch.sglang.sockets import SglangSockets
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
@@ -47,6 +48,8 @@ class Launched:
 def plan_of(config: LaunchConfig) -> LaunchPlan:
     """The gates of a launch."""
     capture = config.capture
+    if config.engine.kind == "sglang":
+        return LaunchPlan(config.parallel.tensor_parallel_size, granularity=capture.granularity, rounds_from_ranks=True)
     rounds = (
         (RoundPlan("prefill", capture.prefill_tokens), RoundPlan("decode", capture.decode_batch_sizes))
         if capture.enabled
@@ -62,6 +65,7 @@ def launch(
     listener: StepListener,
     given: PlacementGroup | None = None,
     program: str = "reference",
+    sockets: SglangSockets | None = None,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
@@ -69,7 +73,8 @@ def launch(
         report: filled while the launch goes on.
         listener: told before each step.
         given: a placement group to use and to leave alone.
-        program: what the ranks run; ``reference`` or, to measure the driver alone, ``noop``.
+        program: what the ranks run; an engine or, to measure the driver alone, ``noop``.
+        sockets: where the engine ``sglang`` meets its tokenizer and detokenizer.
     Raises:
         LaunchError: with its cause and evidence; everything that was made has been given back.
         ConfigError: the named placement group does not exist, or the device cannot do what is asked.
@@ -78,13 +83,15 @@ def launch(
     nodes = cluster_nodes()
     device = choose_device(config, nodes)
     check_compiler(config, device)
-    with _span(report, "placement"):
+    with span(report, "placement"):
         placement = place(config, request_for(config, device), name, given)
         placement.gpus_per_rank = gpus_per_rank(config, device)
     group = RankGroup(placement)
     try:
-        with _span(report, "actors"):
-            group.start(specs_of(config, placement, name, device, program), config.placement.namespace)
+        if sockets is not None:
+            _meets_driver(placement)
+        with span(report, "actors"):
+            group.start(specs_of(config, placement, name, device, program, sockets), config.placement.namespace)
         report.places = [
             RankPlace(member.rank, member.process.address, member.process.pid, device)
             for member in group.members
@@ -101,7 +108,27 @@ def launch(
         raise
 
 
-def specs_of(config: LaunchConfig, placement: Placement, name: str, device: str, program: str) -> list[RankSpec]:
+def _meets_driver(placement: Placement) -> None:
+    """The sockets of the engine ``sglang`` are files: rank 0 must run on the driver's node. Raises LaunchError F13."""
+    import ray
+
+    seat = placement.seats[0]
+    if seat.node_id != ray.get_runtime_context().get_node_id():
+        here = ray.util.get_node_ip_address()
+        text = f"rank 0 was placed on node {seat.address} and the driver runs on {here}: with the engine sglang they "
+        text += "share a node; start the driver there, such as with ray job submit --entrypoint-num-gpus 0 and a "
+        text += "resource of that node"
+        raise LaunchError(text, "F13", "PLACE")
+
+
+def specs_of(
+    config: LaunchConfig,
+    placement: Placement,
+    name: str,
+    device: str,
+    program: str,
+    sockets: SglangSockets | None = None,
+) -> list[RankSpec]:
     """What each rank is told."""
     import ray
 
@@ -134,13 +161,15 @@ def specs_of(config: LaunchConfig, placement: Placement, name: str, device: str,
             plan=plan_of(config),
             environment={**environment, **debug_environment(core)},
             core_file=core,
+            sockets=sockets,
         )
         for seat, index, core in zip(placement.seats, indices, cores, strict=True)
     ]
 
 
 @contextmanager
-def _span(report: LaunchReport, name: str) -> Iterator[None]:
+def span(report: LaunchReport, name: str) -> Iterator[None]:
+    """Adds the time that the block takes to the report, as the driver's own work."""
     start = time.time()
     try:
         yield

@@ -10,6 +10,7 @@ from typing import Any
 
 from raylaunch.config import LaunchConfig, check_compiler
 from raylaunch.errors import ConfigError
+from raylaunch.sglang.arguments import check_sglang
 
 GPU_ONLY = ("sgl_kernel", "symmetric_memory", "jit")
 
@@ -37,17 +38,12 @@ def check_model(config: LaunchConfig) -> ModelShape:
     """Reads the model's shape and checks the launch against it. Raises :class:`ConfigError`."""
     data = read_model_config(config)
     shape = shape_of(data, config.model.path)
+    sglang = config.engine.kind == "sglang"
     world = config.parallel.tensor_parallel_size
-    for name, heads in (("num_attention_heads", shape.heads), ("num_key_value_heads", shape.kv_heads)):
-        if heads % world:
-            able = ", ".join(str(n) for n in range(1, heads + 1) if shape.heads % n == 0 and shape.kv_heads % n == 0)
-            raise ConfigError(
-                "parallel.tensor_parallel_size",
-                world,
-                f"must divide the model's {name} = {heads}; this model can be launched with {able}",
-            )
+    _check_heads(shape, world, repeats_kv=sglang)
     longest = max(config.capture.prefill_tokens)
-    if longest > shape.max_positions:
+    # Without shapes of the user's SGLang takes its own.
+    if longest > shape.max_positions and (not sglang or "prefill_tokens" in config.capture.model_fields_set):
         raise ConfigError(
             "capture.prefill_tokens",
             list(config.capture.prefill_tokens),
@@ -63,9 +59,9 @@ def check_model(config: LaunchConfig) -> ModelShape:
         if fault.rank >= world:
             raise ConfigError("faults", fault.rank, f"there are only ranks 0 to {world - 1}")
     check_communicator(config)
-    if config.engine.kind == "sglang":
-        raise ConfigError("engine.kind", "sglang", "this version of raylaunch has the engine 'reference' only")
-    if config.engine.kind == "reference" and data.get("quantization_config"):
+    if sglang:
+        check_sglang(config)
+    elif data.get("quantization_config"):
         raise ConfigError("model.path", config.model.path, "quantised checkpoints need another engine than 'reference'")
     return shape
 
@@ -79,6 +75,23 @@ def check_communicator(config: LaunchConfig) -> None:
         raise ConfigError("communicator.kind", kind, "needs GPUs; on CPUs there are custom, library and auto")
 
 
+def _check_heads(shape: ModelShape, world: int, *, repeats_kv: bool) -> None:
+    """Heads are divided among the ranks. Where there are more ranks than key and value heads, SGLang gives several
+    ranks the same one."""
+
+    def able(ranks: int) -> bool:
+        kv = shape.kv_heads % ranks == 0 or (repeats_kv and ranks % shape.kv_heads == 0)
+        return shape.heads % ranks == 0 and kv
+
+    if not able(world):
+        name, heads = ("num_attention_heads", shape.heads)
+        if heads % world == 0:
+            name, heads = ("num_key_value_heads", shape.kv_heads)
+        sizes = ", ".join(str(ranks) for ranks in range(1, shape.heads + 1) if able(ranks))
+        text = f"must divide the model's {name} = {heads}; this model can be launched with {sizes}"
+        raise ConfigError("parallel.tensor_parallel_size", world, text)
+
+
 def read_model_config(config: LaunchConfig) -> dict[str, Any]:
     """The model's ``config.json``, from its folder or the Hub. Raises :class:`ConfigError`."""
     path = config.model.path
@@ -89,7 +102,8 @@ def read_model_config(config: LaunchConfig) -> dict[str, Any]:
         file = folder / "config.json"
         if not file.is_file():
             raise ConfigError("model.path", path, "the folder has no config.json")
-        if config.model.load_format == "auto" and not any(folder.glob("*.safetensors")):
+        reads = config.engine.kind == "reference"  # SGLang reads other formats too
+        if reads and config.model.load_format == "auto" and not any(folder.glob("*.safetensors")):
             raise ConfigError("model.path", path, "the folder has no *.safetensors; model.load_format=dummy needs none")
     else:
         file = _from_hub(config)

@@ -61,7 +61,7 @@ class LaunchReport:
     Attributes:
         name: of the group.
         started: when the launch began, seconds since the epoch.
-        ready: when the last gate was released, 0.0 before.
+        ready: when requests could be sent, 0.0 before.
         attempts: launches it took, restarts included.
     """
 
@@ -167,7 +167,7 @@ class LaunchReport:
             sizes = f"{human_bytes(facts.nbytes)} held, {human_bytes(facts.bytes_read)} read"
             return f"{facts.tensors} tensors per rank, {sizes}"
         if phase is Phase.WARMUP and isinstance(facts := by_gate.get(Gate.WARMED), WarmupFacts):
-            return _describe_warmup(facts)
+            return describe_warmup(facts)
         if phase is Phase.CAPTURE:
             return self._describe_capture()
         if phase is Phase.REGISTER:
@@ -257,28 +257,35 @@ class LaunchReport:
         Path(file).write_text(json.dumps(self.chrome_trace()), encoding="utf-8")
 
 
-def _describe_warmup(facts: WarmupFacts) -> str:
-    eager = f", {len(facts.eager_pieces)} of them eager" if facts.eager_pieces else ""
-    graphs = f"{facts.pieces} pieces{eager}, {facts.compiles} compile" if facts.pieces else "no graphs: eager"
-    cache = f"; KV cache of {facts.kv_tokens:,} tokens, {human_bytes(facts.kv_bytes)}" if facts.kv_tokens else ""
-    return graphs + cache
-
-
 def _describe_all_reduce(facts: CommunicatorFacts) -> str:
-    several = len(facts.routes) > 1
-    limit = f", messages up to {human_bytes(facts.max_bytes)}" if facts.max_bytes and not several else ""
-    what = ", ".join(map(_route, facts.routes)) if several else f"{facts.kind}{limit}"
+    limit = f", messages up to {human_bytes(facts.max_bytes)}" if facts.max_bytes and len(facts.routes) < 2 else ""
+    what = describe_routes(facts.routes) or facts.kind
     measured = "".join(f"\n  {_measured(one)}" for one in facts.measured)
-    return f"all-reduce: {what} ({facts.reason}){measured}"
+    return f"all-reduce: {what}{limit} ({facts.reason}){measured}"
 
 
-def _route(route: Route) -> str:
-    return f"{route.kind} {'beyond' if route.up_to is None else f'up to {human_bytes(route.up_to)}'}"
+def describe_routes(routes: Sequence[Route]) -> str:
+    """Such as ``sgl_kernel up to 8.0 MiB, nccl beyond``."""
+    if len(routes) == 1:
+        return routes[0].kind
+    limits = ["beyond" if route.up_to is None else f"up to {human_bytes(route.up_to)}" for route in routes]
+    return ", ".join(f"{route.kind} {limit}" for route, limit in zip(routes, limits, strict=True))
 
 
 def _measured(size: MeasuredSize) -> str:
     ordered = sorted(size.microseconds.items(), key=lambda one: one[0] != size.chosen)
     return f"{human_bytes(size.nbytes)}: " + ", ".join(f"{kind} {us:.1f} us" for kind, us in ordered)
+
+
+def describe_warmup(facts: WarmupFacts) -> str:
+    """What will hold graphs: pieces of the model, or whole passes of it; and how large the KV cache is."""
+    whole = " and ".join(facts.whole_rounds)
+    cache = f"; KV cache of {facts.kv_tokens:,} tokens, {human_bytes(facts.kv_bytes)}" if facts.kv_tokens else ""
+    if facts.pieces:
+        eager = f", {len(facts.eager_pieces)} of them eager" if facts.eager_pieces else ""
+        rest = f"; {whole} as one graph each" if whole else ""
+        return f"{facts.pieces} pieces{eager}, {facts.compiles} compile{rest}{cache}"
+    return (f"{whole} as one graph each" if whole else "no graphs: eager") + cache
 
 
 def _describe_verify(facts: VerifyFacts) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from raylaunch.errors import EngineBusy, RaylaunchError, RequestError, RequestFailed
 from raylaunch.sampling import SamplingParams
@@ -65,6 +65,11 @@ class RunningRequest:
         self._scanner = StopScanner(self.params.stop)
         self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt)
+
     def take(self, output: Output) -> bool:
         """Passes on what an output adds. Returns whether the rank must be told to abort: a stop string was found."""
         if self.finished:
@@ -92,18 +97,28 @@ class RunningRequest:
             self.listener(error)
 
 
-class RequestTable:
+class Identified(Protocol):
+    """What has a request's id."""
+
+    @property
+    def request_id(self) -> str: ...
+
+
+R = TypeVar("R", bound=Identified)
+
+
+class RequestTable(Generic[R]):
     """The requests that run, by id. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._running: dict[str, RunningRequest] = {}
+        self._running: dict[str, R] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def add(self, request: RunningRequest) -> None:
+    def add(self, request: R) -> None:
         """Raises :class:`RequestError` if the id is in use, :class:`EngineBusy` if too many requests run."""
         with self._lock:
             if request.request_id in self._running:
@@ -112,14 +127,14 @@ class RequestTable:
                 raise EngineBusy(f"{self._limit} requests are running or waiting already; try again later")
             self._running[request.request_id] = request
 
-    def get(self, request_id: str) -> RunningRequest | None:
+    def get(self, request_id: str) -> R | None:
         return self._running.get(request_id)
 
     def remove(self, request_id: str) -> None:
         with self._lock:
             self._running.pop(request_id, None)
 
-    def take_all(self) -> list[RunningRequest]:
+    def take_all(self) -> list[R]:
         """Removes and returns every request."""
         with self._lock:
             requests = list(self._running.values())

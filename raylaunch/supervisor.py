@@ -17,10 +17,11 @@ from raylaunch.driver import StepListener
 from raylaunch.errors import ConfigError, LaunchError
 from raylaunch.evidence import explain_failure
 from raylaunch.group import RankGroup, StepOutcome
-from raylaunch.launch import Launched, launch
+from raylaunch.launch import Launched, launch, span
 from raylaunch.placement import request_for
 from raylaunch.protocol import Phase
 from raylaunch.report import LaunchReport, Span
+from raylaunch.sglang.sockets import SglangSockets
 
 WATCH_S = 0.5
 ASK_EVERY_S = 5.0
@@ -116,15 +117,21 @@ class Supervisor:
         self.restarts_left = config.restarts
         self.failures: list[tuple[float, LaunchError]] = []
         self._stall = Stall(config.deadlines.health, config.deadlines.collective)
+        self._sockets: SglangSockets | None = None
         self._session: RaySession | None = None
         self._launched: Launched | None = None
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def start(self) -> None:
-        """Launches, as often as restarts allow, and watches. Raises :class:`LaunchError` with nothing left behind."""
+    def start(self, sockets: SglangSockets | None = None) -> None:
+        """Launches, as often as restarts allow, and watches. Raises :class:`LaunchError` with nothing left behind.
+
+        Args:
+            sockets: where the ranks meet their user, if that is the engine's way.
+        """
         began = time.time()
+        self._sockets = sockets
         self.condition = Condition.LAUNCHING
         try:
             needed = {"CPU": sum(bundle.get("CPU", 0.0) for bundle in request_for(self.config, "cpu").bundles)}
@@ -185,7 +192,10 @@ class Supervisor:
                 self.report.driver.append(self._ray_span)
                 self._ray_span = None
             try:
-                launched = launch(self.config, self.report, self.listener, self.given)
+                launched = launch(
+                    self.config, self.report, self.listener, self.given, self.config.engine.kind, self._sockets
+                )
+                self._hand_over(launched)
                 break
             except LaunchError as error:
                 if not self._may_retry(error):
@@ -193,9 +203,20 @@ class Supervisor:
                 self.error, attempt, began = error, attempt + 1, time.time()
         with self._lock:
             self._launched = launched
-        self.on_up(launched.offer)
         self._stall = Stall(self.config.deadlines.health, self.config.deadlines.collective)
         self.condition, self.error = Condition.READY, None
+
+    def _hand_over(self, launched: Launched) -> None:
+        """Lets the group's user take it. If that fails the group is torn down, as after any failed launch."""
+        try:
+            with span(self.report, "frontend"):
+                self.on_up(launched.offer)
+            self.report.ready = time.time()
+        except BaseException as error:
+            teardown = launched.group.close(self.config.deadlines.shutdown)
+            if isinstance(error, LaunchError):
+                error.teardown = str(teardown)
+            raise
 
     def _may_retry(self, error: LaunchError) -> bool:
         if not error.retryable or self.restarts_left == 0 or self._stopping.is_set():

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raylaunch.config import LaunchConfig
+from raylaunch.config import LaunchConfig, ModelConfig
 from raylaunch.errors import ConfigError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def has_tokenizer(model: ModelConfig) -> bool:
+    """Whether the model comes with a tokenizer; of a Hub model that is taken for granted."""
+    folder = Path(model.tokenizer or model.path).expanduser()
+    return not folder.is_dir() or any((folder / file).is_file() for file in FILES)
 
 
 def load_tokenizer(config: LaunchConfig) -> Any:
@@ -19,7 +25,7 @@ def load_tokenizer(config: LaunchConfig) -> Any:
     """
     name = config.model.tokenizer or config.model.path
     folder = Path(name).expanduser()
-    if folder.is_dir() and not any((folder / file).is_file() for file in FILES):
+    if not has_tokenizer(config.model):
         if config.model.tokenizer is not None:
             raise ConfigError("model.tokenizer", name, f"the folder has none of {', '.join(FILES)}")
         return None

@@ -112,7 +112,7 @@ class SglKernelAllReduce(CaptureContext):
 
             self._kernels = allreduce
             self._runtime = runtime = CudaRuntime.load()
-            _require_shareable(runtime)
+            require_shareable(runtime)
             signals = runtime.allocate(allreduce.meta_size() + self.max_bytes)
             staging = runtime.allocate(self.max_bytes)
             self._owned = [signals, staging]
@@ -314,7 +314,7 @@ def padded(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(x.view(-1), (0, extra))
 
 
-def _require_shareable(runtime: CudaRuntime) -> None:
+def require_shareable(runtime: CudaRuntime) -> None:
     """Raises RankFault F16 if memory of torch's allocator, where graphs have their inputs, cannot be shared."""
     probe = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
     try:

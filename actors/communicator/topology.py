@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MEGABYTE = 1_000_000
+CAN_READ = 0  # NVML_P2P_CAPS_INDEX_READ, which nvidia-ml-py defines as a tuple by mistake
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def readable(handle: Any, other: Any) -> bool:
     """Whether one GPU can read the other's memory, as NVML sees it."""
     import pynvml
 
-    status = pynvml.nvmlDeviceGetP2PStatus(handle, other, pynvml.NVML_P2P_CAPS_INDEX_READ)
+    status = pynvml.nvmlDeviceGetP2PStatus(handle, other, CAN_READ)
     return bool(status == pynvml.NVML_P2P_STATUS_OK)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             verify(spec, gate, runner, capture, worker)
             gate.read_counters = lambda: asdict(worker.counters)
             facts = ReadyFacts(len(graphs_of(capture)), memory_in_use(runner.device))
-            gate.arrive(Gate.READY, facts, offer=connection.rendezvous.sockets)
+            gate.arrive(Gate.READY, facts, offer=replace(connection.rendezvous.sockets, kv_tokens=limits.capacity))
             worker.serve(gate.stop_requested)
 
 

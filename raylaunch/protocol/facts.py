@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from raylaunch.protocol.rounds import RoundPlan
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -91,6 +93,7 @@ class WarmupFacts:
         replays: replays so far: must be none.
         kv_tokens: tokens that the rank's KV cache holds; equal on all ranks.
         kv_bytes: what it takes on this rank.
+        rounds: what will be captured, where the launch's plan leaves that to the ranks.
     """
 
     pieces: int
@@ -102,6 +105,7 @@ class WarmupFacts:
     replays: int = 0
     kv_tokens: int = 0
     kv_bytes: int = 0
+    rounds: tuple[RoundPlan, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raylaunch.protocol.phases import Arrival, LaunchPlan, Release, Step, Violation
+from raylaunch.protocol.facts import WarmupFacts
+from raylaunch.protocol.phases import Arrival, Gate, LaunchPlan, Release, Step, Violation
 from raylaunch.protocol.rules import check
 
 
@@ -43,4 +44,8 @@ class Protocol:
         ordered = tuple(sorted(arrivals, key=lambda arrival: arrival.rank))
         self.history[step] = ordered
         self._next += 1
+        facts = ordered[0].facts
+        if step.gate is Gate.WARMED and self.plan.rounds_from_ranks and isinstance(facts, WarmupFacts):
+            self.plan = self.plan.with_rounds(facts.rounds)
+            self._steps = tuple(self.plan.steps())
         return Release(step, tuple(arrival.offer for arrival in ordered))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from raylaunch.protocol.facts import Facts
+from raylaunch.protocol.rounds import RoundName, RoundPlan
 
-RoundName = Literal["prefill", "decode"]
 Granularity = Literal["phase", "shape", "iteration"]
 
 
@@ -74,15 +74,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class RoundPlan:
-    """One capture round: its shapes are captured largest first, each in exactly ``iterations`` iterations."""
-
-    name: RoundName
-    shapes: tuple[int, ...]
-    iterations: int = 2
-
-
-@dataclass(frozen=True)
 class LaunchPlan:
     """All that decides which gates a launch has.
 
@@ -90,13 +81,19 @@ class LaunchPlan:
         world_size: number of ranks.
         rounds: capture rounds in order; empty when nothing is captured.
         granularity: which barriers CAPTURE has: one per ``iteration``, per ``shape``, or none (``phase``).
+        rounds_from_ranks: only the ranks' engine knows the rounds: they say so at WARMED.
         measures: whether ranks time the all-reduces that are possible before they choose.
     """
 
     world_size: int
     rounds: tuple[RoundPlan, ...] = ()
     granularity: Granularity = "iteration"
+    rounds_from_ranks: bool = False
     measures: bool = False
+
+    def with_rounds(self, rounds: tuple[RoundPlan, ...]) -> LaunchPlan:
+        """The plan once the ranks have said which rounds there are."""
+        return replace(self, rounds=rounds, rounds_from_ranks=False)
 
     def round(self, name: str | None) -> RoundPlan | None:
         return next((plan for plan in self.rounds if plan.name == name), None)

@@ -23,6 +23,7 @@ from raylaunch.report import median
 from raylaunch.serve.watch import GroupWatch
 from raylaunch.supervisor import Health
 
+METRICS = "/metrics"
 BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
@@ -31,12 +32,12 @@ FIRST_TOKEN_WINDOW_S = 60.0
 REMEMBERED_FIRST_TOKENS = 1000
 
 
-def build(engine: Engine, settings: ServeConfig) -> tuple[APIRouter, Metrics]:
-    """A route that answers ``/metrics``, and the figures behind it, whose :meth:`Metrics.observe` the requests tell."""
+def build(engine: Engine, settings: ServeConfig, path: str = METRICS) -> tuple[APIRouter, Metrics]:
+    """A route that answers ``path``, and the figures behind it, whose :meth:`Metrics.observe` the requests tell."""
     metrics = Metrics(engine, settings)
     router = APIRouter()
 
-    @router.get("/metrics", include_in_schema=False)
+    @router.get(path, include_in_schema=False)
     async def scrape(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         body = await metrics.watch.run(lambda: encode(metrics.registry))

@@ -19,8 +19,11 @@ import uvicorn
 from raylaunch.errors import ConfigError, LaunchError
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from raylaunch.config import ServeConfig
     from raylaunch.engine import Engine
+    from raylaunch.sglang.loop import LoopThread
 
 WATCH_S = 0.2
 EXPLAIN_S = 60.0
@@ -89,16 +92,14 @@ def serve(
         ConfigError: the address cannot be used, or the chat template cannot be read.
         LaunchError: the group was lost, and no restarts are left.
     """
-    from raylaunch.serve.app import build_app
-
-    app = build_app(engine, settings, title=f"raylaunch {engine.config.name}")
     listener = bind(settings) if listener is None else listener
+    app, loop = application(engine, settings, exposed=exposed(settings, listener))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that it leaves closed do not block
     config = uvicorn.Config(
         app,
         access_log=False,
         log_level="warning",
-        lifespan="off",
+        lifespan="off" if loop is None else "on",
         timeout_graceful_shutdown=max(1, round(settings.drain)),
         server_header=False,
         backlog=BACKLOG,
@@ -107,11 +108,32 @@ def serve(
     if exposed(settings, listener):
         say("WARNING other machines can reach this server and it asks for no key: set --api-key")
     try:
-        asyncio.run(server.run_until_stopped(listener, engine))
+        if loop is None:
+            asyncio.run(server.run_until_stopped(listener, engine))
+        else:
+            with server.signals_from_main_thread(loop):
+                loop.submit(server.run_until_stopped(listener, engine)).result()
     finally:
         listener.close()
     if server.lost is not None:
         raise server.lost
+
+
+def application(engine: Engine, settings: ServeConfig, *, exposed: bool) -> tuple[ASGIApp, LoopThread | None]:
+    """The engine's HTTP application, and the loop that it must run on; None for any.
+
+    Raises:
+        ConfigError: the chat template cannot be read.
+    """
+    if engine.config.engine.kind == "sglang":
+        from raylaunch.frontends.sglang import SglangFrontend
+        from raylaunch.serve import sglang_app
+
+        assert isinstance(engine.frontend, SglangFrontend)
+        return sglang_app.build_app(engine, settings, exposed=exposed), engine.frontend.runs
+    from raylaunch.serve.app import build_app
+
+    return build_app(engine, settings, title=f"raylaunch {engine.config.name}"), None
 
 
 class _Server(uvicorn.Server):
@@ -147,6 +169,23 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(one)
                 signal.signal(one, handler if handler is not None else signal.SIG_DFL)
 
+    @contextlib.contextmanager
+    def signals_from_main_thread(self, loop: LoopThread) -> Iterator[None]:
+        """The same where the server runs on another thread: Python gives signals to the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, _: object) -> None:
+            loop.soon(self._stop, signal.Signals(number))
+
+        before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler if handler is not None else signal.SIG_DFL)
+
     def _stop(self, number: signal.Signals) -> None:
         if self.should_exit:
             self.force_exit = True
@@ -157,6 +196,9 @@ class _Server(uvicorn.Server):
 
     async def _watch(self, engine: Engine, listener: socket.socket) -> None:
         while not self.started:
+            if self.should_exit:  # the application's own start has failed, and uvicorn has logged why
+                self.lost = LaunchError("the HTTP application could not be started")
+                return
             await asyncio.sleep(0.01)
         self.say(f"serving {engine.model_name} at {url_of(listener)}")
         before = engine.last_error  # of a loss that was made good

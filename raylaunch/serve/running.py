@@ -104,7 +104,7 @@ async def run(serving: Serving, endpoint: str, call: Call) -> AsyncGenerator[Chu
     try:
         while True:
             if not engine.health(ask_ranks=False).ready:
-                await _rebuilt(engine, settings, deadline)
+                await rebuilt(engine, settings, deadline)
             restarts = engine.restarts
             chunks = engine.astream(call.prompt, call.params, request_id=call.request_id)
             try:
@@ -189,7 +189,7 @@ async def _pump(
         arrived.put_nowait(error)
 
 
-async def _rebuilt(engine: Engine, settings: ServeConfig, deadline: float) -> None:
+async def rebuilt(engine: Engine, settings: ServeConfig, deadline: float) -> None:
     """Waits for the new group, if that is configured and there will be one. Raises :class:`GroupUnavailable`."""
     while True:
         health = engine.health(ask_ranks=False)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import xml.dom.minidom
-from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from raylaunch.commands.bench import decode, plot, prefill, variants
+from raylaunch.commands.bench import decode, prefill, variants
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
 
@@ -75,11 +72,5 @@ def test_the_rate_counts_only_what_all_share() -> None:
         decode.common_rate([[(0.0, 1), (1.0, 1)], [(1.0, 1), (2.0, 1)]])
 
 
-def test_a_plot_needs_matplotlib(tmp_path: Path) -> None:
-    if find_spec("matplotlib") is None:
-        with pytest.raises(ConfigError, match=r"raylaunch\[bench\]"):
-            plot.require_plotting(tmp_path / "figures.svg")
-        return
-    file = tmp_path / "figures.svg"
-    plot.draw(file, "prefill", "tokens", "ms", {"eager": {128: 1.0, 1024: 2.0}}, "a machine")
-    assert xml.dom.minidom.parse(str(file)).documentElement.tagName == "svg"
+def test_lines_to_draw() -> None:
+    assert variants.lines_of({"eager": {8: 2.0, 4: 1.0}, "custom": {}}) == {"eager": [(4, 1.0), (8, 2.0)]}

@@ -27,6 +27,7 @@ def test_version() -> None:
         ("doctor",),
         ("bench",),
         ("bench", "launch"),
+        ("bench", "allreduce"),
         ("bench", "prefill"),
         ("bench", "decode"),
     ],
@@ -71,6 +72,12 @@ def test_the_command_line_loads_nothing_heavy() -> None:
         (("bench", "decode", "--batch-sizes", ""), "must be numbers of requests"),
         (("bench", "decode", "--json", "no/such/folder/x.json"), "there is no folder"),
         (("generate", "--prompt", "a", "--debug", "rocm"), "debug = 'rocm': input should be 'off' or 'cuda'"),
+        (("bench", "allreduce", "--sizes", "8,x"), "must be sizes in KiB"),
+        (("bench", "allreduce", "--set", "parallel.tensor_parallel_size=1"), "one rank reduces nothing"),
+        (("generate", "--prompt", "a", "--set", "communicator=fastest"), "communicator.kind = 'fastest'"),
+        (("generate", "--prompt", "a", "--set", "communicator=jit"), "only the engine 'sglang' has it"),
+        (("generate", "--prompt", "a", "--set", "communicator=sgl_kernel"), "needs GPUs"),
+        (("generate", "--prompt", "a", "--set", "communicator=symmetric_memory"), "needs GPUs"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_launched(arguments: tuple[str, ...], said: str) -> None:

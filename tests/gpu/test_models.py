@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from raylaunch.commands.bench.decode import time_decode
 from raylaunch.commands.bench.prefill import time_prefill
 from raylaunch.protocol import Gate
 from tests.gpu.conftest import gpus
+from tests.gpu.shapes import shapes_folder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
-VARIABLE = "RAYLAUNCH_MODEL_SHAPES"
 NAMES = ("qwen3-8b", "qwen3-coder-30b-a3b", "qwen2.5-vl-7b")
 PREFILL, DECODE = (32, 128, 512, 1032), (2, 8, 32)
 SUMS_PER_LAYER = 2  # of attention's output, and of the MLP's or the experts'
@@ -33,10 +32,7 @@ SUMS_PER_LAYER = 2  # of attention's output, and of the MLP's or the experts'
 @pytest.fixture(params=NAMES)
 def folder(request: pytest.FixtureRequest) -> Path:
     """A folder with a model's ``config.json``."""
-    root = os.environ.get(VARIABLE)
-    if not root:
-        pytest.skip(f"{VARIABLE} is not set: it names a folder with {', '.join(f'{n}/config.json' for n in NAMES)}")
-    path = Path(root).resolve() / request.param
+    path = shapes_folder().resolve() / request.param
     if not (path / "config.json").is_file():
         pytest.skip(f"there is no {path}/config.json")
     return path

@@ -183,6 +183,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     wrong_facts("number of tensors", G.LOADED, None, compared=True, tensors=39),
     wrong_facts("captured in warm-up", G.WARMED, "F01", graphs=1),
     wrong_facts("replayed in warm-up", G.WARMED, "F01", replays=1),
+    wrong_facts("rounds", G.WARMED, "F03", compared=True, rounds=(RoundPlan("decode", (2,), 3),)),
     wrong_facts("pieces", G.WARMED, "F03", compared=True, pieces=4),
     wrong_facts("eager pieces", G.WARMED, "F03", compared=True, eager_pieces={}),
     wrong_facts("planned inputs", G.WARMED, "F03", compared=True, planned_inputs=13),

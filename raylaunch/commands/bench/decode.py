@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylaunch.commands.bench.figures import machine_line, write_figures
-from raylaunch.commands.bench.plot import draw, require_plotting
-from raylaunch.commands.bench.variants import DEFAULT, comparison, measure_all, sizes_of, variants_of
+from raylaunch.commands.bench.plot import draw, require_matplotlib
+from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, sizes_of, variants_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 
@@ -58,7 +58,8 @@ def bench_decode(
         chosen = variants_of(variants, wanted)
         require_writable("--json", json_file)
         require_writable("--plot", plot)
-        require_plotting(plot)
+        if plot is not None:
+            require_matplotlib()
         from raylaunch.commands.machine import describe_machine
 
         machine = describe_machine()
@@ -77,7 +78,7 @@ def bench_decode(
         plain = {name: [asdict(one) for one in column.values()] for name, column in figures.items()}
         write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "decode": plain})
         if plot is not None:
-            draw(plot, title, "requests", "tokens per second", speeds, machine_line(machine))
+            draw(plot, lines_of(speeds), title, "requests", "tokens per second")
 
 
 def refusal(engine: Engine, requests: int, new_tokens: int) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raylaunch.commands.bench.figures import machine_line, numbers_of, write_figures
+from raylaunch.commands.bench.programs import ray_session, run_program
 from raylaunch.commands.options import Config, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
@@ -77,25 +78,11 @@ def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
 
 def step_costs(configs: dict[int, LaunchConfig]) -> list[StepCost]:
     """Launches idle ranks in each size and times their barriers. Raises :class:`LaunchError`."""
-    from raylaunch.cluster import enter
-    from raylaunch.commands.outcome import signals_held
-    from raylaunch.launch import launch
-    from raylaunch.report import LaunchReport
-
-    placement = next(iter(configs.values())).placement
-    session = enter(placement.address, {"CPU": float(max(configs))}, placement.namespace)
     costs = []
-    try:
+    with ray_session(next(iter(configs.values())), float(max(configs))):
         for size, config in configs.items():
             stderr_console().print(f"barriers of {size} ranks")
-            report = LaunchReport(config.name)
-            done = launch(config, report, lambda *_: None, program="noop")
-            with signals_held():
-                done.group.close(config.deadlines.shutdown)
-            costs.append(cost_of(size, report))
-    finally:
-        with signals_held():
-            session.close()
+            costs.append(cost_of(size, run_program(config, "noop")))
     return costs
 
 

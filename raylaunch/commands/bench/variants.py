@@ -115,5 +115,10 @@ def comparison(title: str, unit: str, figures: dict[str, dict[int, float]], *, f
     return lines
 
 
+def lines_of(figures: dict[str, dict[int, float]]) -> dict[str, list[tuple[float, float]]]:
+    """The figures as named lines of (size, figure), for :func:`raylaunch.commands.bench.plot.draw`."""
+    return {name: sorted(column.items()) for name, column in figures.items() if column}
+
+
 def _cell(value: float | None, width: int, suffix: str) -> str:
     return f"{'-':>{width}}" if value is None else f"{value:.2f}{suffix}".rjust(width)

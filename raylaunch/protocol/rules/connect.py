@@ -102,6 +102,19 @@ def same_cache(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: His
     return Violation(None, "ranks made KV caches of different sizes", step, odd, states)
 
 
+def same_rounds(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
+    """F03: where the ranks decide what is captured, they decided alike: shapes, and iterations of each."""
+    facts = facts_of(arrivals, WarmupFacts)
+    odd = odd_one({rank: f.rounds for rank, f in facts.items()})
+    if odd is None:
+        return None
+    states = {
+        rank: "; ".join(f"{one.name} {list(one.shapes)} x {one.iterations}" for one in f.rounds) or "nothing"
+        for rank, f in facts.items()
+    }
+    return Violation("F03", "ranks would capture different shapes", step, odd, states)
+
+
 def table_is_large_enough(
     plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], history: History
 ) -> Violation | None:

@@ -1,0 +1,1 @@
+"""The engine ``sglang``: SGLang's own scheduler in each rank, stopped at the gates of a launch."""

@@ -1,0 +1,66 @@
+"""Variables and compile caches of a rank, set before SGLang or CUDA is loaded.
+
+SGLang sets the same variables in the process that starts its schedulers, from which actors inherit nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actors.fingerprint import package_version
+
+if TYPE_CHECKING:
+    from actors.rank import RankSpec
+
+CACHED_BY = ("sglang", "sglang-kernel", "torch", "triton", "flashinfer-python")
+CACHES = {
+    "TVM_FFI_CACHE_DIR": "tvm-ffi",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "SGLANG_CACHE_DIR": "sglang",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "SGLANG_DG_CACHE_DIR": "deep-gemm",
+    "CUDA_CACHE_PATH": "cuda",
+}
+DEFAULTS = {
+    "NCCL_CUMEM_ENABLE": "0",
+    "NCCL_NVLS_ENABLE": "0",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "8",
+    "CUDA_MODULE_LOADING": "AUTO",
+    "TRTLLM_ENABLE_PDL": "1",
+    "CUTE_DSL_LOG_LEVEL": "30",
+}
+IMPLEMENTATION = "SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2"
+
+
+def prepare(spec: RankSpec) -> None:
+    """Sets this process's variables; what the configuration's ``environment`` says stays."""
+    for name, value in variables(spec).items():
+        os.environ.setdefault(name, value)
+    for name in CACHES:
+        Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
+
+
+def variables(spec: RankSpec) -> dict[str, str]:
+    """What ``prepare`` sets where nothing is set."""
+    config = spec.config
+    folder = cache_folder(config.engine.sglang.cache_dir)
+    chosen = {**DEFAULTS, "SGLANG_RUN_ID": f"raylaunch-{secrets.token_hex(6)}"}
+    chosen |= {name: str(folder / below) for name, below in CACHES.items()}
+    kind = config.communicator.kind
+    if kind in ("sgl_kernel", "jit"):
+        chosen[IMPLEMENTATION] = "1" if kind == "jit" else "0"
+    if config.placement.resources_per_rank.get("GPU", 1.0) < 1:
+        # NCCL refuses two ranks on one GPU of a host; on two hosts it does not look.
+        chosen["NCCL_HOSTID"] = f"{spec.group}-{spec.rank}"
+        chosen["NCCL_SOCKET_IFNAME"] = "lo"
+    return chosen
+
+
+def cache_folder(root: str | None) -> Path:
+    """The folder of what is compiled at run time, one for each set of versions: none of them may read another's."""
+    base = Path(root).expanduser() if root else Path.home() / ".cache" / "raylaunch"
+    return base / "_".join(f"{name}-{package_version(name)}" for name in CACHED_BY)

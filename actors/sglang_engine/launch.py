@@ -1,0 +1,89 @@
+"""SGLang's way through the phases: a rank builds SGLang's scheduler, which the hooks stop at the gates, and serves.
+
+All of it happens on one thread: the current device, gradient mode and what Dynamo guards belong to a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from actors.communicator.process_group import StoreServer, open_store
+from actors.fingerprint import fingerprint
+from actors.gate import RankGate
+from actors.reference.links import rank_device
+from actors.sglang_engine import environment, seams, versions
+from actors.sglang_engine.hooks import Hooks
+from actors.sglang_engine.progress import modules_loaded, reported
+from actors.sglang_engine.rounds import Rounds
+from raylaunch.errors import RankFault
+from raylaunch.protocol import Gate, Identity, ReadyFacts, VerifyFacts
+from raylaunch.sglang.arguments import server_arguments
+
+if TYPE_CHECKING:
+    from actors.rank import RankSpec
+
+
+def run(spec: RankSpec, gate: RankGate) -> None:
+    """Launches, then serves until it is stopped. An exception ends this rank."""
+    if spec.sockets is None or spec.device != "cuda":
+        raise RankFault(None, f"the engine sglang needs GPUs and its driver's sockets; the device is {spec.device}")
+    store = meet(spec, gate)
+    hooks = Hooks()
+    try:
+        with reported(gate, "importing sglang", modules_loaded):
+            args = versions.server_args(server_arguments(spec.config))
+            rounds = Rounds(spec, gate)
+            hooks.install(seams.all_seams(rounds))
+        gate.arrive(Gate.ATTACH)
+        scheduler = versions.make_scheduler(spec, args)
+        rounds.warmed()  # where nothing is captured, no round has said so
+        verify(gate, rounds)
+        gate.read_counters = lambda: versions.counters_of(scheduler)
+        facts = ReadyFacts(rounds.pieces.count(), torch.cuda.memory_reserved())
+        gate.arrive(Gate.READY, facts, offer=scheduler.get_init_info())
+        hooks.remove()
+        serve(scheduler, gate.stop_requested, spec.device_index)
+    finally:
+        hooks.remove()
+        if store is not None:
+            store.close()  # NCCL's watchdog asks it as long as the rank lives
+
+
+def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
+    """MEET: says who it is before anything slow is imported; rank 0 binds the store. Raises RankFault F09, F10."""
+    prints = fingerprint(spec)
+    environment.prepare(spec)  # after the fingerprint, as some of it differs from rank to rank, and before CUDA
+    device = rank_device(spec)
+    identity = Identity(platform.node(), os.getpid(), str(device), spec.device_index, prints)
+    store = None
+    if spec.rank == 0:
+        parallel, deadlines = spec.config.parallel, spec.config.deadlines
+        store = open_store(spec.bind_host, parallel.rendezvous_port, deadlines.connect)
+    release = gate.arrive(Gate.MEET, identity, offer=store.address if store else None)
+    versions.use_store(release.offers[0])
+    return store
+
+
+def verify(gate: RankGate, rounds: Rounds) -> None:
+    """VERIFY: every shape replayed and compared with eager. The real request is sent by the driver's side."""
+    from actors.sglang_engine.verify import verify_shapes
+
+    verdicts = verify_shapes(rounds)
+    gate.arrive(Gate.VERIFIED, VerifyFacts(verdicts, (), rounds.pieces.count()))
+
+
+def serve(scheduler: Any, stop: threading.Event, device_index: int) -> None:
+    """SGLang's own loop, until it is told to stop."""
+
+    def leave() -> None:
+        stop.wait()
+        versions.leave_loop(scheduler)
+
+    threading.Thread(target=leave, name="raylaunch-stop", daemon=True).start()
+    torch.cuda.set_device(device_index)
+    scheduler.run_event_loop()

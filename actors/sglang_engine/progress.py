@@ -1,0 +1,54 @@
+"""Reports that slow work goes on, by watching something that only grows while it does."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Hashable, Iterator
+
+import psutil
+
+from actors.gate import RankGate
+
+LOOK_S = 2.0
+COMPILERS = ("nvcc", "cicc", "ptxas", "ninja", "cudafe++", "fatbinary", "gcc", "g++", "cc1plus", "ld", "clang")
+
+
+@contextlib.contextmanager
+def reported(gate: RankGate, activity: str, measure: Callable[[], Hashable]) -> Iterator[None]:
+    """While the block runs, reports progress whenever ``measure()`` has changed: a hang looks like a hang."""
+    gate.progress(activity)
+    done = threading.Event()
+
+    def watch() -> None:
+        last = measure()
+        while not done.wait(LOOK_S):
+            now = measure()
+            if now != last:
+                gate.progress(activity)
+            last = now
+
+    watcher = threading.Thread(target=watch, name="raylaunch-progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def modules_loaded() -> int:
+    """Grows while Python imports."""
+    return len(sys.modules)
+
+
+def compilers_work() -> float:
+    """CPU seconds of the compilers that this process has started, directly or not."""
+    total = 0.0
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if child.name() in COMPILERS:
+                times = child.cpu_times()
+                total += times.user + times.system
+    return total

@@ -1,0 +1,102 @@
+"""How SGLang's objects are made. What differs between its versions is here and in ``seams.py``, nowhere else.
+
+Run with 0.5.17. In 0.5.21 a scheduler takes fewer arguments and its ranks come from ``publish``; that is not done here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from raylaunch.errors import RankFault
+from raylaunch.sglang.sockets import SglangSockets
+
+if TYPE_CHECKING:
+    from actors.rank import RankSpec
+
+
+def server_args(arguments: Mapping[str, Any]) -> Any:
+    """SGLang's ``ServerArgs``. Raises RankFault with SGLang's own words if it refuses them."""
+    from sglang.srt.server_args import ServerArgs
+
+    try:
+        args = ServerArgs(**arguments)
+        args.check_server_args()
+    except (ValueError, TypeError, AssertionError, NotImplementedError, OSError) as error:
+        raise RankFault(None, f"SGLang refuses its server arguments: {type(error).__name__}: {error}") from error
+    return args
+
+
+def port_args(sockets: SglangSockets) -> Any:
+    """SGLang's ``PortArgs`` with these sockets. The rendezvous is set by :func:`use_store`, not by a port."""
+    from sglang.srt.server_args import PortArgs
+
+    return PortArgs(
+        tokenizer_ipc_name=sockets.tokenizer,
+        scheduler_input_ipc_name=sockets.scheduler_input,
+        detokenizer_ipc_name=sockets.detokenizer,
+        nccl_port=0,
+        rpc_ipc_name=sockets.rpc,
+        metrics_ipc_name=sockets.metrics,
+        tokenizer_worker_ipc_name=None,
+        decoupled_spec_ipc_config=None,
+        instance_id=sockets.instance,
+    )
+
+
+def use_store(address: str) -> None:
+    """Lets ``init_process_group`` join the store that rank 0 has bound already, as clients of it on every rank.
+
+    This is how torchrun's agents hand their store to workers (``TORCHELASTIC_USE_AGENT_STORE``): nobody binds a port
+    that was only looked up before.
+    """
+    os.environ["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"tcp://{address}"
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "0"
+
+
+def make_scheduler(spec: RankSpec, args: Any) -> Any:
+    """Builds SGLang's scheduler on this thread: connects, loads, warms up and captures, passing the hooked gates."""
+    from sglang.srt.managers.scheduler import Scheduler, configure_scheduler_process
+    from sglang.srt.runtime_context import publish
+
+    assert spec.sockets is not None  # run() has checked
+    ranks = {"attn_cp_rank": 0, "moe_dp_rank": 0, "moe_ep_rank": 0, "pp_rank": 0, "dp_rank": None}
+    configure_scheduler_process(args, spec.device_index, spec.rank, **ranks)
+    publish(args, role="scheduler")
+    return Scheduler(
+        server_args=args, port_args=port_args(spec.sockets), gpu_id=spec.device_index, tp_rank=spec.rank, **ranks
+    )
+
+
+def planned_shapes(runner: Any, model_runner: Any) -> dict[str, list[int]]:
+    """Shapes that each round will capture, as SGLang has settled them, by ``prefill`` and ``decode``.
+
+    Args:
+        runner: the runner that is about to capture first.
+        model_runner: SGLang's.
+    """
+    from sglang.srt.model_executor.runner.base_cuda_graph_runner import get_batch_sizes_to_capture
+
+    graphs = model_runner.server_args.cuda_graph_config
+    shapes: dict[str, list[int]] = {}
+    if hasattr(runner, "capture_num_tokens") and hasattr(runner, "prefill_backend_name"):
+        shapes["prefill"] = list(runner.capture_num_tokens)
+    if graphs.decode.backend != "disabled":
+        shapes["decode"] = list(get_batch_sizes_to_capture(model_runner)[0])
+    return shapes
+
+
+def leave_loop(scheduler: Any) -> None:
+    """Asks a scheduler that serves to leave its loop before its next turn; from any thread."""
+    scheduler.gracefully_exit = True
+
+
+def counters_of(scheduler: Any) -> dict[str, int]:
+    """Figures of a scheduler that serves; from any thread, without a lock."""
+    batch = scheduler.running_batch
+    running = len(batch.reqs) if batch is not None else 0
+    if not running and scheduler.cur_batch_for_debug is not None:
+        running = len(scheduler.cur_batch_for_debug.reqs)
+    return {"running": running, "waiting": len(scheduler.waiting_queue), "steps": int(scheduler.forward_ct)}

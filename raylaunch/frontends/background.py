@@ -1,0 +1,37 @@
+"""A function beside everything else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Background:
+    """A function that runs on its own thread; :meth:`result` waits for it and raises what it raised."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._function()
+        except BaseException as error:
+            self._error = error
+
+    def raise_if_failed(self) -> None:
+        """Raises what the function raised, if it has."""
+        if self._error is not None:
+            raise self._error
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Waits for the function's value. Raises ``TimeoutError``."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise TimeoutError
+        self.raise_if_failed()
+        return self._value

@@ -1,0 +1,116 @@
+"""What an engine asks of its frontend. It lives as long as the engine, while groups of ranks come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Protocol
+
+from raylaunch.errors import LaunchError, RaylaunchError, RequestError
+from raylaunch.model_check import ModelShape
+from raylaunch.requests import Chunk
+from raylaunch.sampling import SamplingParams
+from raylaunch.sglang.sockets import SglangSockets
+
+Prompt = str | Sequence[int]
+Image = str | bytes | PathLike[str] | Any
+"""A path, a URL, a data URI, the file's bytes, or an image of Pillow."""
+Listener = Callable[[Chunk | RaylaunchError], object]
+"""Called with each chunk of a request, or with the error that ends it, on a thread of the frontend."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was checked and not started.
+
+    Attributes:
+        ids: the prompt as token ids; empty where ``text`` goes to the ranks' side as it is.
+        text: the prompt of a request with images, whose tokens are known only when the images were looked at.
+        images: what the prompt's placeholders stand for.
+    """
+
+    ids: list[int]
+    params: SamplingParams
+    text: str | None = None
+    images: tuple[Any, ...] = ()
+
+
+class Running(Protocol):
+    """A request between its submission and its last chunk."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of its prompt; of one with images known when its first chunk is there."""
+
+
+class Frontend(Protocol):
+    """Takes requests to rank 0. All methods may be called from any thread.
+
+    Attributes:
+        sockets: where the ranks must meet it; None if rank 0 says at its last gate where it is to be met.
+        tokenizer: the model's, or None if it has none or is not loaded yet.
+    """
+
+    @property
+    def sockets(self) -> SglangSockets | None: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    def begin(self, shape: ModelShape) -> None:
+        """Starts what needs no ranks, beside their own start. Returns at once."""
+
+    def raise_if_failed(self) -> None:
+        """Raises what :meth:`begin` has failed with: :class:`ConfigError` or :class:`LaunchError`."""
+
+    def up(self, offer: Any) -> None:
+        """Ranks stand ready; ``offer`` is what rank 0 handed out at its last gate. Returns when requests can be sent.
+
+        Raises:
+            ConfigError: what was begun has failed.
+            LaunchError: the ranks do not answer.
+        """
+
+    def down(self, error: LaunchError) -> None:
+        """The ranks are gone: every request that runs ends at once in a :class:`RequestFailed` with the headline."""
+
+    def trouble(self) -> str:
+        """Why requests cannot be answered although the ranks are well, in one line; "" if they can."""
+
+    def prepare(self, prompt: Prompt, params: SamplingParams, images: Sequence[Image] = ()) -> Prepared:
+        """Checks a request. Raises :class:`RequestError`."""
+
+    def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
+        """Starts a request.
+
+        Raises:
+            RequestError: the id is in use, or too many requests run.
+            RequestFailed: there are no ranks.
+        """
+
+    def forget(self, request: Running) -> None:
+        """The caller has left: the request ends wherever it is, without another word."""
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request: its last chunk says ``abort``. Returns whether it was running."""
+
+    def __len__(self) -> int:
+        """How many requests run."""
+
+    def close(self) -> None:
+        """Gives back what :meth:`begin` made. May be called at any time, more than once."""
+
+
+def checked_ids(ids: Sequence[Any], vocab_size: int) -> list[int]:
+    """A prompt of token ids. Raises :class:`RequestError` if it is empty or an id is not one of the model's."""
+    if not ids:
+        raise RequestError("the prompt is empty: it needs at least one token")
+    for position, token in enumerate(ids):
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
+            text = f"token {position} of the prompt is {token!r}: token ids are integers from 0 to {vocab_size - 1}"
+            raise RequestError(text)
+    return list(ids)

@@ -1,0 +1,130 @@
+"""The frontend of the reference engine: its own tokenizer, and encrypted sockets to rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from raylaunch.client import RankZeroClient
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import LaunchError, RequestError, RequestFailed
+from raylaunch.frontends.background import Background
+from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, checked_ids
+from raylaunch.model_check import ModelShape
+from raylaunch.requests import RequestTable, RunningRequest
+from raylaunch.sampling import SamplingParams
+from raylaunch.tokenizer import load_tokenizer
+from raylaunch.wire import Abort, Output, Submit
+
+
+class ReferenceFrontend:
+    """Turns text into ids and back on the driver; ranks see ids only. A :class:`raylaunch.frontends.base.Frontend`."""
+
+    sockets = None
+
+    def __init__(self, config: LaunchConfig) -> None:
+        self._config = config
+        self._loading: Background | None = None
+        self._client: RankZeroClient | None = None
+        self._shape: ModelShape | None = None
+        limit = config.engine.max_running_requests + config.engine.max_waiting_requests
+        self._requests = RequestTable[RunningRequest](limit)
+        self._kv_tokens = 0
+        self.tokenizer: Any = None
+
+    # ---- life
+
+    def begin(self, shape: ModelShape) -> None:
+        self._shape = shape
+        # The tokenizer's import takes as long as the ranks' own: do both at once.
+        self._loading = Background(lambda: load_tokenizer(self._config))
+
+    def raise_if_failed(self) -> None:
+        if self._loading is not None:
+            self._loading.raise_if_failed()
+
+    def up(self, offer: Any) -> None:
+        if self._loading is not None:
+            self.tokenizer = self._loading.result()
+        client = RankZeroClient(offer, self._deliver)
+        client.open()
+        self._client, self._kv_tokens = client, offer.kv_tokens
+
+    def down(self, error: LaunchError) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+        for request in self._requests.take_all():
+            request.fail(RequestFailed(f"request {request.request_id} was lost: {error.headline()}"))
+
+    def trouble(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        self.down(LaunchError("the engine was shut down"))
+
+    # ---- requests
+
+    def prepare(self, prompt: Prompt, params: SamplingParams, images: Sequence[Image] = ()) -> Prepared:
+        if self._shape is None:
+            raise RequestError("the engine is not started")
+        if images:
+            raise RequestError("the reference engine takes no images; engine.kind=sglang does")
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise RequestError("this model has no tokenizer: give the prompt as token ids")
+            prompt = self.tokenizer(prompt)["input_ids"]
+        ids = checked_ids(prompt, self._shape.vocab_size)
+        positions = self._config.engine.max_context or self._shape.max_positions
+        longest = min(positions, self._kv_tokens)
+        if len(ids) + params.max_new_tokens > longest:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens and max_new_tokens is {params.max_new_tokens}: together at most "
+                f"{longest} (the context is {positions}, the KV cache holds {self._kv_tokens})"
+            )
+        return Prepared(ids, params)
+
+    def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> RunningRequest:
+        ids, params, client = prepared.ids, prepared.params, self._client
+        if client is None:
+            raise RequestFailed("the engine is not ready: it has no ranks")
+        request = RunningRequest(request_id, ids, params, self.tokenizer, listener)
+        self._requests.add(request)
+        try:
+            client.send(Submit(request_id, ids, params.on_wire()))
+        except RequestFailed:
+            self._requests.remove(request_id)
+            raise
+        return request
+
+    def forget(self, request: Running) -> None:
+        assert isinstance(request, RunningRequest)
+        if not request.finished:
+            request.finished = True
+            self._requests.remove(request.request_id)
+            if self._client is not None:
+                try:
+                    self._client.send(Abort(request.request_id))
+                except RequestFailed:
+                    return
+
+    def abort(self, request_id: str) -> bool:
+        request = self._requests.get(request_id)
+        if request is None or self._client is None:
+            return False
+        self._client.send(Abort(request_id))
+        return True
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            request = self._requests.get(output.request_id)
+            if request is None:
+                continue
+            stopped_early = request.take(output)
+            if request.finished:
+                self._requests.remove(output.request_id)
+            if stopped_early and self._client is not None:
+                self._client.send(Abort(output.request_id))

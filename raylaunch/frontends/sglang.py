@@ -1,0 +1,330 @@
+"""The frontend of the engine ``sglang``: SGLang's own tokenizer manager and detokenizer, on a loop of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError, LaunchError, RankFault, RaylaunchError, RequestError, RequestFailed
+from raylaunch.frontends.background import Background
+from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, checked_ids
+from raylaunch.model_check import ModelShape
+from raylaunch.protocol import Phase
+from raylaunch.requests import Chunk, RequestTable
+from raylaunch.sampling import SamplingParams
+from raylaunch.sglang.arguments import server_arguments
+from raylaunch.sglang.detokenizer_process import DetokenizerProcess
+from raylaunch.sglang.loop import LoopThread
+from raylaunch.sglang.manager import TokenizerSide
+from raylaunch.sglang.mapping import Answer, image_data
+from raylaunch.sglang.sockets import SglangSockets, SocketFolder
+
+DETOKENIZER_RESTARTS = 3
+IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
+CLOSE_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SglangRequest:
+    """One request between its submission and its last chunk."""
+
+    request_id: str
+    prepared: Prepared
+    answer: Answer
+    listener: Listener
+    task: asyncio.Task[None] | None = None
+    finished: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """As SGLang counts, images included."""
+        return self.answer.prompt_tokens or len(self.prepared.ids)
+
+
+class SglangFrontend:
+    """Keeps SGLang's side of the driver while groups come and go. A :class:`raylaunch.frontends.base.Frontend`.
+
+    Attributes:
+        runs: the loop that everything of SGLang runs on, its HTTP application too.
+        side: SGLang's objects; None until they are made.
+    """
+
+    def __init__(self, config: LaunchConfig) -> None:
+        self._config = config
+        self._folder = SocketFolder()
+        self._requests = RequestTable[SglangRequest](
+            config.engine.max_running_requests + config.engine.max_waiting_requests
+        )
+        self._lock = threading.Lock()
+        self._starting: Background | None = None
+        self._detokenizer: DetokenizerProcess | None = None
+        self._restarts_left = DETOKENIZER_RESTARTS
+        self._shape: ModelShape | None = None
+        self._failure: LaunchError | None = None
+        self._trouble = ""
+        self._up = self._closing = False
+        self.sockets: SglangSockets | None = None
+        self.runs: LoopThread | None = None
+        self.side: TokenizerSide | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.side.manager.tokenizer if self.side is not None else None
+
+    # ---- life
+
+    def begin(self, shape: ModelShape) -> None:
+        self._shape = shape
+        self.sockets = self._folder.open()
+        self._start_detokenizer()
+        self._starting = Background(self._make)
+
+    def raise_if_failed(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._starting is not None:
+            self._starting.raise_if_failed()
+
+    def up(self, offer: Any) -> None:
+        assert self._starting is not None
+        seconds = self._config.deadlines.load
+        try:
+            self._starting.result(seconds)
+        except TimeoutError:
+            raise _verify(f"SGLang's tokenizer manager was not there within {seconds:g} s") from None
+        self.raise_if_failed()
+        assert self.side is not None and self.runs is not None
+        self.runs.soon(self.side.up, offer)
+        self._probe()
+        self._up = True
+
+    def down(self, error: LaunchError) -> None:
+        self._up = False
+        self._fail_requests(error.headline())
+
+    def trouble(self) -> str:
+        return self._trouble
+
+    def close(self) -> None:
+        with self._lock:
+            self._closing = True
+        self.down(LaunchError("the engine was shut down"))
+        if self._detokenizer is not None:
+            self._detokenizer.close()
+        if self._starting is not None:
+            try:
+                self._starting.result(IMPORT_S)
+            except BaseException as error:  # it was told to whoever started
+                log.debug("what was begun had failed: %s", error)
+        if self.runs is not None:
+            if self.side is not None:
+                try:
+                    self.runs.submit(self.side.close()).result(CLOSE_S)
+                except (TimeoutError, RuntimeError):
+                    log.warning("SGLang's sockets could not be closed within %g s", CLOSE_S)
+            self.runs.close()
+            self.runs = None
+        self._folder.close()
+
+    # ---- requests
+
+    def prepare(self, prompt: Prompt, params: SamplingParams, images: Sequence[Image] = ()) -> Prepared:
+        if self._shape is None or self.side is None:
+            raise RequestError("the engine is not started")
+        if images:
+            if not self.side.manager.model_config.is_multimodal:
+                raise RequestError(f"{self._shape.architecture} takes no images")
+            if not isinstance(prompt, str):
+                raise RequestError("a prompt with images must be text: the images decide how many tokens it has")
+            return Prepared([], params, prompt, image_data(images))
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise RequestError("this model has no tokenizer: give the prompt as token ids")
+            prompt = self.tokenizer(prompt)["input_ids"]
+        if params.stop and self.tokenizer is None:
+            raise RequestError("this model has no tokenizer: stop strings cannot be looked for")
+        ids = checked_ids(prompt, self._shape.vocab_size)
+        longest = self.side.manager.context_len
+        room = self.side.scheduler_info.get("max_req_input_len", longest)
+        if len(ids) >= room:
+            raise RequestError(f"the prompt has {len(ids)} tokens: there is room for {room - 1} in the KV cache")
+        if len(ids) + params.max_new_tokens > longest:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens and max_new_tokens is {params.max_new_tokens}: together at most "
+                f"{longest} (the model's context)"
+            )
+        return Prepared(ids, params)
+
+    def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> SglangRequest:
+        side, runs = self.side, self.runs
+        if side is None or runs is None or not self._up:
+            raise RequestFailed("the engine is not ready: it has no ranks")
+        answer = Answer(request_id, prepared.params, incremental=side.manager.incremental_streaming_output)
+        request = SglangRequest(request_id, prepared, answer, listener)
+        self._requests.add(request)
+        runs.soon(self._begin_request, request)
+        return request
+
+    def forget(self, request: Running) -> None:
+        assert isinstance(request, SglangRequest)
+        if not request.finished:
+            request.finished = True
+            self._requests.remove(request.request_id)
+            if self.runs is not None:
+                self.runs.soon(_cancel, request)
+
+    def abort(self, request_id: str) -> bool:
+        request, side, runs = self._requests.get(request_id), self.side, self.runs
+        if request is None or side is None or runs is None:
+            return False
+        runs.soon(side.abort, request_id)
+        return True
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    # ---- on the loop
+
+    def _begin_request(self, request: SglangRequest) -> None:
+        if not request.finished:
+            request.task = asyncio.get_running_loop().create_task(self._answer(request))
+
+    async def _answer(self, request: SglangRequest) -> None:
+        assert self.side is not None
+        end: Chunk | RaylaunchError = RequestFailed(f"request {request.request_id} ended without a reason")
+        try:
+            async for output in self.side.stream(request.request_id, request.prepared):
+                item = request.answer.take(output)
+                if isinstance(item, RaylaunchError) or (item is not None and item.finish_reason is not None):
+                    end = item
+                    break
+                if item is not None and not request.finished:
+                    request.listener(item)
+        except ValueError as error:  # what SGLang's validation refuses
+            aborted = type(error).__name__ == "RequestAbortedError"
+            end = Chunk(request.request_id, "", (), "abort") if aborted else RequestError(str(error))
+        except Exception as error:
+            end = RequestFailed(f"request {request.request_id}: {type(error).__name__}: {error}")
+        self._end(request, end)
+
+    def _end(self, request: SglangRequest, item: Chunk | RaylaunchError) -> None:
+        with self._lock:
+            ended, request.finished = request.finished, True
+        if not ended:
+            self._requests.remove(request.request_id)
+            request.listener(item)
+
+    # ---- inside
+
+    def _make(self) -> None:
+        """Imports SGLang and makes its objects. Raises :class:`ConfigError` for what cannot be used."""
+        policy = asyncio.get_event_loop_policy()
+        try:
+            import uvloop
+            from sglang.srt.entrypoints import engine, http_server  # noqa: F401  # http_server takes seconds
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            text = f"cannot be imported by the driver: {type(error).__name__}: {error}"
+            raise ConfigError("engine.kind", "sglang", text) from error
+        finally:
+            asyncio.set_event_loop_policy(policy)  # SGLang sets its own for the whole process
+        from actors.sglang_engine import versions
+
+        assert self.sockets is not None and self._detokenizer is not None
+        try:
+            server_args = versions.server_args({**server_arguments(self._config), "skip_server_warmup": True})
+        except (RankFault, RuntimeError) as error:
+            raise _refused(self._config, str(error)) from error
+        port_args = versions.port_args(self.sockets)
+        with self._lock:
+            if self._closing:
+                return
+            self._detokenizer.tell(server_args, port_args)
+            self.runs = LoopThread(uvloop.new_event_loop, "raylaunch-sglang")
+            self.runs.start()
+        side = TokenizerSide(server_args, port_args)
+        try:
+            self.runs.submit(side.open()).result()
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
+            key = "model.tokenizer" if self._config.model.tokenizer else "model.path"
+            value = self._config.model.tokenizer or self._config.model.path
+            text = f"SGLang cannot load its tokenizer: {type(error).__name__}: {error}"
+            raise ConfigError(key, value, text) from error
+        self._told = (server_args, port_args)
+        self.side = side
+
+    def _probe(self) -> None:
+        assert self.side is not None and self.runs is not None
+        seconds = self._config.deadlines.verify
+        answer = self.runs.submit(self.side.probe())
+        try:
+            answer.result(seconds)
+        except TimeoutError:
+            answer.cancel()
+            raise _verify(f"the first request got no answer within {seconds:g} s") from None
+        except Exception as error:
+            raise _verify(f"the first request failed: {type(error).__name__}: {error}") from error
+
+    def _fail_requests(self, reason: str) -> None:
+        for request in self._requests.take_all():
+            self._end(request, RequestFailed(f"request {request.request_id} was lost: {reason}"))
+        if self.side is not None and self.runs is not None:
+            self.runs.soon(self.side.fail_all, reason)
+
+    def _start_detokenizer(self) -> None:
+        assert self._folder.path is not None
+        log_file = Path(self._folder.path) / "detokenizer.log"
+        self._detokenizer = DetokenizerProcess(log_file, self._detokenizer_died)
+        self._detokenizer.start()
+
+    def _detokenizer_died(self, text: str) -> None:
+        """Before the first request that is a failed launch. Later it is started again: it keeps nothing but what the
+        running requests have said so far, so those end."""
+        if not self._up:
+            self._failure = LaunchError(text, None, Phase.VERIFY.name)
+            return
+        self._trouble = text.splitlines()[0]
+        self._fail_requests(self._trouble)
+        if self._restarts_left == 0:
+            return
+        self._restarts_left -= 1
+        assert self.side is not None and self.runs is not None
+        self.runs.soon(functools.partial(self.side.abort, everything=True))
+        with self._lock:
+            if self._closing:
+                return
+            self._start_detokenizer()
+            assert self._detokenizer is not None
+            self._detokenizer.tell(*self._told)
+        try:
+            self._probe()
+        except LaunchError as error:
+            self._trouble = error.summary
+        else:
+            self._trouble = ""
+
+
+def _cancel(request: SglangRequest) -> None:
+    if request.task is not None:
+        request.task.cancel()
+
+
+def _verify(text: str) -> LaunchError:
+    return LaunchError(text, "F12", Phase.VERIFY.name)
+
+
+def _refused(config: LaunchConfig, text: str) -> ConfigError:
+    """Server arguments that SGLang does not take; among them those of a driver that has no GPU."""
+    import torch
+
+    if config.engine.sglang.args.get("device") != "cpu" and not torch.cuda.is_available():
+        text += "; the driver sees no GPU: it must run on a node like those of the ranks"
+    return ConfigError("engine.sglang.args", dict(config.engine.sglang.args), text)

@@ -1,0 +1,156 @@
+"""SGLang's own HTTP application for the engine ``sglang``, behind this package's health, limits and key."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from raylaunch import __version__
+from raylaunch.errors import ConfigError
+from raylaunch.frontends.sglang import SglangFrontend
+from raylaunch.serve import errors, metrics, status
+from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
+from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey
+from raylaunch.serve.running import GroupUnavailable, rebuilt
+
+if TYPE_CHECKING:
+    from raylaunch.config import ServeConfig
+    from raylaunch.engine import Engine
+
+OURS = ("/", "/status.json", "/ready", "/raylaunch/metrics", *status.OPEN_PATHS)
+OPEN_PATHS = ("/health", *status.OPEN_PATHS)
+LIMITED_PATHS = (
+    "/generate", "/encode", "/classify", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages",
+    "/v1/embeddings", "/v1/score", "/v1/rerank",
+)  # fmt: skip
+UNMARKED = ("/load_lora_adapter_from_tensors", "/set_trace_level", "/open_session", "/close_session")
+"""Endpoints that change the server and that SGLang does not mark as an operator's."""
+
+
+def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIApp:
+    """SGLang's application, with this package's status page at ``/`` and metrics at ``/raylaunch/metrics``.
+
+    It must run on the loop of the engine's frontend, and its lifespan must be run.
+
+    Args:
+        exposed: other machines can reach it without a key: an operator's endpoints are refused then.
+    Raises:
+        ConfigError: the frontend is not SGLang's, or is not up.
+    """
+    frontend = engine.frontend
+    if not isinstance(frontend, SglangFrontend) or frontend.side is None:
+        raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
+    theirs = sglang_application(frontend)
+    app: ASGIApp = Guard(engine, settings, _operators_only(theirs) if exposed else theirs)
+    app = LimitConcurrency(app, limit=settings.max_concurrent, paths=LIMITED_PATHS)
+    app = LimitBody(app, max_bytes=settings.max_body_bytes)
+    app = Split(own_application(engine, settings), app)
+    if settings.api_key is not None:
+        app = RequireKey(app, key=settings.api_key, open_paths=OPEN_PATHS)
+    return app if settings.api_key is None and not exposed else _without_websockets(app)
+
+
+def sglang_application(frontend: SglangFrontend) -> FastAPI:
+    """SGLang's application over the frontend's tokenizer manager; its own warm-up finds nothing to do."""
+    from sglang.srt.entrypoints import http_server
+
+    side = frontend.side
+    assert side is not None
+    state = http_server._GlobalState(
+        tokenizer_manager=side.manager, template_manager=side.templates, scheduler_info=side.scheduler_info
+    )
+    http_server.set_global_state(state)
+    app: Any = http_server.app
+    app.is_single_tokenizer_mode = True
+    app.server_args = side.server_args
+    app.warmup_thread_kwargs = {"server_args": side.server_args}  # they say skip_server_warmup
+    return app
+
+
+def own_application(engine: Engine, settings: ServeConfig) -> FastAPI:
+    """The pages that are this package's own."""
+    app = FastAPI(title="raylaunch", version=__version__, docs_url=None, redoc_url=None)
+    routes, figures = metrics.build(engine, settings, path="/raylaunch/metrics")
+    app.include_router(routes)
+    app.include_router(status.build(engine, settings, figures))
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        """200 if requests are answered now, 503 with the reason if not."""
+        health = engine.health(ask_ranks=False)
+        if not health.ready:
+            raise unavailable(f"the engine is not ready: {health.reason}")
+        return {"status": "ready"}
+
+    errors.install(app)
+    return app
+
+
+def unavailable(message: str) -> ApiError:
+    """The answer while there are no ranks."""
+    return ApiError(503, message, code="engine_unavailable", headers={"retry-after": RETRY_AFTER_S})
+
+
+class Split:
+    """Our own pages to our own application, everything else to SGLang's."""
+
+    def __init__(self, ours: ASGIApp, theirs: ASGIApp) -> None:
+        self.ours, self.theirs = ours, theirs
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        mine = scope["type"] == "http" and scope["path"] in OURS
+        await (self.ours if mine else self.theirs)(scope, receive, send)
+
+
+class Guard:
+    """Answers 503 with the headline while the group is not ready, whatever is asked: ``/health`` and ``/v1/models``
+    too (F07). With ``serve.while_rebuilding: wait`` a request waits for the new group first."""
+
+    def __init__(self, engine: Engine, settings: ServeConfig, app: ASGIApp) -> None:
+        self.engine, self.settings, self.app = engine, settings, app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["path"].startswith("/metrics"):
+            waits = scope["path"] in LIMITED_PATHS
+            deadline = time.monotonic() + (self.settings.rebuild_wait if waits else 0.0)
+            try:
+                await rebuilt(self.engine, self.settings, deadline)
+            except GroupUnavailable as error:
+                await unavailable(str(error)).response()(scope, receive, send)
+                return
+        try:
+            await self.app(scope, receive, send)
+        except ApiError as error:  # of a limit, met while SGLang read the body
+            await error.response()(scope, receive, send)
+
+
+def _operators_only(app: FastAPI) -> ASGIApp:
+    """Refuses what changes or profiles the server, as SGLang marks it: without a key nobody is its operator."""
+    from sglang.srt.utils import auth
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            level = auth._get_auth_level_from_app_and_scope(app, scope)
+            if level is not auth.AuthLevel.NORMAL or scope["path"] in UNMARKED:
+                text = f"{scope['path']} is for operators: start the server with an API key to use it from elsewhere"
+                await ApiError(403, text, code="key_required").response()(scope, receive, send)
+                return
+        await app(scope, receive, send)
+
+    return guarded
+
+
+def _without_websockets(app: ASGIApp) -> ASGIApp:
+    """Refuses web sockets: SGLang's asks for no key."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await app(scope, receive, send)
+
+    return guarded

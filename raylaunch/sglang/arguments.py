@@ -1,0 +1,138 @@
+"""What SGLang is told: its server arguments, made of a configuration. Reads SGLang's files, imports nothing of it."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError
+from raylaunch.tokenizer import has_tokenizer
+
+TESTED = ("0.5.17",)
+"""Versions of SGLang that this package was run with; ``actors.sglang_engine.versions`` has what differs."""
+
+OURS: Mapping[str, str] = {
+    "model_path": "model.path",
+    "tokenizer_path": "model.tokenizer",
+    "trust_remote_code": "model.trust_remote_code",
+    "revision": "model.revision",
+    "dtype": "model.dtype",
+    "load_format": "model.load_format",
+    "tp_size": "parallel.tensor_parallel_size",
+    "nnodes": "parallel.nodes",
+    "dist_init_addr": "parallel.rendezvous_port",
+    "nccl_port": "parallel.rendezvous_port",
+    "host": "serve.host",
+    "port": "serve.port",
+    "api_key": "serve.api_key",
+    "served_model_name": "serve.served_model_name",
+    "chat_template": "serve.chat_template",
+    "disable_custom_all_reduce": "communicator.kind",
+}
+"""Arguments of SGLang that raylaunch sets itself, and the setting to use instead."""
+
+UNSUPPORTED = (
+    "pp_size", "dp_size", "ep_size", "node_rank", "base_gpu_id", "gpu_id_step", "enable_dp_attention",
+    "tokenizer_worker_num", "detokenizer_worker_num", "speculative_algorithm", "disaggregation_mode", "use_ray",
+    "gated_launch_port", "enable_memory_saver", "enable_pdmux",
+)  # fmt: skip
+"""Arguments that would change which ranks exist, or capture in rounds that the gates do not know."""
+
+
+def server_arguments(config: LaunchConfig) -> dict[str, Any]:
+    """Arguments of SGLang's ``ServerArgs`` by name, plain data, the same on the driver and on every rank."""
+    model, capture, engine = config.model, config.capture, config.engine
+    given: dict[str, Any] = {
+        "model_path": model.path,
+        "tokenizer_path": model.tokenizer,
+        "trust_remote_code": model.trust_remote_code,
+        "revision": model.revision,
+        "dtype": model.dtype,
+        "load_format": model.load_format,
+        "tp_size": config.parallel.tensor_parallel_size,
+        "host": config.serve.host,
+        "port": config.serve.port or 30_000,
+        "served_model_name": config.serve.served_model_name,
+        "chat_template": config.serve.chat_template,
+        "disable_custom_all_reduce": config.communicator.kind == "library",
+        "log_level": "info",
+        **engine.sglang.args,
+    }
+    if not has_tokenizer(model):
+        given.setdefault("skip_tokenizer_init", True)
+    if not capture.enabled:
+        given |= {"disable_prefill_cuda_graph": True, "disable_decode_cuda_graph": True}
+    elif "prefill_tokens" in capture.model_fields_set:
+        given["cuda_graph_bs_prefill"] = list(capture.prefill_tokens)
+    if capture.enabled and "decode_batch_sizes" in capture.model_fields_set:
+        given["cuda_graph_bs_decode"] = list(capture.decode_batch_sizes)
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def check_sglang(config: LaunchConfig) -> None:
+    """Checks what can be known before anything of SGLang is imported.
+
+    Raises:
+        ConfigError: SGLang is not installed, its version was never run, or an argument is not one of its own.
+    """
+    folder = installed_folder()
+    if folder is None:
+        raise ConfigError("engine.kind", "sglang", "sglang is not installed here; pip install 'raylaunch[sglang]'")
+    version = installed_version()
+    if version not in TESTED and not config.engine.sglang.any_version:
+        raise ConfigError(
+            "engine.kind",
+            f"sglang {version}",
+            f"this version was never run with raylaunch; install {' or '.join(TESTED)}, or set "
+            "engine.sglang.any_version=true to try it",
+        )
+    known = known_arguments(folder)
+    for name, value in config.engine.sglang.args.items():
+        key = f"engine.sglang.args.{name}"
+        if name in OURS:
+            raise ConfigError(key, value, f"is set by raylaunch; use {OURS[name]}")
+        if name in UNSUPPORTED:
+            raise ConfigError(key, value, "is not supported under raylaunch's phases")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see sglang.launch_server --help, with _ in place of -"
+            raise ConfigError(key, value, f"sglang {version} has no such argument; {hint}")
+
+
+def installed_version() -> str:
+    """The installed version of SGLang, or ``absent``."""
+    try:
+        return importlib.metadata.version("sglang")
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def installed_folder() -> Path | None:
+    """Where SGLang is installed, found without importing it."""
+    spec = importlib.util.find_spec("sglang")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return Path(folders[0]) if folders else None
+
+
+def known_arguments(folder: Path) -> list[str]:
+    """Names of all server arguments, read from SGLang's source: its import takes many seconds.
+
+    Raises:
+        ConfigError: the source is not as expected.
+    """
+    file = folder / "srt" / "server_args.py"
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError) as error:
+        raise ConfigError("engine.kind", "sglang", f"its server arguments cannot be read: {error}") from None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == "ServerArgs":
+            fields = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
+            return [target.id for target in fields if isinstance(target, ast.Name)]
+    raise ConfigError("engine.kind", "sglang", f"{file} has no class ServerArgs")

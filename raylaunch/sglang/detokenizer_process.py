@@ -1,0 +1,86 @@
+"""The detokenizer's process as its parent sees it: started, watched, ended with proof."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+END_S = 3.0
+LOG_TAIL_LINES = 20
+
+
+class DetokenizerProcess:
+    """One process of :mod:`raylaunch.sglang.detokenizer`.
+
+    Args:
+        log: file that gets what it prints.
+        on_death: told in one sentence when it ends and :meth:`close` was not called; on a thread of its own.
+    """
+
+    def __init__(self, log: Path, on_death: Callable[[str], None]) -> None:
+        self._log, self._on_death = log, on_death
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closing = False
+
+    def start(self) -> None:
+        """Starts it: it imports SGLang, and then waits for :meth:`tell`."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "raylaunch.sglang.detokenizer"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C must let running requests end first
+            )
+        threading.Thread(target=self._watch, args=(self._process,), name="raylaunch-detokenizer", daemon=True).start()
+
+    def tell(self, server_args: Any, port_args: Any) -> None:
+        """Gives it its arguments. It binds its socket then."""
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(pickle.dumps((server_args, port_args)))
+            self._process.stdin.flush()
+        except OSError:
+            return  # it is dead: the watching thread tells why
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def close(self) -> None:
+        """Ends it and waits until it is gone. May be called more than once."""
+        self._closing = True
+        process = self._process
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdin is not None:
+            try:
+                process.stdin.close()
+            except OSError:
+                return
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        if not self._closing:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            self._on_death(f"SGLang's detokenizer {how}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        try:
+            lines = self._log.read_text(errors="replace").strip().splitlines()[-LOG_TAIL_LINES:]
+        except OSError:
+            lines = []
+        return ":\n" + "\n".join(lines) if lines else ""

@@ -1,0 +1,123 @@
+"""SGLang's tokenizer manager and templates, made and used on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from raylaunch.frontends.base import Prepared
+from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
+
+PROBE_TOKENS = 4
+UNAVAILABLE = 503
+
+log = logging.getLogger(__name__)
+
+
+class TokenizerSide:
+    """Everything that touches SGLang's objects. All methods are called on the loop that :meth:`open` ran on.
+
+    Attributes:
+        manager: SGLang's ``TokenizerManager``; binds the sockets that ranks and detokenizer connect to.
+        templates: SGLang's ``TemplateManager``.
+        scheduler_info: what rank 0 said at its last gate.
+    """
+
+    def __init__(self, server_args: Any, port_args: Any) -> None:
+        self.server_args, self._port_args = server_args, port_args
+        self.manager: Any = None
+        self.templates: Any = None
+        self.scheduler_info: dict[str, Any] = {}
+        self._receiving: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Loads the tokenizer, binds the sockets, and begins to receive. Raises what SGLang raises."""
+        from sglang.srt.entrypoints.engine import init_tokenizer_manager
+
+        self.manager, self.templates = init_tokenizer_manager(self.server_args, self._port_args)
+        # The manager would begin by itself with its first request, with handlers that kill the whole process, the
+        # user's, at SIGTERM and at any error. It does not once it has a loop.
+        self.manager.event_loop = asyncio.get_running_loop()
+        self._receiving = asyncio.create_task(self._receive())
+
+    def up(self, info: Mapping[str, Any]) -> None:
+        """Ranks stand ready."""
+        self.scheduler_info = dict(info)
+        self.manager.max_req_input_len = info["max_req_input_len"]
+        if info.get("startup_time") is not None:
+            from sglang.srt.observability.startup_time import build_engine_startup_time
+
+            self.manager.set_startup_time(build_engine_startup_time([info["startup_time"]], tokenizer_e2e=0.0))
+
+    async def probe(self) -> None:
+        """One real request, from its tokens to its answer. Raises ``RuntimeError`` if the answer is not as asked."""
+        from sglang.srt.managers.tokenizer_manager import ServerStatus
+
+        vocabulary = self.manager.model_config.vocab_size
+        ids = [token % vocabulary for token in range(1, 1 + PROBE_TOKENS)]
+        parameters = {"max_new_tokens": PROBE_TOKENS, "temperature": 0.0, "ignore_eos": True}
+        meta: Mapping[str, Any] = {}
+        async for output in self._send(input_ids=ids, sampling_params=parameters, log_metrics=False):
+            meta = output["meta_info"]
+        if meta.get("completion_tokens") != PROBE_TOKENS or (meta.get("finish_reason") or {}).get("type") != "length":
+            raise RuntimeError(f"{PROBE_TOKENS} tokens were asked for, and this came back: {dict(meta)}")
+        self.manager.server_status = ServerStatus.Up
+
+    def stream(self, request_id: str, prepared: Prepared) -> AsyncIterator[dict[str, Any]]:
+        """SGLang's outputs for a request. Closing it aborts the request. Raises ``ValueError`` for what SGLang refuses."""
+        prompt = {"text": prepared.text} if prepared.text is not None else {"input_ids": prepared.ids}
+        return self._send(
+            **prompt,
+            rid=request_id,
+            image_data=list(prepared.images) or None,
+            sampling_params=sampling_parameters(prepared.params),
+            **logprob_arguments(prepared.params),
+        )
+
+    async def _send(self, **arguments: Any) -> AsyncIterator[dict[str, Any]]:
+        from sglang.srt.managers.io_struct import GenerateReqInput
+
+        async with contextlib.aclosing(
+            self.manager.generate_request(GenerateReqInput(stream=True, **arguments))
+        ) as one:
+            async for output in one:
+                yield output
+
+    def abort(self, request_id: str = "", *, everything: bool = False) -> None:
+        """Asks rank 0 to end a request, or all."""
+        self.manager.abort_request(request_id, abort_all=everything)
+
+    def fail_all(self, reason: str) -> None:
+        """Ends every request, those of the HTTP server too, as if rank 0 had said that it is unavailable."""
+        from sglang.srt.managers.io_struct import AbortReq
+        from sglang.srt.managers.tokenizer_manager import ServerStatus
+
+        self.manager.server_status = ServerStatus.Starting
+        finish = {"type": "abort", "message": reason, "status_code": UNAVAILABLE, "err_type": "ServiceUnavailable"}
+        for request_id in list(self.manager.rid_to_state):
+            self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
+
+    async def close(self) -> None:
+        """Ends receiving and closes the sockets."""
+        if self._receiving is not None:
+            self._receiving.cancel()
+            await asyncio.gather(self._receiving, return_exceptions=True)
+        if self.manager is None:
+            return
+        for socket in (self.manager.recv_from_detokenizer, self.manager.send_to_scheduler):
+            socket.close(linger=0)
+        # Rank 0 makes it, and cannot remove it when it is killed.
+        Path(self.manager.load_snapshot_reader.path).unlink(missing_ok=True)
+
+    async def _receive(self) -> None:
+        while True:
+            try:
+                await self.manager.handle_loop()
+            except Exception as error:
+                # One bad message must not silence all that follow; whose answer it was cannot be told.
+                log.exception("an output of the ranks could not be delivered")
+                self.fail_all(f"an output could not be delivered: {type(error).__name__}: {error}")

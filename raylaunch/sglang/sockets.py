@@ -1,0 +1,50 @@
+"""Where SGLang's processes meet: names of its ZeroMQ sockets, made by the driver before anything is started."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SglangSockets:
+    """Names of the sockets, as in SGLang's ``PortArgs``. The driver's side binds them, rank 0 connects.
+
+    Attributes:
+        tokenizer: tokenizer manager receives from the detokenizer.
+        scheduler_input: rank 0 receives from the tokenizer manager.
+        detokenizer: detokenizer receives from rank 0.
+        rpc: calls from the driver to rank 0.
+        metrics: rank 0 sends metrics.
+        instance: token that the processes of one engine share.
+    """
+
+    tokenizer: str
+    scheduler_input: str
+    detokenizer: str
+    rpc: str
+    metrics: str
+    instance: str
+
+
+@dataclass
+class SocketFolder:
+    """A folder that only this user can open, holding one engine's sockets. ``close`` removes it."""
+
+    path: Path | None = None
+
+    def open(self) -> SglangSockets:
+        """Makes the folder and the names in it."""
+        # Unix sockets have short names only: not below a long TMPDIR.
+        self.path = Path(tempfile.mkdtemp(prefix="raylaunch-", dir="/tmp"))
+        names = ("tokenizer", "scheduler_input", "detokenizer", "rpc", "metrics")
+        return SglangSockets(**{name: f"ipc://{self.path / name}" for name in names}, instance=secrets.token_hex(6))
+
+    def close(self) -> None:
+        """Removes the folder. May be called more than once."""
+        path, self.path = self.path, None
+        if path is not None:
+            shutil.rmtree(path, ignore_errors=True)

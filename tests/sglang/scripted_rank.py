@@ -1,0 +1,145 @@
+"""Rank 0 as SGLang's own processes see it: a thread that takes their requests and answers as it is told.
+
+It speaks SGLang's messages over the real sockets, to the real tokenizer manager and the real detokenizer.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from dataclasses import dataclass, field
+
+OFFER = {"max_total_num_tokens": 4096, "max_req_input_len": 2040, "startup_time": None, "status": "ready"}
+
+
+@dataclass
+class Job:
+    """A request that this rank answers: the tokens that are left, and those said."""
+
+    request: object
+    left: list[int]
+    said: list[int] = field(default_factory=list)
+
+
+class ScriptedRank:
+    """Answers each request with ``script(ids, sampling)``, a token a turn.
+
+    Attributes:
+        script: gives the tokens of an answer; it may be changed at any time.
+        hold: while set, no token is given out.
+        seen: the requests that came, in order.
+        aborted: ids that it was asked to abort.
+    """
+
+    def __init__(self, sockets, eos: int = 2) -> None:
+        self.sockets, self.eos = sockets, eos
+        self.script = lambda ids, sampling: [5] * (sampling.max_new_tokens or 1)
+        self.hold = threading.Event()
+        self.seen: list[object] = []
+        self.aborted: list[str] = []
+        self._leave = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> ScriptedRank:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave.set()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        import zmq
+        from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput, sock_recv, sock_send
+
+        context = zmq.Context()
+        requests, outputs, direct = (context.socket(kind) for kind in (zmq.PULL, zmq.PUSH, zmq.PUSH))
+        requests.connect(self.sockets.scheduler_input)
+        outputs.connect(self.sockets.detokenizer)
+        direct.connect(self.sockets.tokenizer)
+        jobs: dict[str, Job] = {}
+        while not self._leave.is_set():
+            while requests.poll(2):
+                message = sock_recv(requests)
+                if isinstance(message, TokenizedGenerateReqInput):
+                    self.seen.append(message)
+                    tokens = self.script(list(message.input_ids), message.sampling_params)
+                    jobs[message.rid] = Job(message, list(tokens))
+                elif isinstance(message, AbortReq):
+                    gone = list(jobs) if message.abort_all else [rid for rid in jobs if rid == message.rid]
+                    for rid in gone:
+                        self.aborted.append(rid)
+                        sock_send(outputs, self._output(jobs.pop(rid), [], {"type": "abort", "message": "Aborted"}))
+            if self.hold.is_set():
+                continue
+            for rid, job in list(jobs.items()):
+                tokens, finish = self._next(job)
+                sock_send(outputs, self._output(job, tokens, finish))
+                if finish is not None:
+                    del jobs[rid]
+        for socket in (requests, outputs, direct):
+            socket.close(linger=0)
+        context.term()
+
+    def _next(self, job: Job) -> tuple[list[int], dict[str, object] | None]:
+        sampling = job.request.sampling_params
+        token = job.left.pop(0)
+        job.said.append(token)
+        stops = {*(sampling.stop_token_ids or ()), *(() if sampling.ignore_eos else (self.eos,))}
+        if token in stops:
+            return [token], {"type": "stop", "matched": token}
+        text = TEXT(job.said)
+        matched = next((stop for stop in sampling.stop_strs or () if stop in text), None)
+        if matched is not None:
+            return [token], {"type": "stop", "matched": matched}
+        if not job.left:
+            return [token], {"type": "length", "length": len(job.said)}
+        return [token], None
+
+    def _output(self, job: Job, tokens: list[int], finish: dict[str, object] | None):
+        from sglang.srt.managers.io_struct import BatchTokenIDOutput
+
+        request = job.request
+        wanted = request.return_logprob
+        tops = [[[-0.25, token], [-1.5, 4]][: request.top_logprobs_num] for token in tokens]
+        none = [[]] if wanted else None
+        return BatchTokenIDOutput(
+            rids=[request.rid],
+            finished_reasons=[finish],
+            decoded_texts=[""],
+            decode_ids=[array("q", tokens)],
+            read_offsets=[0],
+            output_ids=[array("q", tokens)],
+            skip_special_tokens=[True],
+            spaces_between_special_tokens=[True],
+            no_stop_trim=[request.sampling_params.no_stop_trim],
+            prompt_tokens=[len(request.input_ids)],
+            reasoning_tokens=[0],
+            completion_tokens=[len(job.said)],
+            cached_tokens=[0],
+            input_token_logprobs_val=none,
+            input_token_logprobs_idx=none,
+            output_token_logprobs_val=[[-0.25] * len(tokens)] if wanted else None,
+            output_token_logprobs_idx=[tokens] if wanted else None,
+            input_top_logprobs_val=none,
+            input_top_logprobs_idx=none,
+            output_top_logprobs_val=[[[one[0] for one in top] for top in tops]] if wanted else None,
+            output_top_logprobs_idx=[[[one[1] for one in top] for top in tops]] if wanted else None,
+            input_token_ids_logprobs_val=none,
+            input_token_ids_logprobs_idx=none,
+            output_token_ids_logprobs_val=none,
+            output_token_ids_logprobs_idx=none,
+            output_token_entropy_val=None,
+            output_token_sampling_mask=None,
+            output_token_sampling_logprobs=None,
+            output_hidden_states=None,
+            routed_experts=None,
+            indexer_topk=None,
+            placeholder_tokens_idx=None,
+            placeholder_tokens_val=None,
+            retraction_counts=[0],
+        )
+
+
+def TEXT(ids):  # replaced by the test with the model's own decoding
+    return "".join(map(str, ids))
