@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.gate import RankGate
 from raylaunch.config import FaultConfig
+from raylaunch.errors import RankFault
 from raylaunch.protocol import Facts, Gate, Identity, Release, RoundName, Step
 
 if TYPE_CHECKING:
@@ -101,6 +102,16 @@ def _hold_gil() -> None:
     ctypes.PyDLL(None).sleep(FOREVER_S)  # PyDLL, unlike CDLL, keeps the interpreter while it sleeps
 
 
+def _illegal_access() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RankFault(None, "illegal_access is a fault of GPUs, and this rank has none; segv is a CPU's")
+    from actors.illegal_access import write_to_nowhere
+
+    write_to_nowhere()
+
+
 ACTIONS: dict[str, Callable[[], object]] = {
     "raise": _raise,
     "exit": lambda: os._exit(3),
@@ -109,6 +120,7 @@ ACTIONS: dict[str, Callable[[], object]] = {
     "stop": _stop,
     "sleep": lambda: time.sleep(FOREVER_S),
     "hold_gil": _hold_gil,
+    "illegal_access": _illegal_access,
 }
 
 

@@ -96,7 +96,15 @@ def evidence_of(
         stacks=stacks,
         log_tail=log_tail,
         log_file=process.log_files[0] if process and process.log_files else "",
+        core_dump=_core_dump(group, rank),
     )
+
+
+def _core_dump(group: RankGroup, rank: int) -> str:
+    """The dump that a rank's GPU has written, in debug mode; "" if there is none."""
+    file = group.members[rank].spec.core_file
+    found: str = group.ask_agent(rank, "existing", file, default="") if file else ""
+    return found
 
 
 def own_frames(stack: str, innermost: int = 2) -> str:
