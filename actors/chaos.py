@@ -123,23 +123,48 @@ def _third_iteration(fault: FaultConfig) -> None:
 
 
 def _no_capture_context(fault: FaultConfig) -> None:
-    from actors.communicator.gloo import GlooAllReduce
-    from actors.communicator.sgl_kernel import SglKernelAllReduce
-    from actors.communicator.shared_memory import SharedMemoryAllReduce
+    from actors.communicator.parts import CaptureContext
+    from actors.communicator.routed import RoutedAllReduce
 
     @contextmanager
     def nothing(self: object) -> Iterator[None]:
         yield
 
-    SharedMemoryAllReduce.capture = nothing  # type: ignore[method-assign]
-    GlooAllReduce.capture = nothing  # type: ignore[method-assign]
-    SglKernelAllReduce.capture = nothing  # type: ignore[method-assign]
+    CaptureContext.capture = nothing  # type: ignore[method-assign]
+    RoutedAllReduce.capture = nothing  # type: ignore[method-assign]
 
 
 def _extra_all_reduce(fault: FaultConfig) -> None:
+    def record(communicator: Any, round_: str, shape: int) -> None:
+        import torch
+
+        _record(communicator, communicator.input_memory(64).view(torch.float32), round_, shape)
+
+    _after_capture(fault, record)
+
+
+def _free_recorded(fault: FaultConfig) -> None:
+    """On a GPU: an input whose memory is given back to CUDA between its capture and its registration."""
+
+    def record(communicator: Any, round_: str, shape: int) -> None:
+        import torch
+
+        from actors.communicator.cuda_memory import CudaRuntime
+
+        runtime = CudaRuntime.load()
+        address = runtime.allocate(4096)
+        described = {"shape": (1024,), "typestr": "<f4", "data": (address, False), "version": 3}
+        memory = type("Memory", (), {"__cuda_array_interface__": described})()
+        _record(communicator, torch.as_tensor(memory, device="cuda"), round_, shape)
+        runtime.free(address)
+
+    _after_capture(fault, record)
+
+
+def _after_capture(fault: FaultConfig, record: Callable[[Any, str, int], None]) -> None:
+    """Calls ``record(communicator, round, shape)`` once a shape that the fault names has been captured."""
     import torch
 
-    from actors.communicator.base import CallLabel
     from actors.graphs.context import Mode
     from actors.reference.runner import ModelRunner
 
@@ -148,18 +173,59 @@ def _extra_all_reduce(fault: FaultConfig) -> None:
     def dummy(self: ModelRunner, mode: Mode, round_: str, shape: int) -> torch.Tensor:
         hidden = original(self, mode, round_, shape)
         if mode is Mode.CAPTURE and self.communicator is not None and _named(fault, round_, shape):
-            communicator: Any = self.communicator
-            x = communicator.input_memory(64).view(torch.float32)
-            communicator.record(x, torch.empty_like(x), CallLabel(round_, shape, "extra", 0))
+            record(self.communicator, round_, shape)
         return hidden
 
     ModelRunner.dummy = dummy  # type: ignore[method-assign]
 
 
+def _record(communicator: Any, x: Any, round_: str, shape: int) -> None:
+    """An all-reduce of x that belongs to a graph of no piece; nothing communicates."""
+    import torch
+
+    from actors.communicator.base import CallLabel
+    from actors.graphs.backend import GraphLabel
+    from actors.graphs.cuda import CudaGraphs
+
+    if x.device.type == "cuda":
+        graphs = CudaGraphs(communicator, x.device)
+        graphs.capture(communicator.all_reduce, [x], GraphLabel(round_, shape, "extra"), graphs.new_pool())
+    else:
+        communicator.record(x, torch.empty_like(x), CallLabel(round_, shape, "extra", 0))
+
+
 def _skip_registration(fault: FaultConfig) -> None:
+    from actors.communicator.sgl_kernel import SglKernelAllReduce
     from actors.communicator.shared_memory import SharedMemoryAllReduce
 
     SharedMemoryAllReduce.register = lambda self, peers: 0  # type: ignore[method-assign]
+    SglKernelAllReduce.register = lambda self, peers: 0  # type: ignore[method-assign]
+
+
+def _no_shared_memory(fault: FaultConfig) -> None:
+    """The host gives no memory that peers can map: neither a segment nor a handle of GPU memory."""
+    from actors.communicator.arena import Arena
+    from actors.communicator.cuda_memory import CudaRuntime
+    from raylaunch.errors import RankFault
+
+    def refuse(*arguments: Any) -> Any:
+        raise RankFault("F16", "refused on purpose")
+
+    Arena.create = refuse  # type: ignore[assignment, method-assign]
+    CudaRuntime.handle_of = refuse  # type: ignore[assignment, method-assign]
+
+
+def _no_peer_access(fault: FaultConfig) -> None:
+    """This rank's GPU reaches no other, not even its own through another process."""
+    from actors.communicator import topology
+
+    original = topology.gpu_place
+    topology.gpu_place = lambda: dataclasses.replace(original(), peers=(), nvlinked=())
+
+
+def _other_nccl_host(fault: FaultConfig) -> None:
+    """NCCL takes this rank for one of another host: it then serves two ranks on one GPU, over sockets."""
+    os.environ["NCCL_HOSTID"] = f"raylaunch-rank{fault.rank}"
 
 
 def _strip_symbols(fault: FaultConfig) -> None:
@@ -178,15 +244,23 @@ def _strip_symbols(fault: FaultConfig) -> None:
 
 
 def _zero_all_reduce(fault: FaultConfig) -> None:
+    import torch
+
+    from actors.communicator.sgl_kernel import SglKernelAllReduce
     from actors.communicator.shared_memory import SharedMemoryCall
 
-    original = SharedMemoryCall.run
+    original, reduce = SharedMemoryCall.run, SglKernelAllReduce._reduce
 
     def run(self: SharedMemoryCall) -> None:
         original(self)
         self.out.zero_()
 
+    def zeroed(self: SglKernelAllReduce, x: torch.Tensor) -> torch.Tensor:
+        out = reduce(self, x)
+        return out.zero_() if torch.cuda.is_current_stream_capturing() else out
+
     SharedMemoryCall.run = run  # type: ignore[method-assign]
+    SglKernelAllReduce._reduce = zeroed  # type: ignore[method-assign]
 
 
 def _warm_again(fault: FaultConfig) -> None:
@@ -219,4 +293,8 @@ TWISTS: dict[str, Callable[[FaultConfig], None]] = {
     "strip_symbols": _strip_symbols,
     "zero_all_reduce": _zero_all_reduce,
     "warm_again": _warm_again,
+    "free_recorded": _free_recorded,
+    "no_shared_memory": _no_shared_memory,
+    "no_peer_access": _no_peer_access,
+    "other_nccl_host": _other_nccl_host,
 }

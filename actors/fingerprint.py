@@ -25,6 +25,7 @@ PACKAGES = (
 ENVIRONMENT = (
     "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUDA_LAUNCH_BLOCKING", "SGLANG_", "OMP_NUM_THREADS", "RAYLAUNCH_",
 )  # fmt: skip
+OF_A_NODE = ("_IFNAME", "_HOSTID")  # names of interfaces and hosts differ from node to node
 
 
 def fingerprint(spec: RankSpec) -> dict[str, str]:
@@ -35,7 +36,7 @@ def fingerprint(spec: RankSpec) -> dict[str, str]:
     prints["configuration"] = hashlib.sha256(spec.config.model_dump_json().encode()).hexdigest()[:16]
     prints["model files"] = model_digest(spec.config.model.path)
     for name, value in os.environ.items():
-        if name.startswith(ENVIRONMENT) and not name.endswith("_IFNAME"):  # interfaces differ from node to node
+        if name.startswith(ENVIRONMENT) and not name.endswith(OF_A_NODE):
             prints[f"environment variable {name}"] = value
     return prints
 

@@ -27,6 +27,9 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     """Arrives at every gate of the plan with facts that break no rule, then waits for the stop."""
     gate.arrive(Gate.MEET, Identity("noop", 0, "cpu", spec.local_rank))
     gate.arrive(Gate.ATTACH)
+    if spec.plan.measures:
+        gate.arrive(Gate.PROBED)
+        gate.arrive(Gate.MEASURED)
     gate.arrive(Gate.CONNECTED, CommunicatorFacts("single", "nothing is reduced", 0, spec.world_size))
     gate.arrive(Gate.LOADED, LoadFacts(0, 0, 0))
     gate.arrive(Gate.WARMED, WarmupFacts(pieces=0))

@@ -26,6 +26,7 @@ PROGRAMS = {
     "reference": "actors.reference.launch",
     "sglang": "actors.sglang_engine.launch",
     "noop": "actors.noop",
+    "bench_all_reduce": "actors.bench_all_reduce",
 }
 """Modules whose ``run(spec, gate)`` takes a rank through its phases and serves until it is stopped."""
 

@@ -19,7 +19,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-benchmarks = typer.Typer(help="Measurements.", no_args_is_help=True)
 
 
 def _show_version(wanted: bool) -> None:
@@ -41,8 +40,7 @@ app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.command("eval")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
-benchmarks.command("launch")(bench.bench_launch)
-app.add_typer(benchmarks, name="bench")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -19,9 +19,11 @@ from raylaunch.errors import ConfigError
 PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+AllReduce = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel", "jit"]
 FaultAction = Literal[
     "raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "third_iteration", "no_capture_context",
     "extra_all_reduce", "skip_registration", "strip_symbols", "zero_all_reduce", "warm_again", "other_version",
+    "free_recorded", "no_shared_memory", "no_peer_access", "other_nccl_host",
 ]  # fmt: skip
 
 
@@ -140,12 +142,15 @@ class CommunicatorConfig(Section):
     """The all-reduce.
 
     Attributes:
-        custom_all_reduce: use memory shared between the ranks; False takes the library's collective.
+        kind: ``custom`` reads the peers' memory (shared memory on CPUs, ``sgl_kernel`` on GPUs), or takes the
+            library where that is impossible; ``library`` is gloo or NCCL; ``auto`` measures what is possible and
+            takes the fastest for each message size; ``symmetric_memory`` is PyTorch's, on GPUs; ``sgl_kernel`` and
+            ``jit`` name the two custom all-reduces of the ``sglang`` engine.
         table_rows: inputs of captured all-reduces that can be registered, on GPUs.
-        max_bytes: largest message of the custom all-reduce; larger ones are split or left to the library.
+        max_bytes: largest message of the custom all-reduce; larger ones are left to the library, or split.
     """
 
-    custom_all_reduce: bool = True
+    kind: AllReduce = "custom"
     table_rows: PositiveInt = 131_072
     max_bytes: Annotated[int, Field(ge=4096, le=1 << 30)] = 8 << 20
 
@@ -245,6 +250,9 @@ class FaultConfig(Section):
     at: str = "capture"
 
 
+BY_KIND = ("engine", "communicator")  # sections that may be written as their kind: ``engine: reference``
+
+
 class LaunchConfig(Section):
     """Everything that decides a launch. ``LaunchConfig.default()`` is the model that ships with raylaunch.
 
@@ -268,9 +276,9 @@ class LaunchConfig(Section):
     environment: dict[str, str] = Field(default_factory=dict)
     faults: tuple[FaultConfig, ...] = ()
 
-    @field_validator("engine", mode="before")
+    @field_validator(*BY_KIND, mode="before")
     @classmethod
-    def _engine_by_name(cls, value: Any) -> Any:
+    def _section_by_kind(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
     @classmethod
@@ -348,7 +356,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         section = result
         for name in path[:-1]:
             inner = section.get(name)
-            if name == "engine" and isinstance(inner, str):
+            if name in BY_KIND and isinstance(inner, str):
                 inner = {"kind": inner}
             section[name] = inner if isinstance(inner, dict) else {}
             section = section[name]

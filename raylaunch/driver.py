@@ -16,11 +16,15 @@ StepListener = Callable[[Step, int, int], None]
 """Told before each step: the step, its index and the number of steps."""
 
 
+LOOKS = 4  # per window
+
+
 @dataclass
 class Deadline:
     """How long one step may take: ``window`` seconds without progress, and ``ceiling`` seconds in all.
 
-    Progress is looked at twice per window, so that a rank that stops is noticed after one to one and a half windows.
+    The first look only learns the ranks' counts, so that a window needs several: a rank that works must be seen to
+    do so before the window ends. One that stops is noticed after one to one and a quarter windows.
     """
 
     window: float
@@ -32,7 +36,7 @@ class Deadline:
 
     def __post_init__(self) -> None:
         self._end = self.began + self.window
-        self._next_look = self.began + self.window / 2
+        self._next_look = self.began + self.window / LOOKS
 
     def wants_look(self, now: float) -> bool:
         """Whether it is time to look at the ranks' progress counts."""
@@ -42,7 +46,7 @@ class Deadline:
         """Takes note of the counts of the ranks that answered; extends the deadline if one has grown."""
         grown = any(count != self._seen[rank] for rank, count in progress.items() if rank in self._seen)
         self._seen.update(progress)
-        self._next_look = now + self.window / 2
+        self._next_look = now + self.window / LOOKS
         if grown:
             self._end = min(now + self.window, self.began + self.ceiling)
 

@@ -31,6 +31,9 @@ from raylaunch.sglang.sockets import SglangSockets
 if TYPE_CHECKING:
     from actors.rank import RankSpec
 
+NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
+"""NVLink multicast needs a fabric manager that not every host lets a container reach; nothing here depends on it."""
+
 
 @dataclass
 class Launched:
@@ -51,7 +54,8 @@ def plan_of(config: LaunchConfig) -> LaunchPlan:
         if capture.enabled
         else ()
     )
-    return LaunchPlan(config.parallel.tensor_parallel_size, rounds, capture.granularity)
+    world = config.parallel.tensor_parallel_size
+    return LaunchPlan(world, rounds, capture.granularity, measures=config.communicator.kind == "auto" and world > 1)
 
 
 def launch(
@@ -135,6 +139,8 @@ def specs_of(
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     if alone:
         environment["GLOO_SOCKET_IFNAME"] = "lo"
+    if device == "cuda":
+        environment.update(NO_MULTICAST)
     environment.update(config.environment)
     indices = device_indices(placement.seats, placement.gpus_per_rank)
     return [

@@ -14,8 +14,10 @@ from raylaunch.protocol import (
     CommunicatorFacts,
     Gate,
     LoadFacts,
+    MeasuredSize,
     Phase,
     RegisterFacts,
+    Route,
     Step,
     VerifyFacts,
     WarmupFacts,
@@ -140,8 +142,7 @@ class LaunchReport:
             nodes = len({place.node for place in self.places})
             return f"{len(self.places)} ranks on {nodes} node{'s' if nodes != 1 else ''}"
         if phase is Phase.CONNECT and isinstance(facts := by_gate.get(Gate.CONNECTED), CommunicatorFacts):
-            limit = f", messages up to {human_bytes(facts.max_bytes)}" if facts.max_bytes else ""
-            return f"all-reduce: {facts.kind}{limit} ({facts.reason})"
+            return _describe_all_reduce(facts)
         if phase is Phase.LOAD and isinstance(facts := by_gate.get(Gate.LOADED), LoadFacts):
             sizes = f"{human_bytes(facts.nbytes)} held, {human_bytes(facts.bytes_read)} read"
             return f"{facts.tensors} tensors per rank, {sizes}"
@@ -195,6 +196,7 @@ class LaunchReport:
                 for phase in Phase
                 if phase is not Phase.SERVE
             },
+            "all_reduce": self._all_reduce(),
             "steps": [
                 {
                     "step": str(record.step),
@@ -204,6 +206,13 @@ class LaunchReport:
                 for record in self.steps
             ],
         }
+
+    def _all_reduce(self) -> dict[str, Any] | None:
+        """What the ranks agreed on, as rank 0 said it."""
+        for _, arrivals in self.facts(Gate.CONNECTED):
+            if arrivals and isinstance(facts := arrivals[0].facts, CommunicatorFacts):
+                return asdict(facts)
+        return None
 
     def chrome_trace(self) -> dict[str, Any]:
         """A trace in Chrome's JSON format, which Perfetto opens: one track for the driver, one for each rank."""
@@ -223,6 +232,26 @@ class LaunchReport:
     def write_trace(self, file: str | Path) -> None:
         """Writes :meth:`chrome_trace`. Raises ``OSError``."""
         Path(file).write_text(json.dumps(self.chrome_trace()), encoding="utf-8")
+
+
+def _describe_all_reduce(facts: CommunicatorFacts) -> str:
+    limit = f", messages up to {human_bytes(facts.max_bytes)}" if facts.max_bytes and len(facts.routes) < 2 else ""
+    what = describe_routes(facts.routes) or facts.kind
+    measured = "".join(f"\n  {_measured(one)}" for one in facts.measured)
+    return f"all-reduce: {what}{limit} ({facts.reason}){measured}"
+
+
+def describe_routes(routes: Sequence[Route]) -> str:
+    """Such as ``sgl_kernel up to 8.0 MiB, nccl beyond``."""
+    if len(routes) == 1:
+        return routes[0].kind
+    limits = ["beyond" if route.up_to is None else f"up to {human_bytes(route.up_to)}" for route in routes]
+    return ", ".join(f"{route.kind} {limit}" for route, limit in zip(routes, limits, strict=True))
+
+
+def _measured(size: MeasuredSize) -> str:
+    ordered = sorted(size.microseconds.items(), key=lambda one: one[0] != size.chosen)
+    return f"{human_bytes(size.nbytes)}: " + ", ".join(f"{kind} {us:.1f} us" for kind, us in ordered)
 
 
 def _describe_verify(facts: VerifyFacts) -> str:

@@ -103,13 +103,16 @@ def test_shapes_are_sorted():
     assert config(capture={"prefill_tokens": [128, 8, 32]}).capture.prefill_tokens == (8, 32, 128)
 
 
-def test_an_engine_may_be_given_by_name():
+def test_a_section_may_be_given_by_its_kind():
     assert config(engine="sglang").engine.kind == "sglang"
+    assert config(communicator="auto").communicator.kind == "auto"
 
 
 def test_overriding_a_part_of_an_engine_given_by_name_keeps_the_name():
     data = apply_overrides({**MODEL, "engine": "sglang"}, ["engine.kv_tokens=64"])
     assert data["engine"] == {"kind": "sglang", "kv_tokens": 64}
+    data = apply_overrides({**MODEL, "communicator": "auto"}, ["communicator.table_rows=64"])
+    assert data["communicator"] == {"kind": "auto", "table_rows": 64}
 
 
 def test_deadlines_by_phase_and_by_alias():
@@ -134,6 +137,7 @@ def test_a_section_cannot_be_changed_afterwards():
         ("deadlines.register=2.5", lambda c: c.deadlines.register_ == 2.5),
         ("name=a-b", lambda c: c.name == "a-b"),
         ("engine=sglang", lambda c: c.engine.kind == "sglang"),
+        ("communicator=library", lambda c: c.communicator.kind == "library"),
         ("faults=[{action: kill, rank: 1}]", lambda c: c.faults == (FaultConfig(action="kill", rank=1),)),
         ("placement.resources_per_rank={CPU: 2}", lambda c: c.placement.resources_per_rank == {"CPU": 2.0}),
         ("model.tokenizer=a=b", lambda c: c.model.tokenizer == "a=b"),

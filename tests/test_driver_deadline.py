@@ -54,14 +54,23 @@ def test_progress_does_not_extend_it_beyond_the_ceiling():
     assert ended(limit, 1015.0)
 
 
-def test_progress_is_looked_at_twice_per_window():
+def test_progress_is_looked_at_four_times_per_window():
     limit = deadline()
+    assert not limit.wants_look(1002.4)
+    assert limit.left(1000.0) == 2.5
+    assert limit.wants_look(1002.5)
+    limit.look(1002.5, {})
     assert not limit.wants_look(1004.9)
-    assert limit.left(1000.0) == 5.0
     assert limit.wants_look(1005.0)
-    limit.look(1005.0, {})
-    assert not limit.wants_look(1009.9)
-    assert limit.wants_look(1010.0)
+
+
+def test_a_rank_that_works_from_the_start_is_seen_before_the_first_window_ends():
+    limit, now = deadline(), 1000.0
+    while now < 1015.0:
+        now += limit.left(now) + 0.001  # a wait returns a little late
+        assert limit.wants_look(now)
+        limit.look(now, {0: int(now * 10)})
+    assert not ended(limit, now)
 
 
 @given(st.lists(st.floats(0.01, 30), max_size=40), st.integers(0, 20))

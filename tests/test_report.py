@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from raylaunch.protocol import CommunicatorFacts, Gate, LaunchPlan, Phase
+from raylaunch.protocol import CommunicatorFacts, Gate, LaunchPlan, MeasuredSize, Phase, Route
 from raylaunch.report import LaunchReport, RankPlace, Span, StepRecord, median
 from tests.protocol.builders import PLAN, arrivals
 
@@ -121,3 +121,18 @@ def test_a_clock_that_runs_behind_gives_no_negative_duration():
 @pytest.mark.parametrize(("values", "middle"), [([], 0.0), ([3], 3), ([2, 1], 2), ([9, 1, 5], 5)])
 def test_median(values, middle):
     assert median(values) == middle
+
+
+def test_the_all_reduce_is_told_with_its_routes_and_times():
+    report = report_of()
+    measured = (MeasuredSize(1024, {"gloo": 90.0, "shared-memory": 4.25}, "shared-memory"),)
+    routes = (Route(1024, "shared-memory"), Route(None, "gloo"))
+    facts = CommunicatorFacts("shared-memory+gloo", "the fastest", 8 << 20, 2, None, routes, measured)
+    index = next(i for i, record in enumerate(report.steps) if record.step.gate is Gate.CONNECTED)
+    record = report.steps[index]
+    report.steps[index] = replace(record, arrivals=tuple(replace(one, facts=facts) for one in record.arrivals))
+    assert report.describe(Phase.CONNECT).splitlines() == [
+        "all-reduce: shared-memory up to 1.0 KiB, gloo beyond (the fastest)",
+        "  1.0 KiB: shared-memory 4.2 us, gloo 90.0 us",
+    ]
+    assert json.loads(json.dumps(report.to_dict()))["all_reduce"]["measured"][0]["chosen"] == "shared-memory"

@@ -71,9 +71,15 @@ class RecordedInput:
 
 
 class RecordedCall(Protocol):
-    """An all-reduce that belongs to a graph."""
+    """An all-reduce that belongs to a graph.
+
+    Attributes:
+        label: where it was recorded.
+        needs_peers: whether its input has to be registered.
+    """
 
     label: CallLabel
+    needs_peers: bool
 
     @property
     def registered(self) -> bool:
@@ -87,7 +93,7 @@ class Communicator(Protocol):
     """All-reduce among the ranks of one group.
 
     Attributes:
-        kind: ``"shared-memory"``, ``"gloo"`` or ``"single"`` on a CPU.
+        kind: see :class:`raylaunch.protocol.CommunicatorFacts`.
         rank: this rank.
         world_size: ranks in the group.
         max_bytes: largest input reduced in one go; larger ones are reduced in chunks.
@@ -103,6 +109,10 @@ class Communicator(Protocol):
     @property
     def capturing(self) -> bool:
         """Whether this rank is inside :meth:`capture`."""
+
+    @property
+    def capacity(self) -> int | None:
+        """Inputs that can still be registered; None for no limit."""
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, as a new contiguous tensor of x's shape and dtype, with identical bits on all

@@ -11,6 +11,8 @@ from pathlib import Path
 from raylaunch.errors import RankFault
 
 HANDLE_BYTES = 64
+BUFFER_ID = 7  # CU_POINTER_ATTRIBUTE_BUFFER_ID
+NO_BUFFER = 0
 LAZY_PEER_ACCESS = 1
 
 
@@ -25,6 +27,7 @@ class CudaRuntime:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+        self._driver: ctypes.CDLL | None = None
         library.cudaGetErrorString.restype = ctypes.c_char_p
 
     @classmethod
@@ -49,6 +52,14 @@ class CudaRuntime:
     def free(self, address: int) -> None:
         """Gives memory of ``allocate`` back."""
         self._call("cudaFree", ctypes.c_void_p(address))
+
+    def buffer_of(self, address: int) -> int:
+        """The number of the allocation that holds an address, which no later allocation gets; NO_BUFFER for none."""
+        if self._driver is None:
+            self._driver = ctypes.CDLL("libcuda.so.1")
+        number = ctypes.c_ulonglong()
+        code = self._driver.cuPointerGetAttribute(ctypes.byref(number), BUFFER_ID, ctypes.c_uint64(address))
+        return number.value if code == 0 else NO_BUFFER
 
     def handle_of(self, address: int) -> bytes:
         """A handle by which another process of this host may open the allocation that begins at ``address``."""

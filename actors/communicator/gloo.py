@@ -28,6 +28,7 @@ class GlooCall:
     """A recorded all-reduce that runs the collective at every replay."""
 
     registered = True
+    needs_peers = False
 
     def __init__(self, owner: GlooAllReduce, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> None:
         self.label = label

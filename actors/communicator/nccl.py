@@ -1,4 +1,9 @@
-"""All-reduce by NCCL: the fallback on GPUs that cannot read each other's memory, and across nodes."""
+"""All-reduce by NCCL: on GPUs that cannot read each other's memory, across nodes, and for large messages.
+
+In graphs: torch's process group keeps no work of a capturing stream for its watchdog, and queries events of earlier
+work from a thread of its own, which a capture in mode ``thread_local`` does not mind. The collective runs on the
+capturing stream itself (``asyncOp`` is False), so no second stream joins the graph.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ import torch.distributed as dist
 from actors.communicator.base import require_capture
 from actors.communicator.parts import NothingToRegister
 from actors.communicator.sgl_kernel import GpuCall
+from raylaunch.errors import CollectiveAborted
 
 
 class NcclAllReduce(NothingToRegister):
@@ -26,26 +32,43 @@ class NcclAllReduce(NothingToRegister):
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, deadline_s: float) -> None:
         self.rank, self.world_size, self.max_bytes = rank, world_size, 0
-        self._store, self._deadline_s = store, deadline_s
+        self._store, self._deadline = store, timedelta(seconds=deadline_s)
         self._group: dist.ProcessGroupNCCL | None = None
+        self._in_graphs = False
 
     def open(self) -> None:
-        """Connects to the peers by a first all-reduce, which must not happen while a stream captures."""
+        """Connects to the peers by a first all-reduce, which must not happen while a stream captures.
+
+        Raises CollectiveAborted if NCCL does not connect all ranks within the deadline.
+        """
         options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(seconds=self._deadline_s)
-        self._group = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", self._store), self.rank, self.world_size, options)
-        self.all_reduce(torch.zeros(1, device="cuda"))
-        torch.cuda.synchronize()
+        options._timeout = self._deadline
+        store = dist.PrefixStore("nccl", self._store)
+        try:
+            group = dist.ProcessGroupNCCL(store, self.rank, self.world_size, options)
+            group.allreduce([torch.zeros(1, device="cuda")]).wait(self._deadline)
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise CollectiveAborted(None, f"rank {self.rank}: NCCL does not connect the ranks: {error}") from error
+        self._group = group
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Communicator.all_reduce`."""
+        return self.reduce_in_place(x.clone(memory_format=torch.contiguous_format))
+
+    def reduce_in_place(self, x: torch.Tensor) -> torch.Tensor:
+        """The ranks' sum in x itself, which must be contiguous: what NCCL does when nobody needs the input any more."""
         if self._group is None:
             raise RuntimeError("open() comes first")
-        out = x.clone(memory_format=torch.contiguous_format)
         if torch.cuda.is_current_stream_capturing():
             require_capture(self, "an all-reduce")
-        self._group.allreduce([out]).wait()
-        return out
+            self._in_graphs = True
+        options = dist.AllreduceOptions()
+        options.asyncOp = False
+        work = self._group.allreduce([x], options)
+        if work is not None:
+            work.wait()
+        return x
 
     @contextlib.contextmanager
     def recording(self, round: str, shape: int, piece: str) -> Iterator[list[GpuCall]]:
@@ -57,13 +80,14 @@ class NcclAllReduce(NothingToRegister):
         return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
 
     def abort(self) -> None:
-        """Ends waits of this rank's collectives."""
-        if self._group is not None:
+        """Ends waits of this rank's collectives; those in graphs end with the process, see :meth:`close`."""
+        if self._group is not None and not self._in_graphs:
             self._group.abort()
 
     def close(self) -> None:
-        """Leaves the group."""
-        group, self._group = self._group, None
-        if group is not None:
+        """Leaves the group. Where graphs hold its kernels, the process's end does: NCCL waits for the last of them,
+        which may outlive this call (pytorch#115388)."""
+        if self._group is not None and not self._in_graphs:
             torch.cuda.synchronize()
-            group.shutdown()
+            self._group.shutdown()
+            self._group = None

@@ -59,6 +59,11 @@ class NothingToRegister(CaptureContext):
         """Zero."""
         return 0
 
+    @property
+    def capacity(self) -> int | None:
+        """No limit."""
+        return None
+
     def inputs_for(self, nbytes: int) -> int:
         """Zero."""
         return 0

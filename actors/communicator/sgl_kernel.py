@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from actors.communicator.base import CallLabel, RecordedInput, require_capture, require_same
-from actors.communicator.cuda_memory import HANDLE_BYTES, CudaRuntime
+from actors.communicator.cuda_memory import HANDLE_BYTES, NO_BUFFER, CudaRuntime
 from actors.communicator.parts import CaptureContext
+from actors.communicator.topology import GpuPlace
 from raylaunch.errors import RankFault
 
 WORLD_SIZES = (2, 4, 6, 8)
@@ -32,27 +33,33 @@ class GpuOffer:
     Attributes:
         rank: who offers.
         host: `host_identity()`: handles can be opened where it is equal.
-        device: unique name of its GPU.
+        place: its GPU among those of the host.
         max_bytes: size of the staging buffer; must be equal on all ranks.
         signals: handle of the memory in which ranks meet, or None.
         staging: handle of the staging buffer, or None.
         reason: why there are no handles, or "".
+        nccl_host: where NCCL thinks that the rank is: it refuses two ranks on one GPU of one host.
+        symmetric: why torch has no symmetric memory here, or "".
     """
 
     rank: int
     host: str
-    device: str
+    place: GpuPlace
     max_bytes: int
     signals: bytes | None
     staging: bytes | None
     reason: str = ""
+    nccl_host: str = ""
+    symmetric: str = ""
 
 
 class GpuCall:
-    """An all-reduce recorded in a graph."""
+    """An all-reduce recorded in a graph, whose input is at ``address``, in the allocation ``buffer``."""
 
-    def __init__(self, label: CallLabel) -> None:
-        self.label = label
+    needs_peers = True
+
+    def __init__(self, label: CallLabel, address: int, buffer: int) -> None:
+        self.label, self.address, self.buffer = label, address, buffer
         self.registered = False
 
     def run(self) -> None:
@@ -67,8 +74,8 @@ class SglKernelAllReduce(CaptureContext):
     Args:
         rank, world_size: place in the group.
         max_bytes: size of the staging buffer; larger inputs are reduced in chunks.
+        host: `host_identity()`.
         table_rows: inputs that can be registered.
-        full_nvlink: every pair of the group's GPUs is linked by NVLink.
     """
 
     kind = "sgl_kernel"
@@ -81,10 +88,8 @@ class SglKernelAllReduce(CaptureContext):
         max_bytes: int,
         host: str,
         table_rows: int = TABLE_ROWS,
-        full_nvlink: bool = True,
     ) -> None:
-        self.rank, self.world_size, self.max_bytes = rank, world_size, max_bytes
-        self.table_rows, self.full_nvlink = table_rows, full_nvlink
+        self.rank, self.world_size, self.max_bytes, self.table_rows = rank, world_size, max_bytes, table_rows
         self._host = host
         self._runtime: CudaRuntime | None = None
         self._owned: list[int] = []
@@ -100,12 +105,9 @@ class SglKernelAllReduce(CaptureContext):
 
     # ---- connecting ------------------------------------------------------------------------------
 
-    def offer(self) -> GpuOffer:
+    def offer(self, place: GpuPlace) -> GpuOffer:
         """Allocates this rank's shared memory and says how to open it, or why it cannot be; does not raise."""
-        device = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         try:
-            if self.world_size not in WORLD_SIZES:
-                raise RankFault("F18", f"the kernel works with {WORLD_SIZES} ranks, not with {self.world_size}")
             from sgl_kernel import allreduce
 
             self._kernels = allreduce
@@ -115,13 +117,20 @@ class SglKernelAllReduce(CaptureContext):
             staging = runtime.allocate(self.max_bytes)
             self._owned = [signals, staging]
             return GpuOffer(
-                self.rank, self._host, device, self.max_bytes, runtime.handle_of(signals), runtime.handle_of(staging)
+                self.rank, self._host, place, self.max_bytes, runtime.handle_of(signals), runtime.handle_of(staging)
             )
         except (RankFault, ImportError, OSError) as error:
-            return GpuOffer(self.rank, self._host, device, self.max_bytes, None, None, str(error))
+            return GpuOffer(self.rank, self._host, place, self.max_bytes, None, None, str(error))
 
-    def attach(self, offers: Sequence[GpuOffer]) -> None:
-        """Opens the peers' memory; ``offers[r]`` is rank r's. Raises RankFault F16 if one cannot be opened."""
+    def attach(self, offers: Sequence[GpuOffer], full_nvlink: bool) -> None:
+        """Opens the peers' memory; ``offers[r]`` is rank r's.
+
+        Args:
+            full_nvlink: every pair of the group's GPUs is linked by NVLink.
+
+        Raises:
+            RankFault: F16 if a peer's memory cannot be opened.
+        """
         if self._runtime is None or not self._owned:
             raise RuntimeError("offer() comes before attach()")
         signals, staging = [], []
@@ -136,7 +145,7 @@ class SglKernelAllReduce(CaptureContext):
             staging.append(self._open(offer.staging))
         self._table = torch.zeros(self.table_rows * ROW_BYTES, dtype=torch.uint8, device="cuda")
         kernels = self._loaded()
-        self._context = kernels.init_custom_ar(signals, self._table, self.rank, self.full_nvlink)
+        self._context = kernels.init_custom_ar(signals, self._table, self.rank, full_nvlink)
         kernels.register_buffer(self._context, staging)
         self._staging = staging[self.rank]
 
@@ -170,8 +179,7 @@ class SglKernelAllReduce(CaptureContext):
         if nbytes == 0:
             return x.clone()
         if nbytes % ALIGNMENT:
-            extra = (ALIGNMENT - nbytes % ALIGNMENT) // x.element_size()
-            return self.all_reduce(torch.nn.functional.pad(x.view(-1), (0, extra)))[: x.numel()].view(x.shape)
+            return self.all_reduce(padded(x))[: x.numel()].view(x.shape)
         if nbytes > self.max_bytes:
             chunks = x.view(-1).split(self.max_bytes // x.element_size())
             return torch.cat([self._reduce(chunk) for chunk in chunks]).view(x.shape)
@@ -211,7 +219,9 @@ class SglKernelAllReduce(CaptureContext):
             raise RankFault(
                 "F17", f"rank {self.rank}: {label}: the table of registered inputs has {self.table_rows} rows"
             )
-        self._calls.append(GpuCall(label))
+        address = x.data_ptr()
+        assert self._runtime is not None
+        self._calls.append(GpuCall(label, address, self._runtime.buffer_of(address)))
         nbytes = x.numel() * x.element_size()
         self._recorded.append(RecordedInput(str(label), round, shape, tuple(x.shape), str(x.dtype), nbytes, ("", 0)))
 
@@ -220,9 +230,14 @@ class SglKernelAllReduce(CaptureContext):
         return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
 
     def pending(self) -> tuple[RecordedInput, ...]:
-        """See :meth:`Communicator.pending`. Addresses are known once the capture context is left."""
+        """See :meth:`Communicator.pending`. Addresses are known once the capture context is left.
+
+        Raises RankFault F04 if the memory of a recorded input was given back meanwhile, F02 if the kernel library has
+        recorded another number of inputs than were seen here.
+        """
         if self._capturing or not self._recorded:
             return tuple(self._recorded)
+        self._require_alive()
         handles, offsets = self._loaded().get_graph_buffer_ipc_meta(self._context)
         if len(offsets) != len(self._recorded):
             raise RankFault(
@@ -236,6 +251,19 @@ class SglKernelAllReduce(CaptureContext):
             )
             for i, one in enumerate(self._recorded)
         )  # fmt: skip
+
+    def _require_alive(self) -> None:
+        """Graphs of one pool use its memory in turn, which is no fault as long as the allocation itself stays."""
+        assert self._runtime is not None
+        for call in self._calls:
+            now = self._runtime.buffer_of(call.address)
+            if now != call.buffer:
+                what = "was given back" if now == NO_BUFFER else "was given back, and allocated again"
+                raise RankFault(
+                    "F04",
+                    f"rank {self.rank}: {call.label} was recorded at {call.address:#x}; that memory {what} before it "
+                    "was registered: captured memory was reused",
+                )
 
     def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
         """See :meth:`Communicator.register`. Nothing is registered if anything is wrong."""
@@ -259,6 +287,11 @@ class SglKernelAllReduce(CaptureContext):
         """See :meth:`Communicator.registered`."""
         return self._registered
 
+    @property
+    def capacity(self) -> int | None:
+        """Free rows of its table."""
+        return self.table_rows - self._registered - len(self._calls)
+
     def inputs_for(self, nbytes: int) -> int:
         """One for each chunk."""
         return max(1, -(-nbytes // self.max_bytes))
@@ -273,6 +306,12 @@ class SglKernelAllReduce(CaptureContext):
         if self._kernels is None:
             raise RuntimeError(f"rank {self.rank}: offer() comes first")
         return self._kernels
+
+
+def padded(x: torch.Tensor) -> torch.Tensor:
+    """x as one dimension, with zeros up to the next multiple of ``ALIGNMENT`` bytes."""
+    extra = -(x.numel() * x.element_size()) % ALIGNMENT // x.element_size()
+    return torch.nn.functional.pad(x.view(-1), (0, extra))
 
 
 def require_shareable(runtime: CudaRuntime) -> None:

@@ -73,6 +73,8 @@ def arena_bytes_needed(
 class SharedMemoryCall:
     """An all-reduce recorded in a graph; its peers' inputs are known once it is registered."""
 
+    needs_peers = True
+
     def __init__(self, owner: SharedMemoryAllReduce, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> None:
         self.label = label
         self.x = x
@@ -256,6 +258,11 @@ class SharedMemoryAllReduce(CaptureContext):
     def registered(self) -> int:
         """See :meth:`Communicator.registered`."""
         return self._calls.registered
+
+    @property
+    def capacity(self) -> int | None:
+        """No limit but the memory."""
+        return None
 
     def inputs_for(self, nbytes: int) -> int:
         """One: peers read all of it where it lies."""

@@ -15,6 +15,7 @@ class SingleCall:
     """A recorded all-reduce of one rank."""
 
     registered = True
+    needs_peers = False
 
     def __init__(self, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> None:
         self.label = label

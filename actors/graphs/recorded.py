@@ -35,8 +35,8 @@ class RecordedGraph:
 
     @property
     def recorded_inputs(self) -> int:
-        """How many all-reduce inputs it holds."""
-        return len(self.calls)
+        """How many all-reduce inputs it holds that have to be registered."""
+        return sum(call.needs_peers for call in self.calls)
 
     @property
     def operations(self) -> int:

@@ -9,13 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import torch
+
 from actors.communicator.base import Communicator
+from actors.communicator.link import Link
 from actors.communicator.process_group import StoreServer, open_store
 from actors.fingerprint import fingerprint
 from actors.gate import RankGate
 from actors.reference.channel import FollowerSocket, Offer, RankZeroSockets
-from actors.reference.links import Link, make_link, rank_device
-from raylaunch.protocol import CommunicatorFacts, Gate, Identity
+from actors.reference.links import make_link, model_sizes, rank_device
+from raylaunch.protocol import Gate, Identity
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
@@ -75,16 +78,27 @@ class Connection:
 
 
 def connect(connection: Connection, gate: RankGate) -> Communicator:
-    """Passes the gates of CONNECT. Raises RankFault F10 (port), F16 (memory that a peer cannot map)."""
+    """Passes the gates of CONNECT.
+
+    Raises RankFault F10 (port), F16 (memory that a peer cannot map), F18 (no all-reduce is possible).
+    """
+    spec = connection.spec
+    device = meet(connection, gate)
+    connection.link = link = make_link(spec, connection.path)
+    link.settle(gate.arrive(Gate.ATTACH, offer=link.offer()).offers, connection.rendezvous.store)
+    if spec.plan.measures:
+        dtype, graphs = model_sizes(spec, connection.path).dtype, bool(spec.plan.rounds)
+        inputs = gate.arrive(Gate.PROBED, offer=link.probe(dtype, device, graphs)).offers
+        link.decide(gate.arrive(Gate.MEASURED, offer=link.time(inputs, gate.progress)).offers)
+    gate.arrive(Gate.CONNECTED, link.facts())
+    return link.communicator
+
+
+def meet(connection: Connection, gate: RankGate) -> torch.device:
+    """MEET: tells the peers who this rank is, and learns where rank 0 is. Returns its device, made current."""
     spec = connection.spec
     rendezvous = connection.listen() if spec.rank == 0 else None
     device = rank_device(spec)
     identity = Identity(platform.node(), os.getpid(), str(device), spec.device_index, fingerprint(spec))
     connection.meet(gate.arrive(Gate.MEET, identity, offer=rendezvous).offers[0])
-    connection.link = link = make_link(spec, connection.path)
-    offers = gate.arrive(Gate.ATTACH, offer=link.offer()).offers
-    communicator, reason = link.settle(offers, connection.rendezvous.store)
-    limit = 0 if communicator.kind == "single" else communicator.max_bytes
-    rows = spec.config.communicator.table_rows if communicator.kind == "sgl_kernel" else None
-    gate.arrive(Gate.CONNECTED, CommunicatorFacts(communicator.kind, reason, limit, spec.world_size, rows))
-    return communicator
+    return device

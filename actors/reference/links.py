@@ -1,163 +1,67 @@
-"""How ranks of one device kind come to a communicator: what each offers, and what they make of all offers."""
+"""What the reference engine needs of its communicator: its device, the sizes of its messages, memory for its graphs."""
 
 from __future__ import annotations
 
 import json
-import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
-from actors.communicator.arena import host_identity
-from actors.communicator.base import Communicator
-from actors.communicator.choice import Choice, choose, choose_gpu
-from actors.communicator.gloo import GlooAllReduce
-from actors.communicator.nccl import NcclAllReduce
-from actors.communicator.process_group import JoinedGroup, connect_store, join
-from actors.communicator.sgl_kernel import GpuOffer, SglKernelAllReduce
-from actors.communicator.shared_memory import SharedMemoryAllReduce, ShareOffer, arena_bytes_needed
-from actors.communicator.single import SingleRank
+from actors.communicator.link import Communicators, Link
+from actors.communicator.settings import Settings
+from actors.communicator.shared_memory import arena_bytes_needed
 from raylaunch.errors import RankFault
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
 
 ARENA_SPARE = 1 << 20  # small inputs of many pieces are rounded up
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class MemoryOffer:
-    """What a rank tells its peers about memory: its node, and what they may map."""
+class ModelSizes:
+    """What ``config.json`` says of a model's all-reduces: layers, elements per token, and their dtype."""
 
-    node: str
-    share: ShareOffer | GpuOffer
-
-
-class Link(Protocol):
-    """The way of one device kind. ``close`` gives back whatever is held, in any state."""
-
-    def offer(self) -> MemoryOffer:
-        """What this rank hands to its peers."""
-
-    def settle(self, offers: Sequence[MemoryOffer], store: str) -> tuple[Communicator, str]:
-        """The communicator that all ranks arrive at, and the reason; ``store`` is the rendezvous."""
-
-    def close(self) -> None:
-        """Ends the communicator."""
-
-
-class CpuLink:
-    """Memory shared between processes; else gloo."""
-
-    def __init__(self, spec: RankSpec, path: Path) -> None:
-        self.spec, self.path = spec, path
-        self._communicator: Communicator | None = None
-        self._joined: JoinedGroup | None = None
-        self._shared: SharedMemoryAllReduce | None = None
-
-    def offer(self) -> MemoryOffer:
-        """See :class:`Link`."""
-        spec = self.spec
-        self._shared = shared = SharedMemoryAllReduce(
-            spec.rank,
-            spec.world_size,
-            spec.config.communicator.max_bytes,
-            arena_bytes(spec, self.path),
-            spec.config.deadlines.collective,
-        )
-        if spec.world_size > 1 and spec.config.communicator.custom_all_reduce:
-            return MemoryOffer(platform.node(), shared.offer())
-        nothing = ShareOffer(spec.rank, "", platform.machine(), shared.max_bytes, None, "not asked for")
-        return MemoryOffer(platform.node(), nothing)
-
-    def settle(self, offers: Sequence[MemoryOffer], store: str) -> tuple[Communicator, str]:
-        """See :class:`Link`. Raises RankFault F16 if a peer's memory cannot be mapped after all."""
-        spec, shared = self.spec, self._shared
-        if shared is None:
-            raise RuntimeError("offer() comes before settle()")
-        shares = [offer.share for offer in offers if isinstance(offer.share, ShareOffer)]
-        enabled = spec.config.communicator.custom_all_reduce
-        choice = choose(shares, enabled, spec.world_size, [offer.node for offer in offers])
-        self._communicator = self._make(choice, shared, shares, store)
-        return self._communicator, choice.reason
-
-    def _make(
-        self, choice: Choice, shared: SharedMemoryAllReduce, shares: list[ShareOffer], store: str
-    ) -> Communicator:
-        spec = self.spec
-        if choice.kind == "shared-memory":
-            shared.attach(shares)
-            return shared
-        shared.close()
-        if choice.kind == "single":
-            return SingleRank()
-        timeout = spec.config.deadlines.collective
-        self._joined = join(store, spec.rank, spec.world_size, timeout, spec.bind_host)
-        return GlooAllReduce(self._joined, spec.config.communicator.max_bytes, timeout)
-
-    def close(self) -> None:
-        """See :class:`Link`."""
-        for held in (self._communicator, self._shared, self._joined):
-            if held is not None:
-                held.close()
-
-
-class GpuLink:
-    """``sgl_kernel`` where the ranks' GPUs can read each other's memory; else NCCL."""
-
-    def __init__(self, spec: RankSpec) -> None:
-        self.spec = spec
-        self._custom: SglKernelAllReduce | None = None
-        self._communicator: Communicator | None = None
-
-    def offer(self) -> MemoryOffer:
-        """See :class:`Link`."""
-        spec = self.spec
-        custom = SglKernelAllReduce(
-            spec.rank, spec.world_size, spec.config.communicator.max_bytes, host_identity(),
-            spec.config.communicator.table_rows,
-        )  # fmt: skip
-        self._custom = custom
-        if spec.world_size > 1 and spec.config.communicator.custom_all_reduce:
-            return MemoryOffer(platform.node(), custom.offer())
-        return MemoryOffer(platform.node(), GpuOffer(spec.rank, "", "", custom.max_bytes, None, None, "not asked for"))
-
-    def settle(self, offers: Sequence[MemoryOffer], store: str) -> tuple[Communicator, str]:
-        """See :class:`Link`."""
-        spec, custom = self.spec, self._custom
-        if custom is None:
-            raise RuntimeError("offer() comes before settle()")
-        shares = [offer.share for offer in offers if isinstance(offer.share, GpuOffer)]
-        enabled = spec.config.communicator.custom_all_reduce
-        choice = choose_gpu(shares, enabled, spec.world_size, [offer.node for offer in offers])
-        self._communicator = self._make(choice, custom, shares, store)
-        return self._communicator, choice.reason
-
-    def _make(self, choice: Choice, custom: SglKernelAllReduce, shares: list[GpuOffer], store: str) -> Communicator:
-        if choice.kind == "sgl_kernel":
-            custom.attach(shares)
-            return custom
-        custom.close()
-        if choice.kind == "single":
-            return SingleRank()
-        timeout = self.spec.config.deadlines.collective
-        nccl = NcclAllReduce(connect_store(store, timeout), self.spec.rank, self.spec.world_size, timeout)
-        nccl.open()
-        return nccl
-
-    def close(self) -> None:
-        """See :class:`Link`."""
-        for held in (self._communicator, self._custom):
-            if held is not None:
-                held.close()
+    layers: int
+    hidden: int
+    dtype: torch.dtype
 
 
 def make_link(spec: RankSpec, path: Path) -> Link:
-    """The link of the ranks' device."""
-    return GpuLink(spec) if spec.device == "cuda" else CpuLink(spec, path)
+    """This rank's link for the model in the folder ``path``. The rank's device is current."""
+    config, model = spec.config, model_sizes(spec, path)
+    shapes = {*config.capture.prefill_tokens, *config.capture.decode_batch_sizes}
+    sizes = tuple(sorted(shape * model.hidden * model.dtype.itemsize for shape in shapes))
+    return link_of(spec, sizes, arena_bytes(spec, model, sizes[-1] if spec.plan.measures else 0))
+
+
+def link_of(spec: RankSpec, sizes: tuple[int, ...], arena: int) -> Link:
+    """A link for messages of these sizes in bytes, with ``arena`` bytes to share on a CPU."""
+    config = spec.config
+    settings = Settings(
+        spec.rank,
+        spec.world_size,
+        config.communicator.kind,
+        sizes,
+        config.communicator.max_bytes,
+        config.communicator.table_rows,
+        arena,
+        config.deadlines.collective,
+        spec.bind_host,
+    )
+    kinds: Communicators
+    if spec.device == "cuda":
+        from actors.communicator.gpu import GpuCommunicators
+
+        kinds = GpuCommunicators(settings)
+    else:
+        from actors.communicator.cpu import CpuCommunicators
+
+        kinds = CpuCommunicators(settings)
+    return Link(settings, kinds)
 
 
 def rank_device(spec: RankSpec) -> torch.device:
@@ -171,19 +75,24 @@ def rank_device(spec: RankSpec) -> torch.device:
     return torch.device("cuda", spec.device_index)
 
 
-def arena_bytes(spec: RankSpec, path: Path) -> int:
-    """Bytes to share: the staging slots, and the inputs of the largest graph of every piece.
-
-    Raises RankFault if the model's ``config.json`` does not say how large they are.
-    """
+def model_sizes(spec: RankSpec, path: Path) -> ModelSizes:
+    """Reads the model's ``config.json``. Raises RankFault if it does not say how large the all-reduces are."""
     data = json.loads((path / "config.json").read_text())
     text = data.get("text_config") or data
     try:
         layers, hidden = int(text["num_hidden_layers"]), int(text["hidden_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise RankFault(None, f"{path}/config.json does not say {error}") from None
+    named = [spec.config.model.dtype, *(one.get(key) for one in (text, data) for key in ("dtype", "torch_dtype"))]
+    name = next((one for one in named if one in DTYPES), "float32")
+    return ModelSizes(layers, hidden, DTYPES[name])
+
+
+def arena_bytes(spec: RankSpec, model: ModelSizes, probes: int) -> int:
+    """Bytes to share: the staging slots, the inputs of the largest graph of every piece, and those of the probes."""
     capture = spec.config.capture
     rows = max(capture.prefill_tokens) + max(capture.decode_batch_sizes)
-    pieces = layers + 1 if spec.plan.rounds else 0
+    pieces = model.layers + 1 if spec.plan.rounds else 0
     # Four bytes per element and two inputs alive hold for every dtype and every decoder of this engine.
-    return arena_bytes_needed(spec.config.communicator.max_bytes, pieces, rows, hidden, 4, 2) + ARENA_SPARE
+    graphs = arena_bytes_needed(spec.config.communicator.max_bytes, pieces, rows, model.hidden, 4, 2)
+    return graphs + probes + ARENA_SPARE

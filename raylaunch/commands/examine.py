@@ -115,7 +115,7 @@ def _examine_communicator(plan: Plan, config: LaunchConfig) -> None:
     """Asks the ranks' own code, with an offer of real memory: what it says here it will say in a launch."""
     try:
         from actors.communicator.arena import Arena, host_identity, open_segment
-        from actors.communicator.choice import choose
+        from actors.communicator.choice import choose, cpu_options
         from actors.communicator.shared_memory import ShareOffer
     except (ImportError, OSError) as error:
         plan.problems.append(f"what runs in a rank cannot be imported: {error}")
@@ -134,8 +134,12 @@ def _examine_communicator(plan: Plan, config: LaunchConfig) -> None:
             arena.close()
     offers = [ShareOffer(rank, host, platform.machine(), limit, handle, reason) for rank in range(world)]
     spread = [str(rank * config.parallel.nodes // world) for rank in range(world)]
-    choice = choose(offers, config.communicator.custom_all_reduce, world, spread)
-    plan.facts["all-reduce"] = f"{choice.kind} ({choice.reason})"
+    try:
+        choice = choose(config.communicator.kind, cpu_options(offers, spread), world)
+    except RankFault as error:
+        plan.problems.append(f"all-reduce: {error}")
+        return
+    plan.facts["all-reduce"] = f"{' or '.join(choice.kinds)} ({choice.reason})"
 
 
 def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None]:

@@ -28,15 +28,35 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Route:
+    """Messages of up to ``up_to`` bytes (None: of any size) are reduced by ``kind``."""
+
+    up_to: int | None
+    kind: str
+
+
+@dataclass(frozen=True)
+class MeasuredSize:
+    """What an all-reduce of ``nbytes`` took by each kind, in microseconds on the slowest rank, and what was chosen."""
+
+    nbytes: int
+    microseconds: Mapping[str, float]
+    chosen: str
+
+
+@dataclass(frozen=True)
 class CommunicatorFacts:
     """CONNECTED: which all-reduce this rank will use.
 
     Attributes:
-        kind: ``shared-memory``, ``gloo``, ``single``, ``sgl_kernel``, ``nccl``.
+        kind: ``shared-memory``, ``gloo``, ``single``, ``sgl_kernel``, ``nccl``, ``symmetric-one-shot``,
+            ``symmetric-two-shot``; several, joined by ``+``, where the size of a message decides.
         reason: why this one, and not a faster one.
         max_bytes: largest message it takes, 0 for no limit.
         world_size: of its group.
-        capacity: rows of its table of registered inputs, None for no limit.
+        capacity: inputs that it can register, None for no limit.
+        routes: which kind reduces messages of which sizes, ascending; the last has no limit.
+        measured: what the choice was made from, where it was measured.
     """
 
     kind: str
@@ -44,6 +64,8 @@ class CommunicatorFacts:
     max_bytes: int
     world_size: int
     capacity: int | None = None
+    routes: tuple[Route, ...] = ()
+    measured: tuple[MeasuredSize, ...] = ()
 
 
 @dataclass(frozen=True)

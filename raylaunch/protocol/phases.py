@@ -34,6 +34,8 @@ class Gate(enum.Enum):
 
     MEET = ("meet", Phase.CONNECT)  # who am I; rank 0 offers the address of the store it has bound
     ATTACH = ("attach", Phase.CONNECT)  # offers a handle of the memory that peers may map
+    PROBED = ("probed", Phase.CONNECT)  # has captured all-reduces to be timed; offers their inputs
+    MEASURED = ("measured", Phase.CONNECT)  # offers the times
     CONNECTED = ("connected", Phase.CONNECT)
     LOADED = ("loaded", Phase.LOAD)
     WARMED = ("warmed", Phase.WARMUP)
@@ -86,6 +88,7 @@ class LaunchPlan:
     rounds: tuple[RoundPlan, ...] = ()
     granularity: Granularity = "iteration"
     rounds_from_ranks: bool = False
+    measures: bool = False
 
     def with_rounds(self, rounds: tuple[RoundPlan, ...]) -> LaunchPlan:
         """The plan once the ranks have said which rounds there are."""
@@ -96,7 +99,8 @@ class LaunchPlan:
 
     def steps(self) -> Iterator[Step]:
         """Every barrier of this launch, in order."""
-        for gate in (Gate.MEET, Gate.ATTACH, Gate.CONNECTED, Gate.LOADED, Gate.WARMED):
+        probes = (Gate.PROBED, Gate.MEASURED) if self.measures else ()
+        for gate in (Gate.MEET, Gate.ATTACH, *probes, Gate.CONNECTED, Gate.LOADED, Gate.WARMED):
             yield Step(gate)
         for plan in self.rounds:
             for shape in sorted(plan.shapes, reverse=True):

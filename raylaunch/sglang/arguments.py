@@ -60,7 +60,7 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
         "port": config.serve.port or 30_000,
         "served_model_name": config.serve.served_model_name,
         "chat_template": config.serve.chat_template,
-        "disable_custom_all_reduce": not config.communicator.custom_all_reduce,
+        "disable_custom_all_reduce": config.communicator.kind == "library",
         "log_level": "info",
         **engine.sglang.args,
     }

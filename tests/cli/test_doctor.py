@@ -53,7 +53,7 @@ def test_what_makes_a_launch_impossible_is_listed(setting: str, said: str) -> No
 @pytest.mark.parametrize(
     ("setting", "what", "said"),
     [
-        ("communicator.custom_all_reduce=false", "all-reduce", "gloo (the custom all-reduce is switched off"),
+        ("communicator=library", "all-reduce", "gloo (asked for by communicator.kind"),
         ("parallel.tensor_parallel_size=1", "all-reduce", "single (one rank)"),
         ("parallel.nodes=2", "all-reduce", "gloo (the group spans 2 nodes)"),
         ("capture.enabled=false", "shapes", "eager, nothing is captured"),

@@ -10,7 +10,9 @@ import pytest
 import typer
 from rich.console import Console
 
-from raylaunch.commands.bench import cost_of, medians
+from raylaunch.commands.bench.allreduce import compare
+from raylaunch.commands.bench.launch import cost_of, medians
+from raylaunch.commands.bench.plot import require_matplotlib
 from raylaunch.commands.outcome import explain, reported, signals_held
 from raylaunch.commands.progress import LaunchProgress
 from raylaunch.commands.questions import Question, Reply, read_questions, score
@@ -151,3 +153,19 @@ def test_the_bar_says_the_step() -> None:
     with LaunchProgress(Console(file=out, width=100, force_terminal=True)) as progress:
         progress.step(Step(Gate.ITERATION, "prefill", 128, 2), 7, 20)
     assert "iteration prefill 128 tokens iteration 2" in out.getvalue()
+
+
+def test_bandwidths_and_ratios_of_an_all_reduce() -> None:
+    times = {"sgl_kernel in graph": {8192: 4.0}, "nccl in graph": {8192: 8.0}}
+    ours, library = compare(times, ranks=4, link=100e9)
+    assert (ours.nbytes, ours.of_best, ours.of_library, library.of_best) == (8192, 1.0, 0.5, 2.0)
+    assert ours.bus_bandwidth == pytest.approx(2 * 3 / 4 * 8192 / 4e-6)
+    assert ours.of_link == pytest.approx(ours.bus_bandwidth / 100e9)
+    (alone,) = compare({"shared-memory in graph": {8192: 4.0}}, ranks=2, link=None)
+    assert (alone.of_link, alone.of_library) == (None, None)
+
+
+def test_a_drawing_needs_matplotlib_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"raylaunch\[bench\]"):
+        require_matplotlib()

@@ -18,7 +18,9 @@ def test_version() -> None:
     assert run("--version").stdout == f"raylaunch {raylaunch.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [(), ("generate",), ("eval",), ("doctor",), ("bench",), ("bench", "launch")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("generate",), ("eval",), ("doctor",), ("bench",), ("bench", "launch"), ("bench", "allreduce")]
+)
 def test_every_command_has_help(arguments: tuple[str, ...]) -> None:
     ran = run(*arguments, "--help")
     assert ran.code == 0
@@ -53,6 +55,12 @@ def test_the_command_line_loads_nothing_heavy() -> None:
         (("eval", "--data", "sums-heldout", "--output", "."), "is a folder"),
         (("bench", "launch", "--ranks", "2,x"), "must be numbers of ranks"),
         (("bench", "launch", "--set", "parallel.nodes=3"), "nodes must divide"),
+        (("bench", "allreduce", "--sizes", "8,x"), "must be sizes in KiB"),
+        (("bench", "allreduce", "--set", "parallel.tensor_parallel_size=1"), "one rank reduces nothing"),
+        (("generate", "--prompt", "a", "--set", "communicator=fastest"), "communicator.kind = 'fastest'"),
+        (("generate", "--prompt", "a", "--set", "communicator=jit"), "only the engine 'sglang' has it"),
+        (("generate", "--prompt", "a", "--set", "communicator=sgl_kernel"), "needs GPUs"),
+        (("generate", "--prompt", "a", "--set", "communicator=symmetric_memory"), "needs GPUs"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_launched(arguments: tuple[str, ...], said: str) -> None:

@@ -34,11 +34,11 @@ def test_graphs_and_eager_one_rank_and_two() -> None:
 
 
 @pytest.mark.slow
-def test_without_custom_all_reduce_the_reason_is_reported() -> None:
-    ids, texts, table = answers("communicator.custom_all_reduce=false")
+def test_the_library_where_it_is_asked_for() -> None:
+    ids, texts, table = answers("communicator=library")
     assert texts == [row["answer"] for row in held_out()]
     assert "gloo" in table
-    assert "switched off in the configuration" in table
+    assert "asked for by communicator.kind" in table
     assert len(ids) == 200
 
 

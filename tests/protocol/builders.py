@@ -31,6 +31,7 @@ from raylaunch.protocol import (
 
 PREFILL, DECODE = RoundPlan("prefill", (32, 8)), RoundPlan("decode", (4, 2))
 PLAN = LaunchPlan(2, (PREFILL, DECODE))
+MEASURING = replace(PLAN, measures=True)
 SIZES = (4096, 4096, 8192)
 INPUTS = ShapeInputs(len(SIZES), sum(SIZES), "alike")
 
@@ -44,6 +45,8 @@ def facts(plan: LaunchPlan, step: Step, rank: int) -> Facts:
     return {
         Gate.MEET: Identity("node", 100 + rank, f"cuda:{rank}", rank, {"torch": "2.11", "dtype": "bfloat16"}),
         Gate.ATTACH: None,
+        Gate.PROBED: None,
+        Gate.MEASURED: None,
         Gate.CONNECTED: CommunicatorFacts("sgl_kernel", "peers can map memory", 8 << 20, plan.world_size, 8192),
         Gate.LOADED: LoadFacts(tensors=40, nbytes=1 << 20, bytes_read=1 << 20),
         Gate.WARMED: WarmupFacts(pieces=3, eager_pieces={1: "attention"}, planned_inputs=12),

@@ -22,7 +22,7 @@ from raylaunch.protocol.rules.arrivals import FACTS
 from raylaunch.protocol.rules.capture import first_difference
 from raylaunch.protocol.rules.common import human_bytes, named_shape, odd_one
 from raylaunch.protocol.rules.connect import table_is_large_enough
-from tests.protocol.builders import DECODE, INPUTS, MUTATIONS, PLAN, SIZES, arrivals, say, submit
+from tests.protocol.builders import DECODE, INPUTS, MEASURING, MUTATIONS, PLAN, SIZES, arrivals, say, submit
 
 THREE = replace(PLAN, world_size=3)
 
@@ -38,7 +38,7 @@ def every(**changes):
 
 @pytest.mark.parametrize("gate", Gate)
 def test_good_arrivals_break_no_rule(gate):
-    assert isinstance(submit(gate, lambda ranks: ranks), Release)
+    assert isinstance(submit(gate, lambda ranks: ranks, MEASURING), Release)
 
 
 ALONE = {rule for rules in RULES.values() for rule in rules} - {table_is_large_enough}  # that one: test_f17

@@ -54,6 +54,8 @@ def check(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], history: Hi
 RULES: Mapping[Gate, tuple[Rule, ...]] = {
     Gate.MEET: (same_fingerprint, devices_in_rank_order),
     Gate.ATTACH: (),
+    Gate.PROBED: (),
+    Gate.MEASURED: (),
     Gate.CONNECTED: (same_communicator,),
     Gate.LOADED: (every_tensor_loaded,),
     Gate.WARMED: (nothing_captured_yet, same_rounds, same_pieces, table_is_large_enough),

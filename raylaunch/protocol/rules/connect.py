@@ -44,7 +44,7 @@ def devices_in_rank_order(plan: LaunchPlan, step: Step, arrivals: Sequence[Arriv
 def same_communicator(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
     """F18: every rank decided for the same all-reduce."""
     facts = facts_of(arrivals, CommunicatorFacts)
-    odd = odd_one({rank: (f.kind, f.max_bytes, f.world_size, f.capacity) for rank, f in facts.items()})
+    odd = odd_one({rank: (f.kind, f.max_bytes, f.world_size, f.capacity, f.routes) for rank, f in facts.items()})
     if odd is None:
         return None
     states = {

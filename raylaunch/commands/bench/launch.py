@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raylaunch.commands.bench.figures import machine_line, numbers_of, write_figures
+from raylaunch.commands.bench.programs import ray_session, run_program
 from raylaunch.commands.options import Config, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
 from raylaunch.commands.session import launched
-from raylaunch.errors import ConfigError
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
@@ -43,7 +43,8 @@ def bench_launch(
 ) -> None:
     """Measure the driver: a barrier of ranks that do nothing, and the phases of whole launches."""
     with reported():
-        wanted, sizes = load_config(config, settings), sizes_of(ranks)
+        wanted = load_config(config, settings)
+        sizes = numbers_of("--ranks", ranks, "numbers of ranks such as 2,4,8")
         require_writable("--json", json_file)
         idle = {size: noop_config(wanted, size) for size in sizes}
         from raylaunch.commands.machine import describe_machine
@@ -56,18 +57,9 @@ def bench_launch(
             with launched(wanted, show_report=False) as engine:
                 launches.append(engine.report.to_dict())
         typer.echo("\n".join(show(machine, costs, launches)))
-        if json_file is not None:
-            everything = {"machine": machine, "barriers": [asdict(cost) for cost in costs], "launches": launches}
-            everything["medians"] = medians(launches)
-            json_file.write_text(json.dumps(everything, indent=2), encoding="utf-8")
-
-
-def sizes_of(text: str) -> list[int]:
-    """Group sizes in ``2,4,8``. Raises :class:`ConfigError`."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ConfigError("--ranks", text, "must be numbers of ranks such as 2,4,8")
-    return [int(part) for part in parts]
+        barriers = [asdict(cost) for cost in costs]
+        figures = {"barriers": barriers, "launches": launches, "medians": medians(launches)}
+        write_figures(json_file, machine, figures)
 
 
 def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
@@ -86,25 +78,11 @@ def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
 
 def step_costs(configs: dict[int, LaunchConfig]) -> list[StepCost]:
     """Launches idle ranks in each size and times their barriers. Raises :class:`LaunchError`."""
-    from raylaunch.cluster import enter
-    from raylaunch.commands.outcome import signals_held
-    from raylaunch.launch import launch
-    from raylaunch.report import LaunchReport
-
-    placement = next(iter(configs.values())).placement
-    session = enter(placement.address, {"CPU": float(max(configs))}, placement.namespace)
     costs = []
-    try:
+    with ray_session(next(iter(configs.values())), float(max(configs))):
         for size, config in configs.items():
             stderr_console().print(f"barriers of {size} ranks")
-            report = LaunchReport(config.name)
-            done = launch(config, report, lambda *_: None, program="noop")
-            with signals_held():
-                done.group.close(config.deadlines.shutdown)
-            costs.append(cost_of(size, report))
-    finally:
-        with signals_held():
-            session.close()
+            costs.append(cost_of(size, run_program(config, "noop")))
     return costs
 
 
@@ -133,12 +111,7 @@ def medians(launches: list[dict[str, Any]]) -> dict[str, float]:
 
 def show(machine: dict[str, Any], costs: list[StepCost], launches: list[dict[str, Any]]) -> list[str]:
     """The figures as lines for people."""
-    memory = machine["memory"]["total"] / (1 << 30)
-    packages = ", ".join(f"{name} {machine['packages'][name]}" for name in ("ray", "torch"))
-    lines = [
-        f"{machine['host']}: {machine['cpus_usable']:g} CPUs, {memory:.0f} GiB, {len(machine['gpus'])} GPUs, "
-        f"Python {machine['python']}, {packages}"
-    ]
+    lines = [machine_line(machine)]
     if costs:
         lines += ["", "one barrier, ranks idle, milliseconds", " ranks  barriers  median     p99  per rank"]
         lines += [f"{c.ranks:6}  {c.steps:8}  {c.median:6.2f}  {c.p99:6.2f}  {c.per_rank:8.2f}" for c in costs]

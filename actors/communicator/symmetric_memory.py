@@ -1,0 +1,109 @@
+"""All-reduce through PyTorch's symmetric memory: the one file that knows ``torch.distributed._symmetric_memory``.
+
+Each rank copies its input into a buffer that all ranks have mapped; a kernel then reads the peers' buffers, all of
+them (one shot) or a share of each, which is passed on (two shots). NVLink multicast is never used. The buffers stay
+where they are, so that graphs need no registration. Written against torch 2.11 and 2.13, whose interface is not stable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from actors.communicator.base import require_capture
+from actors.communicator.parts import NothingToRegister
+from actors.communicator.sgl_kernel import ALIGNMENT, GpuCall, padded
+from raylaunch.errors import RankFault
+
+OPERATIONS = {"symmetric-one-shot": "one_shot_all_reduce", "symmetric-two-shot": "two_shot_all_reduce_"}
+NO_MULTICAST = "TORCH_SYMM_MEM_DISABLE_MULTICAST"
+
+
+def missing_support() -> str:
+    """Why this build of torch cannot do it, or ""."""
+    try:
+        from torch._C._distributed_c10d import _SymmetricMemory
+
+        for name in ("set_group_info", "empty_strided_p2p", "rendezvous"):
+            getattr(_SymmetricMemory, name)
+        for name in OPERATIONS.values():
+            getattr(torch.ops.symm_mem, name)
+    except (ImportError, AttributeError) as error:
+        return f"torch {torch.__version__} has no symmetric memory: {error}"
+    return ""
+
+
+class SymmetricMemoryAllReduce(NothingToRegister):
+    """See the module, and :class:`actors.communicator.base.Communicator`.
+
+    Args:
+        kind: ``symmetric-one-shot`` or ``symmetric-two-shot``.
+        store: the rendezvous, of a group that every rank joins.
+        max_bytes: size of the buffer; larger inputs are reduced in parts.
+    """
+
+    def __init__(self, kind: str, store: dist.Store, rank: int, world_size: int, max_bytes: int) -> None:
+        self.kind, self.rank, self.world_size, self.max_bytes = kind, rank, world_size, max_bytes
+        self._store = store
+        self._group = f"raylaunch-{kind}"
+        self._buffer: torch.Tensor | None = None
+
+    def open(self) -> None:
+        """Maps the peers' buffers; every rank has to call it. Raises RankFault F16 if torch cannot."""
+        os.environ[NO_MULTICAST] = "1"
+        from torch._C._distributed_c10d import _SymmetricMemory
+
+        try:
+            # The registry of groups is torch's own and global; the name is ours, and no process group is behind it.
+            store = dist.PrefixStore(self._group, self._store)
+            _SymmetricMemory.set_group_info(self._group, self.rank, self.world_size, store)
+            device = torch.device("cuda", torch.cuda.current_device())
+            buffer = _SymmetricMemory.empty_strided_p2p((self.max_bytes,), (1,), torch.uint8, device, None)
+            _SymmetricMemory.rendezvous(buffer, self._group)
+        except RuntimeError as error:
+            raise RankFault("F16", f"rank {self.rank}: symmetric memory cannot be set up: {error}") from error
+        self._buffer = buffer
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Communicator.all_reduce`."""
+        if torch.cuda.is_current_stream_capturing():
+            require_capture(self, "an all-reduce")
+        x = x.contiguous()
+        nbytes = x.numel() * x.element_size()
+        if nbytes == 0:
+            return x.clone()
+        if nbytes % ALIGNMENT:
+            return self.all_reduce(padded(x))[: x.numel()].view(x.shape)
+        if nbytes > self.max_bytes:
+            parts = x.view(-1).split(self.max_bytes // x.element_size())
+            return torch.cat([self._reduce(part) for part in parts]).view(x.shape)
+        return self._reduce(x)
+
+    def _reduce(self, x: torch.Tensor) -> torch.Tensor:
+        if self._buffer is None:
+            raise RuntimeError("open() comes first")
+        staged = self._buffer[: x.numel() * x.element_size()].view(x.dtype)
+        staged.copy_(x.view(-1))
+        reduced = getattr(torch.ops.symm_mem, OPERATIONS[self.kind])(staged, "sum", self._group)
+        out = reduced.clone() if reduced.data_ptr() == staged.data_ptr() else reduced
+        return out.view(x.shape)
+
+    @contextlib.contextmanager
+    def recording(self, round: str, shape: int, piece: str) -> Iterator[list[GpuCall]]:
+        """Nothing is recorded: a graph holds torch's own kernels, which read the buffers."""
+        yield []
+
+    def input_memory(self, nbytes: int) -> torch.Tensor:
+        """Memory of torch's allocator."""
+        return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
+
+    def abort(self) -> None:
+        """Nothing: a kernel that waits for a peer ends with its process, which the driver ends."""
+
+    def close(self) -> None:
+        """Drops the buffer; graphs must not be replayed any more."""
+        self._buffer = None

@@ -1,0 +1,123 @@
+"""Which GPUs can read each other's memory and which are linked by NVLink: gathered by each rank, judged alike by all.
+
+Sources: CUDA for peer access, NVML (``nvidia-ml-py``) for NVLink. Where NVML is absent, that is a reason and no crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+MEGABYTE = 1_000_000
+CAN_READ = 0  # NVML_P2P_CAPS_INDEX_READ, which nvidia-ml-py defines as a tuple by mistake
+
+
+@dataclass(frozen=True)
+class GpuPlace:
+    """One rank's GPU and its neighbours; plain data, carried to all ranks.
+
+    Attributes:
+        uuid: of the GPU, as CUDA and NVML name it.
+        peers: uuids of GPUs whose memory it can read, its own among them.
+        nvlinked: uuids of GPUs that it reaches over NVLink, its own among them.
+        link_bandwidth: bytes per second that its NVLinks carry in one direction, None if unknown.
+        nvml_problem: why NVML could not be asked, or "".
+    """
+
+    uuid: str
+    peers: tuple[str, ...] = ()
+    nvlinked: tuple[str, ...] = ()
+    link_bandwidth: float | None = None
+    nvml_problem: str = ""
+
+
+def unreachable(places: Sequence[GpuPlace]) -> str:
+    """The first pair of ranks whose GPUs cannot read each other's memory, in words; "" if all can."""
+    return _first_missing(places, "peers", "cannot read the memory of")
+
+
+def unlinked(places: Sequence[GpuPlace]) -> str:
+    """The first pair of ranks whose GPUs are not linked by NVLink, in words; "" if all are."""
+    missing = _first_missing(places, "nvlinked", "has no NVLink to")
+    problem = next((place.nvml_problem for place in places if place.nvml_problem), "")
+    return f"{missing} ({problem})" if missing and problem else missing
+
+
+def sharing(names: Sequence[object]) -> str:
+    """The first two ranks of equal names, in words; "" if all differ."""
+    for rank, name in enumerate(names):
+        first = names.index(name)
+        if first != rank:
+            return f"ranks {first} and {rank} share one GPU"
+    return ""
+
+
+def _first_missing(places: Sequence[GpuPlace], relation: str, verb: str) -> str:
+    for rank, place in enumerate(places):
+        for peer, other in enumerate(places):
+            if other.uuid not in getattr(place, relation):
+                return f"rank {rank}'s GPU {verb} rank {peer}'s"
+    return ""
+
+
+# ---- gathering: on a rank, with its device current ---------------------------------------------------------------
+
+
+def gpu_place() -> GpuPlace:
+    """The current device among all that this process sees. Does not raise where NVML cannot be asked."""
+    import torch
+
+    mine, count = torch.cuda.current_device(), torch.cuda.device_count()
+    uuids = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
+    peers = [uuids[i] for i in range(count) if i == mine or torch.cuda.can_device_access_peer(mine, i)]
+    try:
+        linked, bandwidth = _ask_nvml(uuids[mine], uuids)
+    except Exception as error:  # ImportError, or an NVMLError: their classes are made when the library is loaded
+        problem = f"NVML does not answer: {error}"
+        return GpuPlace(uuids[mine], tuple(peers), (uuids[mine],), None, problem)
+    return GpuPlace(uuids[mine], tuple(peers), (uuids[mine], *linked), bandwidth)
+
+
+def _ask_nvml(mine: str, uuids: Sequence[str]) -> tuple[list[str], float | None]:
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{mine}")
+        others = {uuid: pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids if uuid != mine}
+        return [uuid for uuid, other in others.items() if linked(handle, other)], link_bandwidth(handle)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def linked(handle: Any, other: Any) -> bool:
+    """Whether two GPUs, given as NVML handles, reach each other over NVLink, directly or through a switch."""
+    import pynvml
+
+    status = pynvml.nvmlDeviceGetP2PStatus(handle, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+    return bool(status == pynvml.NVML_P2P_STATUS_OK)
+
+
+def readable(handle: Any, other: Any) -> bool:
+    """Whether one GPU can read the other's memory, as NVML sees it."""
+    import pynvml
+
+    status = pynvml.nvmlDeviceGetP2PStatus(handle, other, CAN_READ)
+    return bool(status == pynvml.NVML_P2P_STATUS_OK)
+
+
+def link_bandwidth(handle: Any) -> float | None:
+    """Bytes per second over all active NVLinks of a GPU, in one direction; None if it has none or does not say."""
+    import pynvml
+
+    active = 0
+    for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
+        with suppress(pynvml.NVMLError):  # a GPU says "not supported" for links that it does not have
+            active += pynvml.nvmlDeviceGetNvLinkState(handle, link) == pynvml.NVML_FEATURE_ENABLED
+    if not active:
+        return None
+    (field,) = pynvml.nvmlDeviceGetFieldValues(handle, [pynvml.NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON])
+    speed = int(field.value.uiVal) if field.nvmlReturn == pynvml.NVML_SUCCESS else 0
+    return float(active * speed * MEGABYTE) or None

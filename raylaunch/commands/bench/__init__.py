@@ -1,0 +1,11 @@
+"""``raylaunch bench``: measurements, a file per command; ``figures`` has what they share."""
+
+from __future__ import annotations
+
+import typer
+
+from raylaunch.commands.bench import allreduce, launch
+
+app = typer.Typer(help="Measurements.", no_args_is_help=True)
+app.command("launch")(launch.bench_launch)
+app.command("allreduce")(allreduce.bench_allreduce)

@@ -1,0 +1,88 @@
+"""Every kind of all-reduce in a launch on GPUs, and the sizes at which one hands over to the next."""
+
+from __future__ import annotations
+
+import pytest
+
+from raylaunch import Engine, LaunchConfig, LaunchError
+from raylaunch.protocol import CommunicatorFacts, Gate, Route
+from tests.gpu.conftest import gpus
+from tests.gpu.test_faults import OTHER_HOST, OVER_SOCKETS
+
+pytestmark = pytest.mark.gpu
+
+ROW = 128 * 4  # bytes of one token's activation: the tiny model has 128 elements, in float32
+SMALL = "communicator.max_bytes=4096"  # eight tokens
+
+
+def launched(config: LaunchConfig) -> tuple[str, CommunicatorFacts, list[int]]:
+    """An answer, what the ranks agreed on, and how many inputs each registered."""
+    with Engine(config) as engine:
+        text = engine.generate("12+30=", max_new_tokens=8).text
+        said = [arrival.facts for arrival in engine.report.facts(Gate.CONNECTED)[0][1]]
+        registered = [arrival.facts.registered for arrival in engine.report.facts(Gate.REGISTERED)[-1][1]]
+    assert said[0] == said[1]
+    return text, said[0], registered
+
+
+def test_topology_is_known(two_ranks: LaunchConfig) -> None:
+    text, facts, registered = launched(two_ranks)
+    assert text == "42"
+    assert (facts.kind, facts.routes) == ("sgl_kernel", (Route(None, "sgl_kernel"),))
+    assert ("share one GPU" in facts.reason) == (gpus() == 1)
+    assert registered == [24, 24]
+
+
+def test_large_messages_go_to_nccl_inside_the_graphs(two_ranks: LaunchConfig) -> None:
+    """Only shapes below the limit register inputs; the graphs of the others hold NCCL's kernels and register none."""
+    config = (
+        two_ranks.override(SMALL) if gpus() > 1 else two_ranks.override(SMALL, OVER_SOCKETS, f"faults=[{OTHER_HOST}]")
+    )
+    text, facts, registered = launched(config)
+    assert text == "42"
+    assert facts.routes == (Route(4096, "sgl_kernel"), Route(None, "nccl"))
+    below = sum(shape * ROW <= 4096 for shape in (8, 32, 128, 2, 8, 32))
+    assert registered == [4 * below] * 2
+
+
+def test_large_messages_are_split_where_there_is_no_nccl(two_ranks: LaunchConfig) -> None:
+    if gpus() > 1:
+        pytest.skip("on two GPUs there is NCCL")
+    text, facts, registered = launched(two_ranks.override(SMALL))
+    assert text == "42"
+    assert facts.routes == (Route(None, "sgl_kernel"),)
+    assert "in parts, as nccl is impossible" in facts.reason
+    assert registered[0] > 24
+
+
+def test_the_library_alone(two_ranks: LaunchConfig) -> None:
+    config = two_ranks.override("communicator=library")
+    if gpus() == 1:
+        with pytest.raises(LaunchError, match="which NCCL does not take") as caught:
+            Engine(config).start()
+        assert (caught.value.code, caught.value.phase) == ("F18", "CONNECT")
+        config = config.override(OVER_SOCKETS, f"faults=[{OTHER_HOST}]")
+    text, facts, registered = launched(config)
+    assert (text, facts.kind, registered) == ("42", "nccl", [0, 0])
+
+
+def test_auto_measures_every_kind_and_takes_the_fastest(two_ranks: LaunchConfig) -> None:
+    config = two_ranks.override("communicator=auto")
+    if gpus() == 1:
+        config = config.override(OVER_SOCKETS, f"faults=[{OTHER_HOST}]")
+    text, facts, _ = launched(config)
+    assert text == "42"
+    assert [one.nbytes for one in facts.measured] == [shape * ROW for shape in (2, 8, 32, 128)]
+    for one in facts.measured:
+        assert {"sgl_kernel", "nccl"} <= set(one.microseconds)
+        assert one.chosen == min(one.microseconds, key=one.microseconds.__getitem__)
+
+
+def test_symmetric_memory_or_the_reason_why_not(two_ranks: LaunchConfig) -> None:
+    config = two_ranks.override("communicator=symmetric_memory")
+    if gpus() == 1:
+        with pytest.raises(LaunchError, match="share one GPU"):
+            Engine(config).start()
+        return
+    text, facts, registered = launched(config)
+    assert (text, facts.kind, registered) == ("42", "symmetric-one-shot", [0, 0])
