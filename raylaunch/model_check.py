@@ -40,7 +40,7 @@ def check_model(config: LaunchConfig) -> ModelShape:
     shape = shape_of(data, config.model.path)
     sglang = config.engine.kind == "sglang"
     world = config.parallel.tensor_parallel_size
-    _check_heads(shape, world, repeats_kv=sglang)
+    check_heads(shape, world, repeats_kv=sglang)
     longest = max(config.capture.prefill_tokens)
     # Without shapes of the user's SGLang takes its own.
     if longest > shape.max_positions and (not sglang or "prefill_tokens" in config.capture.model_fields_set):
@@ -66,18 +66,12 @@ def check_model(config: LaunchConfig) -> ModelShape:
     return shape
 
 
-def check_communicator(config: LaunchConfig) -> None:
-    """Whether engine and device have the all-reduce that is asked for. Raises :class:`ConfigError`."""
-    kind, engine, device = config.communicator.kind, config.engine.kind, config.engine.device
-    if engine == "reference" and kind == "jit":
-        raise ConfigError("communicator.kind", kind, "only the engine 'sglang' has it; on GPUs, custom is sgl_kernel")
-    if device == "cpu" and kind in GPU_ONLY:
-        raise ConfigError("communicator.kind", kind, "needs GPUs; on CPUs there are custom, library and auto")
+def check_heads(shape: ModelShape, world: int, *, repeats_kv: bool) -> None:
+    """Whether a group of ``world`` ranks can divide the heads. Raises :class:`ConfigError`.
 
-
-def _check_heads(shape: ModelShape, world: int, *, repeats_kv: bool) -> None:
-    """Heads are divided among the ranks. Where there are more ranks than key and value heads, SGLang gives several
-    ranks the same one."""
+    Args:
+        repeats_kv: the engine gives several ranks the same key and value head where there are more ranks than those.
+    """
 
     def able(ranks: int) -> bool:
         kv = shape.kv_heads % ranks == 0 or (repeats_kv and ranks % shape.kv_heads == 0)
@@ -90,6 +84,15 @@ def _check_heads(shape: ModelShape, world: int, *, repeats_kv: bool) -> None:
         sizes = ", ".join(str(ranks) for ranks in range(1, shape.heads + 1) if able(ranks))
         text = f"must divide the model's {name} = {heads}; this model can be launched with {sizes}"
         raise ConfigError("parallel.tensor_parallel_size", world, text)
+
+
+def check_communicator(config: LaunchConfig) -> None:
+    """Whether engine and device have the all-reduce that is asked for. Raises :class:`ConfigError`."""
+    kind, engine, device = config.communicator.kind, config.engine.kind, config.engine.device
+    if engine == "reference" and kind == "jit":
+        raise ConfigError("communicator.kind", kind, "only the engine 'sglang' has it; on GPUs, custom is sgl_kernel")
+    if device == "cpu" and kind in GPU_ONLY:
+        raise ConfigError("communicator.kind", kind, "needs GPUs; on CPUs there are custom, library and auto")
 
 
 def read_model_config(config: LaunchConfig) -> dict[str, Any]:

@@ -65,6 +65,13 @@ def test_the_drivers_side_imports_no_actors(file):
 
 @pytest.mark.parametrize("file", files_of(actors), ids=lambda file: file.name)
 def test_the_ranks_side_imports_only_what_both_sides_share(file):
-    shared = ("raylaunch.protocol", "raylaunch.config", "raylaunch.errors", "raylaunch.wire")
+    shared = (
+        "raylaunch.protocol",
+        "raylaunch.config",
+        "raylaunch.errors",
+        "raylaunch.wire",
+        "raylaunch.sglang.sockets",
+        "raylaunch.sglang.arguments",
+    )
     found = [name for name in imports_at_module_level(file) if name.split(".")[0] == "raylaunch"]
     assert [name for name in found if not name.startswith(shared)] == []

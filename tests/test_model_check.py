@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
-from raylaunch.model_check import ModelShape, check_model
+from raylaunch.model_check import ModelShape, check_heads, check_model
+from raylaunch.sglang.arguments import installed_folder
 
 GOOD = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -71,7 +73,6 @@ def test_shapes_beyond_the_positions(check):
     ("overrides", "key", "text"),
     [
         (["faults=[{action: kill, rank: 2}]", "parallel.tensor_parallel_size=2"], "faults", "only ranks 0 to 1"),
-        (["engine=sglang"], "engine.kind", "'reference' only"),
         (["engine.max_context=2049"], "engine.max_context", "2048"),
         (["engine.device=cpu", "capture.compiler=inductor"], "capture.compiler", "needs GPUs"),
     ],
@@ -81,6 +82,23 @@ def test_settings_that_do_not_go_together(check, overrides, key, text):
         check(GOOD, *overrides)
     assert caught.value.key == key
     assert text in str(caught.value)
+
+
+@pytest.mark.skipif(installed_folder() is not None, reason="sglang is installed")
+def test_the_engine_sglang_without_sglang(check):
+    with pytest.raises(ConfigError, match="sglang is not installed here"):
+        check(GOOD, "engine=sglang")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "reference", "sglang"),
+    [(1, True, True), (2, True, True), (3, False, False), (4, True, True), (6, False, False), (8, False, True)],
+)
+def test_sglang_gives_several_ranks_the_same_kv_head(ranks, reference, sglang):
+    shape = ModelShape("Qwen3ForCausalLM", max_positions=2048, vocab_size=100, heads=8, kv_heads=4)
+    for repeats_kv, able in ((False, reference), (True, sglang)):
+        with nullcontext() if able else pytest.raises(ConfigError, match="must divide the model's num_"):
+            check_heads(shape, ranks, repeats_kv=repeats_kv)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylaunch import __version__
 from raylaunch.errors import ConfigError
@@ -15,6 +16,7 @@ from raylaunch.serve import errors, metrics, status
 from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
 from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey
 from raylaunch.serve.running import GroupUnavailable, rebuilt
+from raylaunch.sglang.manager import TokenizerSide
 
 if TYPE_CHECKING:
     from raylaunch.config import ServeConfig
@@ -44,7 +46,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     if not isinstance(frontend, SglangFrontend) or frontend.side is None:
         raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
     theirs = sglang_application(frontend)
-    app: ASGIApp = Guard(engine, settings, _operators_only(theirs) if exposed else theirs)
+    app: ASGIApp = Guard(engine, settings, frontend.side, _operators_only(theirs) if exposed else theirs)
     app = LimitConcurrency(app, limit=settings.max_concurrent, paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
     app = Split(own_application(engine, settings), app)
@@ -109,22 +111,53 @@ class Guard:
     """Answers 503 with the headline while the group is not ready, whatever is asked: ``/health`` and ``/v1/models``
     too (F07). With ``serve.while_rebuilding: wait`` a request waits for the new group first."""
 
-    def __init__(self, engine: Engine, settings: ServeConfig, app: ASGIApp) -> None:
-        self.engine, self.settings, self.app = engine, settings, app
+    def __init__(self, engine: Engine, settings: ServeConfig, side: TokenizerSide, app: ASGIApp) -> None:
+        self.engine, self.settings, self.side, self.app = engine, settings, side, app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope["path"].startswith("/metrics"):
-            waits = scope["path"] in LIMITED_PATHS
-            deadline = time.monotonic() + (self.settings.rebuild_wait if waits else 0.0)
-            try:
-                await rebuilt(self.engine, self.settings, deadline)
-            except GroupUnavailable as error:
-                await unavailable(str(error)).response()(scope, receive, send)
-                return
-        try:
+        if scope["type"] != "http" or scope["path"].startswith("/metrics"):
             await self.app(scope, receive, send)
-        except ApiError as error:  # of a limit, met while SGLang read the body
+            return
+        error = await self._refusal(scope["path"])
+        if error is None:
+            error = await self._answered(scope, receive, send)
+        if error is not None:
             await error.response()(scope, receive, send)
+
+    async def _refusal(self, path: str) -> ApiError | None:
+        wait_s = self.settings.rebuild_wait if path in LIMITED_PATHS else 0.0
+        try:
+            await rebuilt(self.engine, self.settings, time.monotonic() + wait_s)
+        except GroupUnavailable as error:
+            return unavailable(str(error))
+        return None
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> ApiError | None:
+        """Lets SGLang answer. Returns the answer that it could not give."""
+        started = False
+        task = asyncio.current_task()
+        assert task is not None
+
+        async def sent(message: Message) -> None:
+            nonlocal started
+            started = True
+            self.side.callers.discard(task)  # a stream is ended by its last message
+            await send(message)
+
+        self.side.callers.add(task)
+        try:
+            await self.app(scope, receive, sent)
+        except ApiError as error:  # of a limit, met while SGLang read the body
+            return None if started else error
+        except asyncio.CancelledError:
+            if task not in self.side.given_up:
+                raise
+            task.uncancel()
+            return None if started else unavailable(self.engine.health(ask_ranks=False).reason)
+        finally:
+            self.side.callers.discard(task)
+            self.side.given_up.discard(task)
+        return None
 
 
 def _operators_only(app: FastAPI) -> ASGIApp:

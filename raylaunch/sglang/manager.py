@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from raylaunch.frontends.base import Prepared
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
 
 PROBE_TOKENS = 4
-UNAVAILABLE = 503
+LAST_WORDS_S = 1.0  # for answers that say that the ranks are lost
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ class TokenizerSide:
         manager: SGLang's ``TokenizerManager``; binds the sockets that ranks and detokenizer connect to.
         templates: SGLang's ``TemplateManager``.
         scheduler_info: what rank 0 said at its last gate.
+        callers: tasks that may wait for the ranks in ways of SGLang's own; cancelled when those are lost.
+        given_up: those of them that were cancelled for that.
     """
 
     def __init__(self, server_args: Any, port_args: Any) -> None:
@@ -32,6 +35,8 @@ class TokenizerSide:
         self.manager: Any = None
         self.templates: Any = None
         self.scheduler_info: dict[str, Any] = {}
+        self.callers: set[asyncio.Task[Any]] = set()
+        self.given_up: set[asyncio.Task[Any]] = set()
         self._receiving: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -97,9 +102,26 @@ class TokenizerSide:
         from sglang.srt.managers.tokenizer_manager import ServerStatus
 
         self.manager.server_status = ServerStatus.Starting
-        finish = {"type": "abort", "message": reason, "status_code": UNAVAILABLE, "err_type": "ServiceUnavailable"}
+        finish = {
+            "type": "abort",
+            "message": reason,
+            "status_code": HTTPStatus.SERVICE_UNAVAILABLE,
+            "err_type": "ServiceUnavailable",
+        }
         for request_id in list(self.manager.rid_to_state):
             self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
+        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(self.callers))
+
+    def _give_up(self, callers: Iterable[asyncio.Task[Any]]) -> None:
+        """Ends those that wait for an answer other than to a request, such as an operator's, which no rank will give."""
+        from sglang.srt.managers.communicator import FanOutCommunicator
+
+        for caller in self.callers.intersection(callers):
+            self.given_up.add(caller)
+            caller.cancel()
+        for each in vars(self.manager).values():
+            if isinstance(each, FanOutCommunicator) and each._mode == "watching":
+                each._result_event = each._result_values = None  # or the next caller would wait for the last answer
 
     async def close(self) -> None:
         """Ends receiving and closes the sockets."""
