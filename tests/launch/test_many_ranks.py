@@ -35,7 +35,9 @@ CASES = {
     "F06-kill-in-load": Case("kill, at: load", "F06", "LOAD", "rank 2 died", 3),
     "F06-kill-while-capturing": Case("kill, at: capture prefill 8 1", "F06", "CAPTURE", "rank 2 died", 3),
     "F08-sleep": Case("sleep, at: capture prefill 8 1", "F08", "CAPTURE", "still busy", 8, ("deadlines.capture=2",)),
-    "F08-hold-gil": Case("hold_gil, at: capture prefill 8 1", "F08", "CAPTURE", "native code", 12, ("deadlines.capture=2",)),
+    "F08-hold-gil": Case(
+        "hold_gil, at: capture prefill 8 1", "F08", "CAPTURE", "native code", 12, ("deadlines.capture=2",)
+    ),
     "F08-stop": Case("stop, at: capture prefill 8 1", "F08", "CAPTURE", "stopped", 12, ("deadlines.capture=2",)),
 }
 
