@@ -57,6 +57,7 @@ def launch(
     listener: StepListener,
     given: PlacementGroup | None = None,
     program: str = "reference",
+    avoid: set[str] | None = None,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
@@ -65,6 +66,7 @@ def launch(
         listener: told before each step.
         given: a placement group to use and to leave alone.
         program: what the ranks run; ``reference`` or, to measure the driver alone, ``noop``.
+        avoid: ids of nodes not to use if others do; nodes that this launch finds lost are added.
     Raises:
         LaunchError: with its cause and evidence; everything that was made has been given back.
         ConfigError: the named placement group does not exist.
@@ -73,7 +75,7 @@ def launch(
     nodes = cluster_nodes()
     device = choose_device(config, nodes)
     with _span(report, "placement"):
-        placement = place(config, request_for(config, device), name, given)
+        placement = place(config, request_for(config, device), name, given, avoid or ())
         placement.gpus_per_rank = gpus_per_rank(config, device)
     group = RankGroup(placement)
     try:
@@ -90,6 +92,8 @@ def launch(
         return Launched(group, report, arrivals[0].offer)
     except BaseException as error:
         teardown = group.close(config.deadlines.shutdown)
+        if avoid is not None:
+            avoid |= group.lost_nodes
         if isinstance(error, LaunchError):
             error.teardown = str(teardown)
         raise

@@ -116,6 +116,7 @@ class Supervisor:
         self.restarts_left = config.restarts
         self.failures: list[tuple[float, LaunchError]] = []
         self._stall = Stall(config.deadlines.health, config.deadlines.collective)
+        self._lost_nodes: set[str] = set()
         self._session: RaySession | None = None
         self._launched: Launched | None = None
         self._stopping = threading.Event()
@@ -185,7 +186,7 @@ class Supervisor:
                 self.report.driver.append(self._ray_span)
                 self._ray_span = None
             try:
-                launched = launch(self.config, self.report, self.listener, self.given)
+                launched = launch(self.config, self.report, self.listener, self.given, avoid=self._lost_nodes)
                 break
             except LaunchError as error:
                 if not self._may_retry(error):
@@ -250,6 +251,7 @@ class Supervisor:
         with self._lock:
             self._launched = None
         error.teardown = str(group.close(self.config.deadlines.shutdown))
+        self._lost_nodes |= group.lost_nodes
         error.retryable = True
         self.error = error
         self.failures.append((time.time(), error))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from raylaunch import Engine, LaunchConfig, LaunchError
+from raylaunch.protocol import Gate, Phase, RegisterFacts
+from tests.launch.test_models import prompt
+from tests.models import save
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean")]
 
@@ -54,9 +58,47 @@ def test_the_right_one_of_four_is_named(case: Case, tiny: LaunchConfig) -> None:
     with pytest.raises(LaunchError) as caught:
         Engine(config, listener=lambda *_: step_began.append(time.monotonic())).start()
     took, error = time.monotonic() - step_began[-1], caught.value
-    print(f"{took:.1f} s\n{error}")
     assert (error.code, error.phase, error.rank) == (case.code, case.phase, CULPRIT), error
     assert case.text in str(error)
     assert [evidence.rank for evidence in error.ranks] == list(range(RANKS))
     assert "4 actors, 1 placement group released" in error.teardown
     assert took < case.within_s
+
+
+NEW_TOKENS = 16
+
+
+def answered(name: str, folder: Path, ranks: int) -> list[tuple[int, ...]]:
+    """Token ids for a short prompt and for one of 1025 tokens, twice; every phase is looked at on the way."""
+    config = LaunchConfig.from_dict(
+        {
+            "name": name.replace("_", "-"),
+            "model": {"path": str(save(name, folder)), "dtype": "float32"},
+            "parallel": {"tensor_parallel_size": ranks},
+            "engine": {"kind": "reference", "device": "cpu", "kv_tokens": 4096},
+            "capture": {"prefill_tokens": [128, 1032], "decode_batch_sizes": [2]},
+            "placement": {"resources_per_rank": {"CPU": 0.5}},
+        }
+    )
+    with Engine(config) as engine:
+        prompts = [prompt(128), prompt(1025), prompt(1025)]
+        ids = [engine.generate([one], max_new_tokens=NEW_TOKENS)[0].token_ids for one in prompts]
+        report = engine.report
+    assert {record.step.phase for record in report.steps} == set(Phase) - {Phase.PLACE, Phase.SERVE}
+    for _, arrivals in report.facts(Gate.REGISTERED):
+        facts = [one.facts for one in arrivals if isinstance(one.facts, RegisterFacts)]
+        assert len(facts) == ranks
+        assert {one.pending for one in facts} == {0}
+        assert len({one.registered for one in facts}) == 1
+        assert (facts[0].registered > 0) == (ranks > 1)
+    return ids
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("name", "sizes"), [("qwen3_many_heads", (4, 8)), ("qwen3_moe", (4,)), ("qwen2_5_vl", (4,))])
+def test_many_ranks_answer_as_one_does(name: str, sizes: tuple[int, ...], tmp_path: Path) -> None:
+    """The prompt of 1025 tokens is sent twice: what crashed in sglang#14193 (F20)."""
+    alone = answered(name, tmp_path, 1)
+    assert alone[1] == alone[2]
+    for ranks in sizes:
+        assert answered(name, tmp_path, ranks) == alone, f"{ranks} ranks"

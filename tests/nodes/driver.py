@@ -1,6 +1,7 @@
 """A driver in a process of its own: holds an engine, and says on standard output what it sees, a JSON line each.
 
-Commands on standard input: ``ask`` answers a sum, ``lost`` waits until the group is lost, ``ready`` until it serves.
+Commands on standard input: ``ask`` answers a sum, ``lost`` waits until the group is lost for good, ``rebuilt`` until it
+serves again.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ def say(kind: str, **more: Any) -> None:
     print(json.dumps({"kind": kind, "at": time.time(), **more}), flush=True)
 
 
-def say_error(error: LaunchError) -> None:
+def say_error(error: LaunchError, kind: str = "error") -> None:
     states = [f"{one.node} {one.state}" for one in error.ranks]
-    say("error", code=error.code, phase=error.phase, rank=error.rank, text=str(error), states=states,
+    say(kind, code=error.code, phase=error.phase, rank=error.rank, text=str(error), states=states,
         teardown=error.teardown)  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def main() -> None:
                 while not engine.restarts and time.monotonic() < end:
                     time.sleep(0.02)
                 until("ready", engine)
-                say_error(engine.failures[0][1])
+                say_error(engine.failures[0][1], "failure")
                 say_ready(engine)
     finally:
         engine.shutdown()

@@ -69,22 +69,31 @@ class Hosts:
         self.stop()
 
     def add(self, count: int = 1) -> None:
-        """More hosts; returns when the cluster knows them. Raises ``RuntimeError`` with the log of the last one."""
+        """More hosts; returns when the cluster knows them. Raises ``RuntimeError`` with the log of one that fails."""
         believed = self.alive() if self._processes else 0
-        for host in range(len(self._processes), len(self._processes) + count):
-            self._plug_in(host)
-            start = "-m ray.scripts.scripts start --block --num-gpus=0 --object-store-memory=100000000"
-            start += f" --node-ip-address={address(host)} --disable-usage-stats"
-            head = f" --head --port={PORT} --include-dashboard=false --num-cpus=0 --temp-dir={self.folder}"
-            start += head if host == 0 else f" --address={address(0)}:{PORT} --num-cpus={CPUS}"
-            with self._log(host).open("wb") as log:
-                process = self.popen([sys.executable, *start.split()], host, stdout=log, stderr=log)
-            self._processes.append(process)
+        for _ in range(count):
+            self._start()
         end = time.monotonic() + START_S
         while self.alive() != believed + count:
+            if time.monotonic() > end:
+                raise RuntimeError(f"the cluster knows {self.alive()} hosts, not {believed + count}")
+
+    def _start(self) -> None:
+        """One after the other: two that start at the same time take the same names for their logs and sockets."""
+        host = len(self._processes)
+        self._plug_in(host)
+        start = "-m ray.scripts.scripts start --block --num-gpus=0 --object-store-memory=100000000"
+        start += f" --node-ip-address={address(host)} --disable-usage-stats"
+        head = f" --head --port={PORT} --include-dashboard=false --num-cpus=0 --temp-dir={self.folder}"
+        start += head if host == 0 else f" --address={address(0)}:{PORT} --num-cpus={CPUS}"
+        file, end = self.folder / f"host{host}.log", time.monotonic() + START_S
+        with file.open("wb") as log:
+            process = self.popen([sys.executable, *start.split()], host, stdout=log, stderr=log)
+        self._processes.append(process)
+        while "Ray runtime started" not in file.read_text():
             if time.monotonic() > end or process.poll() is not None:
-                raise RuntimeError(f"host {host} did not start:\n" + self._log(host).read_text()[-3000:])
-            time.sleep(0.2)
+                raise RuntimeError(f"host {host} did not start:\n" + file.read_text()[-3000:])
+            time.sleep(0.1)
 
     def _plug_in(self, host: int) -> None:
         namespace = self._namespace(host)
@@ -97,9 +106,6 @@ class Hosts:
 
     def _namespace(self, host: int) -> str:
         return f"{self._switch}-{host}"
-
-    def _log(self, host: int) -> Path:
-        return self.folder / f"host{host}.log"
 
     def popen(self, command: list[str], host: int = 0, **options: Any) -> subprocess.Popen[bytes]:
         """Starts a command on a host, in the repository's root."""
