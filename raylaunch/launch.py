@@ -66,6 +66,7 @@ def launch(
     given: PlacementGroup | None = None,
     program: str = "reference",
     sockets: SglangSockets | None = None,
+    avoid: set[str] | None = None,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
@@ -75,6 +76,7 @@ def launch(
         given: a placement group to use and to leave alone.
         program: what the ranks run; an engine or, to measure the driver alone, ``noop``.
         sockets: where the engine ``sglang`` meets its tokenizer and detokenizer.
+        avoid: ids of nodes not to use if others do; nodes that this launch finds lost are added.
     Raises:
         LaunchError: with its cause and evidence; everything that was made has been given back.
         ConfigError: the named placement group does not exist, or the device cannot do what is asked.
@@ -84,7 +86,7 @@ def launch(
     device = choose_device(config, nodes)
     check_compiler(config, device)
     with span(report, "placement"):
-        placement = place(config, request_for(config, device), name, given)
+        placement = place(config, request_for(config, device), name, given, avoid or ())
         placement.gpus_per_rank = gpus_per_rank(config, device)
     group = RankGroup(placement)
     try:
@@ -103,6 +105,8 @@ def launch(
         return Launched(group, report, arrivals[0].offer)
     except BaseException as error:
         teardown = group.close(config.deadlines.shutdown)
+        if avoid is not None:
+            avoid |= group.lost_nodes
         if isinstance(error, LaunchError):
             error.teardown = str(teardown)
         raise
