@@ -211,7 +211,7 @@ class Supervisor:
     def _hand_over(self, launched: Launched) -> None:
         """Lets the group's user take it. If that fails the group is torn down, as after any failed launch."""
         try:
-            with span(self.report, "frontend"):
+            with span(self.report, "first request", Phase.VERIFY):
                 self.on_up(launched.offer)
             self.report.ready = time.time()
         except BaseException as error:
