@@ -19,7 +19,7 @@ GIB = 1 << 30
 
 
 def describe_machine() -> dict[str, Any]:
-    """Plain data for JSON. Sizes are in bytes, ``load`` is of the minute before. Starts no process but ``nvidia-smi``; imports nothing heavy."""
+    """Plain data for JSON: sizes in bytes, the load of the minute before. Starts no process but ``nvidia-smi``."""
     import psutil
 
     memory = psutil.virtual_memory()
