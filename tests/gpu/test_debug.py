@@ -8,7 +8,7 @@ import pytest
 
 from raylaunch import Engine, LaunchConfig, LaunchError
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
 
 FAULT = "faults=[{action: illegal_access, rank: 0, at: load}]"
 ONE_RANK = ["engine.device=cuda", "parallel.tensor_parallel_size=1", "model.dtype=bfloat16"]
