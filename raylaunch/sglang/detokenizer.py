@@ -20,7 +20,7 @@ def main() -> None:
     from sglang.srt.managers.detokenizer_manager import DetokenizerManager
     from sglang.srt.utils import configure_logger
 
-    server_args, port_args = pickle.load(sys.stdin.buffer)  # noqa: S301  # of our own parent
+    server_args, port_args = pickle.load(sys.stdin.buffer)  # of our own parent
     threading.Thread(target=_end_with_parent, daemon=True).start()
     configure_logger(server_args, prefix=" detokenizer")
     manager = DetokenizerManager(server_args, port_args)

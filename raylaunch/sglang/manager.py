@@ -73,7 +73,11 @@ class TokenizerSide:
         self.manager.server_status = ServerStatus.Up
 
     def stream(self, request_id: str, prepared: Prepared) -> AsyncIterator[dict[str, Any]]:
-        """SGLang's outputs for a request. Closing it aborts the request. Raises ``ValueError`` for what SGLang refuses."""
+        """SGLang's outputs for a request. Closing it aborts the request.
+
+        Raises:
+            ValueError: SGLang refuses it.
+        """
         prompt = {"text": prepared.text} if prepared.text is not None else {"input_ids": prepared.ids}
         return self._send(
             **prompt,
@@ -113,7 +117,7 @@ class TokenizerSide:
         asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(self.callers))
 
     def _give_up(self, callers: Iterable[asyncio.Task[Any]]) -> None:
-        """Ends those that wait for an answer other than to a request, such as an operator's, which no rank will give."""
+        """Ends those that wait for another answer than a request's, such as to an operator: no rank will give it."""
         from sglang.srt.managers.communicator import FanOutCommunicator
 
         for caller in self.callers.intersection(callers):

@@ -24,6 +24,11 @@ class Job:
 class ScriptedRank:
     """Answers each request with ``script(ids, sampling)``, a token a turn.
 
+    Args:
+        sockets: as the ranks are told them.
+        decode: text of token ids, to look for stop strings.
+        eos: the model's own end token.
+
     Attributes:
         script: gives the tokens of an answer; it may be changed at any time.
         hold: while set, no token is given out.
@@ -31,8 +36,8 @@ class ScriptedRank:
         aborted: ids that it was asked to abort.
     """
 
-    def __init__(self, sockets, eos: int = 2) -> None:
-        self.sockets, self.eos = sockets, eos
+    def __init__(self, sockets, decode=str, eos: int = 2) -> None:
+        self.sockets, self.decode, self.eos = sockets, decode, eos
         self.script = lambda ids, sampling: [5] * (sampling.max_new_tokens or 1)
         self.hold = threading.Event()
         self.seen: list[object] = []
@@ -88,7 +93,7 @@ class ScriptedRank:
         stops = {*(sampling.stop_token_ids or ()), *(() if sampling.ignore_eos else (self.eos,))}
         if token in stops:
             return [token], {"type": "stop", "matched": token}
-        text = TEXT(job.said)
+        text = self.decode(job.said)
         matched = next((stop for stop in sampling.stop_strs or () if stop in text), None)
         if matched is not None:
             return [token], {"type": "stop", "matched": matched}
@@ -139,7 +144,3 @@ class ScriptedRank:
             placeholder_tokens_val=None,
             retraction_counts=[0],
         )
-
-
-def TEXT(ids):  # noqa: N802  # replaced by the test with the model's own decoding
-    return "".join(map(str, ids))
