@@ -69,7 +69,7 @@ class ScriptedRank:
                 if isinstance(message, TokenizedGenerateReqInput):
                     self.seen.append(message)
                     tokens = self.script(list(message.input_ids), message.sampling_params)
-                    jobs[message.rid] = Job(message, list(tokens))
+                    jobs[message.rid] = Job(message, list(tokens)[: message.sampling_params.max_new_tokens])
                 elif isinstance(message, AbortReq):
                     gone = list(jobs) if message.abort_all else [rid for rid in jobs if rid == message.rid]
                     for rid in gone:
