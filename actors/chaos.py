@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.gate import RankGate
 from raylaunch.config import FaultConfig
+from raylaunch.errors import RankFault
 from raylaunch.protocol import Facts, Gate, Identity, Release, RoundName, Step
 
 if TYPE_CHECKING:
@@ -29,9 +30,14 @@ FOREVER_S = 1_000_000
 def provoke(spec: RankSpec, gate: RankGate) -> RankGate:
     """Installs the faults that are configured for this rank; returns the gate to use."""
     faults = [fault for fault in spec.config.faults if fault.rank == spec.rank]
-    for fault in faults:
-        if fault.action in TWISTS:
-            TWISTS[fault.action](fault)
+    if spec.program == "sglang":
+        from actors.sglang_engine import twists
+
+        twists.install(faults)
+    else:
+        for fault in faults:
+            if fault.action in TWISTS:
+                TWISTS[fault.action](fault)
     actions = [fault for fault in faults if fault.action in ACTIONS]
     other_version = any(fault.action == "other_version" for fault in faults)
     return FaultyGate(gate, actions, other_version) if actions or other_version else gate
@@ -96,6 +102,16 @@ def _hold_gil() -> None:
     ctypes.PyDLL(None).sleep(FOREVER_S)  # PyDLL, unlike CDLL, keeps the interpreter while it sleeps
 
 
+def _illegal_access() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RankFault(None, "illegal_access is a fault of GPUs, and this rank has none; segv is a CPU's")
+    from actors.illegal_access import write_to_nowhere
+
+    write_to_nowhere()
+
+
 ACTIONS: dict[str, Callable[[], object]] = {
     "raise": _raise,
     "exit": lambda: os._exit(3),
@@ -104,6 +120,7 @@ ACTIONS: dict[str, Callable[[], object]] = {
     "stop": _stop,
     "sleep": lambda: time.sleep(FOREVER_S),
     "hold_gil": _hold_gil,
+    "illegal_access": _illegal_access,
 }
 
 

@@ -30,6 +30,10 @@ class NodeAgent:
                     return "\n".join(text.splitlines()[-lines:])
         return ""
 
+    def existing(self, file: str) -> str:
+        """``file`` if there is such a file on this node, else ""."""
+        return file if os.path.isfile(file) else ""
+
     def native_stacks(self, pid: int, files: Sequence[str], wait_s: float = 0.3) -> str:
         """What faulthandler of process ``pid`` writes on SIGUSR1: works while it holds the GIL, not while stopped."""
         sizes = {file: os.path.getsize(file) for file in files if os.path.exists(file)}

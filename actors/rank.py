@@ -48,6 +48,7 @@ class RankSpec:
         config: the launch's configuration.
         plan: its gates.
         environment: variables to set before anything heavy is imported.
+        core_file: where its GPU writes a core dump, in debug mode; else "".
         sockets: where the engine ``sglang`` meets its tokenizer and detokenizer; None for other engines.
     """
 
@@ -63,6 +64,7 @@ class RankSpec:
     config: LaunchConfig
     plan: LaunchPlan
     environment: dict[str, str] = field(default_factory=dict)
+    core_file: str = ""
     sockets: SglangSockets | None = None
 
 
@@ -84,6 +86,8 @@ class Rank:
 
     def __init__(self, spec: RankSpec) -> None:
         os.environ.update(spec.environment)
+        if spec.core_file:  # CUDA makes no folders
+            Path(spec.core_file).parent.mkdir(parents=True, exist_ok=True)
         self.spec = spec
         self.gate = RankGate(spec.rank, spec.plan)
         self._boot_thread: int | None = None

@@ -21,9 +21,9 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 AllReduce = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel", "jit"]
 FaultAction = Literal[
-    "raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "third_iteration", "no_capture_context",
-    "extra_all_reduce", "skip_registration", "strip_symbols", "zero_all_reduce", "warm_again", "other_version",
-    "free_recorded", "no_shared_memory", "no_peer_access", "other_nccl_host",
+    "raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "illegal_access", "third_iteration",
+    "no_capture_context", "extra_all_reduce", "skip_registration", "strip_symbols", "zero_all_reduce", "warm_again",
+    "other_version", "free_recorded", "no_shared_memory", "no_peer_access", "other_nccl_host",
 ]  # fmt: skip
 
 
@@ -95,7 +95,11 @@ class EngineConfig(Section):
     Attributes:
         kind: ``reference`` (this package's own, CPU and GPU) or ``sglang``.
         device: ``auto`` takes GPUs if the cluster has them, else CPUs.
-        kv_tokens: tokens that the KV cache holds, over all running requests.
+        kv_tokens: tokens that the KV cache holds, over all running requests; ``auto`` fills what ``memory_fraction``
+            leaves on a GPU, and takes 16,384 on a CPU.
+        memory_fraction: part of the GPU memory that is free beside the weights that ``auto`` may use, graphs and
+            activations included; ranks that share a GPU share it.
+        max_context: tokens of prompt and answer together, at most; None takes the model's positions.
         max_running_requests: requests that are decoded at the same time.
         max_waiting_requests: requests that may wait beside them; more are refused.
         threads: CPU threads of each rank.
@@ -104,11 +108,20 @@ class EngineConfig(Section):
 
     kind: Literal["reference", "sglang"] = "reference"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    kv_tokens: PositiveInt = 16_384
+    kv_tokens: int | Literal["auto"] = "auto"
+    memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    max_context: PositiveInt | None = None
     max_running_requests: PositiveInt = 32
     max_waiting_requests: PositiveInt = 1024
     threads: PositiveInt = 1
     sglang: SglangConfig = SglangConfig()
+
+    @field_validator("kv_tokens", mode="before")
+    @classmethod
+    def _auto_or_tokens(cls, value: Any) -> Any:
+        if value == "auto" or (isinstance(value, int) and value > 0):
+            return value
+        raise ValueError("must be auto or a number of tokens above 0")
 
 
 class CaptureConfig(Section):
@@ -119,12 +132,15 @@ class CaptureConfig(Section):
         prefill_tokens: token counts that prefill is padded to, each captured; longer prompts are split.
         decode_batch_sizes: batch sizes that decode is padded to, each captured.
         granularity: barriers inside CAPTURE: before every ``iteration``, every ``shape``, or none (``phase``).
+        compiler: what becomes of a piece before it is captured: ``eager`` leaves its operations as they are,
+            ``inductor`` has torch compile them (GPUs only).
     """
 
     enabled: bool = True
     prefill_tokens: tuple[PositiveInt, ...] = (32, 128, 512, 1032)
     decode_batch_sizes: tuple[PositiveInt, ...] = (2, 8, 32)
     granularity: Literal["phase", "shape", "iteration"] = "iteration"
+    compiler: Literal["eager", "inductor"] = "eager"
 
     @field_validator("prefill_tokens", "decode_batch_sizes")
     @classmethod
@@ -261,6 +277,9 @@ class LaunchConfig(Section):
         restarts: how many times a group that lost a rank is rebuilt.
         environment: variables that every rank gets before it imports anything, such as ``NCCL_DEBUG: INFO``.
         faults: faults to provoke on purpose; empty in production.
+        debug: ``cuda`` has GPUs write a core dump where a kernel fails, and waits for every kernel: slow. A dump takes
+            time, so deadlines may have to be longer.
+        debug_folder: folder of the core dumps on each node; None takes the driver's one for temporary files.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "raylaunch"
@@ -275,6 +294,13 @@ class LaunchConfig(Section):
     restarts: Annotated[int, Field(ge=0, le=100)] = 0
     environment: dict[str, str] = Field(default_factory=dict)
     faults: tuple[FaultConfig, ...] = ()
+    debug: Literal["off", "cuda"] = "off"
+    debug_folder: str | None = None
+
+    @field_validator("debug", mode="before")
+    @classmethod
+    def _off_is_no_boolean(cls, value: Any) -> Any:
+        return "off" if value is False else value  # as YAML reads it
 
     @field_validator(*BY_KIND, mode="before")
     @classmethod
@@ -309,6 +335,13 @@ class LaunchConfig(Section):
     def override(self, *overrides: str) -> LaunchConfig:
         """A copy with ``key=value`` settings changed, as ``--set`` does. Raises :class:`ConfigError`."""
         return type(self).from_dict(apply_overrides(self.model_dump(by_alias=True), overrides))
+
+
+def check_compiler(config: LaunchConfig, device: str) -> None:
+    """Raises :class:`ConfigError` if pieces are to be compiled for a ``device`` whose graphs cannot hold kernels."""
+    if device == "cpu" and config.capture.enabled and config.capture.compiler != "eager":
+        expected = "needs GPUs: a CPU's graphs replay operation by operation and cannot see into compiled kernels"
+        raise ConfigError("capture.compiler", config.capture.compiler, expected)
 
 
 def shipped_configs() -> Path:

@@ -17,6 +17,8 @@ VICTIM_PATTERN = re.compile(
     r"Connection (closed|reset) by peer|gloo|NCCL|DistBackendError|Socket Timeout|DistNetworkError|Broken pipe"
     r"|Timed out waiting .* for (send|recv) operation"
 )
+NODE_PATTERN = re.compile(r"node (has |was )?(died|dead|failed|terminated)|its node")
+NODE_LOST = "F15"
 
 
 class Fate(enum.Enum):
@@ -78,8 +80,8 @@ def fault_code(cause: Observation, phase: Phase) -> str | None:
 
 
 def may_help_to_retry(cause: Observation | None) -> bool:
-    """Whether another attempt may end differently: a process may die by chance, a rule is broken every time."""
-    return cause is not None and cause.code is None and cause.fate is not Fate.FAILED
+    """Whether another attempt may end differently: a process or a node dies by chance, a rule is broken every time."""
+    return cause is not None and cause.code in (None, NODE_LOST) and cause.fate is not Fate.FAILED
 
 
 def cause_of_death(ray_message: str, log_tail: str, oom_kills: int) -> str:
@@ -88,7 +90,7 @@ def cause_of_death(ray_message: str, log_tail: str, oom_kills: int) -> str:
     crash = re.search(r"Fatal Python error: ([^\n]+)", log_tail)
     if oom_kills > 0:
         return "killed by the kernel: out of memory"
-    if "node" in ray_message and re.search(r"node (has |was )?(died|dead|failed|terminated)|its node", ray_message):
+    if NODE_PATTERN.search(ray_message):
         return "its node died"
     if re.search(r"memory pressure|low on memory|OutOfMemory|OUT_OF_MEMORY", ray_message):
         return "killed by Ray: the node ran low on memory"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from raylaunch.config import LaunchConfig
 from raylaunch.evidence import explain_failure, explain_violation
 from raylaunch.group import RankGroup
+from raylaunch.node_watch import ASK_EVERY_S, NodeWatch
 from raylaunch.protocol import Arrival, Gate, Protocol, Release, Step, Violation
 from raylaunch.report import LaunchReport, StepRecord
 
@@ -73,6 +74,7 @@ class Driver:
             report,
             listener,
         )
+        self.watch = NodeWatch(group.agents, config.deadlines.health)
 
     def run(self) -> tuple[Release, tuple[Arrival, ...]]:
         """Runs all steps but the release from the last gate, which it returns with the arrivals there.
@@ -99,10 +101,12 @@ class Driver:
         deadline = Deadline(window, window * self.config.deadlines.stretch, began)
 
         def wait(pending: tuple[int, ...]) -> float:
+            if self.watch.lost():
+                return 0.0
             if deadline.wants_look(time.monotonic()):
                 states = self.group.states(pending, timeout_s=min(1.0, window / 4))
                 deadline.look(time.monotonic(), {rank: state.progress for rank, state in states.items()})
-            return deadline.left(time.monotonic())
+            return min(deadline.left(time.monotonic()), ASK_EVERY_S)
 
         outcome = self.group.advance(release, wait)
         if not outcome.complete:

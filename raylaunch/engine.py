@@ -131,6 +131,17 @@ class Engine:
         return self._shape
 
     @property
+    def kv_tokens(self) -> int:
+        """Tokens that the ranks' KV cache holds; 0 while there are no ranks, or if the engine does not say."""
+        return self.report.kv_tokens
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of a prompt and its answer together, at most."""
+        positions = self.shape.max_positions
+        return min(positions, self.config.engine.max_context or positions, self.kv_tokens or positions)
+
+    @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, or None if it has none."""
         return self.frontend.tokenizer

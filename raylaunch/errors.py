@@ -83,6 +83,7 @@ class RankEvidence:
         stacks: Python stacks of its threads, or "".
         log_tail: last lines of its log, or "".
         log_file: where its whole log is, on its node.
+        core_dump: core dump that its GPU has written, on its node, or "".
     """
 
     rank: int
@@ -94,6 +95,7 @@ class RankEvidence:
     stacks: str = ""
     log_tail: str = ""
     log_file: str = ""
+    core_dump: str = ""
 
 
 @dataclass(eq=False)  # compared and hashed by identity, as exceptions are
@@ -156,6 +158,10 @@ class LaunchError(RaylaunchError):
                 if text:
                     lines.append(f"  rank {evidence.rank}, {title}:")
                     lines.extend("    " + line for line in text.splitlines())
+        for evidence in self.ranks:
+            if evidence.core_dump:
+                lines.append(f"  rank {evidence.rank}, core dump of its GPU; on its node, open it with")
+                lines.append(f'    cuda-gdb -ex "target cudacore {evidence.core_dump}"')
         if self.teardown:
             lines.append(f"  {self.teardown}")
         logs = [evidence.log_file for evidence in self.ranks if evidence.log_file]

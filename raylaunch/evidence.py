@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from typing import TYPE_CHECKING
 
 from raylaunch.diagnosis import (
+    NODE_LOST,
     Fate,
     Observation,
     cause_of_death,
@@ -19,8 +21,12 @@ from raylaunch.errors import LaunchError, RankEvidence
 from raylaunch.group import RankGroup, StepOutcome
 from raylaunch.protocol import Phase, Step, Violation
 
+if TYPE_CHECKING:
+    from actors.gate import RankState
+
 OWN_CODE = re.compile(r"[/\\\\](actors|raylaunch)[/\\\\]")
 PROBE_S = 1.0
+LATE_PROBE_S = 2.0  # more for ranks that did not answer at once: there may be fewer cores than ranks
 VICTIM_PROBE_S = 2.0
 
 
@@ -34,17 +40,13 @@ def explain_failure(
         phase: the phase that failed.
         waited_s: seconds that the step took.
     """
-    stacks: dict[int, str] = {}
-    tails: dict[int, str] = {}
-    observations = [_observe(group, member.rank, outcome, stacks, tails) for member in group.members]
+    _take_in_ended(group, outcome)
+    observations, stacks, tails = _observe_all(group, outcome)
     if all(one.fate in (Fate.VICTIM, Fate.ARRIVED, Fate.WAITING) for one in observations) and outcome.pending:
         # Only victims so far: when a node dies its peers notice seconds before Ray does. Ask again, longer.
         time.sleep(VICTIM_PROBE_S)
-        late = group.ended(0)
-        if late.deaths or late.failures:
-            outcome.deaths.update(late.deaths)
-            outcome.failures.update({r: f for r, f in late.failures.items() if r not in outcome.failures})
-            observations = [_observe(group, member.rank, outcome, stacks, tails) for member in group.members]
+        if _take_in_ended(group, outcome):
+            observations, stacks, tails = _observe_all(group, outcome)
     cause = root_cause(observations)
     error = LaunchError(_summary(cause, waited_s), retryable=may_help_to_retry(cause))
     error.phase = phase.name
@@ -96,7 +98,15 @@ def evidence_of(
         stacks=stacks,
         log_tail=log_tail,
         log_file=process.log_files[0] if process and process.log_files else "",
+        core_dump=_core_dump(group, rank),
     )
+
+
+def _core_dump(group: RankGroup, rank: int) -> str:
+    """The dump that a rank's GPU has written, in debug mode; "" if there is none."""
+    file = group.members[rank].spec.core_file
+    found: str = group.ask_agent(rank, "existing", file, default="") if file else ""
+    return found
 
 
 def own_frames(stack: str, innermost: int = 2) -> str:
@@ -120,52 +130,80 @@ def own_frames(stack: str, innermost: int = 2) -> str:
     return "\n".join(kept)
 
 
-def _observe(
-    group: RankGroup, rank: int, outcome: StepOutcome, stacks: dict[int, str], tails: dict[int, str]
-) -> Observation:
-    if rank in outcome.arrivals:
-        arrival = outcome.arrivals[rank]
-        return Observation(rank, Fate.ARRIVED, f"arrived at {arrival.step}", arrival.arrived, arrival.step)
+def _take_in_ended(group: RankGroup, outcome: StepOutcome) -> bool:
+    """Adds ranks that have ended since the step stopped waiting: a crowded machine brings their news late."""
+    late = group.ended(0)
+    known = {*outcome.arrivals, *outcome.failures, *outcome.deaths}
+    outcome.deaths.update({rank: text for rank, text in late.deaths.items() if rank not in outcome.deaths})
+    outcome.failures.update({rank: one for rank, one in late.failures.items() if rank not in outcome.failures})
+    return bool({*late.deaths, *late.failures} - known)
+
+
+def _observe_all(group: RankGroup, outcome: StepOutcome) -> tuple[list[Observation], dict[int, str], dict[int, str]]:
+    """What became of every rank; stacks and last log lines by rank. All ranks are asked at the same time."""
+    ranks = [member.rank for member in group.members]
+    pending = [rank for rank in ranks if rank not in {*outcome.arrivals, *outcome.failures, *outcome.deaths}]
+    states = group.states(pending, PROBE_S)
+    if late := [rank for rank in pending if rank not in states]:
+        states |= group.states(late, LATE_PROBE_S)
+    stacks: dict[int, str] = group.ask("stacks", list(states), PROBE_S)
+    silent = [rank for rank in pending if rank not in states]
+    lost = group.find_lost_nodes([*outcome.deaths, *silent])
+    tails: dict[int, str] = {}
+    observations = []
+    for rank in ranks:
+        if rank in lost:
+            observations.append(Observation(rank, Fate.DIED, "its node does not answer", code=NODE_LOST))
+        elif rank in states:
+            observations.append(_observe_answering(rank, states[rank], stacks.get(rank, "")))
+        elif rank in silent:
+            observations.append(_observe_silent(group, rank, stacks, tails))
+        else:
+            observations.append(_observe_reported(group, rank, outcome, tails))
+    return observations, stacks, tails
+
+
+def _observe_reported(group: RankGroup, rank: int, outcome: StepOutcome, tails: dict[int, str]) -> Observation:
+    """A rank that has arrived, failed or died."""
+    if rank in outcome.deaths:
+        tails[rank] = group.ask_agent(rank, "log_tail", _log_files(group, rank), default="<its log cannot be read>")
+        kills = group.ask_agent(rank, "out_of_memory_kills", default=0)
+        return Observation(rank, Fate.DIED, cause_of_death(outcome.deaths[rank], tails[rank], kills))
     if rank in outcome.failures:
         failure = outcome.failures[rank]
         fate = Fate.VICTIM if is_victim(failure) else Fate.FAILED
         first = failure.message.strip().splitlines()[0]
         return Observation(rank, fate, f"{failure.error}: {first}", failure.when, failure.step, failure.code)
-    process = group.members[rank].process
-    files = process.log_files if process else ()
-    if rank in outcome.deaths:
-        tails[rank] = group.ask_agent(
-            rank, "log_tail", files, default="<its log cannot be read: the node does not answer>"
-        )
-        kills = group.ask_agent(rank, "out_of_memory_kills", default=0)
-        return Observation(rank, Fate.DIED, cause_of_death(outcome.deaths[rank], tails[rank], kills))
-    return _observe_pending(group, rank, stacks, tails, files)
+    arrival = outcome.arrivals[rank]
+    return Observation(rank, Fate.ARRIVED, f"arrived at {arrival.step}", arrival.arrived, arrival.step)
 
 
-def _observe_pending(
-    group: RankGroup, rank: int, stacks: dict[int, str], tails: dict[int, str], files: tuple[str, ...]
-) -> Observation:
-    state = group.states([rank], PROBE_S).get(rank)
-    stack = group.ask("stacks", [rank], PROBE_S).get(rank, "") if state else ""
-    if state is None:
-        process = group.members[rank].process
-        pid = process.pid if process else 0
-        states = group.ask_agent(rank, "process_states", [pid], default=None)
-        if states is None:
-            return Observation(rank, Fate.DIED, "its node does not answer")
-        if not states:
-            tails[rank] = group.ask_agent(rank, "log_tail", files, default="")
-            return Observation(rank, Fate.DIED, "its process is gone")
-        if states[pid] in "Tt":
-            return Observation(rank, Fate.SILENT, "its process is stopped (SIGSTOP or a debugger)")
-        stacks[rank] = group.ask_agent(rank, "native_stacks", pid, files, default="")
-        return Observation(rank, Fate.SILENT, "does not answer: native code holds the interpreter")
-    stacks[rank] = stack
+def _observe_answering(rank: int, state: RankState, stack: str) -> Observation:
+    """A rank that has not come and says what it is doing."""
     if inside_collective(stack):
         return Observation(
             rank, Fate.WAITING, f"waits for its peers in a collective ({state.activity})", step=state.step
         )
     return Observation(rank, Fate.HUNG, f"still busy: {state.activity}", step=state.step)
+
+
+def _observe_silent(group: RankGroup, rank: int, stacks: dict[int, str], tails: dict[int, str]) -> Observation:
+    """A rank that has not come and says nothing, on a node that answers."""
+    process, files = group.members[rank].process, _log_files(group, rank)
+    pid = process.pid if process else 0
+    states = group.ask_agent(rank, "process_states", [pid], default={pid: "?"})
+    if not states:
+        tails[rank] = group.ask_agent(rank, "log_tail", files, default="")
+        return Observation(rank, Fate.DIED, "its process is gone")
+    if states[pid] in "Tt":
+        return Observation(rank, Fate.SILENT, "its process is stopped (SIGSTOP or a debugger)")
+    stacks[rank] = group.ask_agent(rank, "native_stacks", pid, files, default="")
+    return Observation(rank, Fate.SILENT, "does not answer: native code holds the interpreter")
+
+
+def _log_files(group: RankGroup, rank: int) -> tuple[str, ...]:
+    process = group.members[rank].process
+    return process.log_files if process else ()
 
 
 def _summary(cause: Observation | None, waited_s: float) -> str:

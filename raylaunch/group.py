@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from raylaunch.diagnosis import NODE_PATTERN
 from raylaunch.errors import LaunchError
 from raylaunch.placement import Placement, release, visible_devices
 from raylaunch.protocol import Arrival, Failure, Release
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SPAWN_DEADLINE_S = 60.0
 GRACE_S = 0.3
+NODE_PROBE_S = 3.0
 
 
 @dataclass
@@ -90,11 +92,17 @@ def count(number: int, noun: str) -> str:
 
 @dataclass
 class RankGroup:
-    """The ranks of one launch. Owns what it has made so far, and gives it back in :meth:`close` in every outcome."""
+    """The ranks of one launch. Owns what it has made so far, and gives it back in :meth:`close` in every outcome.
+
+    Attributes:
+        agents: one per node, by node id.
+        lost_nodes: ids of nodes that were found to answer no more; they are not asked again.
+    """
 
     placement: Placement
     members: list[Member] = field(default_factory=list)
     agents: dict[str, Any] = field(default_factory=dict)
+    lost_nodes: set[str] = field(default_factory=set)
 
     def start(self, specs: Sequence[RankSpec], namespace: str) -> None:
         """Starts one actor per rank in its bundle and one agent per node. Raises :class:`LaunchError`."""
@@ -204,12 +212,28 @@ class RankGroup:
         """Calls the agent of a rank's node; ``default`` if it does not answer."""
         process = self.members[rank].process
         agent = self.agents.get(process.node_id) if process else None
-        if agent is None:
+        if process is None or agent is None or process.node_id in self.lost_nodes:
             return default
         try:
             return ray.get(getattr(agent, method).remote(*arguments), timeout=timeout_s)
         except RayError:
             return default
+
+    def find_lost_nodes(self, ranks: Sequence[int]) -> set[int]:
+        """Asks the nodes of these ranks whether they are there; the ranks whose nodes are not."""
+        nodes = {rank: process.node_id for rank in ranks if (process := self.members[rank].process)}
+        calls = {self.agents[node].ready.remote(): node for node in set(nodes.values()) - self.lost_nodes}
+        if calls:
+            ray.wait(list(calls), num_returns=len(calls), timeout=NODE_PROBE_S)
+        for ref, node in calls.items():
+            try:
+                ray.get(ref, timeout=0)
+            except ActorDiedError as error:  # of the agent alone, unless Ray says more
+                if NODE_PATTERN.search(str(error)):
+                    self.lost_nodes.add(node)
+            except RayError:
+                self.lost_nodes.add(node)
+        return {rank for rank, node in nodes.items() if node in self.lost_nodes}
 
     # ---- ending
 
@@ -245,14 +269,14 @@ class RankGroup:
             if member.process:
                 alive[member.process.node_id].add(member.process.pid)
         force_at = time.monotonic() + 1.0
-        unreachable: set[int] = set()
+        # What ran on a node that is gone cannot be seen, and ends with its raylet.
+        unreachable = set[int]().union(*(alive.pop(node, set()) for node in self.lost_nodes))
         while any(alive.values()):
             for node_id, pids in list(alive.items()):
                 agent = self.agents.get(node_id)
                 try:
                     states = ray.get(agent.process_states.remote(list(pids)), timeout=2.0) if agent else {}
                 except RayError:
-                    # The node or its agent is gone: what ran there cannot be seen, and ends with its raylet.
                     unreachable |= pids
                     states = {}
                 alive[node_id] = set(states)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray.util.placement_group import PlacementGroup
 
-from raylaunch.config import LaunchConfig, ServeConfig
+from raylaunch.config import LaunchConfig, ServeConfig, check_compiler
+from raylaunch.debug import core_file, debug_environment
 from raylaunch.driver import Driver, StepListener
 from raylaunch.errors import LaunchError
 from raylaunch.group import RankGroup
@@ -65,6 +66,7 @@ def launch(
     given: PlacementGroup | None = None,
     program: str = "reference",
     sockets: SglangSockets | None = None,
+    avoid: set[str] | None = None,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
@@ -74,15 +76,17 @@ def launch(
         given: a placement group to use and to leave alone.
         program: what the ranks run; an engine or, to measure the driver alone, ``noop``.
         sockets: where the engine ``sglang`` meets its tokenizer and detokenizer.
+        avoid: ids of nodes not to use if others do; nodes that this launch finds lost are added.
     Raises:
         LaunchError: with its cause and evidence; everything that was made has been given back.
-        ConfigError: the named placement group does not exist.
+        ConfigError: the named placement group does not exist, or the device cannot do what is asked.
     """
     name = f"{config.name}-{secrets.token_hex(3)}"
     nodes = cluster_nodes()
     device = choose_device(config, nodes)
+    check_compiler(config, device)
     with span(report, "placement"):
-        placement = place(config, request_for(config, device), name, given)
+        placement = place(config, request_for(config, device), name, given, avoid or ())
         placement.gpus_per_rank = gpus_per_rank(config, device)
     group = RankGroup(placement)
     try:
@@ -101,6 +105,8 @@ def launch(
         return Launched(group, report, arrivals[0].offer)
     except BaseException as error:
         teardown = group.close(config.deadlines.shutdown)
+        if avoid is not None:
+            avoid |= group.lost_nodes
         if isinstance(error, LaunchError):
             error.teardown = str(teardown)
         raise
@@ -142,6 +148,7 @@ def specs_of(
     if device == "cuda":
         environment.update(NO_MULTICAST)
     environment.update(config.environment)
+    cores = [core_file(config, name, seat.rank) for seat in placement.seats]
     indices = device_indices(placement.seats, placement.gpus_per_rank)
     return [
         RankSpec(
@@ -156,10 +163,11 @@ def specs_of(
             device_index=index if device == "cuda" else seat.local_rank,
             config=config.model_copy(update={"serve": ServeConfig()}),  # ranks have no need of the API key
             plan=plan_of(config),
-            environment=environment,
+            environment={**environment, **debug_environment(core)},
+            core_file=core,
             sockets=sockets,
         )
-        for seat, index in zip(placement.seats, indices, strict=True)
+        for seat, index, core in zip(placement.seats, indices, cores, strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylaunch.config import LaunchConfig
+from raylaunch.config import LaunchConfig, check_compiler
 from raylaunch.errors import ConfigError
 from raylaunch.sglang.arguments import check_sglang
 
@@ -48,6 +48,12 @@ def check_model(config: LaunchConfig) -> ModelShape:
             "capture.prefill_tokens",
             list(config.capture.prefill_tokens),
             f"{longest} is beyond the model's max_position_embeddings = {shape.max_positions}",
+        )
+    check_compiler(config, config.engine.device)
+    context = config.engine.max_context
+    if context is not None and context > shape.max_positions:
+        raise ConfigError(
+            "engine.max_context", context, f"is beyond the model's max_position_embeddings = {shape.max_positions}"
         )
     for fault in config.faults:
         if fault.rank >= world:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,12 @@ def impossible(request: Request, nodes: Sequence[Node]) -> str:
     return ""
 
 
+def usable(request: Request, nodes: Sequence[Node], avoid: Collection[str]) -> list[Node]:
+    """``nodes`` without those to avoid, unless the others could never hold the request: better one that may be lost."""
+    others = [node for node in nodes if node.node_id not in avoid]
+    return list(nodes) if impossible(request, others) else others
+
+
 def show(resources: Resources) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"
 
@@ -197,20 +203,31 @@ def other_groups() -> list[str]:
     ]
 
 
-def place(config: LaunchConfig, request: Request, name: str, given: PlacementGroup | None = None) -> Placement:
+def place(
+    config: LaunchConfig,
+    request: Request,
+    name: str,
+    given: PlacementGroup | None = None,
+    avoid: Collection[str] = (),
+) -> Placement:
     """A placement group that is ready, ours or the given one. Raises :class:`LaunchError` F13 at the deadline.
 
     Nothing stays behind on failure: a pending group that is not removed would take its resources later.
+
+    Args:
+        avoid: ids of nodes not to use if others do: lost ones, which Ray may take for alive for a minute.
     """
     world, deadline = config.parallel.tensor_parallel_size, config.deadlines.place
     group, owned = given or _named(config), False
     if group is None:
-        why = impossible(request, cluster_nodes())
+        nodes = cluster_nodes()
+        why = impossible(request, nodes)
         if why:
-            text = unsatisfied(request, cluster_nodes(), (), f"placement can never be satisfied: {why}")
+            text = unsatisfied(request, nodes, (), f"placement can never be satisfied: {why}")
             raise LaunchError(text, "F13", "PLACE")
         others = other_groups()
-        group, owned = placement_group(list(request.bundles), strategy=request.strategy, name=name), True
+        left_out = {node.node_id for node in nodes} - {node.node_id for node in usable(request, nodes, avoid)}
+        group, owned = _new_group(request, name, left_out), True
     try:
         if not group.wait(deadline):
             text = unsatisfied(
@@ -225,6 +242,12 @@ def place(config: LaunchConfig, request: Request, name: str, given: PlacementGro
         if owned:
             release(group)
         raise
+
+
+def _new_group(request: Request, name: str, left_out: Collection[str]) -> PlacementGroup:
+    selector = {"ray.io/node-id": f"!in({','.join(sorted(left_out))})"}
+    selectors = [selector for _ in request.bundles] if left_out else None
+    return placement_group(list(request.bundles), request.strategy, name, bundle_label_selector=selectors)
 
 
 def _named(config: LaunchConfig) -> PlacementGroup | None:

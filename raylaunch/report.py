@@ -11,6 +11,7 @@ from typing import Any
 
 from raylaunch.protocol import (
     Arrival,
+    CaptureFacts,
     CommunicatorFacts,
     Gate,
     LoadFacts,
@@ -100,6 +101,25 @@ class LaunchReport:
         return [(record.step, record.arrivals) for record in self.steps if record.step.gate is gate]
 
     @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache of every rank holds; 0 before WARMUP has ended."""
+        for _, arrivals in self.facts(Gate.WARMED):
+            if isinstance(arrivals[0].facts, WarmupFacts):
+                return arrivals[0].facts.kv_tokens
+        return 0
+
+    @property
+    def capture_memory(self) -> dict[str, list[int]]:
+        """Bytes of device memory that the capture of each shape added, rank by rank; keys as ``prefill 128``."""
+        memory: dict[str, list[int]] = {}
+        for step, arrivals in self.facts(Gate.CAPTURED):
+            for arrival in arrivals:
+                if isinstance(arrival.facts, CaptureFacts):
+                    for shape, nbytes in sorted(arrival.facts.memory.items()):
+                        memory.setdefault(f"{step.round} {shape}", []).append(nbytes)
+        return memory
+
+    @property
     def seconds(self) -> float:
         """From the start of the launch to ready."""
         return max(0.0, self.ready - self.started)
@@ -147,8 +167,7 @@ class LaunchReport:
             sizes = f"{human_bytes(facts.nbytes)} held, {human_bytes(facts.bytes_read)} read"
             return f"{facts.tensors} tensors per rank, {sizes}"
         if phase is Phase.WARMUP and isinstance(facts := by_gate.get(Gate.WARMED), WarmupFacts):
-            eager = f", {len(facts.eager_pieces)} of them eager" if facts.eager_pieces else ""
-            return f"{facts.pieces} pieces{eager}, {facts.compiles} compile" if facts.pieces else "no graphs: eager"
+            return describe_warmup(facts)
         if phase is Phase.CAPTURE:
             return self._describe_capture()
         if phase is Phase.REGISTER:
@@ -166,7 +185,9 @@ class LaunchReport:
         for step, arrivals in self.facts(Gate.CAPTURED):
             shapes.setdefault(step.round or "", set()).update(getattr(arrivals[0].facts, "recorded", {}))
         text = "; ".join(f"{name} {', '.join(map(str, sorted(sizes)))}" for name, sizes in shapes.items())
-        return f"{text}; {barriers} barriers" if text else "nothing captured"
+        memory = sum(of_ranks[0] for of_ranks in self.capture_memory.values())
+        size = f"; {human_bytes(memory)} per rank" if memory else ""
+        return f"{text}; {barriers} barriers{size}" if text else "nothing captured"
 
     def _describe_register(self) -> str:
         counts = [
@@ -196,6 +217,8 @@ class LaunchReport:
                 for phase in Phase
                 if phase is not Phase.SERVE
             },
+            "kv_tokens": self.kv_tokens,
+            "capture_memory": self.capture_memory,
             "all_reduce": self._all_reduce(),
             "steps": [
                 {
@@ -252,6 +275,17 @@ def describe_routes(routes: Sequence[Route]) -> str:
 def _measured(size: MeasuredSize) -> str:
     ordered = sorted(size.microseconds.items(), key=lambda one: one[0] != size.chosen)
     return f"{human_bytes(size.nbytes)}: " + ", ".join(f"{kind} {us:.1f} us" for kind, us in ordered)
+
+
+def describe_warmup(facts: WarmupFacts) -> str:
+    """What will hold graphs: pieces of the model, or whole passes of it; and how large the KV cache is."""
+    whole = " and ".join(facts.whole_rounds)
+    cache = f"; KV cache of {facts.kv_tokens:,} tokens, {human_bytes(facts.kv_bytes)}" if facts.kv_tokens else ""
+    if facts.pieces:
+        eager = f", {len(facts.eager_pieces)} of them eager" if facts.eager_pieces else ""
+        rest = f"; {whole} as one graph each" if whole else ""
+        return f"{facts.pieces} pieces{eager}, {facts.compiles} compile{rest}{cache}"
+    return (f"{whole} as one graph each" if whole else "no graphs: eager") + cache
 
 
 def _describe_verify(facts: VerifyFacts) -> str:

@@ -119,6 +119,7 @@ class Supervisor:
         self.failures: list[tuple[float, LaunchError]] = []
         self._stall = Stall(config.deadlines.health, config.deadlines.collective)
         self._sockets: SglangSockets | None = None
+        self._lost_nodes: set[str] = set()
         self._session: RaySession | None = None
         self._launched: Launched | None = None
         self._stopping = threading.Event()
@@ -194,8 +195,9 @@ class Supervisor:
                 self._ray_span = None
             try:
                 launched = launch(
-                    self.config, self.report, self.listener, self.given, self.config.engine.kind, self._sockets
-                )
+                    self.config, self.report, self.listener, self.given, self.config.engine.kind, self._sockets,
+                    avoid=self._lost_nodes,
+                )  # fmt: skip
                 self._hand_over(launched)
                 break
             except LaunchError as error:
@@ -283,6 +285,7 @@ class Supervisor:
         with self._lock:
             self._launched = None
         error.teardown = str(group.close(self.config.deadlines.shutdown))
+        self._lost_nodes |= group.lost_nodes
         error.retryable = True
         self.error = error
         self.failures.append((time.time(), error))

@@ -1,7 +1,6 @@
 """Tiny models with random weights, made where a test wants them.
 
-8 attention heads and 4 key/value heads divide among 1, 2 and 4 ranks. Weights of deviation 0.08 keep the
-largest
+8 attention heads and 4 key/value heads divide among 1, 2 and 4 ranks. Weights of deviation 0.08 keep the largest
 logit well apart from the next: with the usual 0.02 logits are nearly equal and a rounding error changes a
 token.
 """
@@ -48,6 +47,11 @@ def qwen3_untied() -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(**_TEXT, head_dim=32, tie_word_embeddings=False))
 
 
+def qwen3_many_heads() -> PreTrainedModel:
+    """Dense, with 8 key/value heads, which divide among 8 ranks too."""
+    return Qwen3ForCausalLM(Qwen3Config(**{**_TEXT, "num_key_value_heads": 8}, head_dim=32, tie_word_embeddings=True))
+
+
 def qwen3_moe() -> PreTrainedModel:
     """Routed experts in all layers but one."""
     config = Qwen3MoeConfig(
@@ -91,6 +95,7 @@ BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_moe": qwen3_moe,
     "qwen2_5_vl": qwen2_5_vl,
 }
+MORE_BUILDERS = {"qwen3_many_heads": qwen3_many_heads}  # for groups that the others are too small for
 
 
 def save(name: str, folder: Path) -> Path:
@@ -98,7 +103,7 @@ def save(name: str, folder: Path) -> Path:
     path = folder / name
     if not path.exists():
         torch.manual_seed(0)
-        model = BUILDERS[name]().float()
+        model = (BUILDERS | MORE_BUILDERS)[name]().float()
         for parameter in model.parameters():
             if parameter.dim() >= 2:
                 parameter.data.normal_(0, 0.08)

@@ -73,6 +73,8 @@ def test_shapes_beyond_the_positions(check):
     ("overrides", "key", "text"),
     [
         (["faults=[{action: kill, rank: 2}]", "parallel.tensor_parallel_size=2"], "faults", "only ranks 0 to 1"),
+        (["engine.max_context=2049"], "engine.max_context", "2048"),
+        (["engine.device=cpu", "capture.compiler=inductor"], "capture.compiler", "needs GPUs"),
     ],
 )
 def test_settings_that_do_not_go_together(check, overrides, key, text):

@@ -43,8 +43,8 @@ def test_times():
         (Phase.PLACE, "2 ranks on 2 nodes"),
         (Phase.CONNECT, "all-reduce: sgl_kernel, messages up to 8.0 MiB (peers can map memory)"),
         (Phase.LOAD, "40 tensors per rank, 1.0 MiB held, 1.0 MiB read"),
-        (Phase.WARMUP, "3 pieces, 1 of them eager, 1 compile"),
-        (Phase.CAPTURE, "prefill 8, 32; decode 2, 4; 8 barriers"),
+        (Phase.WARMUP, "3 pieces, 1 of them eager, 1 compile; KV cache of 8,192 tokens, 64.0 MiB"),
+        (Phase.CAPTURE, "prefill 8, 32; decode 2, 4; 8 barriers; 46.0 MiB per rank"),
         (Phase.REGISTER, "12 all-reduce inputs per rank, none pending"),
         (Phase.VERIFY, "4 shapes, 8 graphs: replay equals eager (within 1e-06), ranks agree"),
     ],
@@ -90,6 +90,8 @@ def test_plain_data_survive_json():
     data = json.loads(json.dumps(report_of().to_dict(), allow_nan=False))
     assert data["ranks"][1] == {"rank": 1, "node": "10.0.0.1", "pid": 11, "device": "cpu"}
     assert list(data["phases"]) == [phase.name for phase in Phase if phase is not Phase.SERVE]
+    assert data["kv_tokens"] == 8192
+    assert data["capture_memory"]["prefill 32"] == [32 << 20, 32 << 20]
     assert data["phases"]["LOAD"]["busy"] == pytest.approx([1.0, 2.0], abs=1e-3)
     assert [one["step"] for one in data["steps"]] == [str(step) for step in PLAN.steps()]
     assert all(len(one["arrived"]) == 2 for one in data["steps"])

@@ -5,11 +5,12 @@ Sources: CUDA for peer access, NVML (``nvidia-ml-py``) for NVLink. Where NVML is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+OF_RANK, OF_MACHINE = "rank {}'s GPU", "GPU {}"
 MEGABYTE = 1_000_000
 CAN_READ = 0  # NVML_P2P_CAPS_INDEX_READ, which nvidia-ml-py defines as a tuple by mistake
 
@@ -33,14 +34,14 @@ class GpuPlace:
     nvml_problem: str = ""
 
 
-def unreachable(places: Sequence[GpuPlace]) -> str:
-    """The first pair of ranks whose GPUs cannot read each other's memory, in words; "" if all can."""
-    return _first_missing(places, "peers", "cannot read the memory of")
+def unreachable(places: Sequence[GpuPlace], name: str = OF_RANK) -> str:
+    """The first pair of GPUs that cannot read each other's memory, in words; "" if all can."""
+    return _first_missing(places, "peers", "cannot read the memory of", name)
 
 
-def unlinked(places: Sequence[GpuPlace]) -> str:
-    """The first pair of ranks whose GPUs are not linked by NVLink, in words; "" if all are."""
-    missing = _first_missing(places, "nvlinked", "has no NVLink to")
+def unlinked(places: Sequence[GpuPlace], name: str = OF_RANK) -> str:
+    """The first pair of GPUs that are not linked by NVLink, in words; "" if all are."""
+    missing = _first_missing(places, "nvlinked", "has no NVLink to", name)
     problem = next((place.nvml_problem for place in places if place.nvml_problem), "")
     return f"{missing} ({problem})" if missing and problem else missing
 
@@ -54,19 +55,29 @@ def sharing(names: Sequence[object]) -> str:
     return ""
 
 
-def _first_missing(places: Sequence[GpuPlace], relation: str, verb: str) -> str:
-    for rank, place in enumerate(places):
+def _first_missing(places: Sequence[GpuPlace], relation: str, verb: str, name: str) -> str:
+    for index, place in enumerate(places):
         for peer, other in enumerate(places):
             if other.uuid not in getattr(place, relation):
-                return f"rank {rank}'s GPU {verb} rank {peer}'s"
+                return f"{name.format(index)} {verb} {name.format(peer)}"
     return ""
 
 
-# ---- gathering: on a rank, with its device current ---------------------------------------------------------------
+def in_words(places: Sequence[GpuPlace]) -> str:
+    """What the GPUs of a machine are to each other: peer access, NVLink and its bandwidth."""
+    bandwidth = min((place.link_bandwidth or 0.0 for place in places), default=0.0)
+    speed = f", {bandwidth / 1e9:.0f} GB/s in each direction" if bandwidth else ""
+    if len(places) < 2:
+        return f"no other GPU{speed and f'; NVLink{speed}'}"
+    reach = unreachable(places, OF_MACHINE) or "all read each other's memory"
+    return f"{reach}; {unlinked(places, OF_MACHINE) or f'NVLink between all{speed}'}"
+
+
+# ---- gathering ---------------------------------------------------------------------------------------------------
 
 
 def gpu_place() -> GpuPlace:
-    """The current device among all that this process sees. Does not raise where NVML cannot be asked."""
+    """A rank's current device among all that it sees. Does not raise where NVML cannot be asked."""
     import torch
 
     mine, count = torch.cuda.current_device(), torch.cuda.device_count()
@@ -88,6 +99,27 @@ def _ask_nvml(mine: str, uuids: Sequence[str]) -> tuple[list[str], float | None]
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{mine}")
         others = {uuid: pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids if uuid != mine}
         return [uuid for uuid, other in others.items() if linked(handle, other)], link_bandwidth(handle)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def machine_places() -> list[GpuPlace]:
+    """Every GPU of this machine, as NVML sees it; no CUDA context is made. Raises ImportError or an ``NVMLError``."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        uuids = [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+
+        def related(index: int, relation: Callable[[Any, Any], bool]) -> tuple[str, ...]:
+            mine = handles[index]
+            return tuple(u for i, u in enumerate(uuids) if i == index or relation(mine, handles[i]))
+
+        return [
+            GpuPlace(uuid, related(index, readable), related(index, linked), link_bandwidth(handles[index]))
+            for index, uuid in enumerate(uuids)
+        ]
     finally:
         pynvml.nvmlShutdown()
 

@@ -68,6 +68,9 @@ class GraphBackend(Protocol):
     def new_pool(self) -> GraphPool:
         """Memory for one piece; nothing is reserved yet."""
 
+    def memory(self) -> int:
+        """Bytes of the device that are held now: what a capture adds is the difference."""
+
     def capture(
         self,
         fn: Callable[..., Any],

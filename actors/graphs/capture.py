@@ -25,6 +25,10 @@ class CaptureRunner:
         run: ``run(mode, round, shape)``: a dummy forward pass that touches no cache.
         pieces: those of the compiled model, for each round.
         iterations: per shape; anything but 2 is for showing what goes wrong.
+        memory: bytes that graphs hold now, such as a backend's ``memory``.
+
+    Attributes:
+        added: for each round and shape, bytes that its capture added.
     """
 
     def __init__(
@@ -33,9 +37,12 @@ class CaptureRunner:
         run: Run,
         pieces: Mapping[str, Sequence[PiecewiseGraph]],
         iterations: int = ITERATIONS,
+        memory: Callable[[], int] = lambda: 0,
     ) -> None:
         self.communicator = communicator
         self.iterations = iterations
+        self.added: dict[tuple[str, int], int] = {}
+        self._memory = memory
         self._run = run
         self._pieces = pieces
         self._shapes: list[tuple[str, int]] = []
@@ -55,9 +62,11 @@ class CaptureRunner:
         self._shapes += [(round, shape) for shape in ordered]
         with _garbage_held(), self.communicator.capture():
             for shape in ordered:
+                held = self._memory()
                 for iteration in range(1, self.iterations + 1):
                     before(round, shape, iteration)
                     self._run(Mode.WARM if iteration == 1 else Mode.CAPTURE, round, shape)
+                self.added[round, shape] = self._memory() - held
 
     def audit(self) -> dict[tuple[str, int], dict[str, bool]]:
         """For each round and shape that was asked for: which pieces hold a graph."""

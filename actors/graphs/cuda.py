@@ -17,17 +17,27 @@ class CudaPool:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._inputs: list[torch.Tensor] = []
+        self._inputs: list[tuple[int, torch.Tensor]] = []  # which of a graph's inputs it is, and flat memory
 
     def static_inputs(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """See :meth:`actors.graphs.backend.GraphPool.static_inputs`."""
-        made = [torch.empty(t.shape, dtype=t.dtype, device=self._device) for t in like]
-        self._inputs += made
-        return made
+        """See :meth:`actors.graphs.backend.GraphPool.static_inputs`.
+
+        A smaller shape gets the beginning of what a larger one has: only one of them is replayed at a time.
+        """
+        return [self._input(index, tensor) for index, tensor in enumerate(like)]
+
+    def _input(self, index: int, like: torch.Tensor) -> torch.Tensor:
+        fitting = next(
+            (t for i, t in self._inputs if i == index and t.dtype == like.dtype and t.numel() >= like.numel()), None
+        )
+        if fitting is None:
+            fitting = torch.empty(like.numel(), dtype=like.dtype, device=self._device)
+            self._inputs.append((index, fitting))
+        return fitting[: like.numel()].view(like.shape)
 
     def poison(self) -> None:
         """See :meth:`actors.graphs.backend.GraphPool.poison`: floating-point inputs become NaN."""
-        for tensor in self._inputs:
+        for _, tensor in self._inputs:
             if tensor.is_floating_point():
                 tensor.fill_(torch.nan)
 
@@ -87,6 +97,10 @@ class CudaGraphs:
     def new_pool(self) -> CudaPool:
         """See :meth:`actors.graphs.backend.GraphBackend.new_pool`."""
         return CudaPool(self.device)
+
+    def memory(self) -> int:
+        """See :meth:`actors.graphs.backend.GraphBackend.memory`: what torch's allocator has reserved."""
+        return torch.cuda.memory_reserved(self.device)
 
     def capture(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,13 +39,19 @@ class ShapeState:
 class PiecewiseGraph(torch.nn.Module):
     """A piece between two attention operations.
 
+    Args:
+        module: what it computes: a function of tensors and sizes.
+        name: such as ``piece3``.
+        backend: captures it.
+        addresses: what its graphs may read in place.
+
     Attributes:
         name: such as ``piece3``.
         replays: how often a graph of it was replayed.
         pool: memory of its graphs.
     """
 
-    def __init__(self, module: torch.nn.Module, name: str, backend: GraphBackend, addresses: FixedAddresses) -> None:
+    def __init__(self, module: Callable[..., Any], name: str, backend: GraphBackend, addresses: FixedAddresses) -> None:
         super().__init__()
         self.module = module
         self.name = name

@@ -120,10 +120,16 @@ class RecordedGraphs:
 
     def __init__(self, communicator: RecordsCalls) -> None:
         self.communicator = communicator
+        self._pools: list[RecordedPool] = []
 
     def new_pool(self) -> RecordedPool:
         """See :meth:`GraphBackend.new_pool`."""
-        return RecordedPool(self.communicator)
+        self._pools.append(RecordedPool(self.communicator))
+        return self._pools[-1]
+
+    def memory(self) -> int:
+        """See :meth:`GraphBackend.memory`: the regions of all pools."""
+        return sum(region.nbytes for pool in self._pools for region in pool.regions)
 
     def capture(
         self,

@@ -15,9 +15,17 @@ from actors.graphs.context import Mode
 from actors.graphs.piecewise import PiecewiseGraph
 from raylaunch.errors import RankFault
 
+CompilePiece = Callable[[torch.fx.GraphModule], Callable[..., Any]]
+
 
 class PieceBackend:
     """A Dynamo backend: splits the graph and wraps what lies between two attentions.
+
+    Args:
+        graphs: captures the pieces.
+        addresses: what they may read in place.
+        compile_piece: makes something faster of a piece before it is captured; None leaves it as it is.
+        progress: told before each piece is compiled.
 
     Attributes:
         pieces: in the order in which they run; empty before the compile.
@@ -25,12 +33,20 @@ class PieceBackend:
         attentions: how many attention operations the model has.
     """
 
-    def __init__(self, graphs: GraphBackend, addresses: FixedAddresses) -> None:
+    def __init__(
+        self,
+        graphs: GraphBackend,
+        addresses: FixedAddresses,
+        compile_piece: CompilePiece | None = None,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.pieces: list[PiecewiseGraph] = []
         self.compiles = 0
         self.attentions = 0
         self._graphs = graphs
         self._addresses = addresses
+        self._compile_piece = compile_piece
+        self._progress = progress
 
     def __call__(self, module: torch.fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Called by Dynamo. Raises RankFault F20 the second time: new pieces would have no graphs."""
@@ -44,7 +60,12 @@ class PieceBackend:
             number = name.removeprefix("submod_")
             if number == name or int(number) in attentions:
                 continue
-            piece = PiecewiseGraph(child, f"piece{len(self.pieces)}", self._graphs, self._addresses)
+            label = f"piece{len(self.pieces)}"
+            run: Callable[..., Any] = child
+            if self._compile_piece is not None:
+                self._progress(f"compiling {label} of {len(attentions) + 1}")
+                run = self._compile_piece(child)
+            piece = PiecewiseGraph(run, label, self._graphs, self._addresses)
             self.pieces.append(piece)
             setattr(split, name, piece)
         split.recompile()

@@ -1,4 +1,10 @@
-"""Attention of one step over the KV cache."""
+"""Attention of one step over the KV cache, by PyTorch's scaled dot product attention, a call for each sequence.
+
+On a GPU, in bfloat16 and float16, every call is a FlashAttention kernel: a whole prompt (square and causal), a chunk
+after a cached prefix (causal to the lower right: the last row sees everything) and a single row (nothing to mask).
+In float32, and where heads are grouped and the memory-efficient kernel cannot group them, PyTorch falls back to plain
+matrix products with a mask. On a CPU a prefix takes a boolean mask, which PyTorch's CPU kernel knows what to do with.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from actors.reference.kv_cache import KVCache
 from raylaunch.wire import SequencePart
@@ -60,9 +67,19 @@ class AttentionBatch:
         return out
 
     def _mask(self, rows: int, length: int) -> Tensor:
-        """Causal mask of the last ``rows`` of ``length`` tokens: True where a row may look."""
+        """Causal mask of the last ``rows`` of ``length`` tokens."""
         mask = self._masks.get((rows, length))
         if mask is None:
-            mask = torch.ones(rows, length, dtype=torch.bool, device=self.cache.device).tril(length - rows)
-            self._masks[rows, length] = mask
+            mask = self._masks[rows, length] = causal_mask(rows, length, self.cache.device)
         return mask
+
+
+def causal_mask(rows: int, length: int, device: torch.device) -> Tensor:
+    """What lets the last ``rows`` of ``length`` tokens look at themselves and at all before them.
+
+    On a GPU it is a :class:`torch.nn.attention.bias.CausalBias`, which only names the pattern, so that a fused kernel
+    can be used; else boolean ``[rows, length]``, True where a row may look.
+    """
+    if device.type == "cuda":
+        return causal_lower_right(rows, length)
+    return torch.ones(rows, length, dtype=torch.bool, device=device).tril(length - rows)

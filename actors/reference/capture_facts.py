@@ -41,6 +41,7 @@ def captured(plan: RoundPlan, capture: CaptureRunner, communicator: Communicator
             for shape in plan.shapes
         },
         replays=replays_of(capture),
+        memory={shape: capture.added[plan.name, shape] for shape in plan.shapes},
     )
 
 

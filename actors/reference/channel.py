@@ -31,6 +31,7 @@ class Offer:
         plans: address for each follower, by rank: ``plans[1]`` is rank 1's.
         server_key: rank 0's public CURVE key.
         client_public, client_secret: the CURVE key pair of its clients.
+        kv_tokens: tokens that the KV cache holds; 0 before that is decided.
     """
 
     requests: str
@@ -39,6 +40,7 @@ class Offer:
     server_key: bytes
     client_public: bytes
     client_secret: bytes
+    kv_tokens: int = 0
 
 
 def connect(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str, offer: Offer) -> zmq.Socket[bytes]:

@@ -47,6 +47,11 @@ class KVCache:
         """Bytes one token takes on this rank, over all layers."""
         return bytes_per_token(self.layers, self.kv_heads, self.head_dim, self.dtype)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows on this rank."""
+        return (self.capacity + 1) * self.bytes_per_token
+
     def allocate(self) -> None:
         """Allocates the tensors. Raises RankFault, with the sizes, if the device has not enough memory."""
         shape = (self.capacity + 1, self.kv_heads, self.head_dim)
@@ -61,7 +66,7 @@ class KVCache:
             raise RankFault(
                 None,
                 f"the KV cache needs {mebibytes:.0f} MiB on {self.device} ({self.capacity} tokens of "
-                f"{self.bytes_per_token} bytes) and could not be allocated; lower its capacity: {error}",
+                f"{self.bytes_per_token} bytes) and could not be allocated; lower engine.kv_tokens: {error}",
             ) from error
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from actors.communicator.base import Communicator
@@ -17,13 +16,14 @@ from actors.graphs import ops
 from actors.graphs.backend import GraphBackend
 from actors.graphs.capture import CaptureRunner
 from actors.graphs.recorded import RecordedGraphs
-from actors.graphs.split import CompiledOnce, PieceBackend
+from actors.graphs.split import CompiledOnce, CompilePiece, PieceBackend
 from actors.reference.capture_facts import captured, recorded_by_shape, replays_of
 from actors.reference.connect import GROUP, Connection, connect
 from actors.reference.hub import model_folder
 from actors.reference.kv_cache import KVCache
 from actors.reference.limits import Limits
 from actors.reference.links import rank_device
+from actors.reference.memory import free_memory, limits_of, memory_in_use
 from actors.reference.model import LoadedModel, load_model
 from actors.reference.runner import ModelRunner
 from actors.reference.scheduler import Scheduler
@@ -53,20 +53,23 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     with Connection(spec, path) as connection:
         communicator = connect(connection, gate)
         with _peers_freed_on_failure(gate, communicator):
-            loaded = load(spec, gate, path)
-            runner, capture = warm_up(spec, gate, loaded, communicator)
+            loaded, limits = load(spec, gate, path)
+            runner, capture = warm_up(spec, gate, loaded, limits, communicator)
             for plan in spec.plan.rounds:
                 capture_round(gate, plan, runner, capture, communicator)
             worker = make_worker(runner, connection)
             verify(spec, gate, runner, capture, worker)
             gate.read_counters = lambda: asdict(worker.counters)
-            facts = ReadyFacts(len(graphs_of(capture)), memory_in_use(spec))
-            gate.arrive(Gate.READY, facts, offer=connection.rendezvous.sockets)
+            facts = ReadyFacts(len(graphs_of(capture)), memory_in_use(runner.device))
+            gate.arrive(Gate.READY, facts, offer=replace(connection.rendezvous.sockets, kv_tokens=limits.capacity))
             worker.serve(gate.stop_requested)
 
 
-def load(spec: RankSpec, gate: RankGate, path: Path) -> LoadedModel:
-    """LOAD: this rank's part of the weights. Raises RankFault where the checkpoint does not fit the model."""
+def load(spec: RankSpec, gate: RankGate, path: Path) -> tuple[LoadedModel, Limits]:
+    """LOAD: this rank's part of the weights, and the sizes that all ranks have room for.
+
+    Raises RankFault where the checkpoint does not fit the model, or the model leaves no room for a request.
+    """
     model = spec.config.model
     loaded = load_model(
         path,
@@ -80,39 +83,32 @@ def load(spec: RankSpec, gate: RankGate, path: Path) -> LoadedModel:
         progress=lambda name: gate.progress(f"loading {name}"),
     )
     report = loaded.report
-    gate.arrive(Gate.LOADED, LoadFacts(report.tensors, report.parameter_bytes, report.bytes_read))
-    return loaded
+    facts = LoadFacts(report.tensors, report.parameter_bytes, report.bytes_read)
+    offers = gate.arrive(Gate.LOADED, facts, offer=free_memory(rank_device(spec))).offers
+    return loaded, limits_of(spec.config, loaded.facts, offers)
 
 
 def warm_up(
-    spec: RankSpec, gate: RankGate, loaded: LoadedModel, communicator: Communicator
+    spec: RankSpec, gate: RankGate, loaded: LoadedModel, limits: Limits, communicator: Communicator
 ) -> tuple[ModelRunner, CaptureRunner]:
     """WARMUP: allocates the cache, and compiles the model into pieces; nothing is captured."""
-    facts, config = loaded.facts, spec.config
-    limits = Limits(
-        prefill_shapes=config.capture.prefill_tokens,
-        decode_shapes=config.capture.decode_batch_sizes,
-        max_running=config.engine.max_running_requests,
-        max_context=facts.max_positions,
-        capacity=config.engine.kv_tokens,
-        vocab_size=facts.vocab_size,
-        eos_token_ids=facts.eos_token_ids,
-    )
+    facts = loaded.facts
     device = rank_device(spec)
     cache = KVCache(facts.layers, limits.capacity, facts.kv_heads, facts.head_dim, facts.dtype, device)
     runner = ModelRunner(loaded, cache, limits, device, communicator)
     runner.prepare()
     if not spec.plan.rounds:
-        gate.arrive(Gate.WARMED, WarmupFacts(pieces=0, compiles=0))
+        gate.arrive(Gate.WARMED, WarmupFacts(pieces=0, compiles=0, kv_tokens=cache.capacity, kv_bytes=cache.nbytes))
         return runner, CaptureRunner(communicator, runner.dummy, {})
     gate.progress("compiling the model")
     graphs = graph_backend(device, communicator)
     addresses = runner.fixed_addresses()
-    compiled = CompiledOnce(loaded.inner, PieceBackend(graphs, addresses))
-    whole = runner.whole_decode(graphs, addresses)
+    compile_piece = piece_compiler(spec.config.capture.compiler)
+    compiled = CompiledOnce(loaded.inner, PieceBackend(graphs, addresses, compile_piece, gate.progress))
+    whole = runner.whole_decode(graphs, addresses, compiled if compile_piece else None)
     runner.compile(compiled, whole)
     pieces = {"prefill": compiled.pieces, "decode": (whole,) if whole else compiled.pieces}
-    capture = CaptureRunner(communicator, runner.dummy, pieces)
+    capture = CaptureRunner(communicator, runner.dummy, pieces, memory=graphs.memory)
     row = facts.hidden_size * facts.dtype.itemsize
     inputs = sum(communicator.inputs_for(shape * row) for plan in spec.plan.rounds for shape in plan.shapes)
     gate.arrive(
@@ -124,6 +120,8 @@ def warm_up(
             planned_inputs=loaded.report.all_reduces * inputs,
             graphs=len(graphs_of(capture)),
             replays=replays_of(capture),
+            kv_tokens=cache.capacity,
+            kv_bytes=cache.nbytes,
         ),
     )
     return runner, capture
@@ -136,6 +134,15 @@ def graph_backend(device: torch.device, communicator: Any) -> GraphBackend:
 
         return CudaGraphs(communicator, device)
     return RecordedGraphs(communicator)
+
+
+def piece_compiler(name: str) -> CompilePiece | None:
+    """What ``capture.compiler`` names; None leaves pieces as they are."""
+    if name == "eager":
+        return None
+    from actors.graphs.inductor import compile_piece
+
+    return compile_piece
 
 
 def capture_round(
@@ -165,7 +172,8 @@ def make_worker(runner: ModelRunner, connection: Connection) -> Worker:
 
 def verify(spec: RankSpec, gate: RankGate, runner: ModelRunner, capture: CaptureRunner, worker: Worker) -> None:
     """VERIFY: every shape replayed and compared with eager, then one real request through the serve loop."""
-    verdicts = verify_shapes(runner, capture, gate.progress)
+    compiled = spec.plan.rounds and spec.config.capture.compiler != "eager"
+    verdicts = verify_shapes(runner, capture, gate.progress, compiled=bool(compiled))
     tokens = answer_one_request(worker, runner.limits)
     gate.arrive(Gate.VERIFIED, VerifyFacts(verdicts, tokens, len(graphs_of(capture))))
 
@@ -173,13 +181,6 @@ def verify(spec: RankSpec, gate: RankGate, runner: ModelRunner, capture: Capture
 def graphs_of(capture: CaptureRunner) -> list[tuple[str, str, int]]:
     """Every graph that exists: piece, round, shape."""
     return [(piece.name, *key) for piece in capture.pieces for key in piece.graphs()]
-
-
-def memory_in_use(spec: RankSpec) -> int:
-    """Bytes that this rank holds: of its GPU, or of its process."""
-    if spec.device == "cuda":
-        return torch.cuda.memory_reserved()
-    return int(psutil.Process().memory_info().rss)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ class ModelFacts:
         heads, kv_heads: on this rank.
         head_dim: elements a head.
         hidden_size: elements of a hidden state.
+        working_width: elements that one token needs at the same time inside a layer, at most, on this rank.
         vocab_size: rows of the (whole) head.
         max_positions: longest context.
         eos_token_ids: tokens that end an answer.
@@ -43,6 +44,7 @@ class ModelFacts:
     kv_heads: int
     head_dim: int
     hidden_size: int
+    working_width: int
     vocab_size: int
     max_positions: int
     eos_token_ids: frozenset[int]
@@ -186,6 +188,7 @@ def _facts(path: str | Path, model: Any, world_size: int, dtype: torch.dtype, lm
         kv_heads=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) // world_size,
         head_dim=head_dim,
         hidden_size=text.hidden_size,
+        working_width=_working_width(text, world_size),
         vocab_size=text.vocab_size,
         max_positions=text.max_position_embeddings,
         eos_token_ids=build.eos_token_ids(path, model.config),
@@ -193,3 +196,12 @@ def _facts(path: str | Path, model: Any, world_size: int, dtype: torch.dtype, lm
         uses_embeds=hasattr(model.model, "language_model"),
         lm_head_sharded=lm_head_sharded,
     )
+
+
+def _working_width(text: Any, world_size: int) -> int:
+    """Residual, normed and reduced hidden states and one spare, beside gate, up and their product."""
+    inner = 3 * text.intermediate_size // world_size
+    if build.is_mixture(text):  # every chosen expert has its own copies, and its hidden states in and out
+        own = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
+        inner = max(inner, text.num_experts_per_tok * (2 * text.hidden_size + 3 * own // world_size))
+    return int(4 * text.hidden_size + inner)

@@ -99,12 +99,18 @@ class ModelRunner:
             for shape in self.limits.decode_shapes:
                 self._decode_batches[shape] = decode_attention.StaticDecodeBatch(self.cache, shape)
 
-    def whole_decode(self, graphs: GraphBackend, addresses: FixedAddresses) -> PiecewiseGraph | None:
-        """The whole model as one piece for decode steps, where attention can be captured; else None."""
+    def whole_decode(
+        self, graphs: GraphBackend, addresses: FixedAddresses, compiled: CompiledOnce | None = None
+    ) -> PiecewiseGraph | None:
+        """The whole model as one piece for decode steps, where attention can be captured; else None.
+
+        Args:
+            compiled: run this instead of the plain decoder, because its pieces are faster.
+        """
         if not self._decode_batches:
             return None
         name = "inputs_embeds" if self.loaded.facts.uses_embeds else "input_ids"
-        return PiecewiseGraph(WholeModel(self.loaded.inner, name), "decode", graphs, addresses)
+        return PiecewiseGraph(WholeModel(compiled or self.loaded.inner, name), "decode", graphs, addresses)
 
     def compile(self, compiled: CompiledOnce, whole: PiecewiseGraph | None = None) -> None:
         """Traces the decoder, wrapped as ``CompiledOnce(loaded.inner, ...)``; from then on steps use graphs.
@@ -119,6 +125,8 @@ class ModelRunner:
         shapes = self.limits.prefill_shapes
         for shape in dict.fromkeys((shapes[-1], shapes[0])):
             self.dummy(Mode.TRACE, "prefill", shape)
+        for shape in self._decode_batches:  # builds the kernels of every batch size: not while capturing
+            self.dummy(Mode.EAGER, "decode", shape)
         self.use_graphs = True
 
     def fixed_addresses(self) -> FixedAddresses:

@@ -16,7 +16,7 @@ from actors.communicator.process_group import StoreServer, open_store
 from actors.fingerprint import fingerprint
 from actors.gate import RankGate
 from actors.reference.links import rank_device
-from actors.sglang_engine import environment, versions
+from actors.sglang_engine import environment, seams, versions
 from actors.sglang_engine.hooks import Hooks
 from actors.sglang_engine.progress import modules_loaded, reported
 from actors.sglang_engine.rounds import Rounds
@@ -37,10 +37,8 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     try:
         with reported(gate, "importing sglang", modules_loaded):
             args = versions.server_args(server_arguments(spec.config))
-            from actors.sglang_engine.seams import all_seams
-
             rounds = Rounds(spec, gate)
-            hooks.install(all_seams(rounds))
+            hooks.install(seams.all_seams(rounds))
         gate.arrive(Gate.ATTACH)
         scheduler = versions.make_scheduler(spec, args)
         rounds.warmed()  # where nothing is captured, no round has said so

@@ -71,7 +71,11 @@ def show(machine: dict[str, Any], address: str, nodes: Sequence[Node] | None, na
 
 def machine_facts(machine: dict[str, Any]) -> dict[str, str]:
     """The machine in words."""
+    from actors.communicator.topology import GpuPlace, in_words
+
     shm, memory, gpus = machine["shm"], machine["memory"], machine["gpus"]
+    places = [GpuPlace(**place) for place in machine["gpu_links"]]
+    links = {"GPU links": in_words(places) if places else "NVML does not say"} if gpus else {}
     return {
         "host": f"{machine['host']}, {machine['platform']}",
         "Python": machine["python"],
@@ -81,6 +85,7 @@ def machine_facts(machine: dict[str, Any]) -> dict[str, str]:
         "memfd": f"does not work: {shm['memfd']}" if shm["memfd"] else "works",
         "GPUs": "; ".join(f"{gpu['name']}, {gpu['memory']}, driver {gpu['driver']}" for gpu in gpus)
         or f"none ({machine['gpus_from']})",
+        **links,
     }
 
 

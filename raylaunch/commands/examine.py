@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raylaunch.errors import ConfigError, LaunchError, RankFault
 
 if TYPE_CHECKING:
+    from actors.communicator.choice import Option
     from raylaunch.config import LaunchConfig
     from raylaunch.placement import Node
 
@@ -34,8 +36,8 @@ def examine(config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node]
     plan = Plan()
     plan.problems += missing_requirements()
     _examine_model(plan, config)
-    _examine_placement(plan, config, machine, nodes)
-    _examine_communicator(plan, config)
+    device = _examine_placement(plan, config, machine, nodes)
+    _examine_communicator(plan, config, device, machine["gpu_links"])
     return plan
 
 
@@ -87,7 +89,7 @@ def _examine_model(plan: Plan, config: LaunchConfig) -> None:
     )
 
 
-def _examine_placement(plan: Plan, config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node] | None) -> None:
+def _examine_placement(plan: Plan, config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node] | None) -> str:
     from raylaunch.launch import plan_of
     from raylaunch.placement import choose_device, impossible, request_for, show
 
@@ -109,18 +111,49 @@ def _examine_placement(plan: Plan, config: LaunchConfig, machine: dict[str, Any]
     padded = f"prefill {_listed(capture.prefill_tokens)}; decode {_listed(capture.decode_batch_sizes)}"
     plan.facts["shapes"] = padded if capture.enabled else f"{padded}; eager, nothing is captured"
     plan.facts["barriers"] = f"{len(list(plan_of(config).steps()))}, before every {capture.granularity} of CAPTURE"
+    return device
 
 
-def _examine_communicator(plan: Plan, config: LaunchConfig) -> None:
-    """Asks the ranks' own code, with an offer of real memory: what it says here it will say in a launch."""
+def _examine_communicator(plan: Plan, config: LaunchConfig, device: str, links: Sequence[dict[str, Any]]) -> None:
+    """Asks the ranks' own code: what it says here it will say in a launch, as far as it can be known before one."""
+    world = config.parallel.tensor_parallel_size
+    if device == "cuda" and not links:
+        plan.facts["all-reduce"] = "decided when the ranks meet: this machine's NVML knows no GPUs"
+        return
+    nodes = [str(rank * config.parallel.nodes // world) for rank in range(world)]
     try:
-        from actors.communicator.arena import Arena, host_identity, open_segment
-        from actors.communicator.choice import choose, cpu_options
-        from actors.communicator.shared_memory import ShareOffer
+        from actors.communicator.choice import choose
+
+        options = _gpu_options(config, nodes, links) if device == "cuda" else _cpu_options(config, nodes)
+        choice = choose(config.communicator.kind, options, world)
     except (ImportError, OSError) as error:
         plan.problems.append(f"what runs in a rank cannot be imported: {error}")
-        return
-    world, limit, host = config.parallel.tensor_parallel_size, config.communicator.max_bytes, ""
+    except RankFault as fault:
+        plan.problems.append(f"all-reduce: {fault}")
+    else:
+        plan.facts["all-reduce"] = f"{' or '.join(choice.kinds)} ({choice.reason})"
+
+
+def _gpu_options(config: LaunchConfig, nodes: Sequence[str], links: Sequence[dict[str, Any]]) -> tuple[Option, ...]:
+    """With this machine's GPUs, in order, a rank on each or several sharing one; no memory is taken on them."""
+    from actors.communicator.choice import gpu_options
+    from actors.communicator.sgl_kernel import GpuOffer
+    from actors.communicator.topology import GpuPlace
+
+    reason = "" if importlib.util.find_spec("sgl_kernel") else "No module named 'sgl_kernel'"
+    found, share = b"" if not reason else None, config.placement.resources_per_rank.get("GPU", 1.0)
+    places = [GpuPlace(**links[int(rank * min(share, 1.0)) % len(links)]) for rank in range(len(nodes))]
+    limit = config.communicator.max_bytes
+    return gpu_options([GpuOffer(r, "", place, limit, found, found, reason) for r, place in enumerate(places)], nodes)
+
+
+def _cpu_options(config: LaunchConfig, nodes: Sequence[str]) -> tuple[Option, ...]:
+    """With an offer of real memory."""
+    from actors.communicator.arena import Arena, host_identity, open_segment
+    from actors.communicator.choice import cpu_options
+    from actors.communicator.shared_memory import ShareOffer
+
+    limit, host = config.communicator.max_bytes, ""
     handle, reason, arena = None, "", None
     try:
         host = host_identity()
@@ -132,14 +165,8 @@ def _examine_communicator(plan: Plan, config: LaunchConfig) -> None:
     finally:
         if arena is not None:
             arena.close()
-    offers = [ShareOffer(rank, host, platform.machine(), limit, handle, reason) for rank in range(world)]
-    spread = [str(rank * config.parallel.nodes // world) for rank in range(world)]
-    try:
-        choice = choose(config.communicator.kind, cpu_options(offers, spread), world)
-    except RankFault as error:
-        plan.problems.append(f"all-reduce: {error}")
-        return
-    plan.facts["all-reduce"] = f"{' or '.join(choice.kinds)} ({choice.reason})"
+    offers = [ShareOffer(rank, host, platform.machine(), limit, handle, reason) for rank in range(len(nodes))]
+    return cpu_options(offers, nodes)
 
 
 def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None]:

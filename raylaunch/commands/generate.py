@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.commands.options import Config, MaxNewTokens, Settings, load_config, require_writable
+from raylaunch.commands.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.session import launched
 from raylaunch.errors import ConfigError, RequestError
@@ -33,6 +33,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer. Repeatable.")] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Print the table of phases.")] = True,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of the launch.")] = None,
+    debug: Debug = None,
     stream: Annotated[
         bool | None, typer.Option("--stream/--no-stream", help="Print as it comes.", show_default="on a terminal")
     ] = None,
@@ -55,7 +56,7 @@ def generate(
         if stream and len(prompt) > 1:
             raise ConfigError("--stream", f"{len(prompt)} prompts", "only a single prompt can be streamed")
         require_writable("--trace", trace)
-        with launched(load_config(config, settings), show_report=report, trace=trace) as engine:
+        with launched(load_config(config, settings, debug=debug), show_report=report, trace=trace) as engine:
             if len(prompt) > 1:
                 for text, completion in zip(prompt, engine.generate(prompt, params), strict=True):
                     typer.echo(f"{text}\t{completion.text}")

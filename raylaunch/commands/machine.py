@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+from dataclasses import asdict
 from typing import Any
 
 PACKAGES = (
@@ -34,6 +35,7 @@ def describe_machine() -> dict[str, Any]:
         "shm": shared_memory(),
         "gpus": gpus,
         "gpus_from": why,
+        "gpu_links": gpu_links() if gpus else [],
         "packages": package_versions(),
     }
 
@@ -94,6 +96,16 @@ def find_gpus() -> tuple[list[dict[str, str]], str]:
         return _from_smi()
     except Exception as error:  # NVMLError: its classes are made when the library is loaded
         return [], f"NVML: {error}"
+
+
+def gpu_links() -> list[dict[str, Any]]:
+    """For every GPU, those whose memory it can read and those it reaches over NVLink; empty if NVML does not say."""
+    from actors.communicator.topology import machine_places
+
+    try:
+        return [asdict(place) for place in machine_places()]
+    except Exception:  # the GPUs themselves were found: what NVML says beyond that is not worth an error
+        return []
 
 
 def _from_nvml() -> list[dict[str, str]]:

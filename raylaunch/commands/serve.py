@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.commands.options import Config, Settings, load_config, require_writable
+from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
 from raylaunch.commands.session import launched
@@ -29,13 +29,14 @@ def serve(
     ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Print the table of phases.")] = True,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of the launch.")] = None,
+    debug: Debug = None,
 ) -> None:
     """Launch a model and serve it over HTTP: SGLang's and OpenAI's endpoints, metrics and a status page.
 
     SIGTERM and Ctrl-C let running requests end first. Ends with code 1 if the group is lost for good.
     """
     with reported():
-        chosen = load_config(config, settings)
+        chosen = load_config(config, settings, debug=debug)
         given = {"host": host, "port": port, "api_key": api_key}
         chosen = chosen.model_copy(update={"serve": changed(chosen.serve, given)})
         require_writable("--trace", trace)

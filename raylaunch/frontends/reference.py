@@ -29,6 +29,7 @@ class ReferenceFrontend:
         self._shape: ModelShape | None = None
         limit = config.engine.max_running_requests + config.engine.max_waiting_requests
         self._requests = RequestTable[RunningRequest](limit)
+        self._kv_tokens = 0
         self.tokenizer: Any = None
 
     # ---- life
@@ -47,7 +48,7 @@ class ReferenceFrontend:
             self.tokenizer = self._loading.result()
         client = RankZeroClient(offer, self._deliver)
         client.open()
-        self._client = client
+        self._client, self._kv_tokens = client, offer.kv_tokens
 
     def down(self, error: LaunchError) -> None:
         client, self._client = self._client, None
@@ -74,12 +75,12 @@ class ReferenceFrontend:
                 raise RequestError("this model has no tokenizer: give the prompt as token ids")
             prompt = self.tokenizer(prompt)["input_ids"]
         ids = checked_ids(prompt, self._shape.vocab_size)
-        kv_tokens = self._config.engine.kv_tokens
-        longest = min(self._shape.max_positions, kv_tokens)
+        positions = self._config.engine.max_context or self._shape.max_positions
+        longest = min(positions, self._kv_tokens)
         if len(ids) + params.max_new_tokens > longest:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens and max_new_tokens is {params.max_new_tokens}: together at most "
-                f"{longest} (the model's positions are {self._shape.max_positions}, engine.kv_tokens is {kv_tokens})"
+                f"{longest} (the context is {positions}, the KV cache holds {self._kv_tokens})"
             )
         return Prepared(ids, params)
 

@@ -32,11 +32,10 @@ from raylaunch.protocol.phases import (
     LaunchPlan,
     Phase,
     Release,
-    RoundName,
-    RoundPlan,
     Step,
     Violation,
 )
+from raylaunch.protocol.rounds import RoundName, RoundPlan
 
 __all__ = [
     "Arrival",

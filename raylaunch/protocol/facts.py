@@ -91,6 +91,8 @@ class WarmupFacts:
         planned_inputs: all-reduce inputs that CAPTURE will record in all rounds.
         graphs: graphs captured so far: must be none.
         replays: replays so far: must be none.
+        kv_tokens: tokens that the rank's KV cache holds; equal on all ranks.
+        kv_bytes: what it takes on this rank.
         rounds: what will be captured, where the launch's plan leaves that to the ranks.
     """
 
@@ -101,6 +103,8 @@ class WarmupFacts:
     planned_inputs: int = 0
     graphs: int = 0
     replays: int = 0
+    kv_tokens: int = 0
+    kv_bytes: int = 0
     rounds: tuple[RoundPlan, ...] = ()
 
 
@@ -132,6 +136,7 @@ class CaptureFacts:
         missing: per shape, pieces that should hold a graph and do not.
         reused: descriptions of addresses handed out again before they were registered.
         replays: replays so far: must be none.
+        memory: per shape, bytes of device memory that its capture added, where that can be told.
     """
 
     recorded: Mapping[int, ShapeInputs] = field(default_factory=dict)
@@ -140,6 +145,7 @@ class CaptureFacts:
     missing: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     reused: tuple[str, ...] = ()
     replays: int = 0
+    memory: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

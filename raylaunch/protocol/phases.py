@@ -82,6 +82,7 @@ class LaunchPlan:
         rounds: capture rounds in order; empty when nothing is captured.
         granularity: which barriers CAPTURE has: one per ``iteration``, per ``shape``, or none (``phase``).
         rounds_from_ranks: only the ranks' engine knows the rounds: they say so at WARMED.
+        measures: whether ranks time the all-reduces that are possible before they choose.
     """
 
     world_size: int

@@ -88,7 +88,7 @@ def build(serving: Serving) -> APIRouter:
                 "tp_size": config.parallel.tensor_parallel_size,
                 "nnodes": config.parallel.nodes,
                 "dtype": config.model.dtype,
-                "max_total_num_tokens": config.engine.kv_tokens,
+                "max_total_num_tokens": engine.kv_tokens,
                 "max_running_requests": config.engine.max_running_requests,
                 "max_queued_requests": config.engine.max_waiting_requests,
                 "internal_states": [{"requests": engine.health(ask_ranks=False).requests}],

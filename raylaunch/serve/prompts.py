@@ -120,7 +120,7 @@ async def _tokenized(engine: Engine, text: str, param: str, special: bool) -> li
 
 def longest(engine: Engine) -> int:
     """Most tokens of a prompt and its answer together."""
-    return min(engine.shape.max_positions, engine.config.engine.kv_tokens)
+    return engine.max_context
 
 
 def require_room(engine: Engine, prompt: list[int], new_tokens: int, param: str) -> None:

@@ -71,7 +71,7 @@ FAR = {"place": GpuPlace("gpu1", ("gpu1",), ("gpu1",))}
         (gpus(4), "custom", [(None, "sgl_kernel")], "4 GPUs of one host, NVLink"),
         (gpus(4, links="none"), "custom", [(None, "nccl")], "NVLink between all: rank 0's GPU has no NVLink to rank 1"),
         (gpus(3), "custom", [(None, "nccl")], "2, 4, 6, 8 ranks, not with 3"),
-        (gpus(2, (1, FAR)), "custom", [(None, "nccl")], "rank 1's GPU cannot read the memory of rank 0's"),
+        (gpus(2, (1, FAR)), "custom", [(None, "nccl")], "rank 1's GPU cannot read the memory of rank 0's GPU"),
         (gpus(2, (1, {"host": "b"})), "custom", [(None, "nccl")], "host a / b"),
         (gpus(2, (1, {"max_bytes": 4096})), "custom", [(None, "nccl")], "stage 8388608 and 4096 B"),
         (gpus(2, (1, {"staging": None, "reason": "no kernel"})), "custom", [(None, "nccl")], "rank 1 .*no kernel"),

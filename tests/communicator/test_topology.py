@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.communicator.topology import GpuPlace, sharing, unlinked, unreachable
+from actors.communicator.topology import GpuPlace, in_words, sharing, unlinked, unreachable
 
 A = GpuPlace("a", ("a", "b"), ("a", "b"))
 B = GpuPlace("b", ("b", "a"), ("b", "a"))
@@ -13,17 +13,17 @@ B = GpuPlace("b", ("b", "a"), ("b", "a"))
     [
         ([A, B], "", ""),
         ([A, A], "", ""),  # two ranks on one GPU
-        ([A, GpuPlace("b", ("b",), ("a", "b"))], "rank 1's GPU cannot read the memory of rank 0's", ""),
-        ([GpuPlace("a", ("a", "b"), ("a",)), B], "", "rank 0's GPU has no NVLink to rank 1's"),
+        ([A, GpuPlace("b", ("b",), ("a", "b"))], "rank 1's GPU cannot read the memory of rank 0's GPU", ""),
+        ([GpuPlace("a", ("a", "b"), ("a",)), B], "", "rank 0's GPU has no NVLink to rank 1's GPU"),
         (
             [A, GpuPlace("b", ("a", "b"), ("b",), None, "no NVML")],
             "",
-            "rank 1's GPU has no NVLink to rank 0's (no NVML)",
+            "rank 1's GPU has no NVLink to rank 0's GPU (no NVML)",
         ),
         (
             [GpuPlace("a"), GpuPlace("a")],
-            "rank 0's GPU cannot read the memory of rank 0's",
-            "rank 0's GPU has no NVLink to rank 0's",
+            "rank 0's GPU cannot read the memory of rank 0's GPU",
+            "rank 0's GPU has no NVLink to rank 0's GPU",
         ),
     ],
 )
@@ -34,3 +34,23 @@ def test_the_first_pair_that_does_not_reach_each_other_is_named(places, reach, l
 def test_ranks_that_share():
     assert sharing(["a", "b", "c"]) == ""
     assert sharing([("h", "a"), ("g", "a"), ("h", "a")]) == "ranks 0 and 2 share one GPU"
+
+
+FAST = [GpuPlace(name, ("a", "b"), ("a", "b"), 450e9) for name in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("places", "text"),
+    [
+        ([], "no other GPU"),
+        ([GpuPlace("a", ("a",), ("a",))], "no other GPU"),
+        (FAST[:1], "no other GPU; NVLink, 450 GB/s in each direction"),
+        (FAST, "all read each other's memory; NVLink between all, 450 GB/s in each direction"),
+        (
+            [GpuPlace(name, (name,), (name,)) for name in "ab"],
+            "GPU 0 cannot read the memory of GPU 1; GPU 0 has no NVLink to GPU 1",
+        ),
+    ],
+)
+def test_a_machine_in_words(places, text):
+    assert in_words(places) == text

@@ -37,7 +37,7 @@ def test_faults_of_graphs_are_named(
     ("fault", "text"),
     [
         ("{action: no_shared_memory, rank: 1}", "rank 1 cannot share memory"),
-        ("{action: no_peer_access, rank: 1}", "rank 1's GPU cannot read the memory of rank 0's"),
+        ("{action: no_peer_access, rank: 1}", "rank 1's GPU cannot read the memory of rank 0's GPU"),
     ],
 )
 def test_f16_f18_the_fallback_is_nccl_on_every_rank(two_ranks: LaunchConfig, fault: str, text: str) -> None:
@@ -54,7 +54,7 @@ def test_f16_f18_the_fallback_is_nccl_on_every_rank(two_ranks: LaunchConfig, fau
     ("fault", "code", "text"),
     [
         ("{action: no_shared_memory, rank: 1}", "F16", "rank 1 cannot share memory"),
-        ("{action: no_peer_access, rank: 1}", "F18", "rank 1's GPU cannot read the memory of rank 0's"),
+        ("{action: no_peer_access, rank: 1}", "F18", "rank 1's GPU cannot read the memory of rank 0's GPU"),
     ],
 )
 def test_f16_f18_without_a_fallback(two_ranks: LaunchConfig, fault: str, code: str, text: str) -> None:

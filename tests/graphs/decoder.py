@@ -87,14 +87,17 @@ class CausalBatch:
 class Engine:
     """A decoder on one rank, and the verbs of a launch."""
 
-    def __init__(self, communicator: Communicator, layers=3, dtype=torch.float32, experts=False, iterations=2):
+    def __init__(
+        self, communicator: Communicator, layers=3, dtype=torch.float32, experts=False, iterations=2, **compiling
+    ):
         self.group = f"test-{id(self)}"
         ops.bind_group(self.group, communicator)
         self.communicator = communicator
         self.model = Decoder(self.group, communicator.rank, communicator.world_size, layers, dtype, experts)
         self.addresses = FixedAddresses()
         self.addresses.add_module(self.model)
-        self.backend = PieceBackend(RecordedGraphs(communicator), self.addresses)
+        self.graphs = RecordedGraphs(communicator)
+        self.backend = PieceBackend(self.graphs, self.addresses, **compiling)
         self.compiled = CompiledOnce(self.model, self.backend)
         self.inputs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.iterations = iterations
@@ -117,7 +120,11 @@ class Engine:
 
     def runner(self) -> CaptureRunner:
         return CaptureRunner(
-            self.communicator, self.forward, dict.fromkeys(("prefill", "decode"), self.backend.pieces), self.iterations
+            self.communicator,
+            self.forward,
+            dict.fromkeys(("prefill", "decode"), self.backend.pieces),
+            self.iterations,
+            self.graphs.memory,
         )
 
     def same(self, round: str, shape: int, seed: int) -> bool:

@@ -64,6 +64,8 @@ def test_replay_equals_the_plain_model_for_every_round_and_shape(make, dtype, ex
     assert engine.backend.pieces[0].replays == 15
     for piece in engine.backend.pieces:  # the decode graphs and the smaller shapes took no more memory
         assert len(piece.pool.regions) <= 3
+    assert runner.added.pop(("prefill", 33)) > 0
+    assert set(runner.added.values()) == {0}
 
 
 def test_f20_no_graph_for_a_shape(make):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from raylaunch import Engine, LaunchConfig, LaunchError
+from raylaunch.protocol import Gate
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -110,6 +111,15 @@ def test_f06_killed_rank_is_named_in_seconds(tiny: LaunchConfig) -> None:
     assert time.monotonic() - seen[-1] < 3.0
     assert caught.value.code == "F06"
     assert "fault provoked on purpose: kill" in caught.value.ranks[1].log_tail
+
+
+@pytest.mark.slow
+def test_f16_the_fallback_is_gloo_on_every_rank(tiny: LaunchConfig) -> None:
+    with Engine(tiny.override("faults=[{action: no_shared_memory, rank: 1}]")) as engine:
+        assert engine.generate("12+30=", max_new_tokens=8).text == "42"
+        said = [arrival.facts for arrival in engine.report.facts(Gate.CONNECTED)[0][1]]
+    assert [facts.kind for facts in said] == ["gloo", "gloo"]
+    assert all("rank 1 cannot share memory: refused on purpose" in facts.reason for facts in said)
 
 
 def test_f10_taken_port_is_named(tiny: LaunchConfig) -> None:

@@ -49,13 +49,16 @@ def facts(plan: LaunchPlan, step: Step, rank: int) -> Facts:
         Gate.MEASURED: None,
         Gate.CONNECTED: CommunicatorFacts("sgl_kernel", "peers can map memory", 8 << 20, plan.world_size, 8192),
         Gate.LOADED: LoadFacts(tensors=40, nbytes=1 << 20, bytes_read=1 << 20),
-        Gate.WARMED: WarmupFacts(pieces=3, eager_pieces={1: "attention"}, planned_inputs=12),
+        Gate.WARMED: WarmupFacts(
+            pieces=3, eager_pieces={1: "attention"}, planned_inputs=12, kv_tokens=8192, kv_bytes=64 << 20
+        ),
         Gate.ITERATION: IterationFacts(recorded=dict.fromkeys(captured, INPUTS)),
         Gate.CAPTURED: CaptureFacts(
             recorded=dict.fromkeys(shapes, INPUTS),
             sizes=dict.fromkeys(shapes, SIZES),
             in_graphs=dict.fromkeys(shapes, len(SIZES)),
             missing=dict.fromkeys(shapes, ()),
+            memory={shape: shape << 20 for shape in shapes},
         ),
         Gate.REGISTERED: RegisterFacts(pending=0, registered=12),
         Gate.VERIFIED: VerifyFacts(
@@ -180,9 +183,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     wrong_facts("number of tensors", G.LOADED, None, compared=True, tensors=39),
     wrong_facts("captured in warm-up", G.WARMED, "F01", graphs=1),
     wrong_facts("replayed in warm-up", G.WARMED, "F01", replays=1),
+    wrong_facts("rounds", G.WARMED, "F03", compared=True, rounds=(RoundPlan("decode", (2,), 3),)),
     wrong_facts("pieces", G.WARMED, "F03", compared=True, pieces=4),
     wrong_facts("eager pieces", G.WARMED, "F03", compared=True, eager_pieces={}),
     wrong_facts("planned inputs", G.WARMED, "F03", compared=True, planned_inputs=13),
+    wrong_facts("size of the cache", G.WARMED, None, compared=True, kv_tokens=4096),
     wrong_facts("replay before register", (G.ITERATION, G.CAPTURED, G.REGISTERED), "F01", replays=1),
     wrong_facts(
         "recorded in an iteration",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,21 @@ def test_a_good_launch_is_released_gate_by_gate(plan, random):
         assert protocol.submit(ranks) == Release(step, offers)
     assert protocol.done
     assert [one.rank for one in protocol.history[step]] == list(range(plan.world_size))
+
+
+@settings(max_examples=50)
+@given(plans())
+def test_rounds_that_only_the_ranks_know_are_taken_from_them(plan):
+    told = replace(plan, rounds=(), rounds_from_ranks=True)
+    protocol = Protocol(told)
+    for step in plan.steps():
+        assert protocol.expected() == step
+        ranks = arrivals(plan, step)
+        if step.gate is Gate.WARMED:
+            ranks = [replace(one, facts=replace(one.facts, rounds=plan.rounds)) for one in ranks]
+        assert isinstance(protocol.submit(ranks), Release)
+    assert protocol.done
+    assert protocol.plan == plan
 
 
 @settings(max_examples=50)

@@ -45,6 +45,10 @@ class AnsweringEngine(FakeEngine):
     def shape(self) -> ModelShape:
         return check_model(self.config)
 
+    @property
+    def max_context(self) -> int:
+        return min(self.shape.max_positions, self.kv_tokens)
+
     async def astream(
         self, prompt: Sequence[int], params: SamplingParams | None = None, *, request_id: str = "r"
     ) -> AsyncIterator[Chunk]:

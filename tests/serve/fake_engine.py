@@ -20,6 +20,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.config = LaunchConfig.default(SETTINGS)
         self.model_name = "tiny-adder"
+        self.kv_tokens = 8192
         self.report: LaunchReport = report_of(PLAN)
         self.restarts = 0
         self.failures: tuple[tuple[float, LaunchError], ...] = ()

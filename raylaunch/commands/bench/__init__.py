@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from raylaunch.commands.bench import allreduce, launch
+from raylaunch.commands.bench import allreduce, decode, launch, prefill
 
 app = typer.Typer(help="Measurements.", no_args_is_help=True)
 app.command("launch")(launch.bench_launch)
 app.command("allreduce")(allreduce.bench_allreduce)
+app.command("prefill")(prefill.bench_prefill)
+app.command("decode")(decode.bench_decode)

@@ -23,6 +23,7 @@ from raylaunch.protocol.rules.connect import (
     devices_in_rank_order,
     every_tensor_loaded,
     nothing_captured_yet,
+    same_cache,
     same_communicator,
     same_fingerprint,
     same_pieces,
@@ -58,7 +59,7 @@ RULES: Mapping[Gate, tuple[Rule, ...]] = {
     Gate.MEASURED: (),
     Gate.CONNECTED: (same_communicator,),
     Gate.LOADED: (every_tensor_loaded,),
-    Gate.WARMED: (nothing_captured_yet, same_rounds, same_pieces, table_is_large_enough),
+    Gate.WARMED: (nothing_captured_yet, same_rounds, same_pieces, same_cache, table_is_large_enough),
     Gate.ITERATION: (no_replay_yet, same_inputs),
     Gate.CAPTURED: (
         no_replay_yet,

@@ -92,6 +92,16 @@ def same_pieces(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: Hi
     return Violation("F03", "ranks split the model differently", step, odd, states)
 
 
+def same_cache(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
+    """Every rank's KV cache holds the same tokens: rank 0 hands out rows of all of them."""
+    tokens = {rank: f.kv_tokens for rank, f in facts_of(arrivals, WarmupFacts).items()}
+    odd = odd_one(tokens)
+    if odd is None:
+        return None
+    states = {rank: f"{count} tokens" for rank, count in tokens.items()}
+    return Violation(None, "ranks made KV caches of different sizes", step, odd, states)
+
+
 def same_rounds(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
     """F03: where the ranks decide what is captured, they decided alike: shapes, and iterations of each."""
     facts = facts_of(arrivals, WarmupFacts)

@@ -1,0 +1,127 @@
+"""``raylaunch bench decode``: output tokens per second of requests that run together, in several variants."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raylaunch.commands.bench.figures import machine_line, write_figures
+from raylaunch.commands.bench.plot import draw, require_matplotlib
+from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, sizes_of, variants_of
+from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
+from raylaunch.commands.outcome import reported
+
+if TYPE_CHECKING:
+    from raylaunch.engine import Engine
+
+PROMPT = 16
+Arrivals = Sequence[tuple[float, int]]
+"""When chunks of one answer came, in seconds, and how many tokens each had."""
+
+
+@dataclass(frozen=True)
+class DecodeFigure:
+    """While all of ``requests`` requests are being decoded: tokens per second of all, and seconds of a step.
+
+    The medians of ``runs`` runs of ``new_tokens`` tokens each.
+    """
+
+    requests: int
+    runs: int
+    new_tokens: int
+    tokens_per_second: float
+    step: float
+
+
+def bench_decode(
+    config: Config = None,
+    settings: Settings = None,
+    batch_sizes: Annotated[str, typer.Option(help="Requests that run together.")] = "1,2,4,8,16,32",
+    new_tokens: Annotated[int, typer.Option(min=8, help="Tokens that each request generates.")] = 64,
+    variants: Annotated[str, typer.Option(help="Ways to launch: eager, library, custom, inductor.")] = DEFAULT,
+    repeat: Annotated[int, typer.Option(min=1, help="Timed runs of each batch size.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the figures there, as SVG.")] = None,
+    debug: Debug = None,
+) -> None:
+    """Measure decode: requests that run together, from the moment when all have begun until the first one ends."""
+    with reported():
+        sizes = sizes_of("--batch-sizes", batch_sizes, "numbers of requests such as 1,8,32")
+        wanted = load_config(config, settings, debug=debug)
+        chosen = variants_of(variants, wanted)
+        require_writable("--json", json_file)
+        require_writable("--plot", plot)
+        if plot is not None:
+            require_matplotlib()
+        from raylaunch.commands.machine import describe_machine
+
+        machine = describe_machine()
+        figures = measure_all(
+            chosen,
+            sizes,
+            lambda engine, size: refusal(engine, size, new_tokens),
+            lambda engine, size: time_decode(engine, size, new_tokens, repeat),
+        )
+        speeds = {name: {n: one.tokens_per_second for n, one in column.items()} for name, column in figures.items()}
+        steps = {name: {n: one.step * 1e3 for n, one in column.items()} for name, column in figures.items()}
+        title = f"decode of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: output tokens per second"
+        lines = [machine_line(machine), *comparison(title, "requests", speeds, faster_is_less=False)]
+        lines += comparison("the same: ms of a step", "requests", steps, faster_is_less=True)
+        typer.echo("\n".join(lines))
+        plain = {name: [asdict(one) for one in column.values()] for name, column in figures.items()}
+        write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "decode": plain})
+        if plot is not None:
+            draw(plot, lines_of(speeds), title, "requests", "tokens per second")
+
+
+def refusal(engine: Engine, requests: int, new_tokens: int) -> str:
+    """Why so many requests cannot be measured together, or ""."""
+    if PROMPT + new_tokens > engine.max_context:
+        return f"{PROMPT} prompt tokens and {new_tokens} new ones are more than the context of {engine.max_context}"
+    if requests > engine.config.engine.max_running_requests:
+        return f"engine.max_running_requests is {engine.config.engine.max_running_requests}"
+    if requests * (PROMPT + new_tokens) > engine.kv_tokens:
+        return f"the KV cache holds {engine.kv_tokens} tokens"
+    return ""
+
+
+def time_decode(engine: Engine, requests: int, new_tokens: int, repeat: int) -> DecodeFigure:
+    """Runs ``requests`` requests together ``repeat`` times, after once that is not timed."""
+    draw_token = random.Random(requests)
+    rates = []
+    for _ in range(1 + repeat):
+        prompts = [[draw_token.randrange(engine.shape.vocab_size) for _ in range(PROMPT)] for _ in range(requests)]
+        rates.append(common_rate(asyncio.run(_run_together(engine, prompts, new_tokens))))
+    rate = sorted(rates[1:])[repeat // 2]
+    return DecodeFigure(requests, repeat, new_tokens, rate, requests / rate)
+
+
+def common_rate(answers: Sequence[Arrivals]) -> float:
+    """Tokens per second of all requests together, while all of them were running.
+
+    Raises ``ValueError`` if they never were: one had ended before another began.
+    """
+    began = max(arrivals[0][0] for arrivals in answers)
+    ended = min(arrivals[-1][0] for arrivals in answers)
+    if ended <= began:
+        raise ValueError("the requests never ran all at the same time: generate more tokens")
+    tokens = sum(count for arrivals in answers for when, count in arrivals if began < when <= ended)
+    return tokens / (ended - began)
+
+
+async def _run_together(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Arrivals]:
+    async def one(prompt: Sequence[int]) -> Arrivals:
+        return [
+            (time.perf_counter(), len(chunk.token_ids))
+            async for chunk in engine.astream(prompt, max_new_tokens=new_tokens, ignore_eos=True)
+            if chunk.token_ids
+        ]
+
+    return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))

@@ -1,0 +1,86 @@
+"""``raylaunch bench prefill``: how long a prompt takes to its first token, in several variants of one launch."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raylaunch.commands.bench.figures import machine_line, write_figures
+from raylaunch.commands.bench.plot import draw, require_matplotlib
+from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, sizes_of, variants_of
+from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
+from raylaunch.commands.outcome import reported
+
+if TYPE_CHECKING:
+    from raylaunch.engine import Engine
+
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class PrefillFigure:
+    """Seconds from handing in a prompt of ``tokens`` tokens to its first token: median, least, most of ``runs``."""
+
+    tokens: int
+    runs: int
+    median: float
+    least: float
+    most: float
+
+
+def bench_prefill(
+    config: Config = None,
+    settings: Settings = None,
+    tokens: Annotated[str, typer.Option(help="Lengths of prompts.")] = "128,256,512,1024,2048,4096",
+    variants: Annotated[str, typer.Option(help="Ways to launch: eager, library, custom, inductor.")] = DEFAULT,
+    repeat: Annotated[int, typer.Option(min=1, help="Timed prompts of each length.")] = 15,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the figures there, as SVG.")] = None,
+    debug: Debug = None,
+) -> None:
+    """Measure prefill: one prompt of random tokens at a time, from handing it in to its first token."""
+    with reported():
+        lengths = sizes_of("--tokens", tokens, "lengths of prompts such as 128,1024")
+        wanted = load_config(config, settings, debug=debug)
+        chosen = variants_of(variants, wanted)
+        require_writable("--json", json_file)
+        require_writable("--plot", plot)
+        if plot is not None:
+            require_matplotlib()
+        from raylaunch.commands.machine import describe_machine
+
+        machine = describe_machine()
+        figures = measure_all(chosen, lengths, refusal, lambda engine, length: time_prefill(engine, length, repeat))
+        medians = {name: {n: one.median * 1e3 for n, one in column.items()} for name, column in figures.items()}
+        title = f"prefill of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: ms to the first token"
+        typer.echo("\n".join([machine_line(machine), *comparison(title, "tokens", medians, faster_is_less=True)]))
+        plain = {name: [asdict(one) for one in column.values()] for name, column in figures.items()}
+        write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "prefill": plain})
+        if plot is not None:
+            draw(plot, lines_of(medians), title, "prompt tokens", "ms")
+
+
+def refusal(engine: Engine, tokens: int) -> str:
+    """Why prompts of this length cannot be measured, or ""."""
+    if tokens + 1 > engine.max_context:
+        return f"a prompt and one token may have {engine.max_context} tokens together (the context, or the KV cache)"
+    return ""
+
+
+def time_prefill(engine: Engine, tokens: int, repeat: int) -> PrefillFigure:
+    """Times ``repeat`` prompts of ``tokens`` random tokens, one after another, after a few that are not timed."""
+    draw_token = random.Random(tokens)
+    took = []
+    for number in range(WARM_UP + repeat):
+        prompt = [draw_token.randrange(engine.shape.vocab_size) for _ in range(tokens)]
+        began = time.perf_counter()
+        engine.generate([prompt], max_new_tokens=1, ignore_eos=True)
+        if number >= WARM_UP:
+            took.append(time.perf_counter() - began)
+    took.sort()
+    return PrefillFigure(tokens, repeat, took[len(took) // 2], took[0], took[-1])

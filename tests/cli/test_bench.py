@@ -1,0 +1,76 @@
+"""Measurements of requests: the parts that need no launch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raylaunch.commands.bench import decode, prefill, variants
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError
+
+
+def engine(**facts: Any) -> Any:
+    """What refusals look at."""
+    running = SimpleNamespace(max_running_requests=4)
+    return SimpleNamespace(max_context=100, kv_tokens=200, config=SimpleNamespace(engine=running), **facts)
+
+
+def test_variants_differ_in_what_they_name() -> None:
+    made = variants.variants_of("eager, custom", LaunchConfig.default())
+    assert [(name, config.capture.enabled) for name, config in made.items()] == [("eager", False), ("custom", True)]
+    assert made["custom"].communicator.kind == "custom"
+    on_gpus = LaunchConfig.default(["engine.device=cuda"])
+    assert variants.variants_of("library", on_gpus)["library"].communicator.kind == "library"
+    assert variants.variants_of("inductor", on_gpus)["inductor"].capture.compiler == "inductor"
+
+
+@pytest.mark.parametrize("text", ["", "eager,eager", "eager,fast"])
+def test_unknown_variants(text: str) -> None:
+    with pytest.raises(ConfigError, match="must name some of eager, library, custom, inductor"):
+        variants.variants_of(text, LaunchConfig.default())
+
+
+def test_comparison_is_against_the_first_variant() -> None:
+    figures = {"eager": {128: 10.0, 256: 20.0}, "custom": {128: 5.0}}
+    title, head, *rows, note = variants.comparison("prefill", "tokens", figures, faster_is_less=True)[1:]
+    assert (title, head.split()) == ("prefill", ["tokens", "eager", "custom", "custom/eager"])
+    assert [row.split() for row in rows] == [["128", "10.00", "5.00", "2.00x"], ["256", "20.00", "-", "-"]]
+    assert "as fast as eager" in note
+    rates = variants.comparison("decode", "requests", figures, faster_is_less=False)
+    assert rates[3].split()[-1] == "0.50x"
+    assert len(variants.comparison("decode", "requests", {"eager": {1: 1.0}}, faster_is_less=False)) == 4
+
+
+@pytest.mark.parametrize(("tokens", "why"), [(99, ""), (100, "may have 100 tokens")])
+def test_prompts_beyond_the_context(tokens: int, why: str) -> None:
+    assert why in prefill.refusal(engine(), tokens)
+    assert bool(why) == bool(prefill.refusal(engine(), tokens))
+
+
+@pytest.mark.parametrize(
+    ("requests", "new", "why"),
+    [
+        (2, 64, ""),
+        (2, 85, "context of 100"),
+        (5, 8, "max_running_requests is 4"),
+        (3, 64, "the KV cache holds 200 tokens"),
+    ],
+)
+def test_batches_that_cannot_run_together(requests: int, new: int, why: str) -> None:
+    assert why in decode.refusal(engine(), requests, new)
+    assert bool(why) == bool(decode.refusal(engine(), requests, new))
+
+
+def test_the_rate_counts_only_what_all_share() -> None:
+    first = [(0.0, 1), (1.0, 1), (2.0, 1), (3.0, 1)]
+    second = [(1.0, 1), (2.0, 1), (3.0, 1), (9.0, 1)]
+    assert decode.common_rate([first, second]) == 2.0  # both from 1.0 to 3.0: two tokens each
+    with pytest.raises(ValueError, match="generate more tokens"):
+        decode.common_rate([[(0.0, 1), (1.0, 1)], [(1.0, 1), (2.0, 1)]])
+
+
+def test_lines_to_draw() -> None:
+    assert variants.lines_of({"eager": {8: 2.0, 4: 1.0}, "custom": {}}) == {"eager": [(4, 1.0), (8, 2.0)]}

@@ -1,0 +1,204 @@
+"""SGLang's scheduler under the phases: real shapes with dummy weights, and faults provoked in its own objects.
+
+Where there is one GPU, two ranks share it: every gate, record and registration is real, speed is not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from raylaunch import Engine, LaunchConfig, LaunchError, RequestFailed
+from raylaunch.protocol import CaptureFacts, Gate, RegisterFacts
+from tests.gpu.conftest import gpus
+from tests.gpu.shapes import IMAGE, make_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
+
+PREFILL, DECODE = (64, 1024, 1152, 2048), (2, 8, 32)
+LAYERS = int(os.environ.get("RAYLAUNCH_TEST_LAYERS", "6"))
+MODELS = ("qwen3-8b", "qwen3-coder-30b-a3b", "qwen2.5-vl-7b")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> None:
+    if importlib.util.find_spec("sglang") is None:
+        pytest.skip("sglang is not installed")
+
+
+@pytest.fixture(autouse=True)
+def memory_returns() -> None:
+    """Each test looks by itself for the memory of its own processes: others may run beside it."""
+
+
+def config_for(folder: Path, *more: str, ranks: int = 2) -> LaunchConfig:
+    """A launch of a model folder: few shapes, PyTorch's and Triton's kernels, ranks sharing a GPU if they must."""
+    share = 1.0 if gpus() >= ranks else 1.0 / ranks
+    arguments = {
+        "attention_backend": "triton",
+        "sampling_backend": "pytorch",
+        "skip_tokenizer_init": not (folder / "tokenizer.json").exists(),
+        "max_total_tokens": 16384,
+        "mem_fraction_static": 0.8 * share,
+        "disable_radix_cache": True,
+        "random_seed": 1,
+        # FlashInfer's fused all-reduce would take the place of the one whose registration is tested here.
+        "enforce_disable_flashinfer_allreduce_fusion": True,
+    }
+    return LaunchConfig.from_dict(
+        {
+            "name": "test",
+            "model": {"path": str(folder), "load_format": "dummy", "dtype": "bfloat16"},
+            "engine": {"kind": "sglang", "device": "cuda", "sglang": {"args": arguments}},
+            "parallel": {"tensor_parallel_size": ranks},
+            "communicator": {"kind": "sgl_kernel" if ranks > 1 else "custom"},
+            "capture": {"prefill_tokens": PREFILL, "decode_batch_sizes": DECODE},
+            "placement": {"resources_per_rank": {"GPU": share, "CPU": 1}},
+            "deadlines": {"connect": 120, "warmup": 300},
+            "environment": {"SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "0"},
+        }
+    ).override(*more)
+
+
+def prefill_graphs(backend: str) -> str:
+    return f"engine.sglang.args.cuda_graph_backend_prefill={backend}"
+
+
+def memory_of(pids: list[int]) -> int:
+    """Bytes of GPU memory that processes hold, as NVML says."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    held = 0
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        held += sum(one.usedGpuMemory or 1 for one in running if one.pid in pids)
+    return held
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether processes and their GPU memory are gone, within two seconds."""
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids) and memory_of(pids) == 0:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("backend", ["tc_piecewise", "breakable"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_launched_and_answers_twice_alike(name: str, backend: str, tmp_path: Path) -> None:
+    """The client of sglang#14193: two requests of 1025 token ids; and every shape's edge beside it."""
+    config = config_for(make_model(tmp_path / name, name, LAYERS, tokenizer="vl" in name), prefill_graphs(backend))
+    with Engine(config) as engine:
+        print(engine.report.table(200))
+        captured = engine.report.facts(Gate.CAPTURED)
+        assert [step.round for step, _ in captured] == ["prefill", "decode"]
+        for _, arrivals in captured:
+            counts = [one.facts.recorded for one in arrivals if isinstance(one.facts, CaptureFacts)]
+            assert counts[0] == counts[1]
+            assert all(inputs.count > 0 for inputs in counts[0].values())
+        last = [one.facts for one in engine.report.facts(Gate.REGISTERED)[-1][1]]
+        assert all(isinstance(one, RegisterFacts) and one.pending == 0 for one in last)
+        assert last[0].registered == last[1].registered > 0
+        for length in (1025, 1152, 2048, 5):
+            prompt = [1 + i % 900 for i in range(length)]
+            answers = [engine.generate([prompt], max_new_tokens=8, ignore_eos=True)[0].token_ids for _ in range(2)]
+            assert answers[0] == answers[1], length
+            assert len(answers[0]) == 8
+        pids = [place.pid for place in engine.report.places]
+    assert gone(pids)
+
+
+def test_an_image_is_answered(tmp_path: Path) -> None:
+    from PIL import Image
+
+    config = config_for(
+        make_model(tmp_path / "vl", "qwen2.5-vl-7b", LAYERS, tokenizer=True), prefill_graphs("tc_piecewise")
+    )
+    with Engine(config) as engine:
+        colours = [Image.new("RGB", (224, 224), colour) for colour in ("red", "blue", "red")]
+        answers = [
+            engine.generate(f"{IMAGE} t5 t6", images=[one], max_new_tokens=8, ignore_eos=True) for one in colours
+        ]
+        assert answers[0].token_ids == answers[2].token_ids
+        assert answers[0].prompt_tokens > 60, "the image is worth many tokens"
+
+
+def test_implementation_2_needs_no_registration(tmp_path: Path) -> None:
+    if gpus() < 2:
+        pytest.skip("SGLang's second all-reduce needs a GPU for each rank")
+    with Engine(config_for(make_model(tmp_path / "m", MODELS[0], LAYERS), "communicator.kind=jit")) as engine:
+        assert "jit" in engine.report.table(200)
+        assert engine.generate([[7] * 1025], max_new_tokens=4)[0].token_ids
+
+
+FAULTS = [
+    ("{action: third_iteration, rank: 1}", "tc_piecewise", "F01", "CAPTURE", 1),
+    ("{action: third_iteration, rank: 0}", "breakable", "F01", "CAPTURE", 0),
+    ("{action: skip_registration, rank: 1}", "breakable", "F01", "REGISTER", 1),
+    ("{action: no_capture_context, rank: 0}", "tc_piecewise", "F02", "CAPTURE", 0),
+    ("{action: extra_all_reduce, rank: 1, at: capture prefill 1152}", "tc_piecewise", "F03", "CAPTURE", None),
+    ("{action: raise, rank: 1, at: capture prefill 1152 2}", "tc_piecewise", "F05", "CAPTURE", 1),
+    ("{action: kill, rank: 1, at: capture prefill 64 1}", "breakable", "F06", "CAPTURE", 1),
+    ("{action: sleep, rank: 1, at: capture decode 8 1}", "breakable", "F08", "CAPTURE", 1),
+    ("{action: zero_all_reduce, rank: 1}", "breakable", "F12", "VERIFY", None),
+    ("{action: warm_again, rank: 0}", "tc_piecewise", "F20", "CAPTURE", 0),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "backend", "code", "phase", "rank"),
+    FAULTS,
+    ids=[f"{one[2]}-{one[1]}-{one[0].split()[1][:-1]}" for one in FAULTS],
+)
+def test_faults_are_named(fault: str, backend: str, code: str, phase: str, rank: int | None, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m", MODELS[0], 2)
+    config = config_for(folder, prefill_graphs(backend), f"faults=[{fault}]", "deadlines.capture=15")
+    with pytest.raises(LaunchError) as caught:
+        Engine(config).start()
+    print(caught.value)
+    assert (caught.value.code, caught.value.phase) == (code, phase)
+    if rank is not None:
+        assert caught.value.rank == rank
+    assert gone([one.pid for one in caught.value.ranks])
+
+
+def test_a_rank_that_dies_while_serving(tmp_path: Path) -> None:
+    """F07: unready at once, running requests end in an error, the group is rebuilt and answers again."""
+    config = config_for(make_model(tmp_path / "m", MODELS[0], 2), "restarts=1")
+    with Engine(config) as engine:
+        before = engine.generate([[3] * 100], max_new_tokens=8, ignore_eos=True)[0].token_ids
+        pids = [place.pid for place in engine.report.places]
+        ended: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                engine.generate([[5] * 100], max_new_tokens=8000, ignore_eos=True)
+            except RequestFailed as error:
+                ended.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(1)
+        killed = time.monotonic()
+        os.kill(pids[1], signal.SIGKILL)
+        while engine.health(ask_ranks=False).ready and time.monotonic() < killed + 10:
+            time.sleep(0.005)
+        unready = time.monotonic() - killed
+        asking.join(10)
+        print(f"unready after {unready:.2f} s, the request ended after {time.monotonic() - killed:.2f} s")
+        assert unready < 2
+        assert len(ended) == 1
+        assert engine.wait_ready(240)
+        print(f"ready again after {time.monotonic() - killed:.1f} s")
+        assert gone(pids)
+        assert engine.generate([[3] * 100], max_new_tokens=8, ignore_eos=True)[0].token_ids == before

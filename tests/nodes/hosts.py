@@ -1,0 +1,193 @@
+"""Several Ray nodes on this machine, each a host of its own that can lose its power or its cable."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.head import HELD, ROOT, START_S
+
+MARK = "TEST_HOST"  # a variable of every process of a host
+CPUS, PORT = 2, 6379
+ALIVE = "import ray; ray.init(log_to_driver=False, logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
+
+
+@dataclass
+class Hosts:
+    """A cluster. Host 0 is its head, offers no CPU and runs the drivers; the others take ranks.
+
+    Every host has a network and a name of its own (namespaces), with a cable to a switch, which is a namespace too:
+    nothing here touches this machine's network. A cable can be cut, after which nothing is answered and nothing is
+    refused either. Memory, files and process numbers are shared.
+    """
+
+    workers: int = 2
+    folder: Path = field(init=False)
+    environment: dict[str, str] = field(init=False)
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _switch: str = field(default_factory=lambda: f"rl{os.getpid()}")
+
+    def __enter__(self) -> Hosts:
+        self.folder = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))
+        token = self.folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTEST_"))}
+        self.environment = {
+            **inherited,
+            "HOME": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_TMPDIR": str(self.folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        try:
+            ip("netns", "add", self._switch)
+            ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
+            ip("-n", self._switch, "link", "set", "br0", "up")
+            self.add()
+            self.environment["RAY_ADDRESS"] = f"{address(0)}:{PORT}"
+            self.add(self.workers)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def add(self, count: int = 1) -> None:
+        """More hosts; returns when the cluster knows them. Raises ``RuntimeError`` with the log of one that fails."""
+        believed = self.alive() if self._processes else 0
+        for _ in range(count):
+            self._start()
+        end = time.monotonic() + START_S
+        while self.alive() != believed + count:
+            if time.monotonic() > end:
+                raise RuntimeError(f"the cluster knows {self.alive()} hosts, not {believed + count}")
+
+    def _start(self) -> None:
+        """One after the other: two that start at the same time take the same names for their logs and sockets."""
+        host = len(self._processes)
+        self._plug_in(host)
+        start = "-m ray.scripts.scripts start --block --num-gpus=0 --object-store-memory=100000000"
+        start += f" --node-ip-address={address(host)} --disable-usage-stats"
+        head = f" --head --port={PORT} --include-dashboard=false --num-cpus=0 --temp-dir={self.folder}"
+        start += head if host == 0 else f" --address={address(0)}:{PORT} --num-cpus={CPUS}"
+        file, end = self.folder / f"host{host}.log", time.monotonic() + START_S
+        with file.open("wb") as log:
+            process = self.popen([sys.executable, *start.split()], host, stdout=log, stderr=log)
+        self._processes.append(process)
+        while "Ray runtime started" not in file.read_text():
+            if time.monotonic() > end or process.poll() is not None:
+                raise RuntimeError(f"host {host} did not start:\n" + file.read_text()[-3000:])
+            time.sleep(0.1)
+
+    def _plug_in(self, host: int) -> None:
+        namespace = self._namespace(host)
+        ip("netns", "add", namespace)
+        ip("-n", self._switch, "link", "add", f"v{host}", "type", "veth", "peer", "eth0", "netns", namespace)
+        ip("-n", self._switch, "link", "set", f"v{host}", "master", "br0", "up")
+        ip("-n", namespace, "addr", "add", f"{address(host)}/24", "dev", "eth0")
+        for device in ("lo", "eth0"):
+            ip("-n", namespace, "link", "set", device, "up")
+
+    def _namespace(self, host: int) -> str:
+        return f"{self._switch}-{host}"
+
+    def popen(self, command: list[str], host: int = 0, **options: Any) -> subprocess.Popen[bytes]:
+        """Starts a command on a host, in the repository's root."""
+        # The name is the address: Ray looks its host up by name where it cannot reach the world.
+        named = ["unshare", "--uts", "sh", "-c", f'hostname {address(host)} && exec "$@"', "sh"]
+        inside = ["ip", "netns", "exec", self._namespace(host), *named]
+        environment = {**self.environment, MARK: f"{self.folder}/{host}"}
+        return subprocess.Popen([*inside, *command], env=environment, cwd=ROOT, **options)
+
+    def ask(self, code: str) -> str:
+        """What a Python program on host 0 prints; "" if it fails."""
+        process = self.popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=30)[0].decode()
+        process.kill()
+        return ""
+
+    def alive(self) -> int:
+        """How many hosts the cluster believes to be alive."""
+        return int(self.ask(ALIVE) or 0)
+
+    def held(self) -> set[str]:
+        """What launches hold as the cluster sees it, and the processes of ranks."""
+        ranks = {f"process-{one.pid}" for one in self.processes() if one.cmdline()[:1] == ["ray::Rank"]}
+        return set(self.ask(HELD).split()) | ranks
+
+    def processes(self, host: int | None = None) -> list[psutil.Process]:
+        """Processes of one host or of all: everything that a host starts carries its mark."""
+        wanted = f"{self.folder}/" if host is None else f"{self.folder}/{host}"
+        found = []
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                mark = one.environ().get(MARK, "")
+                same = mark.startswith(wanted) if host is None else mark == wanted
+                if same and one.pid != os.getpid() and one.status() != psutil.STATUS_ZOMBIE:
+                    found.append(one)
+        return found
+
+    def kill(self, host: int) -> None:
+        """Power off: every process of the host is gone at once."""
+        for one in self.processes(host):
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+
+    def cut(self, host: int) -> None:
+        """Pulls the host's cable: nothing is sent any more, not even a reset."""
+        ip("-n", self._switch, "link", "set", f"v{host}", "down")
+
+    def stop(self) -> None:
+        """Ends every process of every host, and nothing else."""
+        for _ in range(3):  # what is being started meanwhile
+            left = self.processes()
+            for one in left:
+                with contextlib.suppress(psutil.Error):
+                    one.kill()
+            psutil.wait_procs(left, timeout=10)
+        for process in self._processes:
+            process.wait(10)
+        for name in (*map(self._namespace, range(len(self._processes) + 1)), self._switch):
+            ip("netns", "del", name, check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def address(host: int) -> str:
+    return f"10.77.0.{host + 1}"
+
+
+def host_of(place: str) -> int:
+    """The host with an address."""
+    return int(place.rpartition(".")[2]) - 1
+
+
+def ip(*arguments: str, check: bool = True) -> bool:
+    """Whether ``ip ARGUMENTS`` went well; with ``check``, an error if not."""
+    return subprocess.run(["ip", *arguments], check=check, capture_output=True).returncode == 0
+
+
+def can_make_hosts() -> bool:
+    """Whether this process may make namespaces: tried."""
+    try:
+        named = subprocess.run(["unshare", "--uts", "true"], capture_output=True, check=False).returncode == 0
+        name = f"rlt{os.getpid()}"
+        return named and ip("netns", "add", name, check=False) and ip("netns", "del", name)
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,93 @@
+"""F15 and F18: a group over two hosts, one of which loses its power or its cable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.nodes.hosts import Hosts, can_make_hosts, host_of
+from tests.nodes.remote import RemoteDriver
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(not can_make_hosts(), reason="needs the right to make network namespaces"),
+]
+
+HEALTH_S = 10.0  # the default of deadlines.health
+KILLED_S = 8.0  # Ray is told by the broken connection
+CUT_S = HEALTH_S + 12.0  # a question asked every 5 s goes unanswered, then every rank and node is asked once more
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    with Hosts(workers=2) as hosts:
+        yield hosts
+        assert all("ray::Rank" not in one.name() for one in hosts.processes(0))
+
+
+def driver(hosts: Hosts, *settings: str) -> RemoteDriver:
+    return RemoteDriver(hosts.popen, hosts.folder, "parallel.nodes=2", *settings)
+
+
+def lose(hosts: Hosts, how: str) -> Callable[[int], None]:
+    return {"killed": hosts.kill, "cut off": hosts.cut}[how]
+
+
+@pytest.mark.parametrize(("how", "rank"), [("killed", 0), ("killed", 1), ("cut off", 1)])
+def test_a_node_is_lost_while_serving(how: str, rank: int, hosts: Hosts) -> None:
+    """It serves over two nodes through gloo and says why; then the rank on the lost node is named, not its peer."""
+    with driver(hosts) as remote:
+        ready = remote.hear("ready")
+        assert len({node for node, _ in ready["places"]}) == 2
+        assert "gloo" in ready["table"]
+        assert "the group spans 2 nodes" in ready["table"]
+        remote.tell("ask")
+        assert remote.hear("answer")["text"] == "42"
+        remote.tell("lost")
+        lost = ready["places"][rank][0]
+        lose(hosts, how)(host_of(lost))
+        began = time.monotonic()
+        error = remote.hear("error")
+        took = time.monotonic() - began
+    print(f"{how}, rank {rank}: {took:.1f} s\n{error['text']}")
+    assert (error["code"], error["phase"], error["rank"]) == ("F15", "SERVE", rank), error["text"]
+    assert "its node" in error["text"]
+    assert f"node {lost}" in next(line for line in error["text"].splitlines() if "<- cause" in line)
+    assert took < (KILLED_S if how == "killed" else CUT_S)
+
+
+@pytest.mark.parametrize("how", ["killed", "cut off"])
+def test_a_node_is_lost_while_launching(how: str, hosts: Hosts) -> None:
+    """Long before the deadline of the phase, which is that of a compile."""
+    hang = "faults=[{action: sleep, rank: 1, at: capture prefill 8 1}]"
+    with driver(hosts, hang, "deadlines.capture=120") as remote:
+        places = remote.hear("step", phase="CAPTURE")["places"]
+        time.sleep(1)  # rank 1 sleeps by now, and rank 0 waits for it in gloo
+        lose(hosts, how)(host_of(places[1][0]))
+        began = time.monotonic()
+        error = remote.hear("error")
+        took = time.monotonic() - began
+    print(f"{how}: {took:.1f} s\n{error['text']}")
+    assert (error["code"], error["phase"], error["rank"]) == ("F15", "CAPTURE", 1), error["text"]
+    assert took < (KILLED_S if how == "killed" else CUT_S)
+
+
+@pytest.mark.parametrize("how", ["killed", "cut off"])
+def test_the_group_is_rebuilt_on_other_nodes(how: str, hosts: Hosts) -> None:
+    """Also on a cluster that goes on believing in the node that was cut off."""
+    with driver(hosts, "restarts=1") as remote:
+        before = remote.hear("ready")["places"]
+        hosts.add()
+        remote.tell("rebuilt")
+        lost = before[1][0]
+        lose(hosts, how)(host_of(lost))
+        error = remote.hear("failure")
+        after = remote.hear("ready")["places"]
+        remote.tell("ask")
+        assert remote.hear("answer")["text"] == "42"
+    assert (error["code"], error["rank"]) == ("F15", 1), error["text"]
+    assert lost not in [node for node, _ in after]
+    assert len({node for node, _ in after}) == 2

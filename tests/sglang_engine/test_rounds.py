@@ -1,0 +1,233 @@
+"""What a rank does at SGLang's capture rounds, played through without SGLang: gates, counts, refusals."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+
+import pytest
+
+from actors.sglang_engine import communicators
+from actors.sglang_engine.pieces import NO_SIZE, Pieces
+from actors.sglang_engine.recorded import Recorded
+from actors.sglang_engine.rounds import Rounds
+from raylaunch.errors import RankFault
+from raylaunch.protocol import Gate, RoundPlan, Step
+
+
+class Gatekeeper:
+    """Takes note of every arrival and lets everybody through."""
+
+    def __init__(self):
+        self.arrivals, self.failure = [], None
+
+    def arrive(self, gate, facts=None, *, round=None, shape=None, iteration=None, offer=None):
+        self.arrivals.append((Step(gate, round, shape, iteration), facts))
+
+    def progress(self, activity):
+        pass
+
+    def fail(self, error):
+        self.failure = error
+
+    @property
+    def steps(self):
+        return [step for step, _ in self.arrivals]
+
+
+class Piece:
+    """What is read of SGLang's ``CUDAPiecewiseBackend``."""
+
+    def __init__(self, index, shapes=(), sizes=(0,)):
+        self.piecewise_compile_index, self.sym_shape_indices = index, list(sizes)
+        self.concrete_size_entries = {shape: types.SimpleNamespace(cudagraph=object()) for shape in shapes}
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is read of SGLang's ``ShapeKey``."""
+
+    size: int
+
+
+@pytest.fixture
+def rounds(monkeypatch):
+    one = Rounds(types.SimpleNamespace(rank=1), Gatekeeper())
+    one.plans = (RoundPlan("prefill", (8, 32), 2), RoundPlan("decode", (4,), 3))
+    one.runner = types.SimpleNamespace(backend=types.SimpleNamespace())
+    monkeypatch.setattr(communicators, "pending", lambda: sum(len(log) for log in waiting(one)))
+    return one
+
+
+def waiting(rounds):
+    current = rounds._round
+    return rounds.recorded.sizes(current.name).values() if current else []
+
+
+def capture(rounds, shape, passes, recorded=0):
+    """One shape as SGLang's backends go through it: every pass but the last is followed by a hook."""
+    rounds.begin_shape(shape, plain=True)
+    for number in range(1, passes + 1):
+        rounds.iteration()
+        if number == passes:
+            for _ in range(recorded):
+                rounds.record(64, (shape, 8), "torch.bfloat16")
+        else:
+            rounds.between()
+    rounds.end_shape()
+
+
+def test_a_gate_before_every_iteration(rounds):
+    rounds.begin("prefill")
+    capture(rounds, 32, 2, recorded=3)
+    capture(rounds, 8, 2, recorded=3)
+    rounds.captured()
+    rounds.registered()
+    assert rounds.gate.steps == [
+        Step(Gate.ITERATION, "prefill", 32, 1), Step(Gate.ITERATION, "prefill", 32, 2),
+        Step(Gate.ITERATION, "prefill", 8, 1), Step(Gate.ITERATION, "prefill", 8, 2),
+        Step(Gate.CAPTURED, "prefill"), Step(Gate.REGISTERED, "prefill"),
+    ]  # fmt: skip
+    facts = rounds.gate.arrivals[4][1]
+    assert {shape: inputs.count for shape, inputs in facts.recorded.items()} == {32: 3, 8: 3}
+    assert facts.in_graphs == {32: 3, 8: 3}
+    assert facts.sizes[8] == (64, 64, 64)
+
+
+def test_backends_that_warm_twice_get_three_gates(rounds):
+    rounds.begin("decode")
+    capture(rounds, 4, 3)
+    assert [step.iteration for step in rounds.gate.steps] == [1, 2, 3]
+
+
+def test_one_iteration_too_many_is_told_to_the_driver(rounds):
+    rounds.begin("prefill")
+    rounds.begin_shape(8, plain=True)
+    for _ in range(3):
+        rounds.iteration()
+    assert rounds.gate.steps[-1] == Step(Gate.ITERATION, "prefill", 8, 3)
+    with pytest.raises(RankFault, match="ran 3 iterations, 2 were planned") as caught:
+        rounds.end_shape()
+    assert caught.value.code == "F01"
+
+
+def test_one_iteration_too_few_is_an_error(rounds):
+    rounds.begin("decode")
+    with pytest.raises(RankFault, match="ran 2 iterations, 3 were planned"):
+        capture(rounds, 4, 2)
+
+
+def test_variants_of_a_shape_pass_no_gate_and_are_recorded_with_it(rounds):
+    rounds.begin("prefill")
+    capture(rounds, 8, 2, recorded=1)
+    before = len(rounds.gate.arrivals)
+    rounds.begin_shape(8, plain=False)
+    rounds.iteration()
+    rounds.between()
+    rounds.iteration()
+    rounds.record(64, (8, 8), "torch.bfloat16")
+    rounds.end_shape()
+    assert len(rounds.gate.arrivals) == before
+    assert rounds.recorded.facts("prefill")[8].count == 2
+
+
+def test_no_replay_before_the_last_round_is_registered(rounds):
+    for name, shape, passes in (("prefill", 8, 2), ("decode", 4, 3)):
+        rounds.begin(name)
+        capture(rounds, shape, passes)
+        with pytest.raises(RankFault, match="replayed before") as caught:
+            rounds.before_replay()
+        assert caught.value.code == "F01"
+        rounds.captured()
+        rounds.registered()
+    rounds.before_replay()
+    assert rounds.replays == 1
+
+
+def test_no_graph_after_the_last_round_is_registered(rounds):
+    rounds.before_graph()
+    rounds.begin("decode")
+    capture(rounds, 4, 3)
+    rounds.captured()
+    rounds.registered()
+    with pytest.raises(RankFault, match="after REGISTER") as caught:
+        rounds.before_graph()
+    assert caught.value.code == "F20"
+
+
+def test_an_all_reduce_captured_outside_of_a_round_is_refused(rounds):
+    with pytest.raises(RankFault) as caught:
+        rounds.record(64, (8, 8), "torch.bfloat16")
+    assert caught.value.code == "F02"
+    with pytest.raises(RankFault, match="capture context") as caught:
+        rounds.staged_in_capture()
+    assert caught.value.code == "F02"
+
+
+def test_inputs_that_sglang_holds_and_nobody_saw_are_an_error(rounds, monkeypatch):
+    rounds.begin("prefill")
+    capture(rounds, 8, 2, recorded=2)
+    monkeypatch.setattr(communicators, "pending", lambda: 3)
+    with pytest.raises(RankFault, match="3 inputs wait for registration and 2 were recorded") as caught:
+        rounds.captured()
+    assert caught.value.code == "F02"
+
+
+def test_a_failure_is_said_before_the_context_is_left(rounds, monkeypatch):
+    switched = []
+    monkeypatch.setattr(communicators, "switch_off", lambda: switched.append(rounds.gate.failure))
+    error = ValueError("x")
+    rounds.failed(error)
+    assert switched == [error]
+
+
+def test_a_round_that_was_not_planned_is_refused(rounds):
+    rounds.plans = rounds.plans[:1]
+    with pytest.raises(RankFault, match="decode round that it did not plan"):
+        rounds.begin("decode")
+
+
+# ---- pieces and records
+
+
+def test_a_shape_is_captured_when_one_set_of_pieces_holds_it():
+    pieces, first, second = Pieces(), [Piece(0, (8,)), Piece(1)], [Piece(0), Piece(1, (8,))]
+    for one in first + second:
+        pieces.add(one)
+    pieces.use("prefill", types.SimpleNamespace())
+    assert pieces.missing("prefill", 8) == ()
+    assert pieces.missing("prefill", 32) == (0, 1)
+    assert pieces.graphs("prefill", 8) == 2
+    assert pieces.count() == 2
+
+
+def test_a_piece_without_a_size_is_eager_and_not_missing():
+    pieces, made = Pieces(), [Piece(0, (8,)), Piece(1, sizes=())]
+    for one in made:
+        pieces.add(one)
+    pieces.use("prefill", types.SimpleNamespace())
+    assert pieces.eager() == {1: NO_SIZE}
+    assert pieces.missing("prefill", 8) == ()
+
+
+def test_whole_passes_are_looked_up_in_their_backend():
+    pieces = Pieces()
+    pieces.use("decode", types.SimpleNamespace(_graphs={Key(4): object()}))
+    assert pieces.whole("decode")
+    assert (pieces.missing("decode", 4), pieces.missing("decode", 8)) == ((), (0,))
+    assert (pieces.graphs("decode", 4), pieces.count()) == (1, 1)
+
+
+def test_records_differ_in_order_shape_and_dtype():
+    def log(*entries):
+        recorded = Recorded()
+        for shape, dtype in entries:
+            recorded.add("prefill", 8, 64, shape, dtype)
+        return recorded.facts("prefill")[8]
+
+    a, b = ((8, 4), "torch.bfloat16"), ((4, 8), "torch.bfloat16")
+    assert log(a, b) == log(a, b)
+    assert log(a, b) != log(b, a)
+    assert log(a) != log(((8, 4), "torch.float16"))
+    assert Recorded().facts("decode") == {}
+    assert Recorded().count() == 0

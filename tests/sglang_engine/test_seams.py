@@ -1,0 +1,58 @@
+"""The seams in the SGLang that is installed. Skipped, with the reason, where none is."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+import types
+
+import pytest
+
+from actors.sglang_engine import rounds, seams, twists
+from actors.sglang_engine.hooks import Hooks
+from raylaunch.config import FaultConfig
+
+if importlib.util.find_spec("sglang") is None:
+    pytest.skip("sglang is not installed", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def weak_references(monkeypatch):
+    """SGLang's module of that name cannot be imported without a GPU, and is not looked at here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        name = "sglang.srt.compilation.weak_ref_tensor"
+        module = types.ModuleType(name)
+        module.weak_ref_tensors = lambda tensors: tensors
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def every():
+    one = rounds.Rounds(types.SimpleNamespace(rank=0), None)
+    made = seams.all_seams(one)
+    for action, make in twists.TWISTS.items():
+        made += make(FaultConfig(action=action))
+    return made
+
+
+@pytest.mark.parametrize("seam", every(), ids=str)
+def test_the_seam_is_there(seam):
+    import torch
+
+    if seam.module.endswith("custom_all_reduce_ops") and not torch.cuda.is_available():
+        pytest.skip("SGLang defines it with a GPU only")
+    hooks = Hooks()
+    hooks.install([seam])
+    hooks.remove()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("tc_piecewise", "TcPiecewise"), ("breakable", "Breakable"), ("full", "Full")],
+)
+def test_the_signature_of_capture_one(module, name):
+    loaded = importlib.import_module(f"{seams.BACKENDS}.{module}_cuda_graph_backend")
+    signature = inspect.signature(getattr(loaded, f"{name}CudaGraphBackend").capture_one)
+    assert list(signature.parameters) == ["self", "shape_key", "forward_fn", "capture_inputs", "post_warmup_hook"]
