@@ -9,6 +9,7 @@ import threading
 from array import array
 from dataclasses import dataclass, field
 
+FILLER = 5
 OFFER = {"max_total_num_tokens": 4096, "max_req_input_len": 2040, "startup_time": None, "status": "ready"}
 
 
@@ -30,7 +31,7 @@ class ScriptedRank:
         eos: the model's own end token.
 
     Attributes:
-        script: gives the tokens of an answer; it may be changed at any time.
+        script: gives the tokens of an answer, unless the model's end token is to be ignored; may be changed.
         hold: while set, no token is given out.
         seen: the requests that came, in order.
         aborted: ids that it was asked to abort.
@@ -38,7 +39,7 @@ class ScriptedRank:
 
     def __init__(self, sockets, decode=str, eos: int = 2) -> None:
         self.sockets, self.decode, self.eos = sockets, decode, eos
-        self.script = lambda ids, sampling: [5] * (sampling.max_new_tokens or 1)
+        self.script = lambda ids, sampling: [FILLER] * sampling.max_new_tokens
         self.hold = threading.Event()
         self.seen: list[object] = []
         self.aborted: list[str] = []
@@ -68,8 +69,7 @@ class ScriptedRank:
                 message = sock_recv(requests)
                 if isinstance(message, TokenizedGenerateReqInput):
                     self.seen.append(message)
-                    tokens = self.script(list(message.input_ids), message.sampling_params)
-                    jobs[message.rid] = Job(message, list(tokens)[: message.sampling_params.max_new_tokens])
+                    jobs[message.rid] = Job(message, self._tokens(message))
                 elif isinstance(message, AbortReq):
                     gone = list(jobs) if message.abort_all else [rid for rid in jobs if rid == message.rid]
                     for rid in gone:
@@ -85,6 +85,12 @@ class ScriptedRank:
         for socket in (requests, outputs, direct):
             socket.close(linger=0)
         context.term()
+
+    def _tokens(self, message) -> list[int]:
+        sampling = message.sampling_params
+        if sampling.ignore_eos:  # a model goes on for ever then
+            return [FILLER] * sampling.max_new_tokens
+        return list(self.script(list(message.input_ids), sampling))[: sampling.max_new_tokens]
 
     def _next(self, job: Job) -> tuple[list[int], dict[str, object] | None]:
         sampling = job.request.sampling_params

@@ -112,8 +112,8 @@ def test_a_lost_group_ends_requests_at_once_and_a_new_one_serves(frontend, rank)
     assert not frontend.side.manager.rid_to_state
 
 
-def test_a_group_that_does_not_answer_is_a_failed_launch(frontend, rank):
-    rank.script = lambda ids, sampling: [5, rank.eos]
+def test_a_group_that_answers_wrongly_is_a_failed_launch(frontend, rank, monkeypatch):
+    monkeypatch.setattr(rank, "_tokens", lambda message: [5])
     with pytest.raises(LaunchError, match="4 tokens were asked for") as caught:
         frontend.up(OFFER)
     assert caught.value.code == "F12"
@@ -157,7 +157,7 @@ def test_nothing_is_left(frontend, rank):
 @pytest.mark.parametrize(
     ("override", "key", "text"),
     [
-        ("engine.sglang.args.attention_backend=nonsense", "engine.sglang.args", "SGLang refuses"),
+        ("engine.sglang.args={device: cpu, ssl_keyfile: key.pem}", "engine.sglang.args", "SGLang refuses"),
         ("model.tokenizer=/nowhere", "model.tokenizer", "cannot load its tokenizer"),
     ],
 )
