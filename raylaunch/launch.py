@@ -25,7 +25,7 @@ from raylaunch.placement import (
     place,
     request_for,
 )
-from raylaunch.protocol import LaunchPlan, Protocol, RoundPlan
+from raylaunch.protocol import LaunchPlan, Phase, Protocol, RoundPlan
 from raylaunch.report import LaunchReport, RankPlace, Span
 from raylaunch.sglang.sockets import SglangSockets
 
@@ -172,10 +172,10 @@ def specs_of(
 
 
 @contextmanager
-def span(report: LaunchReport, name: str) -> Iterator[None]:
+def span(report: LaunchReport, name: str, phase: Phase = Phase.PLACE) -> Iterator[None]:
     """Adds the time that the block takes to the report, as the driver's own work."""
     start = time.time()
     try:
         yield
     finally:
-        report.driver.append(Span(name, start, time.time()))
+        report.driver.append(Span(name, start, time.time(), phase))

@@ -37,11 +37,12 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Span:
-    """Something the driver did by itself in PLACE, such as starting actors. Seconds since the epoch."""
+    """Something the driver did by itself, such as starting actors. Seconds since the epoch."""
 
     name: str
     start: float
     end: float
+    phase: Phase = Phase.PLACE
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,11 @@ class LaunchReport:
 
     def elapsed(self, phase: Phase) -> float:
         """Seconds of a phase as the driver saw them: of each of its barriers, since the one before."""
-        if phase is Phase.PLACE:
-            return sum(span.end - span.start for span in self.driver)
-        return sum(self._since_previous(i) for i, record in enumerate(self.steps) if record.step.phase is phase)
+        own = sum(span.end - span.start for span in self.driver if span.phase is phase)
+        return own + sum(self._since_previous(i) for i, record in enumerate(self.steps) if record.step.phase is phase)
 
     def _since_previous(self, index: int) -> float:
-        placed = self.driver[-1].end if self.driver else self.started
+        placed = max((span.end for span in self.driver if span.phase is Phase.PLACE), default=self.started)
         previous = self.steps[index - 1].released if index else placed
         return self.steps[index].released - previous
 

@@ -213,7 +213,7 @@ class Supervisor:
         """Lets the group's user take it, and watches meanwhile. If that fails the group is torn down."""
         group = launched.group
         try:
-            with span(self.report, "frontend"):
+            with span(self.report, "first request", Phase.VERIFY):
                 handing = Background(lambda: self.on_up(launched.offer))
                 while not handing.done(WATCH_S):
                     outcome = group.ended(0)
