@@ -216,6 +216,8 @@ class Supervisor:
             with span(self.report, "first request", Phase.VERIFY):
                 handing = Background(lambda: self.on_up(launched.offer))
                 while not handing.done(WATCH_S):
+                    if self._stopping.is_set():
+                        raise LaunchError("the engine was shut down", None, Phase.VERIFY.name)
                     outcome = group.ended(0)
                     if not outcome.complete:
                         error = self._explained(group, outcome, Phase.VERIFY)

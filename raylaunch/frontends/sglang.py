@@ -102,9 +102,7 @@ class SglangFrontend:
         except TimeoutError:
             raise _verify(f"SGLang's tokenizer manager was not there within {seconds:g} s") from None
         self.raise_if_failed()
-        side, runs = self._live()
-        runs.soon(side.up, offer)
-        self._probe()
+        self._probe(offer)
         self._up = True
 
     def down(self, error: LaunchError) -> None:
@@ -267,10 +265,10 @@ class SglangFrontend:
         assert self.runs is not None
         return self.side, self.runs
 
-    def _probe(self) -> None:
+    def _probe(self, offer: Any = None) -> None:
         side, runs = self._live()
         seconds = self._config.deadlines.verify
-        answer = runs.submit(side.probe())
+        answer = runs.submit(side.probe(offer))
         try:
             answer.result(seconds)
         except TimeoutError:
