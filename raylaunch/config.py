@@ -335,7 +335,7 @@ class LaunchConfig(Section):
 
     def override(self, *overrides: str) -> LaunchConfig:
         """A copy with ``key=value`` settings changed, as ``--set`` does. Raises :class:`ConfigError`."""
-        return type(self).from_dict(apply_overrides(self.model_dump(by_alias=True), overrides))
+        return type(self).from_dict(apply_overrides(self.model_dump(by_alias=True, exclude_unset=True), overrides))
 
 
 def check_compiler(config: LaunchConfig, device: str) -> None:

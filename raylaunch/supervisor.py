@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.util.placement_group import PlacementGroup
 
+from raylaunch.background import Background
 from raylaunch.cluster import RaySession, enter
 from raylaunch.config import LaunchConfig
 from raylaunch.driver import StepListener
@@ -210,16 +211,31 @@ class Supervisor:
         self.condition, self.error = Condition.READY, None
 
     def _hand_over(self, launched: Launched) -> None:
-        """Lets the group's user take it. If that fails the group is torn down, as after any failed launch."""
+        """Lets the group's user take it, and watches meanwhile. If that fails the group is torn down."""
+        group = launched.group
         try:
             with span(self.report, "first request", Phase.VERIFY):
-                self.on_up(launched.offer)
+                handing = Background(lambda: self.on_up(launched.offer))
+                while not handing.done(WATCH_S):
+                    if self._stopping.is_set():
+                        raise LaunchError("the engine was shut down", None, Phase.VERIFY.name)
+                    outcome = group.ended(0)
+                    if not outcome.complete:
+                        error = self._explained(group, outcome, Phase.VERIFY)
+                        self.on_down(error)
+                        raise error
+                handing.raise_if_failed()
             self.report.ready = time.time()
         except BaseException as error:
-            teardown = launched.group.close(self.config.deadlines.shutdown)
+            teardown = group.close(self.config.deadlines.shutdown)
             if isinstance(error, LaunchError):
                 error.teardown = str(teardown)
             raise
+
+    def _explained(self, group: RankGroup, outcome: StepOutcome, phase: Phase) -> LaunchError:
+        answered = set(outcome.failures) | set(outcome.deaths)
+        outcome.pending = tuple(member.rank for member in group.members if member.rank not in answered)
+        return explain_failure(group, outcome, None, phase, self.config.deadlines.health)
 
     def _may_retry(self, error: LaunchError) -> bool:
         if not error.retryable or self.restarts_left == 0 or self._stopping.is_set():
@@ -268,9 +284,7 @@ class Supervisor:
         self.error = LaunchError(f"rank {gone} is lost", "F07", Phase.SERVE.name)
         self.condition = Condition.LAUNCHING
         self.on_down(self.error)  # callers need not wait for the explanation
-        answered = set(outcome.failures) | set(outcome.deaths)
-        outcome.pending = tuple(member.rank for member in group.members if member.rank not in answered)
-        error = explain_failure(group, outcome, None, Phase.SERVE, self.config.deadlines.health)
+        error = self._explained(group, outcome, Phase.SERVE)
         with self._lock:
             self._launched = None
         error.teardown = str(group.close(self.config.deadlines.shutdown))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from raylaunch.background import Background
 from raylaunch.client import RankZeroClient
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, RequestError, RequestFailed
-from raylaunch.frontends.background import Background
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, checked_ids
 from raylaunch.model_check import ModelShape
 from raylaunch.requests import RequestTable, RunningRequest

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raylaunch.background import Background
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RankFault, RaylaunchError, RequestError, RequestFailed
-from raylaunch.frontends.background import Background
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, checked_ids
 from raylaunch.model_check import ModelShape
 from raylaunch.protocol import Phase
@@ -102,9 +102,7 @@ class SglangFrontend:
         except TimeoutError:
             raise _verify(f"SGLang's tokenizer manager was not there within {seconds:g} s") from None
         self.raise_if_failed()
-        assert self.side is not None and self.runs is not None
-        self.runs.soon(self.side.up, offer)
-        self._probe()
+        self._probe(offer)
         self._up = True
 
     def down(self, error: LaunchError) -> None:
@@ -238,7 +236,8 @@ class SglangFrontend:
             asyncio.set_event_loop_policy(policy)  # SGLang sets its own for the whole process
         from actors.sglang_engine import versions
 
-        assert self.sockets is not None and self._detokenizer is not None
+        assert self.sockets is not None
+        assert self._detokenizer is not None
         try:
             server_args = versions.server_args({**server_arguments(self._config), "skip_server_warmup": True})
         except (RankFault, RuntimeError) as error:
@@ -261,10 +260,15 @@ class SglangFrontend:
         self._told = (server_args, port_args)
         self.side = side
 
-    def _probe(self) -> None:
-        assert self.side is not None and self.runs is not None
+    def _live(self) -> tuple[TokenizerSide, LoopThread]:
+        assert self.side is not None
+        assert self.runs is not None
+        return self.side, self.runs
+
+    def _probe(self, offer: Any = None) -> None:
+        side, runs = self._live()
         seconds = self._config.deadlines.verify
-        answer = self.runs.submit(self.side.probe())
+        answer = runs.submit(side.probe(offer))
         try:
             answer.result(seconds)
         except TimeoutError:
@@ -296,8 +300,8 @@ class SglangFrontend:
         if self._restarts_left == 0:
             return
         self._restarts_left -= 1
-        assert self.side is not None and self.runs is not None
-        self.runs.soon(functools.partial(self.side.abort, everything=True))
+        side, runs = self._live()
+        runs.soon(functools.partial(side.abort, everything=True))
         with self._lock:
             if self._closing:
                 return

@@ -73,6 +73,9 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
     Raises:
         ConfigError: it cannot be launched.
     """
+    if config.engine.kind == "sglang":
+        expected = "Ray Serve's replicas run the reference engine only; run raylaunch serve as a Ray job instead"
+        raise ConfigError("engine.kind", "sglang", expected)
     check_model(config)
     device = _device(config)
     settled = config.override(f"engine.device={device}", "restarts=0")

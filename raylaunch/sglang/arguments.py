@@ -44,6 +44,13 @@ UNSUPPORTED = (
 )  # fmt: skip
 """Arguments that would change which ranks exist, or capture in rounds that the gates do not know."""
 
+OF_ITS_SERVER = (
+    "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_keyfile_password", "enable_ssl_refresh", "enable_http2",
+    "grpc_port", "grpc_mode", "smg_grpc_mode", "sidecar", "encoder_only", "fastapi_root_path", "admin_api_key",
+    "enable_metrics",
+)  # fmt: skip
+"""Arguments of SGLang's server itself. Its application is served by raylaunch, which would not heed them."""
+
 
 def server_arguments(config: LaunchConfig) -> dict[str, Any]:
     """Arguments of SGLang's ``ServerArgs`` by name, plain data, the same on the driver and on every rank."""
@@ -99,6 +106,10 @@ def check_sglang(config: LaunchConfig) -> None:
             raise ConfigError(key, value, f"is set by raylaunch; use {OURS[name]}")
         if name in UNSUPPORTED:
             raise ConfigError(key, value, "is not supported under raylaunch's phases")
+        if name in OF_ITS_SERVER:
+            raise ConfigError(
+                key, value, "is not heeded: raylaunch serves SGLang's HTTP application with settings of serve"
+            )
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see sglang.launch_server --help, with _ in place of -"

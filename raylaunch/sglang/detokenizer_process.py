@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -29,19 +30,23 @@ class DetokenizerProcess:
 
     def start(self) -> None:
         """Starts it: it imports SGLang, and then waits for :meth:`tell`."""
+        root = str(Path(__file__).parents[2])  # wherever this package was imported from
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "raylaunch.sglang.detokenizer"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
+                env={**os.environ, "PYTHONPATH": path},
                 start_new_session=True,  # a Ctrl-C must let running requests end first
             )
         threading.Thread(target=self._watch, args=(self._process,), name="raylaunch-detokenizer", daemon=True).start()
 
     def tell(self, server_args: Any, port_args: Any) -> None:
         """Gives it its arguments. It binds its socket then."""
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process is not None
+        assert self._process.stdin is not None
         try:
             self._process.stdin.write(pickle.dumps((server_args, port_args)))
             self._process.stdin.flush()

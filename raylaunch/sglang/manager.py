@@ -49,19 +49,18 @@ class TokenizerSide:
         self.manager.event_loop = asyncio.get_running_loop()
         self._receiving = asyncio.create_task(self._receive())
 
-    def up(self, info: Mapping[str, Any]) -> None:
-        """Ranks stand ready."""
-        self.scheduler_info = dict(info)
-        self.manager.max_req_input_len = info["max_req_input_len"]
-        if info.get("startup_time") is not None:
-            from sglang.srt.observability.startup_time import build_engine_startup_time
+    async def probe(self, info: Mapping[str, Any] | None = None) -> None:
+        """One real request, from its tokens to its answer.
 
-            self.manager.set_startup_time(build_engine_startup_time([info["startup_time"]], tokenizer_e2e=0.0))
-
-    async def probe(self) -> None:
-        """One real request, from its tokens to its answer. Raises ``RuntimeError`` if the answer is not as asked."""
+        Args:
+            info: what rank 0 of a new group said at its last gate.
+        Raises:
+            RuntimeError: the answer is not as asked.
+        """
         from sglang.srt.managers.tokenizer_manager import ServerStatus
 
+        if info is not None:
+            self._take(info)
         vocabulary = self.manager.model_config.vocab_size
         ids = [token % vocabulary for token in range(1, 1 + PROBE_TOKENS)]
         parameters = {"max_new_tokens": PROBE_TOKENS, "temperature": 0.0, "ignore_eos": True}
@@ -72,8 +71,21 @@ class TokenizerSide:
             raise RuntimeError(f"{PROBE_TOKENS} tokens were asked for, and this came back: {dict(meta)}")
         self.manager.server_status = ServerStatus.Up
 
+    def _take(self, info: Mapping[str, Any]) -> None:
+        self.scheduler_info.clear()  # SGLang's application holds it
+        self.scheduler_info.update(info)
+        self.manager.max_req_input_len = info["max_req_input_len"]
+        if info.get("startup_time") is not None:
+            from sglang.srt.observability.startup_time import build_engine_startup_time
+
+            self.manager.set_startup_time(build_engine_startup_time([info["startup_time"]], tokenizer_e2e=0.0))
+
     def stream(self, request_id: str, prepared: Prepared) -> AsyncIterator[dict[str, Any]]:
-        """SGLang's outputs for a request. Closing it aborts the request. Raises ``ValueError`` for what SGLang refuses."""
+        """SGLang's outputs for a request. Closing it aborts the request.
+
+        Raises:
+            ValueError: SGLang refuses it.
+        """
         prompt = {"text": prepared.text} if prepared.text is not None else {"input_ids": prepared.ids}
         return self._send(
             **prompt,
@@ -113,7 +125,7 @@ class TokenizerSide:
         asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(self.callers))
 
     def _give_up(self, callers: Iterable[asyncio.Task[Any]]) -> None:
-        """Ends those that wait for an answer other than to a request, such as an operator's, which no rank will give."""
+        """Ends those that wait for another answer than a request's, such as to an operator: no rank will give it."""
         from sglang.srt.managers.communicator import FanOutCommunicator
 
         for caller in self.callers.intersection(callers):
@@ -130,6 +142,10 @@ class TokenizerSide:
             await asyncio.gather(self._receiving, return_exceptions=True)
         if self.manager is None:
             return
+        for name in ("io_executor", "cpu_executor"):  # of a vision model
+            executor = getattr(self.manager.mm_processor, name, None)
+            if executor is not None:
+                executor.shutdown(wait=False, cancel_futures=True)
         for socket in (self.manager.recv_from_detokenizer, self.manager.send_to_scheduler):
             socket.close(linger=0)
         # Rank 0 makes it, and cannot remove it when it is killed.

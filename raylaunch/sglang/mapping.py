@@ -128,7 +128,7 @@ def finish_of(reason: Mapping[str, Any] | None) -> FinishReason | None:
 
 
 def failure_of(request_id: str, reason: Mapping[str, Any] | None) -> RaylaunchError | None:
-    """The error of a request that SGLang gave up; None for one that goes on, ended well, or was aborted by its caller."""
+    """The error of a request that SGLang gave up; None if it goes on, has ended well, or was aborted by its caller."""
     if not reason or reason.get("type") != "abort" or reason.get("status_code") is None:
         return None
     message = str(reason.get("message") or "given up by SGLang")

@@ -9,6 +9,7 @@ import threading
 from array import array
 from dataclasses import dataclass, field
 
+FILLER = 5
 OFFER = {"max_total_num_tokens": 4096, "max_req_input_len": 2040, "startup_time": None, "status": "ready"}
 
 
@@ -24,16 +25,21 @@ class Job:
 class ScriptedRank:
     """Answers each request with ``script(ids, sampling)``, a token a turn.
 
+    Args:
+        sockets: as the ranks are told them.
+        decode: text of token ids, to look for stop strings.
+        eos: the model's own end token.
+
     Attributes:
-        script: gives the tokens of an answer; it may be changed at any time.
+        script: gives the tokens of an answer, unless the model's end token is to be ignored; may be changed.
         hold: while set, no token is given out.
         seen: the requests that came, in order.
         aborted: ids that it was asked to abort.
     """
 
-    def __init__(self, sockets, eos: int = 2) -> None:
-        self.sockets, self.eos = sockets, eos
-        self.script = lambda ids, sampling: [5] * (sampling.max_new_tokens or 1)
+    def __init__(self, sockets, decode=str, eos: int = 2) -> None:
+        self.sockets, self.decode, self.eos = sockets, decode, eos
+        self.script = lambda ids, sampling: [FILLER] * sampling.max_new_tokens
         self.hold = threading.Event()
         self.seen: list[object] = []
         self.aborted: list[str] = []
@@ -63,8 +69,7 @@ class ScriptedRank:
                 message = sock_recv(requests)
                 if isinstance(message, TokenizedGenerateReqInput):
                     self.seen.append(message)
-                    tokens = self.script(list(message.input_ids), message.sampling_params)
-                    jobs[message.rid] = Job(message, list(tokens))
+                    jobs[message.rid] = Job(message, self._tokens(message))
                 elif isinstance(message, AbortReq):
                     gone = list(jobs) if message.abort_all else [rid for rid in jobs if rid == message.rid]
                     for rid in gone:
@@ -81,6 +86,12 @@ class ScriptedRank:
             socket.close(linger=0)
         context.term()
 
+    def _tokens(self, message) -> list[int]:
+        sampling = message.sampling_params
+        if sampling.ignore_eos:  # a model goes on for ever then
+            return [FILLER] * sampling.max_new_tokens
+        return list(self.script(list(message.input_ids), sampling))[: sampling.max_new_tokens]
+
     def _next(self, job: Job) -> tuple[list[int], dict[str, object] | None]:
         sampling = job.request.sampling_params
         token = job.left.pop(0)
@@ -88,7 +99,7 @@ class ScriptedRank:
         stops = {*(sampling.stop_token_ids or ()), *(() if sampling.ignore_eos else (self.eos,))}
         if token in stops:
             return [token], {"type": "stop", "matched": token}
-        text = TEXT(job.said)
+        text = self.decode(job.said)
         matched = next((stop for stop in sampling.stop_strs or () if stop in text), None)
         if matched is not None:
             return [token], {"type": "stop", "matched": matched}
@@ -139,7 +150,3 @@ class ScriptedRank:
             placeholder_tokens_val=None,
             retraction_counts=[0],
         )
-
-
-def TEXT(ids):  # replaced by the test with the model's own decoding
-    return "".join(map(str, ids))

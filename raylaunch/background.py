@@ -28,6 +28,11 @@ class Background:
         if self._error is not None:
             raise self._error
 
+    def done(self, timeout_s: float) -> bool:
+        """Waits that long for its end; whether it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
     def result(self, timeout_s: float | None = None) -> Any:
         """Waits for the function's value. Raises ``TimeoutError``."""
         self._thread.join(timeout_s)

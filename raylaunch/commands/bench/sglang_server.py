@@ -1,0 +1,20 @@
+"""SGLang's own server with its own launcher, with arguments given as JSON: one side of ``raylaunch bench sglang``."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def main() -> None:
+    """Serves until it is killed."""
+    from sglang.launch_server import run_server
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import ServerArgs
+
+    load_plugins()
+    run_server(ServerArgs(**json.loads(sys.argv[1])))
+
+
+if __name__ == "__main__":  # its processes are spawned, and import this again
+    main()

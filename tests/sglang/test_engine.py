@@ -1,0 +1,82 @@
+"""The engine with SGLang's driver side over a real group on Ray, whose ranks do nothing: the answers are scripted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from raylaunch import Engine, RequestFailed
+from raylaunch import supervisor as supervision
+from raylaunch.errors import LaunchError
+from raylaunch.launch import launch
+from raylaunch.protocol import Phase
+from tests.sglang.conftest import CONFIG, needs_sglang
+from tests.sglang.scripted_rank import OFFER, ScriptedRank
+
+pytestmark = [pytest.mark.slow, needs_sglang]
+
+
+@pytest.fixture
+def idle_ranks(monkeypatch):
+    """A CPU cannot run SGLang's scheduler: the group's ranks go through the gates and then wait."""
+
+    def launched(config, report, listener, given, program, sockets, **more):
+        assert (program, sockets) != ("reference", None)
+        reference = config.override("engine.kind=reference", "engine.device=cpu")
+        one = launch(reference, report, listener, given, "noop", **more)
+        one.offer = OFFER
+        return one
+
+    monkeypatch.setattr(supervision, "launch", launched)
+
+
+def test_requests_a_lost_rank_and_the_end(idle_ranks):
+    engine = Engine(CONFIG.override("restarts=1"))
+    begin = engine.frontend.begin
+    ranks: list[ScriptedRank] = []
+
+    def begin_with_rank(shape):
+        begin(shape)
+        ranks.append(ScriptedRank(engine.frontend.sockets, lambda ids: engine.tokenizer.decode(ids)).__enter__())
+        ranks[0].script = lambda ids, sampling: [*engine.tokenizer("42")["input_ids"], 2]
+
+    engine.frontend.begin = begin_with_rank
+    with engine:
+        assert [answer.text for answer in engine.generate(["1+1=", "2+2="])] == ["42", "42"]
+        assert [span.name for span in engine.report.driver if span.phase is Phase.VERIFY] == ["first request"]
+        ranks[0].hold.set()
+        stream = engine.stream("1+1=", request_id="lost")
+        os.kill(engine.report.places[1].pid, signal.SIGKILL)
+        with pytest.raises(RequestFailed, match="request lost was lost: LaunchError F07"):
+            list(stream)
+        ranks[0].hold.clear()
+        assert engine.wait_ready(60)
+        assert engine.restarts == 1
+        assert engine.generate("1+1=").text == "42"
+        folder = Path(engine.frontend.sockets.tokenizer.removeprefix("ipc://")).parent
+        assert folder.is_dir()
+    ranks[0].__exit__()
+    assert not folder.exists()
+
+
+def test_a_rank_that_dies_during_the_first_request_is_named(idle_ranks, monkeypatch):
+    engine = Engine(CONFIG.override("deadlines.verify=60"))
+    up = engine.frontend.up
+
+    def up_without_rank(offer):  # nobody answers
+        os.kill(engine.report.places[1].pid, signal.SIGKILL)
+        up(offer)
+
+    monkeypatch.setattr(engine.frontend, "up", up_without_rank)
+    monkeypatch.setattr(engine._supervisor, "on_up", up_without_rank)
+    began = time.monotonic()
+    with pytest.raises(LaunchError, match="rank 1") as caught:
+        engine.start()
+    assert caught.value.phase == "VERIFY"
+    assert caught.value.rank == 1
+    assert "2 actors" in caught.value.teardown
+    assert time.monotonic() - began < 60

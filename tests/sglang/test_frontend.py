@@ -1,0 +1,174 @@
+"""SGLang's tokenizer manager and detokenizer, kept by the frontend while scripted ranks come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from raylaunch.answers import AsyncWaiter, Waiter
+from raylaunch.errors import ConfigError, EngineBusy, LaunchError, RequestError, RequestFailed
+from raylaunch.frontends.sglang import SglangFrontend
+from raylaunch.sampling import SamplingParams
+from tests.sglang.conftest import CONFIG, LOST, needs_sglang
+from tests.sglang.scripted_rank import OFFER, ScriptedRank
+
+pytestmark = [pytest.mark.slow, needs_sglang]
+
+
+def start(frontend, prompt="12+30=", request_id=None, **params):
+    prepared = frontend.prepare(prompt, SamplingParams(**params))
+    return lambda listener: frontend.submit(prepared, listener, request_id or os.urandom(4).hex())
+
+
+def ask(frontend, prompt="12+30=", **params):
+    return Waiter(frontend, start(frontend, prompt, **params)).completion()
+
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_text_and_ids(frontend, rank):
+    for prompt in ("12+30=", frontend.tokenizer("12+30=")["input_ids"]):
+        answer = ask(frontend, prompt)
+        assert (answer.text, answer.finish_reason, answer.prompt_tokens) == ("42", "stop", 6)
+        assert list(answer.token_ids) == frontend.tokenizer("42")["input_ids"]
+    cut = ask(frontend, max_new_tokens=1)
+    assert (cut.text, cut.finish_reason) == ("4", "length")
+
+
+def test_stop_strings_and_log_probabilities(frontend, rank):
+    assert ask(frontend, stop="2").text == "4"
+    answer = ask(frontend, logprobs=1)
+    assert [one.token_id for one in answer.logprobs] == list(answer.token_ids)
+    assert [one.top for one in answer.logprobs] == [[(token, -0.25)] for token in answer.token_ids]
+
+
+def test_on_an_event_loop(frontend, rank):
+    async def both():
+        waiters = [AsyncWaiter(frontend, start(frontend)) for _ in range(2)]
+        return await asyncio.gather(*(waiter.completion() for waiter in waiters))
+
+    assert [answer.text for answer in asyncio.run(both())] == ["42", "42"]
+
+
+def test_abort_and_leaving(frontend, rank):
+    rank.hold.set()
+    kept = Waiter(frontend, start(frontend, request_id="kept"))
+    Waiter(frontend, start(frontend, request_id="left")).close()
+    left = Waiter(frontend, start(frontend, request_id="left-later"))
+    wait_until(lambda: len(rank.seen) >= 2)
+    left.close()
+    assert frontend.abort("kept")
+    assert not frontend.abort("never")
+    assert kept.completion().finish_reason == "abort"
+    wait_until(lambda: {"kept", "left-later"} <= set(rank.aborted))
+    assert len(frontend) == 0
+
+
+def test_what_is_refused(frontend, rank):
+    for prompt, params, text in [
+        ("", {}, "the prompt is empty"),
+        ([99], {}, "token ids are integers from 0 to 15"),
+        ([5] * 2040, {}, "room for 2039 in the KV cache"),
+        ([5] * 2000, {"max_new_tokens": 100}, "together at most 2048"),
+    ]:
+        with pytest.raises(RequestError, match=text):
+            ask(frontend, prompt, **params)
+    with pytest.raises(RequestError, match="takes no images"):
+        frontend.prepare("a", SamplingParams(), [b""])
+    rank.hold.set()
+    waiters = [Waiter(frontend, start(frontend, request_id=f"r{number}")) for number in range(8)]
+    with pytest.raises(RequestError, match="'r0' is in use"):
+        start(frontend, request_id="r0")(print)
+    with pytest.raises(EngineBusy):
+        start(frontend)(print)
+    for waiter in waiters:
+        waiter.close()
+
+
+def test_a_lost_group_ends_requests_at_once_and_a_new_one_serves(frontend, rank):
+    rank.hold.set()
+    waiter = Waiter(frontend, start(frontend))
+    wait_until(lambda: rank.seen)
+    began = time.monotonic()
+    frontend.down(LOST)
+    with pytest.raises(RequestFailed, match="was lost: LaunchError F07"):
+        waiter.completion()
+    assert time.monotonic() - began < 1.0
+    with pytest.raises(RequestFailed, match="no ranks"):
+        ask(frontend)
+    rank.hold.clear()
+    frontend.up(OFFER)
+    assert ask(frontend).text == "42"
+    assert not frontend.side.manager.rid_to_state
+
+
+def test_a_group_that_answers_wrongly_is_a_failed_launch(frontend, rank, monkeypatch):
+    monkeypatch.setattr(rank, "_tokens", lambda message: [5])
+    with pytest.raises(LaunchError, match="4 tokens were asked for") as caught:
+        frontend.up(OFFER)
+    assert caught.value.code == "F12"
+
+
+def test_a_detokenizer_that_dies_is_started_again(frontend, rank):
+    rank.hold.set()
+    waiter = Waiter(frontend, start(frontend))
+    wait_until(lambda: rank.seen)
+    before = frontend._detokenizer.pid
+    os.kill(before, signal.SIGKILL)
+    with pytest.raises(RequestFailed, match="detokenizer was killed by signal 9"):
+        waiter.completion()
+    assert frontend.trouble()
+    rank.hold.clear()
+    rank.script = lambda ids, sampling: [5] * sampling.max_new_tokens
+    wait_until(lambda: not frontend.trouble(), 90)
+    assert frontend._detokenizer.pid != before
+    assert ask(frontend, max_new_tokens=2).text == "11"
+
+
+def test_nothing_is_left(frontend, rank):
+    before = {thread.name for thread in threading.enumerate()}
+    policy = asyncio.get_event_loop_policy()
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)]
+    one = SglangFrontend(CONFIG)
+    one.begin(frontend._shape)
+    folder, process = one._folder.path, one._detokenizer
+    with ScriptedRank(one.sockets):
+        one.up(OFFER)
+        one.close()
+        one.close()
+    assert not folder.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+    assert {thread.name for thread in threading.enumerate()} <= before
+    assert asyncio.get_event_loop_policy() is policy
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)] == handlers
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "text"),
+    [
+        ("engine.sglang.args={device: cpu, ssl_keyfile: key.pem}", "engine.sglang.args", "SGLang refuses"),
+        ("model.tokenizer=/nowhere", "model.tokenizer", "cannot load its tokenizer"),
+    ],
+)
+def test_what_cannot_work_ends_the_launch_early(frontend, override, key, text):
+    one = SglangFrontend(CONFIG.override(override))
+    one.begin(frontend._shape)
+    try:
+        with pytest.raises(ConfigError, match=text) as caught:
+            one.up(OFFER)
+        assert caught.value.key == key
+        with pytest.raises(ConfigError):
+            one.raise_if_failed()
+    finally:
+        one.close()

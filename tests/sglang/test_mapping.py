@@ -1,0 +1,116 @@
+"""Our requests in SGLang's words, and its answers in ours."""
+
+from __future__ import annotations
+
+import pytest
+
+from raylaunch.errors import RequestError, RequestFailed
+from raylaunch.requests import Chunk
+from raylaunch.sampling import SamplingParams
+from raylaunch.sglang.mapping import Answer, failure_of, finish_of, image_data, logprob_arguments, sampling_parameters
+from raylaunch.wire import TokenLogprob
+
+
+def output(text, ids, finish=None, **meta):
+    """What SGLang streams: everything so far."""
+    return {"text": text, "output_ids": ids, "meta_info": {"prompt_tokens": 3, "finish_reason": finish, **meta}}
+
+
+def stopped(matched):
+    return {"type": "stop", "matched": matched}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {"max_new_tokens": 128, "temperature": 0.0, "top_k": -1, "sampling_seed": None, "no_stop_trim": False}),
+        ({"top_k": 7, "top_p": 0.5, "seed": 3}, {"top_k": 7, "top_p": 0.5, "sampling_seed": 3}),
+        ({"stop": "END"}, {"stop": ["END"], "no_stop_trim": True}),
+        ({"stop_token_ids": [4], "ignore_eos": True}, {"stop_token_ids": [4], "ignore_eos": True, "stop": None}),
+    ],
+)
+def test_sampling_parameters(ours, theirs):
+    assert theirs.items() <= sampling_parameters(SamplingParams(**ours)).items()
+
+
+def test_log_probabilities_are_asked_for_only_if_they_are_wanted():
+    assert logprob_arguments(SamplingParams()) == {}
+    wanted = {"return_logprob": True, "logprob_start_len": -1, "top_logprobs_num": 0}
+    assert logprob_arguments(SamplingParams(logprobs=0)) == wanted
+
+
+def taken(outputs, incremental=False, **params):
+    answer = Answer("r", SamplingParams(**params), incremental=incremental)
+    items = [item for item in map(answer.take, outputs) if item is not None]
+    return items, answer.prompt_tokens
+
+
+def test_what_is_repeated_is_cut_off():
+    ids = [1, 2]  # SGLang hands out one growing list
+    first = output("ab", ids)
+    items, prompt_tokens = taken([first, output("ab", ids), output("abc", [1, 2, 3], {"type": "length", "length": 3})])
+    assert items == [Chunk("r", "ab", (1, 2)), Chunk("r", "c", (3,), "length")]
+    assert prompt_tokens == 3
+
+
+def test_nothing_is_cut_off_of_an_incremental_stream():
+    items, _ = taken([output("ab", [1, 2]), output("ab", [1, 2], {"type": "length"})], incremental=True)
+    assert [(chunk.text, chunk.token_ids) for chunk in items] == [("ab", (1, 2)), ("ab", (1, 2))]
+
+
+def test_the_token_that_ended_it_is_no_part_of_it():
+    items, _ = taken([output("a", [5]), output("a", [5, 2], stopped(2))])
+    assert items == [Chunk("r", "a", (5,)), Chunk("r", "", (), "stop")]
+
+
+def test_a_stop_string_is_never_shown_however_it_is_cut():
+    cuts = [output("xE", [1]), output("xEN", [1, 2]), output("xEND", [1, 2, 3], stopped("END"))]
+    items, _ = taken(cuts, stop=["END"])
+    assert [chunk.text for chunk in items] == ["x", "", ""]
+    assert items[-1].finish_reason == "stop"
+
+
+def test_what_only_began_like_a_stop_string_is_shown():
+    items, _ = taken([output("xE", [1]), output("xE", [1], {"type": "length"})], stop=["END"])
+    assert "".join(chunk.text for chunk in items) == "xE"
+
+
+def test_log_probabilities():
+    logprobs, tops = [(-0.5, 7, None)], [[(-0.5, 7, None), (-1.0, 8, None)]]
+    first = output("a", [7], output_token_logprobs=logprobs, output_top_logprobs=tops)
+    more = {"output_token_logprobs": [*logprobs, (-0.25, 9, None)], "output_top_logprobs": [*tops, None]}
+    items, _ = taken([first, output("ab", [7, 9], {"type": "length"}, **more)], logprobs=2)
+    assert items[0].logprobs == (TokenLogprob(7, -0.5, [(7, -0.5), (8, -1.0)]),)
+    assert items[1].logprobs == (TokenLogprob(9, -0.25, []),)
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [(None, None), ({"type": "length"}, "length"), (stopped(2), "stop"), ({"type": "abort"}, "abort")],
+)
+def test_how_it_ended(reason, finish):
+    assert finish_of(reason) == finish
+    assert failure_of("r", reason) is None
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, RequestError), (500, RequestFailed), (503, RequestFailed)])
+def test_what_sglang_gives_up_is_an_error(status, kind):
+    answer = Answer("r", SamplingParams())
+    error = answer.take(output("", [], {"type": "abort", "status_code": status, "message": "too long"}))
+    assert isinstance(error, kind)
+    assert "too long" in str(error)
+
+
+def test_images(tmp_path):
+    file = tmp_path / "image"
+    file.write_bytes(b"data")
+    url, uri = "https://host/a.png", "data:image/png;base64,AA=="
+    assert image_data([str(file), file, b"raw", url, uri]) == (b"data", b"data", b"raw", url, uri)
+
+
+@pytest.mark.parametrize(
+    ("image", "text"), [("/nowhere.png", "image 1 cannot be read"), (7, "image 1 is a int: it must be a path")]
+)
+def test_what_is_no_image(image, text):
+    with pytest.raises(RequestError, match=text):
+        image_data([b"", image])
