@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -45,4 +47,12 @@ app.add_typer(bench.app, name="bench")
 
 def main() -> None:
     """Entry point of the console script and of ``python -m raylaunch``."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        cluster = sys.modules.get("raylaunch.cluster")
+        if cluster is not None and cluster.abandoned():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 0)
+        raise

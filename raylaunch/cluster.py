@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ from raylaunch.errors import LaunchError
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 AGENT_GRACE_S = 1.0
 CONNECT_S = 5.0
+_ABANDONED = threading.Event()
 
 
 @dataclass
@@ -40,6 +41,7 @@ class RaySession:
     started: bool = False
     joined: bool = False
     _token_folder: str = ""
+    _head: tuple[str, int] | None = None
 
     def close(self) -> None:
         """Leaves or ends the session if it is ours; the caller's is left alone. May be called twice."""
@@ -53,27 +55,49 @@ class RaySession:
         if self._token_folder:
             shutil.rmtree(self._token_folder, ignore_errors=True)
             self._token_folder = ""
+            if abandoned():
+                return  # Ray's threads go on in this process, and end it on the spot if they find no token
             for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):  # the first is set by Ray itself
                 os.environ.pop(name, None)
             _forget_token()
 
     def broken(self) -> bool:
-        """Whether the private cluster has lost its head: a SIGTERM to a whole service ends Ray's processes as well."""
-        return self.started and not any(_is_head(process) for process in psutil.Process().children())
+        """Whether the private cluster has lost its head: a SIGTERM to a whole service is sent to Ray's processes too.
 
-    def abandon(self) -> None:
-        """Leaves Ray without asking it: for a head that does not answer, which Ray would wait a minute for.
+        The head may need ten seconds to end then, and answers nobody meanwhile: its port is closed at once.
+        """
+        if not self.started or self._head is None:
+            return False
+        try:
+            socket.create_connection(self._head, timeout=CONNECT_S).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return False
 
-        The processes of a private cluster end with this one: Ray has the kernel see to that.
+    def abandon(self, pids: Iterable[int] = ()) -> None:
+        """Leaves Ray without asking it: for a cluster that does not answer, which Ray would wait a minute for.
+
+        The servers of a private cluster end with this process: Ray has the kernel see to that.
+
+        Args:
+            pids: processes of the cluster on this machine that must not stay.
         """
         self.started = self.joined = False
         atexit.unregister(ray.shutdown)
+        _ABANDONED.set()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
 
-def _is_head(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.name() == "gcs_server" and process.status() != psutil.STATUS_ZOMBIE
-    return False
+def abandoned() -> bool:
+    """Whether this process has left a cluster without asking it.
+
+    Its interpreter cannot end in order then: threads of Ray still run. Commands leave by ``os._exit``.
+    """
+    return _ABANDONED.is_set()
 
 
 def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> RaySession:
@@ -104,6 +128,8 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
                     logging_level="ERROR",
                     object_store_memory=100 << 20,
                 )
+            host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+            session._head = (host.strip("[]"), int(port))
         _no_worker_lines()
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         with contextlib.suppress(Exception):

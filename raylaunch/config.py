@@ -200,6 +200,7 @@ class DeadlineConfig(Section):
     """Seconds that each phase may take without progress; a rank that reports progress is waited for.
 
     Attributes:
+        place: for the placement group; the ranks' processes may then take as long once more, and 5 s for each rank.
         stretch: how many times its deadline a phase may take in all while ranks report progress.
         collective: how long a rank waits for its peers inside one collective.
         health: how long a rank may leave a health question unanswered while serving.

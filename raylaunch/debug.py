@@ -18,12 +18,17 @@ LEFT_OUT = (
 )  # fmt: skip
 
 
-def core_file(config: LaunchConfig, group: str, rank: int) -> str:
-    """Where a rank's GPU is to write a core dump; "" without debug mode. ``group`` is the launch's unique name."""
-    if config.debug == "off":
+def core_file(config: LaunchConfig, device: str, group: str, rank: int) -> str:
+    """Where a rank's GPU is to write a core dump; "" without debug mode, or on a CPU.
+
+    Args:
+        device: ``cuda`` or ``cpu``.
+        group: the launch's unique name.
+    """
+    if config.debug == "off" or device != "cuda":
         return ""
     folder = Path(config.debug_folder) if config.debug_folder else Path(tempfile.gettempdir()) / "raylaunch-debug"
-    return str(folder / group / f"rank{rank}.nvcudmp")
+    return str(folder / f"{group}-rank{rank}.nvcudmp")
 
 
 def debug_environment(core_file: str) -> dict[str, str]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from actors.gate import RankState
     from actors.rank import RankProcess, RankSpec
 
-SPAWN_DEADLINE_S = 60.0
+SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
+FINISH_S = 60.0
 GRACE_S = 0.3
 NODE_PROBE_S = 3.0
 
@@ -126,11 +127,16 @@ class RankGroup:
         for node_id in {seat.node_id for seat in self.placement.seats}:
             affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
             self.agents[node_id] = NodeAgentActor.options(scheduling_strategy=affinity).remote()
+        deadline = specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs)
+        agents = [agent.ready.remote() for agent in self.agents.values()]
+        calls = [member.actor.whoami.remote() for member in self.members]
         try:
-            ray.get([agent.ready.remote() for agent in self.agents.values()], timeout=SPAWN_DEADLINE_S)
-            processes = ray.get([member.actor.whoami.remote() for member in self.members], timeout=SPAWN_DEADLINE_S)
+            processes = ray.get([*agents, *calls], timeout=deadline)[len(agents) :]
         except GetTimeoutError:
-            raise LaunchError(f"actors did not start within {SPAWN_DEADLINE_S:g} s", "F08", "PLACE") from None
+            done, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+            late = ", ".join(str(rank) for rank, call in enumerate(calls) if call not in done) or "none"
+            summary = f"actors did not start within {deadline:g} s (missing ranks: {late}); deadlines.place allows more"
+            raise LaunchError(summary, "F08", "PLACE", retryable=True) from None
         except RayError as error:
             raise LaunchError(f"an actor could not be started: {error}", None, "PLACE") from None
         for member, process in zip(self.members, processes, strict=True):
@@ -166,7 +172,7 @@ class RankGroup:
 
     def finish(self, leave: Release) -> None:
         """Releases every rank from the last gate. Raises ``RayError`` if one is gone."""
-        ray.get([member.actor.finish.remote(leave) for member in self.members], timeout=SPAWN_DEADLINE_S)
+        ray.get([member.actor.finish.remote(leave) for member in self.members], timeout=FINISH_S)
 
     # ---- watching
 

@@ -148,7 +148,7 @@ def specs_of(
     if device == "cuda":
         environment.update(NO_MULTICAST)
     environment.update(config.environment)
-    cores = [core_file(config, name, seat.rank) for seat in placement.seats]
+    cores = [core_file(config, device, name, seat.rank) for seat in placement.seats]
     indices = device_indices(placement.seats, placement.gpus_per_rank)
     return [
         RankSpec(

@@ -158,7 +158,8 @@ class Supervisor:
             launched, self._launched = self._launched, None
         if launched is not None:
             try:
-                launched.group.stop(min(STOP_S, self.config.deadlines.shutdown))
+                if not self._broken():
+                    launched.group.stop(min(STOP_S, self.config.deadlines.shutdown))
             finally:
                 self._close(launched.group)
         if self.condition is not Condition.FAILED:
@@ -308,13 +309,14 @@ class Supervisor:
     def _close(self, group: RankGroup) -> None:
         """Ends the group, unless Ray has ended before it: a SIGTERM to a whole service reaches Ray's processes too."""
         deadline = self.config.deadlines.shutdown
+        pids = [member.process.pid for member in group.members if member.process]
         closing = threading.Thread(target=group.close, args=(deadline,), daemon=True)
         closing.start()
         end = time.monotonic() + deadline + CLOSE_MARGIN_S
         while closing.is_alive() and time.monotonic() < end and not self._broken():
             closing.join(0.1)
         if closing.is_alive() and self._session is not None:
-            self._session.abandon()
+            self._session.abandon(pids if self._session.started else ())
 
     def _broken(self) -> bool:
         return self._session is not None and self._session.broken()

@@ -44,8 +44,7 @@ class GpuCommunicators:
         return gpu_options(offers, nodes)
 
     def open(self, kind: str, offers: Sequence[GpuOffer], store: str) -> Communicator:
-        """Opens a kind. Raises RankFault F16 if a peer's memory cannot be opened, CollectiveAborted if NCCL does not
-        connect."""
+        """Opens a kind. Raises RankFault F16 if a peer's memory cannot be opened, NotOpened alike on all ranks."""
         settings = self.settings
         if kind == "sgl_kernel":
             self._custom.attach(offers, full_nvlink=not topology.unlinked([offer.place for offer in offers]))

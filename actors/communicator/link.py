@@ -12,6 +12,7 @@ import torch
 from actors.communicator.base import Communicator, RecordedInput
 from actors.communicator.choice import Choice, Option, Times, choose, fastest, spread_out
 from actors.communicator.probes import Probes
+from actors.communicator.process_group import NotOpened
 from actors.communicator.routed import routed
 from actors.communicator.settings import Settings
 from raylaunch.protocol import CommunicatorFacts, MeasuredSize
@@ -38,7 +39,10 @@ class Communicators(Protocol):
         """What is possible, from all ranks' offers: the custom all-reduce first, the library last."""
 
     def open(self, kind: str, offers: Sequence[Any], store: str) -> Communicator:
-        """Connects a kind to its peers; every rank does so in the same order. ``store`` is the rendezvous."""
+        """Connects a kind to its peers; every rank does so in the same order. ``store`` is the rendezvous.
+
+        Raises NotOpened if no rank can use it, RankFault if this one cannot.
+        """
 
     def close(self) -> None:
         """Gives back everything, opened or only offered. May be called more than once."""
@@ -79,9 +83,21 @@ class Link:
         settings = self.settings
         largest = max(settings.sizes, default=0)
         self.choice = choose(settings.wanted, options, settings.world_size, largest, settings.max_bytes)
-        self.opened = {kind: self._kinds.open(kind, shares, store) for kind in self.choice.kinds}
+        self._open(shares, store)
         if self.choice.routes:
             self._communicator = routed(self.choice.routes, self.opened)
+
+    def _open(self, shares: Sequence[Any], store: str) -> None:
+        """Opens what was chosen; what is only there to be measured is left out where it cannot be opened."""
+        choice = self.choice
+        for kind in choice.kinds:
+            try:
+                self.opened[kind] = self._kinds.open(kind, shares, store)
+            except NotOpened as fault:
+                if choice.routes or len(choice.kinds) == 1:
+                    raise
+                left = tuple(one for one in self.choice.kinds if one != kind)
+                self.choice = Choice(left, (), f"{self.choice.reason}; {kind} is not: {fault.message}")
 
     # ---- where the choice is measured
 

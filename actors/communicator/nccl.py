@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from actors.communicator.base import require_capture
 from actors.communicator.parts import NothingToRegister
+from actors.communicator.process_group import opened_alike
 from actors.communicator.sgl_kernel import GpuCall
-from raylaunch.errors import CollectiveAborted
 
 
 class NcclAllReduce(NothingToRegister):
@@ -39,18 +39,19 @@ class NcclAllReduce(NothingToRegister):
     def open(self) -> None:
         """Connects to the peers by a first all-reduce, which must not happen while a stream captures.
 
-        Raises CollectiveAborted if NCCL does not connect all ranks within the deadline.
+        Raises NotOpened, on every rank, if NCCL does not connect them within the deadline.
         """
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = self._deadline
-        store = dist.PrefixStore("nccl", self._store)
+        store, problem = dist.PrefixStore("nccl", self._store), ""
         try:
             group = dist.ProcessGroupNCCL(store, self.rank, self.world_size, options)
             group.allreduce([torch.zeros(1, device="cuda")]).wait(self._deadline)
             torch.cuda.synchronize()
+            self._group = group
         except RuntimeError as error:
-            raise CollectiveAborted(None, f"rank {self.rank}: NCCL does not connect the ranks: {error}") from error
-        self._group = group
+            problem = f"NCCL does not connect: {error}"
+        opened_alike(store, self.rank, self.world_size, problem)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Communicator.all_reduce`."""

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from actors.communicator.base import CallLabel, Communicator, RecordedInput
+from actors.graphs.backend import GraphLabel
+from actors.graphs.cuda import CudaGraphs
 
 CALLS = 10  # all-reduces in a graph: one alone would mostly time its launch
 WARM = 2
@@ -67,14 +69,13 @@ class Probes:
         return lambda: [call.run() for call in calls]
 
     def _cuda_graph(self, communicator: Any, x: torch.Tensor) -> Run:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        torch.cuda.synchronize()
-        with torch.cuda.stream(stream), communicator.recording("probe", x.numel() * x.element_size(), "probe"):
-            graph.capture_begin(capture_error_mode="thread_local")
+        def calls(x: torch.Tensor) -> None:
             for _ in range(CALLS):
                 communicator.all_reduce(x)
-            graph.capture_end()
-        return graph.replay
+
+        graphs = CudaGraphs(communicator, self.device)
+        label = GraphLabel("probe", x.numel() * x.element_size(), communicator.kind)
+        return graphs.capture(calls, [x], label, graphs.new_pool()).replay
 
     def _input(self, kind: str, size: int) -> torch.Tensor:
         if kind not in self._inputs:

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from raylaunch.errors import RankFault
+from raylaunch.errors import CollectiveAborted, RankFault
 
 
 @dataclass
@@ -130,3 +130,27 @@ def connect_store(address: str, timeout_s: float) -> dist.TCPStore:
         return dist.TCPStore(host, int(port), is_master=False, timeout=timeout, wait_for_workers=False)
     except (RuntimeError, ValueError) as error:
         raise RankFault("F10", f"the rendezvous store at {address} does not answer: {error}") from error
+
+
+class NotOpened(RankFault):
+    """A kind of communicator cannot be opened; every rank of the group raises this alike."""
+
+
+def opened_alike(store: dist.Store, rank: int, world_size: int, problem: str) -> None:
+    """Tells the peers whether this rank has opened a communicator (``problem`` is ""), and waits for what they say.
+
+    Args:
+        store: the communicator's own part of the rendezvous store.
+
+    Raises:
+        NotOpened: a rank has not; the first one is named.
+        CollectiveAborted: a peer says nothing within the store's timeout.
+    """
+    try:
+        store.set(f"opened/{rank}", problem)
+        problems = [store.get(f"opened/{peer}").decode() for peer in range(world_size)]
+    except RuntimeError as error:
+        raise CollectiveAborted(None, f"rank {rank}: a peer does not say whether it is connected: {error}") from error
+    for peer, theirs in enumerate(problems):
+        if theirs:
+            raise NotOpened("F16", f"on rank {peer}: {theirs}")

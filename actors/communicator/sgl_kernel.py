@@ -257,7 +257,7 @@ class SglKernelAllReduce(CaptureContext):
         assert self._runtime is not None
         for call in self._calls:
             now = self._runtime.buffer_of(call.address)
-            if now != call.buffer:
+            if now == NO_BUFFER or call.buffer not in (NO_BUFFER, now):  # it may not have been told while capturing
                 what = "was given back" if now == NO_BUFFER else "was given back, and allocated again"
                 raise RankFault(
                     "F04",

@@ -1,14 +1,14 @@
 """All-reduce through PyTorch's symmetric memory: the one file that knows ``torch.distributed._symmetric_memory``.
 
 Each rank copies its input into a buffer that all ranks have mapped; a kernel then reads the peers' buffers, all of
-them (one shot) or a share of each, which is passed on (two shots). NVLink multicast is never used. The buffers stay
-where they are, so that graphs need no registration. Written against torch 2.11 and 2.13, whose interface is not stable.
+them (one shot) or a share of each, which is passed on (two shots). NVLink multicast is never used: no such operation is
+called, and ranks are started with TORCH_SYMM_MEM_DISABLE_MULTICAST=1. The buffers stay where they are, so that graphs
+need no registration. Written against torch 2.11 and 2.13, whose interface is not stable; it has not been run yet.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import torch
@@ -16,11 +16,10 @@ import torch.distributed as dist
 
 from actors.communicator.base import require_capture
 from actors.communicator.parts import NothingToRegister
+from actors.communicator.process_group import opened_alike
 from actors.communicator.sgl_kernel import ALIGNMENT, GpuCall, padded
-from raylaunch.errors import RankFault
 
 OPERATIONS = {"symmetric-one-shot": "one_shot_all_reduce", "symmetric-two-shot": "two_shot_all_reduce_"}
-NO_MULTICAST = "TORCH_SYMM_MEM_DISABLE_MULTICAST"
 
 
 def missing_support() -> str:
@@ -53,20 +52,20 @@ class SymmetricMemoryAllReduce(NothingToRegister):
         self._buffer: torch.Tensor | None = None
 
     def open(self) -> None:
-        """Maps the peers' buffers; every rank has to call it. Raises RankFault F16 if torch cannot."""
-        os.environ[NO_MULTICAST] = "1"
+        """Maps the peers' buffers; every rank has to call it. Raises NotOpened, on every rank, if torch cannot."""
         from torch._C._distributed_c10d import _SymmetricMemory
 
+        store, problem = dist.PrefixStore(self._group, self._store), ""
         try:
             # The registry of groups is torch's own and global; the name is ours, and no process group is behind it.
-            store = dist.PrefixStore(self._group, self._store)
             _SymmetricMemory.set_group_info(self._group, self.rank, self.world_size, store)
             device = torch.device("cuda", torch.cuda.current_device())
             buffer = _SymmetricMemory.empty_strided_p2p((self.max_bytes,), (1,), torch.uint8, device, None)
             _SymmetricMemory.rendezvous(buffer, self._group)
-        except RuntimeError as error:
-            raise RankFault("F16", f"rank {self.rank}: symmetric memory cannot be set up: {error}") from error
-        self._buffer = buffer
+            self._buffer = buffer
+        except (RuntimeError, TypeError) as error:
+            problem = f"symmetric memory cannot be set up: {error}"
+        opened_alike(store, self.rank, self.world_size, problem)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Communicator.all_reduce`."""

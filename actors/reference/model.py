@@ -200,8 +200,9 @@ def _facts(path: str | Path, model: Any, world_size: int, dtype: torch.dtype, lm
 
 def _working_width(text: Any, world_size: int) -> int:
     """Residual, normed and reduced hidden states and one spare, beside gate, up and their product."""
-    inner = 3 * text.intermediate_size // world_size
+    widest = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    inner = 3 * widest // world_size
     if build.is_mixture(text):  # every chosen expert has its own copies, and its hidden states in and out
-        own = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
+        own = getattr(text, "moe_intermediate_size", None) or widest
         inner = max(inner, text.num_experts_per_tok * (2 * text.hidden_size + 3 * own // world_size))
     return int(4 * text.hidden_size + inner)

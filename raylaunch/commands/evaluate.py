@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylaunch.commands.generate import sampling_of
-from raylaunch.commands.options import Config, MaxNewTokens, Settings, load_config, require_writable
+from raylaunch.commands.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.questions import Question, Reply, Score, read_questions, score
 from raylaunch.commands.session import launched
@@ -31,6 +31,7 @@ def evaluate(
     ],
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first so many.", show_default="all")] = None,
     settings: Settings = None,
+    debug: Debug = None,
     eager: Annotated[bool, typer.Option("--eager", help="Without graphs: capture.enabled=false.")] = False,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Requests at a time.", show_default="engine.max_running_requests")
@@ -50,7 +51,7 @@ def evaluate(
         questions = read_questions(data, limit)
         params = sampling_of({"max_new_tokens": max_new_tokens, "temperature": 0.0})
         require_writable("--output", output)
-        wanted = load_config(config, settings, *(["capture.enabled=false"] if eager else []))
+        wanted = load_config(config, settings, *(["capture.enabled=false"] if eager else []), debug=debug)
         with launched(wanted) as engine:
             began = time.monotonic()
             at_once = concurrency or wanted.engine.max_running_requests

@@ -19,7 +19,7 @@ GIB = 1 << 30
 
 
 def describe_machine() -> dict[str, Any]:
-    """Plain data for JSON. Sizes are in bytes. Starts no process but ``nvidia-smi``; imports nothing heavy."""
+    """Plain data for JSON: sizes in bytes, the load of the minute before. Starts no process but ``nvidia-smi``."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -31,6 +31,7 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "cpus": os.cpu_count() or 1,
         "cpus_usable": usable_cpus(),
+        "load": os.getloadavg()[0],
         "memory": {"total": memory.total, "available": memory.available},
         "shm": shared_memory(),
         "gpus": gpus,

@@ -206,6 +206,8 @@ class _Server(uvicorn.Server):
             if condition == "ready":
                 before = engine.last_error
             await asyncio.sleep(WATCH_S)
+        if self.should_exit:
+            return  # stopped as a whole service: Ray's processes and the ranks got the same signal
         end = time.monotonic() + EXPLAIN_S
         while engine.last_error is before and time.monotonic() < end:
             await asyncio.sleep(WATCH_S)  # the evidence is being collected

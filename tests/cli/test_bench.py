@@ -64,6 +64,12 @@ def test_batches_that_cannot_run_together(requests: int, new: int, why: str) -> 
     assert bool(why) == bool(decode.refusal(engine(), requests, new))
 
 
+def test_an_engine_that_does_not_say_how_large_its_cache_is() -> None:
+    silent = engine()
+    silent.kv_tokens = 0
+    assert decode.refusal(silent, 4, 64) == ""
+
+
 def test_the_rate_counts_only_what_all_share() -> None:
     first = [(0.0, 1), (1.0, 1), (2.0, 1), (3.0, 1)]
     second = [(1.0, 1), (2.0, 1), (3.0, 1), (9.0, 1)]

@@ -127,5 +127,6 @@ def probed(channel: Channel):
         return len(pending), [0 < one < 1e6 for one in times]
 
 
+@pytest.mark.slow
 def test_probes_of_a_kind_that_registers_and_one_that_does_not():
     assert check(run(2, probed)) == [(2 * CALLS, [True] * 8)] * 2

@@ -67,7 +67,8 @@ def _add_tokenizer(target: Path, config: dict[str, Any]) -> None:
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens([AddedToken(name, special=True) for name in special])
     made.save(str(target / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "model_max_length": 32768}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    settings |= {"pad_token": "<|endoftext|>", "model_max_length": 32768}
     (target / "tokenizer_config.json").write_text(json.dumps(settings))
     if "image_token_id" in config:
         (target / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))

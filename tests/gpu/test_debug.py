@@ -8,7 +8,7 @@ import pytest
 
 from raylaunch import Engine, LaunchConfig, LaunchError
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
 
 FAULT = "faults=[{action: illegal_access, rank: 0, at: load}]"
 ONE_RANK = ["engine.device=cuda", "parallel.tensor_parallel_size=1", "model.dtype=bfloat16"]
@@ -24,7 +24,7 @@ def test_the_error_names_the_core_dump(tmp_path: Path) -> None:
     error = failure("debug=cuda", f"debug_folder={tmp_path}", "deadlines.load=180")
     assert (error.phase, error.rank) == ("LOAD", 0), error
     dump = Path(error.ranks[0].core_dump)
-    assert dump.parent.parent == tmp_path
+    assert dump.parent == tmp_path
     assert dump.stat().st_size > 0
     assert f'cuda-gdb -ex "target cudacore {dump}"' in str(error)
 

@@ -46,7 +46,7 @@ def test_the_library_where_it_is_asked_for() -> None:
 @pytest.mark.parametrize("capture", ["true", "false"])
 def test_the_fastest_where_it_is_measured(capture: str) -> None:
     """The times are in the report, for every size of the shapes."""
-    ids, texts, table = answers("communicator=auto", f"capture.enabled={capture}")
+    _, texts, table = answers("communicator=auto", f"capture.enabled={capture}")
     assert texts == [row["answer"] for row in held_out()]
     assert "the fastest of what is possible here" in table
     assert "1.0 KiB: shared-memory" in table or "1.0 KiB: gloo" in table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -181,3 +182,21 @@ def test_a_lost_group_ends_the_server():
     last = lines[-1].rstrip("\n")
     assert last.startswith("LaunchError")
     assert last in error["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["its process group", "every process"])
+def test_a_service_stopped_as_a_whole_ends_well(who):
+    """As a terminal or systemd does it: Ray's own processes, and with systemd the ranks, get the same signal."""
+    with serving() as (process, _, lines):
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        servers = [one for one in family if os.getpgid(one.pid) == os.getpgid(process.pid) or who == "every process"]
+        assert {"raylet", "gcs_server"} <= {one.name() for one in servers}
+        began = time.monotonic()
+        for one in servers:
+            one.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert time.monotonic() - began < 5
+    assert "SIGTERM: no new requests" in lines[-1]
+    _, left = psutil.wait_procs(family, timeout=5)
+    assert left == []

@@ -87,7 +87,7 @@ def refusal(engine: Engine, requests: int, new_tokens: int) -> str:
         return f"{PROMPT} prompt tokens and {new_tokens} new ones are more than the context of {engine.max_context}"
     if requests > engine.config.engine.max_running_requests:
         return f"engine.max_running_requests is {engine.config.engine.max_running_requests}"
-    if requests * (PROMPT + new_tokens) > engine.kv_tokens:
+    if engine.kv_tokens and requests * (PROMPT + new_tokens) > engine.kv_tokens:
         return f"the KV cache holds {engine.kv_tokens} tokens"
     return ""
 

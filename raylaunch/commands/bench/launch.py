@@ -11,7 +11,7 @@ import typer
 
 from raylaunch.commands.bench.figures import machine_line, numbers_of, write_figures
 from raylaunch.commands.bench.programs import ray_session, run_program
-from raylaunch.commands.options import Config, Settings, load_config, require_writable
+from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
 from raylaunch.commands.session import launched
@@ -37,13 +37,14 @@ class StepCost:
 def bench_launch(
     config: Config = None,
     settings: Settings = None,
+    debug: Debug = None,
     repeat: Annotated[int, typer.Option(min=0, help="Launches of CONFIG; 0 measures barriers only.")] = 3,
     ranks: Annotated[str, typer.Option(help='Group sizes to measure barriers with; "" measures none.')] = "2,4,8",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
 ) -> None:
     """Measure the driver: a barrier of ranks that do nothing, and the phases of whole launches."""
     with reported():
-        wanted = load_config(config, settings)
+        wanted = load_config(config, settings, debug=debug)
         sizes = numbers_of("--ranks", ranks, "numbers of ranks such as 2,4,8")
         require_writable("--json", json_file)
         idle = {size: noop_config(wanted, size) for size in sizes}
