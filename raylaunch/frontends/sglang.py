@@ -101,6 +101,7 @@ class SglangFrontend:
             self._starting.result(seconds)
         except TimeoutError:
             raise _verify(f"SGLang's tokenizer manager was not there within {seconds:g} s") from None
+        self._await_detokenizer()
         self.raise_if_failed()
         self._probe(offer)
         self._up = True
@@ -289,6 +290,12 @@ class SglangFrontend:
         self._detokenizer = DetokenizerProcess(log_file, self._detokenizer_died)
         self._detokenizer.start()
 
+    def _await_detokenizer(self) -> None:
+        assert self._detokenizer is not None
+        seconds = self._config.deadlines.load
+        if not self._detokenizer.wait(seconds):
+            raise _verify(f"SGLang's detokenizer was not there within {seconds:g} s")
+
     def _detokenizer_died(self, text: str) -> None:
         """Before the first request that is a failed launch. Later it is started again: it keeps nothing but what the
         running requests have said so far, so those end."""
@@ -309,6 +316,7 @@ class SglangFrontend:
             assert self._detokenizer is not None
             self._detokenizer.tell(*self._told)
         try:
+            self._await_detokenizer()
             self._probe()
         except LaunchError as error:
             self._trouble = error.summary

@@ -12,6 +12,9 @@ import signal
 import sys
 import threading
 
+READY = b"the detokenizer is ready\n"
+"""Said on standard output once its socket is bound."""
+
 
 def main() -> None:
     """Imports, takes SGLang's server and port arguments as a pickle from standard input, and works until it is told to
@@ -24,6 +27,8 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     configure_logger(server_args, prefix=" detokenizer")
     manager = DetokenizerManager(server_args, port_args)
+    sys.stdout.buffer.write(READY)
+    sys.stdout.flush()
     manager.event_loop()
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raylaunch.sglang.detokenizer import READY
+
 END_S = 3.0
 LOG_TAIL_LINES = 20
 
@@ -27,6 +29,7 @@ class DetokenizerProcess:
         self._log, self._on_death = log, on_death
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = False
+        self._told = threading.Event()
 
     def start(self) -> None:
         """Starts it: it imports SGLang, and then waits for :meth:`tell`."""
@@ -36,7 +39,7 @@ class DetokenizerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "raylaunch.sglang.detokenizer"],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": path},
                 start_new_session=True,  # a Ctrl-C must let running requests end first
@@ -52,6 +55,10 @@ class DetokenizerProcess:
             self._process.stdin.flush()
         except OSError:
             return  # it is dead: the watching thread tells why
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until it works, or has ended and ``on_death`` was told. Returns whether either is so."""
+        return self._told.wait(timeout_s)
 
     @property
     def pid(self) -> int:
@@ -78,10 +85,16 @@ class DetokenizerProcess:
                 return
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout as output:
+            for line in output:  # to the end: a full pipe would stop it
+                if line == READY:
+                    self._told.set()
         code = process.wait()
         if not self._closing:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             self._on_death(f"SGLang's detokenizer {how}{self._last_words()}")
+        self._told.set()
 
     def _last_words(self) -> str:
         try:

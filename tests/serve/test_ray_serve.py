@@ -242,6 +242,11 @@ def test_wrong_arguments_are_told_before_anything_starts(
         app(args)
 
 
+def test_the_engine_sglang_is_not_for_ray_serve() -> None:
+    with pytest.raises(ConfigError, match="run raylaunch serve as a Ray job instead"):
+        application(LaunchConfig.default(["engine=sglang"]))
+
+
 def test_what_serve_is_asked_for() -> None:
     config = LaunchConfig.default(["serve.drain=7", "deadlines.shutdown=3", "restarts=2", "serve.max_concurrent=9"])
     deployment = application(config, replicas=3)._bound_deployment

@@ -1,0 +1,46 @@
+"""What SGLang is told, and what it may not be told."""
+
+from __future__ import annotations
+
+import pytest
+
+from raylaunch.config import LaunchConfig, shipped_configs
+from raylaunch.sglang.arguments import (
+    OF_ITS_SERVER,
+    OURS,
+    UNSUPPORTED,
+    installed_folder,
+    known_arguments,
+    server_arguments,
+)
+
+SHIPPED = [
+    config
+    for config in map(LaunchConfig.from_yaml, sorted(shipped_configs().glob("*.yaml")))
+    if config.engine.kind == "sglang"
+]
+BASE = {"model": {"path": "some/model"}, "engine": "sglang"}
+
+
+@pytest.mark.parametrize("config", SHIPPED, ids=lambda config: config.name)
+def test_shipped_configurations_give_arguments_that_may_be_given(config):
+    given = set(config.engine.sglang.args)
+    assert not given & {*OURS, *UNSUPPORTED, *OF_ITS_SERVER}
+    folder = installed_folder()
+    if folder is not None:
+        assert set(server_arguments(config)) <= set(known_arguments(folder))
+
+
+def test_shapes_are_sglangs_own_unless_they_were_set():
+    arguments = server_arguments(LaunchConfig.from_dict(BASE).override("serve.port=1"))
+    assert not {"cuda_graph_bs_prefill", "cuda_graph_bs_decode"} & set(arguments)
+    arguments = server_arguments(LaunchConfig.from_dict(BASE).override("capture.prefill_tokens=[64]"))
+    assert arguments["cuda_graph_bs_prefill"] == [64]
+
+
+def test_a_model_without_tokenizer_files_works_on_token_ids(tmp_path):
+    (tmp_path / "config.json").touch()
+    config = LaunchConfig.from_dict({**BASE, "model": {"path": str(tmp_path)}})
+    assert server_arguments(config)["skip_tokenizer_init"] is True
+    (tmp_path / "tokenizer.json").touch()
+    assert "skip_tokenizer_init" not in server_arguments(config)
