@@ -6,7 +6,7 @@ import ast
 import difflib
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,15 @@ OURS: Mapping[str, str] = {
     "disable_custom_all_reduce": "communicator.kind",
 }
 """Arguments of SGLang that raylaunch sets itself, and the setting to use instead."""
+
+SHARED: tuple[tuple[Callable[[LaunchConfig], Any], str, str], ...] = (
+    (lambda config: config.engine, "kv_tokens", "max_total_tokens"),
+    (lambda config: config.engine, "max_context", "context_length"),
+    (lambda config: config.engine, "max_running_requests", "max_running_requests"),
+    (lambda config: config.engine, "max_waiting_requests", "max_queued_requests"),
+    (lambda config: config.capture, "compiler", "cuda_graph_tc_compiler"),
+)
+"""Settings of both engines, and SGLang's name for each. One that is not set leaves SGLang its own default."""
 
 UNSUPPORTED = (
     "pp_size", "dp_size", "ep_size", "node_rank", "base_gpu_id", "gpu_id_step", "enable_dp_attention",
@@ -69,8 +78,13 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
         "chat_template": config.serve.chat_template,
         "disable_custom_all_reduce": config.communicator.kind == "library",
         "log_level": "info",
-        **engine.sglang.args,
     }
+    for section, name, argument in SHARED:
+        if name in section(config).model_fields_set:
+            given[argument] = getattr(section(config), name)
+    if given.get("max_total_tokens") == "auto":
+        del given["max_total_tokens"]
+    given |= engine.sglang.args
     if not has_tokenizer(model):
         given.setdefault("skip_tokenizer_init", True)
     if not capture.enabled:
@@ -99,6 +113,9 @@ def check_sglang(config: LaunchConfig) -> None:
             f"this version was never run with raylaunch; install {' or '.join(TESTED)}, or set "
             "engine.sglang.any_version=true to try it",
         )
+    if "memory_fraction" in config.engine.model_fields_set:
+        expected = "is of the memory beside the weights; SGLang's is of all: engine.sglang.args.mem_fraction_static"
+        raise ConfigError("engine.memory_fraction", config.engine.memory_fraction, expected)
     known = known_arguments(folder)
     for name, value in config.engine.sglang.args.items():
         key = f"engine.sglang.args.{name}"

@@ -44,3 +44,16 @@ def test_a_model_without_tokenizer_files_works_on_token_ids(tmp_path):
     assert server_arguments(config)["skip_tokenizer_init"] is True
     (tmp_path / "tokenizer.json").touch()
     assert "skip_tokenizer_init" not in server_arguments(config)
+
+
+def test_settings_of_both_engines_have_sglangs_names_and_its_defaults_where_they_are_not_set():
+    config = LaunchConfig.from_dict(BASE)
+    names = {"max_total_tokens", "context_length", "max_running_requests", "max_queued_requests"}
+    assert not names & set(server_arguments(config))
+    changed = config.override("engine.kv_tokens=4096", "engine.max_context=512", "capture.compiler=inductor")
+    arguments = server_arguments(changed)
+    assert (arguments["max_total_tokens"], arguments["context_length"]) == (4096, 512)
+    assert arguments["cuda_graph_tc_compiler"] == "inductor"
+    assert "max_total_tokens" not in server_arguments(config.override("engine.kv_tokens=auto"))
+    own = config.override("engine.max_context=512", "engine.sglang.args.context_length=256")
+    assert server_arguments(own)["context_length"] == 256
