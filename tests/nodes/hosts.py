@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from tests.head import HELD, ROOT, START_S
+from tests.head import ROOT, START_S
 
 MARK = "TEST_HOST"  # a variable of every process of a host
 CPUS, PORT = 2, 6379
@@ -127,10 +127,9 @@ class Hosts:
         """How many hosts the cluster believes to be alive."""
         return int(self.ask(ALIVE) or 0)
 
-    def held(self) -> set[str]:
-        """What launches hold as the cluster sees it, and the processes of ranks."""
-        ranks = {f"process-{one.pid}" for one in self.processes() if one.cmdline()[:1] == ["ray::Rank"]}
-        return set(self.ask(HELD).split()) | ranks
+    def ranks(self, host: int) -> list[int]:
+        """Processes that run a rank there: Ray names an actor's process after its class."""
+        return [one.pid for one in self.processes(host) if one.name().startswith("ray::Rank")]
 
     def processes(self, host: int | None = None) -> list[psutil.Process]:
         """Processes of one host or of all: everything that a host starts carries its mark."""
