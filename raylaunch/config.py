@@ -147,8 +147,6 @@ class CaptureConfig(Section):
     def _sorted_distinct(cls, shapes: tuple[int, ...]) -> tuple[int, ...]:
         if not shapes:
             raise ValueError("at least one shape is needed, also to pad to when capture.enabled is false")
-        if min(shapes) < 2:
-            raise ValueError("every shape must be at least 2: a batch of one row is padded to two")
         if len(set(shapes)) != len(shapes):
             raise ValueError("every shape may be named once")
         return tuple(sorted(shapes))

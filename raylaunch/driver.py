@@ -101,7 +101,7 @@ class Driver:
         deadline = Deadline(window, window * self.config.deadlines.stretch, began)
 
         def wait(pending: tuple[int, ...]) -> float:
-            if self.watch.lost():
+            if self.watch.lost() and self.group.find_lost_nodes(range(len(self.group.members))):
                 return 0.0
             if deadline.wants_look(time.monotonic()):
                 states = self.group.states(pending, timeout_s=min(1.0, window / 4))

@@ -49,6 +49,8 @@ def check_model(config: LaunchConfig) -> ModelShape:
             list(config.capture.prefill_tokens),
             f"{longest} is beyond the model's max_position_embeddings = {shape.max_positions}",
         )
+    if not sglang:
+        check_padding(config)
     check_compiler(config, config.engine.device)
     context = config.engine.max_context
     if context is not None and context > shape.max_positions:
@@ -64,6 +66,15 @@ def check_model(config: LaunchConfig) -> ModelShape:
     elif data.get("quantization_config"):
         raise ConfigError("model.path", config.model.path, "quantised checkpoints need another engine than 'reference'")
     return shape
+
+
+def check_padding(config: LaunchConfig) -> None:
+    """Whether the reference engine can run every shape. Raises :class:`ConfigError`."""
+    for key in ("prefill_tokens", "decode_batch_sizes"):
+        shapes = getattr(config.capture, key)
+        if min(shapes) < 2:
+            expected = "every shape must be at least 2: a model compiled for one row is another than for many"
+            raise ConfigError(f"capture.{key}", list(shapes), expected)
 
 
 def check_heads(shape: ModelShape, world: int, *, repeats_kv: bool) -> None:

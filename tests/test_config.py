@@ -40,7 +40,6 @@ def test_defaults_of_every_section():
         ({"parallel": None}, "parallel", None, "dictionary"),
         ({"engine": "vllm"}, "engine.kind", "vllm", "'reference' or 'sglang'"),
         ({"engine": {"device": "tpu"}}, "engine.device", "tpu", "'auto', 'cpu' or 'cuda'"),
-        ({"capture": {"prefill_tokens": [8, 1]}}, "capture.prefill_tokens", [8, 1], "at least 2"),
         ({"capture": {"prefill_tokens": [8, 8]}}, "capture.prefill_tokens", [8, 8], "named once"),
         ({"capture": {"prefill_tokens": []}}, "capture.prefill_tokens", [], "at least one shape"),
         ({"capture": {"decode_batch_sizes": [4, "x"]}}, "capture.decode_batch_sizes.1", "x", "integer"),

@@ -100,7 +100,14 @@ def test_fault_code(fate, phase, code):
 
 @pytest.mark.parametrize(
     ("fate", "code", "retry"),
-    [(DIED, None, True), (HUNG, None, True), (VICTIM, None, True), (FAILED, None, False), (DIED, "F02", False)],
+    [
+        (DIED, None, True),
+        (HUNG, None, True),
+        (VICTIM, None, True),
+        (FAILED, None, False),
+        (DIED, "F02", False),
+        (DIED, "F15", True),
+    ],
 )
 def test_may_help_to_retry(fate, code, retry):
     assert may_help_to_retry(Observation(0, fate, code=code)) is retry

@@ -73,6 +73,8 @@ def test_shapes_beyond_the_positions(check):
     ("overrides", "key", "text"),
     [
         (["faults=[{action: kill, rank: 2}]", "parallel.tensor_parallel_size=2"], "faults", "only ranks 0 to 1"),
+        (["capture.prefill_tokens=[1,8]"], "capture.prefill_tokens", "at least 2"),
+        (["capture.decode_batch_sizes=[1]"], "capture.decode_batch_sizes", "at least 2"),
         (["engine.max_context=2049"], "engine.max_context", "2048"),
         (["engine.device=cpu", "capture.compiler=inductor"], "capture.compiler", "needs GPUs"),
     ],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylaunch.config import LaunchConfig
-from raylaunch.placement import Node, Request, choose_device, impossible, request_for, seats, unsatisfied
+from raylaunch.placement import Node, Request, choose_device, impossible, request_for, seats, unsatisfied, usable
 
 
 def config(**sections):
@@ -110,3 +110,13 @@ def test_ranks_of_one_node_are_contiguous_and_counted_from_zero(drawn):
 def test_a_group_with_more_bundles_than_ranks_is_not_spread_without_need():
     given_bundles = [(0, "a", "a"), (1, "b", "b"), (2, "b", "b")]
     assert [(seat.bundle, seat.local_rank) for seat in seats(given_bundles, 2)] == [(1, 0), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("present", "avoid", "left"),
+    [("123", "", "123"), ("123", "2", "13"), ("123", "9", "123"), ("12", "2", "12"), ("123", "23", "123")],
+)
+def test_lost_nodes_are_avoided_where_others_can_hold_the_group(present, avoid, left):
+    request = Request((ONE, ONE), "STRICT_SPREAD")
+    nodes = [node(name, {"CPU": 4}) for name in present]
+    assert usable(request, nodes, {name * 8 for name in avoid}) == [node(name, {"CPU": 4}) for name in left]

@@ -10,12 +10,13 @@ import pytest
 import typer
 from rich.console import Console
 
-from raylaunch.commands.bench.allreduce import compare
+from raylaunch.commands.bench.allreduce import bench_config, compare
 from raylaunch.commands.bench.launch import cost_of, medians
 from raylaunch.commands.bench.plot import require_matplotlib
 from raylaunch.commands.outcome import explain, reported, signals_held
 from raylaunch.commands.progress import LaunchProgress
 from raylaunch.commands.questions import Question, Reply, read_questions, score
+from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RankEvidence, RequestError, RequestFailed
 from raylaunch.protocol import Gate, LaunchPlan, RoundPlan, Step
 from raylaunch.report import LaunchReport, StepRecord
@@ -163,6 +164,16 @@ def test_bandwidths_and_ratios_of_an_all_reduce() -> None:
     assert ours.of_link == pytest.approx(ours.bus_bandwidth / 100e9)
     (alone,) = compare({"shared-memory in graph": {8192: 4.0}}, ranks=2, link=None)
     assert (alone.of_link, alone.of_library) == (None, None)
+
+
+def test_ranks_that_time_all_reduces_open_all_that_is_possible_whatever_the_engine() -> None:
+    made = bench_config(LaunchConfig.default(["engine=sglang", "environment={NCCL_DEBUG: INFO}"]), [8192], 5)
+    assert (made.engine.kind, made.communicator.kind, made.capture.enabled) == ("reference", "auto", False)
+    assert made.environment == {
+        "NCCL_DEBUG": "INFO",
+        "RAYLAUNCH_BENCH_SIZES": "[8192]",
+        "RAYLAUNCH_BENCH_REPEATS": "5",
+    }
 
 
 def test_a_drawing_needs_matplotlib_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
+import psutil
 import pytest
 
 from raylaunch import LaunchConfig
@@ -39,19 +40,26 @@ def two_ranks() -> LaunchConfig:
 
 @pytest.fixture(autouse=True)
 def memory_returns(session: None) -> Iterator[None]:
-    """After every test the GPUs hold what they held before it."""
-    before = memory_used()
+    """After every test no process that was started here holds memory of a GPU."""
     yield
     end = time.monotonic() + 5
-    while memory_used() > before + (64 << 20) and time.monotonic() < end:
+    while memory_of(started_here()) and time.monotonic() < end:
         time.sleep(0.1)
-    assert memory_used() <= before + (64 << 20)
+    assert memory_of(started_here()) == 0
 
 
-def memory_used() -> int:
-    """Bytes in use on all GPUs, as NVML says."""
+def started_here() -> list[int]:
+    """The processes below this one: Ray's, and the ranks."""
+    return [child.pid for child in psutil.Process().children(recursive=True)]
+
+
+def memory_of(pids: Collection[int]) -> int:
+    """Bytes of GPU memory that processes hold, as NVML says."""
     import pynvml
 
     pynvml.nvmlInit()
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    return sum(pynvml.nvmlDeviceGetMemoryInfo(handle).used for handle in handles)
+    held = 0
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(index))
+        held += sum(one.usedGpuMemory or 1 for one in running if one.pid in pids)
+    return held

@@ -16,7 +16,7 @@ import pytest
 
 from raylaunch import Engine, LaunchConfig, LaunchError, RequestFailed
 from raylaunch.protocol import CaptureFacts, Gate, RegisterFacts
-from tests.gpu.conftest import gpus
+from tests.gpu.conftest import gpus, memory_of
 from tests.gpu.shapes import IMAGE, make_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
@@ -30,11 +30,6 @@ MODELS = ("qwen3-8b", "qwen3-coder-30b-a3b", "qwen2.5-vl-7b")
 def installed() -> None:
     if importlib.util.find_spec("sglang") is None:
         pytest.skip("sglang is not installed")
-
-
-@pytest.fixture(autouse=True)
-def memory_returns() -> None:
-    """Each test looks by itself for the memory of its own processes: others may run beside it."""
 
 
 def config_for(folder: Path, *more: str, ranks: int = 2) -> LaunchConfig:
@@ -68,19 +63,6 @@ def config_for(folder: Path, *more: str, ranks: int = 2) -> LaunchConfig:
 
 def prefill_graphs(backend: str) -> str:
     return f"engine.sglang.args.cuda_graph_backend_prefill={backend}"
-
-
-def memory_of(pids: list[int]) -> int:
-    """Bytes of GPU memory that processes hold, as NVML says."""
-    import pynvml
-
-    pynvml.nvmlInit()
-    held = 0
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        held += sum(one.usedGpuMemory or 1 for one in running if one.pid in pids)
-    return held
 
 
 def gone(pids: list[int]) -> bool:

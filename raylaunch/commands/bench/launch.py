@@ -67,6 +67,7 @@ def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
     """``config`` for ranks that do nothing: no model, GPU or fault, and many barriers. Raises :class:`ConfigError`."""
     return config.override(
         f"parallel.tensor_parallel_size={ranks}",
+        "engine=reference",  # whose rounds are known beforehand
         "engine.device=cpu",
         "placement.resources_per_rank={}",
         "faults=[]",
