@@ -334,9 +334,11 @@ def _verify(text: str) -> LaunchError:
 
 
 def _refused(config: LaunchConfig, text: str) -> ConfigError:
-    """Server arguments that SGLang does not take; among them those of a driver that has no GPU."""
+    """Server arguments that SGLang does not take; a driver without a GPU cannot even settle them."""
     import torch
 
-    if config.engine.sglang.args.get("device") != "cpu" and not torch.cuda.is_available():
-        text += "; the driver sees no GPU: it must run on a node like those of the ranks"
-    return ConfigError("engine.sglang.args", dict(config.engine.sglang.args), text)
+    args = config.engine.sglang.args
+    if args.get("device") != "cpu" and not torch.cuda.is_available():
+        expected = f"the driver sees no GPU: it must run on a node like those of the ranks; SGLang says: {text}"
+        return ConfigError("engine.kind", "sglang", expected)
+    return ConfigError("engine.sglang.args", dict(args), text)

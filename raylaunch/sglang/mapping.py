@@ -49,6 +49,8 @@ def image_data(images: Sequence[Any]) -> tuple[Any, ...]:
     Raises:
         RequestError: a file cannot be read, or something is no image.
     """
+    if isinstance(images, str | bytes):
+        raise RequestError("images must be a list, also of one image")
     return tuple(_image(image, place) for place, image in enumerate(images))
 
 

@@ -108,6 +108,11 @@ def test_images(tmp_path):
     assert image_data([str(file), file, b"raw", url, uri]) == (b"data", b"data", b"raw", url, uri)
 
 
+def test_one_image_is_a_list_of_one():
+    with pytest.raises(RequestError, match="must be a list"):
+        image_data("photo.jpg")
+
+
 @pytest.mark.parametrize(
     ("image", "text"), [("/nowhere.png", "image 1 cannot be read"), (7, "image 1 is a int: it must be a path")]
 )
