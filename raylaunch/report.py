@@ -293,7 +293,8 @@ def describe_warmup(facts: WarmupFacts) -> str:
 def _describe_verify(facts: VerifyFacts) -> str:
     verdicts = list(facts.shapes.values())
     if not verdicts:
-        return f"one request answered with {len(facts.request_tokens)} tokens"
+        tokens = f" with {len(facts.request_tokens)} tokens" if facts.request_tokens else ""
+        return f"one request answered{tokens}"
     worst = max(verdict.max_error for verdict in verdicts)
     same = "bitwise" if worst == 0 else f"within {worst:.2g}"
     graphs = sum(verdict.graphs for verdict in verdicts)

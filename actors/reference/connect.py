@@ -14,10 +14,11 @@ import torch
 from actors.communicator.base import Communicator
 from actors.communicator.link import Link
 from actors.communicator.process_group import StoreServer, open_store
+from actors.device import rank_device
 from actors.fingerprint import fingerprint
 from actors.gate import RankGate
 from actors.reference.channel import FollowerSocket, Offer, RankZeroSockets
-from actors.reference.links import make_link, model_sizes, rank_device
+from actors.reference.links import make_link, model_sizes
 from raylaunch.protocol import Gate, Identity
 
 if TYPE_CHECKING:

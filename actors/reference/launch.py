@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from actors.communicator.base import Communicator
+from actors.device import memory_in_use, rank_device
 from actors.gate import RankGate
 from actors.graphs import ops
 from actors.graphs.backend import GraphBackend
@@ -22,8 +23,7 @@ from actors.reference.connect import GROUP, Connection, connect
 from actors.reference.hub import model_folder
 from actors.reference.kv_cache import KVCache
 from actors.reference.limits import Limits
-from actors.reference.links import rank_device
-from actors.reference.memory import free_memory, limits_of, memory_in_use
+from actors.reference.memory import free_memory, limits_of
 from actors.reference.model import LoadedModel, load_model
 from actors.reference.runner import ModelRunner
 from actors.reference.scheduler import Scheduler

@@ -64,17 +64,6 @@ def link_of(spec: RankSpec, sizes: tuple[int, ...], arena: int) -> Link:
     return Link(settings, kinds)
 
 
-def rank_device(spec: RankSpec) -> torch.device:
-    """This rank's device, made current. Raises RankFault F09 if it is not there."""
-    if spec.device == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if spec.device_index >= count:
-        raise RankFault("F09", f"rank {spec.rank} wants GPU {spec.device_index} of those visible, which are {count}")
-    torch.cuda.set_device(spec.device_index)
-    return torch.device("cuda", spec.device_index)
-
-
 def model_sizes(spec: RankSpec, path: Path) -> ModelSizes:
     """Reads the model's ``config.json``. Raises RankFault if it does not say how large the all-reduces are."""
     data = json.loads((path / "config.json").read_text())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import psutil
 import torch
 
 from actors.reference.cache_size import CPU_TOKENS, Appetite, FreeMemory, reserve_bytes, settle_kv_tokens
@@ -21,13 +20,6 @@ def free_memory(device: torch.device) -> FreeMemory | None:
     torch.cuda.empty_cache()  # what loading has used and does not need any more
     free, _total = torch.cuda.mem_get_info(device)
     return FreeMemory(str(torch.cuda.get_device_properties(device).uuid), free)
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Bytes that this rank holds: of its GPU, or of its process."""
-    if device.type == "cuda":
-        return torch.cuda.memory_reserved(device)
-    return int(psutil.Process().memory_info().rss)
 
 
 def limits_of(config: LaunchConfig, facts: ModelFacts, offers: Sequence[FreeMemory | None]) -> Limits:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.communicator.cuda_memory import CudaRuntime
 from actors.communicator.sgl_kernel import require_shareable
 from raylaunch.errors import RankFault
 from raylaunch.protocol import CommunicatorFacts
+
+if TYPE_CHECKING:
+    from actors.rank import RankSpec
 
 KINDS = {"CustomAllreduce": "sgl_kernel", "CustomAllReduceV2": "jit"}
 GROUPS = ("_TP", "_PP", "_DCP", "_ATTN_TP", "_MOE_EP", "_MOE_TP")
@@ -25,14 +28,17 @@ def custom_all_reduces() -> list[Any]:
     return found
 
 
-def connected(world_size: int, wanted: str, table_rows: int) -> CommunicatorFacts:
+def connected(spec: RankSpec) -> CommunicatorFacts:
     """What SGLang has settled on for the tensor-parallel group.
 
     SGLang only warns when its custom all-reduce cannot be set up on a rank; peers would then disagree, which the
     driver refuses to let pass.
     """
+    world_size, wanted = spec.world_size, spec.config.communicator.kind
     if world_size == 1:
         return CommunicatorFacts("single", "one rank", 0, 1)
+    if spec.device == "cpu":
+        return CommunicatorFacts("gloo", "SGLang's, on CPUs", 0, world_size)
     active = [one for one in custom_all_reduces() if not getattr(one, "disabled", True)]
     if not active:
         reason = "as configured" if wanted == "library" else "SGLang could not set up its own: see the log"
@@ -43,7 +49,10 @@ def connected(world_size: int, wanted: str, table_rows: int) -> CommunicatorFact
         raise RankFault("F18", f"communicator.kind = {wanted} was asked for and SGLang chose {kind}: see the log")
     if kind == "sgl_kernel":
         require_shareable(CudaRuntime.load())
-    limit, rows = int(getattr(first, "max_size", 0)), table_rows if kind == "sgl_kernel" else None
+    limit, rows = (
+        int(getattr(first, "max_size", 0)),
+        spec.config.communicator.table_rows if kind == "sgl_kernel" else None,
+    )
     return CommunicatorFacts(kind, f"SGLang's {type(first).__name__}", limit, world_size, rows)
 
 

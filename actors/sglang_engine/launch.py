@@ -10,12 +10,10 @@ import platform
 import threading
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from actors.communicator.process_group import StoreServer, open_store
+from actors.device import memory_in_use, rank_device
 from actors.fingerprint import fingerprint
 from actors.gate import RankGate
-from actors.reference.links import rank_device
 from actors.sglang_engine import environment, seams, versions
 from actors.sglang_engine.hooks import Hooks
 from actors.sglang_engine.progress import modules_loaded, reported
@@ -30,8 +28,8 @@ if TYPE_CHECKING:
 
 def run(spec: RankSpec, gate: RankGate) -> None:
     """Launches, then serves until it is stopped. An exception ends this rank."""
-    if spec.sockets is None or spec.device != "cuda":
-        raise RankFault(None, f"the engine sglang needs GPUs and its driver's sockets; the device is {spec.device}")
+    if spec.sockets is None:
+        raise RankFault(None, "the engine sglang needs the sockets of its driver's side")
     store = meet(spec, gate)
     hooks = Hooks()
     try:
@@ -44,10 +42,10 @@ def run(spec: RankSpec, gate: RankGate) -> None:
         rounds.warmed()  # where nothing is captured, no round has said so
         verify(gate, rounds)
         gate.read_counters = lambda: versions.counters_of(scheduler)
-        facts = ReadyFacts(rounds.pieces.count(), torch.cuda.memory_reserved())
+        facts = ReadyFacts(rounds.pieces.count(), memory_in_use(rank_device(spec)))
         gate.arrive(Gate.READY, facts, offer=scheduler.get_init_info())
         hooks.remove()
-        serve(scheduler, gate.stop_requested, spec.device_index)
+        serve(spec, scheduler, gate.stop_requested)
     finally:
         hooks.remove()
         if store is not None:
@@ -77,7 +75,7 @@ def verify(gate: RankGate, rounds: Rounds) -> None:
     gate.arrive(Gate.VERIFIED, VerifyFacts(verdicts, (), rounds.pieces.count()))
 
 
-def serve(scheduler: Any, stop: threading.Event, device_index: int) -> None:
+def serve(spec: RankSpec, scheduler: Any, stop: threading.Event) -> None:
     """SGLang's own loop, until it is told to stop."""
 
     def leave() -> None:
@@ -85,5 +83,5 @@ def serve(scheduler: Any, stop: threading.Event, device_index: int) -> None:
         versions.leave_loop(scheduler)
 
     threading.Thread(target=leave, name="raylaunch-stop", daemon=True).start()
-    torch.cuda.set_device(device_index)
+    rank_device(spec)  # current on this thread; SGLang sets it for its own loop too
     scheduler.run_event_loop()

@@ -85,6 +85,8 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
     if given.get("max_total_tokens") == "auto":
         del given["max_total_tokens"]
     given |= engine.sglang.args
+    if engine.device == "cpu":
+        given.setdefault("device", "cpu")
     if not has_tokenizer(model):
         given.setdefault("skip_tokenizer_init", True)
     if not capture.enabled:
