@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ray.util.placement_group import PlacementGroup
 
-from raylaunch.config import LaunchConfig, ServeConfig, check_compiler
+from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.debug import core_file, debug_environment
 from raylaunch.driver import Driver, StepListener
 from raylaunch.errors import LaunchError
 from raylaunch.group import RankGroup
+from raylaunch.model_check import check_compiler
 from raylaunch.placement import (
     Placement,
     choose_device,

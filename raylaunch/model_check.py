@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylaunch.config import LaunchConfig, check_compiler
+from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
 from raylaunch.sglang.arguments import check_sglang
 
@@ -104,6 +104,13 @@ def check_communicator(config: LaunchConfig) -> None:
         raise ConfigError("communicator.kind", kind, "only the engine 'sglang' has it; on GPUs, custom is sgl_kernel")
     if device == "cpu" and kind in GPU_ONLY:
         raise ConfigError("communicator.kind", kind, "needs GPUs; on CPUs there are custom, library and auto")
+
+
+def check_compiler(config: LaunchConfig, device: str) -> None:
+    """Raises :class:`ConfigError` if pieces are to be compiled for a ``device`` whose graphs cannot hold kernels."""
+    if device == "cpu" and config.capture.enabled and config.capture.compiler != "eager":
+        expected = "needs GPUs: a CPU's graphs replay operation by operation and cannot see into compiled kernels"
+        raise ConfigError("capture.compiler", config.capture.compiler, expected)
 
 
 def read_model_config(config: LaunchConfig) -> dict[str, Any]:

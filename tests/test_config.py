@@ -229,7 +229,7 @@ def test_a_shipped_configuration_is_found_by_name(name, tmp_path, monkeypatch):
 
 def test_a_shipped_name_may_have_a_dot(tmp_path, monkeypatch):
     (tmp_path / "qwen-0.5b.yaml").write_text("model: {path: x/y}\n")
-    monkeypatch.setattr("raylaunch.config.shipped_configs", lambda: tmp_path)
+    monkeypatch.setattr("raylaunch.config.files.shipped_configs", lambda: tmp_path)
     assert LaunchConfig.from_yaml("qwen-0.5b").model.path == "x/y"
 
 

@@ -1,20 +1,16 @@
-"""What a launch is configured with: typed sections, read from YAML, Python or the command line.
-
-Everything that can be checked without starting an actor is checked here and in :mod:`raylaunch.model_check`; a
-mistake is one :class:`~raylaunch.errors.ConfigError` that names the key, its value and what would be right.
-"""
+"""The settings of a launch, a class for each section, and what a value must be by itself."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from raylaunch.errors import ConfigError
+from raylaunch.config.explain import explain
+from raylaunch.config.files import read_config, shipped_configs
+from raylaunch.config.overrides import BY_KIND, apply_overrides
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -265,9 +261,6 @@ class FaultConfig(Section):
     at: str = "capture"
 
 
-BY_KIND = ("engine", "communicator")  # sections that may be written as their kind: ``engine: reference``
-
-
 class LaunchConfig(Section):
     """Everything that decides a launch. ``LaunchConfig.default()`` is the model that ships with raylaunch.
 
@@ -312,19 +305,12 @@ class LaunchConfig(Section):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise explain(error, data, source) from None
+            raise explain(error, cls, source) from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> LaunchConfig:
         """Reads a YAML file and applies ``key=value`` overrides. Raises :class:`ConfigError`."""
-        file = find_config(path)
-        data = read_yaml(file)
-        model = data.get("model")
-        if isinstance(model, dict):
-            for key in ("path", "tokenizer"):
-                if isinstance(model.get(key), str) and model[key].startswith("."):
-                    model[key] = str((file.parent / model[key]).resolve())
-        return cls.from_dict(apply_overrides(data, overrides), source=str(path))
+        return cls.from_dict(apply_overrides(read_config(path), overrides), source=str(path))
 
     @classmethod
     def default(cls, overrides: Iterable[str] = ()) -> LaunchConfig:
@@ -334,98 +320,3 @@ class LaunchConfig(Section):
     def override(self, *overrides: str) -> LaunchConfig:
         """A copy with ``key=value`` settings changed, as ``--set`` does. Raises :class:`ConfigError`."""
         return type(self).from_dict(apply_overrides(self.model_dump(by_alias=True, exclude_unset=True), overrides))
-
-
-def check_compiler(config: LaunchConfig, device: str) -> None:
-    """Raises :class:`ConfigError` if pieces are to be compiled for a ``device`` whose graphs cannot hold kernels."""
-    if device == "cpu" and config.capture.enabled and config.capture.compiler != "eager":
-        expected = "needs GPUs: a CPU's graphs replay operation by operation and cannot see into compiled kernels"
-        raise ConfigError("capture.compiler", config.capture.compiler, expected)
-
-
-def shipped_configs() -> Path:
-    """Folder of the configurations that ship: in the package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
-def find_config(path: str | Path) -> Path:
-    """``path`` if it is a file, else the shipped configuration of that name. Raises :class:`ConfigError`."""
-    given = Path(path)
-    # "configs/tiny-cpu.yaml" and "tiny-cpu" name what ships, from any folder; any other path means what it says.
-    shipped = shipped_configs() / given.name if given.parent in (Path(), Path("configs")) else given
-    for candidate in (given, shipped, shipped.with_name(f"{shipped.name}.yaml")):
-        if candidate.is_file():
-            return candidate
-    names = ", ".join(sorted(file.name for file in shipped_configs().glob("*.yaml")))
-    raise ConfigError("CONFIG", str(path), f"no such file; configurations that ship: {names}")
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The file's mapping. Raises :class:`ConfigError` if it cannot be read or holds something else."""
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError("CONFIG", str(file), f"not readable as YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError("CONFIG", str(file), "the file must hold a mapping of sections such as model: and parallel:")
-    return data
-
-
-def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``data`` with ``section.key=value`` settings applied; values are read as YAML. Raises :class:`ConfigError`."""
-    result = _copied(data)
-    for item in overrides:
-        key, separator, text = item.partition("=")
-        path = key.strip().split(".")
-        if not separator or not all(path):
-            raise ConfigError("--set", item, "must be KEY=VALUE, such as capture.prefill_tokens=[128,1032]")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(key, text, f"not readable as a YAML value: {error}") from None
-        section = result
-        for name in path[:-1]:
-            inner = section.get(name)
-            if name in BY_KIND and isinstance(inner, str):
-                inner = {"kind": inner}
-            section[name] = inner if isinstance(inner, dict) else {}
-            section = section[name]
-        section[path[-1]] = value
-    return result
-
-
-def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in data.items()}
-
-
-def explain(error: ValidationError, data: Mapping[str, Any], source: str) -> ConfigError:
-    """The first problem pydantic found, as one message with key, value and what would be right."""
-    problem = error.errors()[0]
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    value = problem.get("input")
-    if problem["type"] == "extra_forbidden":
-        known = _keys_at(location[:-1])
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return ConfigError(key, value, f"unknown key; {hint}known here: {', '.join(known)}", source)
-    if problem["type"] == "missing":
-        return ConfigError(key, None, "is required", source)
-    message = problem["msg"].removeprefix("Value error, ")
-    return ConfigError(key, value, message[0].lower() + message[1:], source)
-
-
-def _keys_at(location: Sequence[str]) -> list[str]:
-    section: type[BaseModel] = LaunchConfig
-    for name in location:
-        if name.isdigit():
-            continue
-        field = next((f for n, f in section.model_fields.items() if name in (n, f.alias)), None)
-        candidates = [field.annotation, *get_args(field.annotation)] if field else []
-        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if inner is None:
-            return []
-        section = inner
-    return [field.alias or name for name, field in section.model_fields.items()]

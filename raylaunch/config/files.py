@@ -1,0 +1,52 @@
+"""Configurations in files: where those that ship lie, and reading one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raylaunch.errors import ConfigError
+
+
+def shipped_configs() -> Path:
+    """Folder of the configurations that ship: in the package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config(path: str | Path) -> Path:
+    """``path`` if it is a file, else the shipped configuration of that name. Raises :class:`ConfigError`."""
+    given = Path(path)
+    # "configs/tiny-cpu.yaml" and "tiny-cpu" name what ships, from any folder; any other path means what it says.
+    shipped = shipped_configs() / given.name if given.parent in (Path(), Path("configs")) else given
+    for candidate in (given, shipped, shipped.with_name(f"{shipped.name}.yaml")):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(file.name for file in shipped_configs().glob("*.yaml")))
+    raise ConfigError("CONFIG", str(path), f"no such file; configurations that ship: {names}")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The sections in the file that ``path`` names; the model's paths become absolute. Raises :class:`ConfigError`."""
+    file = find_config(path)
+    data = read_yaml(file)
+    model = data.get("model")
+    if isinstance(model, dict):
+        for key in ("path", "tokenizer"):
+            if isinstance(model.get(key), str) and model[key].startswith("."):
+                model[key] = str((file.parent / model[key]).resolve())
+    return data
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The file's mapping. Raises :class:`ConfigError` if it cannot be read or holds something else."""
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError("CONFIG", str(file), f"not readable as YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError("CONFIG", str(file), "the file must hold a mapping of sections such as model: and parallel:")
+    return data
