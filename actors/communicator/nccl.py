@@ -7,20 +7,17 @@ capturing stream itself (``asyncOp`` is False), so no second stream joins the gr
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from actors.communicator.base import require_capture
-from actors.communicator.parts import NothingToRegister
 from actors.communicator.process_group import opened_alike
-from actors.communicator.sgl_kernel import GpuCall
+from actors.communicator.streams import NothingRecorded
 
 
-class NcclAllReduce(NothingToRegister):
+class NcclAllReduce(NothingRecorded):
     """See :class:`actors.communicator.base.Communicator`; nothing has to be registered.
 
     Args:
@@ -70,15 +67,6 @@ class NcclAllReduce(NothingToRegister):
         if work is not None:
             work.wait()
         return x
-
-    @contextlib.contextmanager
-    def recording(self, round: str, shape: int, piece: str) -> Iterator[list[GpuCall]]:
-        """Nothing is recorded: a graph holds NCCL's own kernels."""
-        yield []
-
-    def input_memory(self, nbytes: int) -> torch.Tensor:
-        """Memory of torch's allocator."""
-        return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
 
     def abort(self) -> None:
         """Ends waits of this rank's collectives; those in graphs end with the process, see :meth:`close`."""

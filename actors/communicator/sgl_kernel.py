@@ -17,11 +17,11 @@ import torch
 from actors.communicator.base import CallLabel, RecordedInput, require_capture, require_same
 from actors.communicator.cuda_memory import HANDLE_BYTES, NO_BUFFER, CudaRuntime
 from actors.communicator.parts import CaptureContext
+from actors.communicator.streams import reduce_in_parts
 from actors.communicator.topology import GpuPlace
 from raylaunch.errors import RankFault
 
 WORLD_SIZES = (2, 4, 6, 8)
-ALIGNMENT = 16  # the kernel moves 16 bytes at a time
 ROW_BYTES = 64  # a row of the table: an address for each of at most eight ranks
 TABLE_ROWS = 131_072
 
@@ -174,16 +174,7 @@ class SglKernelAllReduce(CaptureContext):
 
         Raises RankFault F02 if the stream captures outside of `capture()`: the address would never be registered.
         """
-        x = x.contiguous()
-        nbytes = x.numel() * x.element_size()
-        if nbytes == 0:
-            return x.clone()
-        if nbytes % ALIGNMENT:
-            return self.all_reduce(padded(x))[: x.numel()].view(x.shape)
-        if nbytes > self.max_bytes:
-            chunks = x.view(-1).split(self.max_bytes // x.element_size())
-            return torch.cat([self._reduce(chunk) for chunk in chunks]).view(x.shape)
-        return self._reduce(x)
+        return reduce_in_parts(x, self.max_bytes, self._reduce)
 
     def _reduce(self, x: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(x)
@@ -306,12 +297,6 @@ class SglKernelAllReduce(CaptureContext):
         if self._kernels is None:
             raise RuntimeError(f"rank {self.rank}: offer() comes first")
         return self._kernels
-
-
-def padded(x: torch.Tensor) -> torch.Tensor:
-    """x as one dimension, with zeros up to the next multiple of ``ALIGNMENT`` bytes."""
-    extra = -(x.numel() * x.element_size()) % ALIGNMENT // x.element_size()
-    return torch.nn.functional.pad(x.view(-1), (0, extra))
 
 
 def require_shareable(runtime: CudaRuntime) -> None:

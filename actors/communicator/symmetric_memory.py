@@ -8,16 +8,12 @@ need no registration. Written against torch 2.11 and 2.13, whose interface is no
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 import torch.distributed as dist
 
 from actors.communicator.base import require_capture
-from actors.communicator.parts import NothingToRegister
 from actors.communicator.process_group import opened_alike
-from actors.communicator.sgl_kernel import ALIGNMENT, GpuCall, padded
+from actors.communicator.streams import NothingRecorded, reduce_in_parts
 
 OPERATIONS = {"symmetric-one-shot": "one_shot_all_reduce", "symmetric-two-shot": "two_shot_all_reduce_"}
 
@@ -36,7 +32,7 @@ def missing_support() -> str:
     return ""
 
 
-class SymmetricMemoryAllReduce(NothingToRegister):
+class SymmetricMemoryAllReduce(NothingRecorded):
     """See the module, and :class:`actors.communicator.base.Communicator`.
 
     Args:
@@ -71,16 +67,7 @@ class SymmetricMemoryAllReduce(NothingToRegister):
         """See :meth:`Communicator.all_reduce`."""
         if torch.cuda.is_current_stream_capturing():
             require_capture(self, "an all-reduce")
-        x = x.contiguous()
-        nbytes = x.numel() * x.element_size()
-        if nbytes == 0:
-            return x.clone()
-        if nbytes % ALIGNMENT:
-            return self.all_reduce(padded(x))[: x.numel()].view(x.shape)
-        if nbytes > self.max_bytes:
-            parts = x.view(-1).split(self.max_bytes // x.element_size())
-            return torch.cat([self._reduce(part) for part in parts]).view(x.shape)
-        return self._reduce(x)
+        return reduce_in_parts(x, self.max_bytes, self._reduce)
 
     def _reduce(self, x: torch.Tensor) -> torch.Tensor:
         if self._buffer is None:
@@ -90,15 +77,6 @@ class SymmetricMemoryAllReduce(NothingToRegister):
         reduced = getattr(torch.ops.symm_mem, OPERATIONS[self.kind])(staged, "sum", self._group)
         out = reduced.clone() if reduced.data_ptr() == staged.data_ptr() else reduced
         return out.view(x.shape)
-
-    @contextlib.contextmanager
-    def recording(self, round: str, shape: int, piece: str) -> Iterator[list[GpuCall]]:
-        """Nothing is recorded: a graph holds torch's own kernels, which read the buffers."""
-        yield []
-
-    def input_memory(self, nbytes: int) -> torch.Tensor:
-        """Memory of torch's allocator."""
-        return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
 
     def abort(self) -> None:
         """Nothing: a kernel that waits for a peer ends with its process, which the driver ends."""

@@ -49,10 +49,8 @@ def connected(spec: RankSpec) -> CommunicatorFacts:
         raise RankFault("F18", f"communicator.kind = {wanted} was asked for and SGLang chose {kind}: see the log")
     if kind == "sgl_kernel":
         require_shareable(CudaRuntime.load())
-    limit, rows = (
-        int(getattr(first, "max_size", 0)),
-        spec.config.communicator.table_rows if kind == "sgl_kernel" else None,
-    )
+    limit = int(getattr(first, "max_size", 0))
+    rows = spec.config.communicator.table_rows if kind == "sgl_kernel" else None
     return CommunicatorFacts(kind, f"SGLang's {type(first).__name__}", limit, world_size, rows)
 
 

@@ -23,6 +23,12 @@ from raylaunch.protocol.rounds import RoundName
 RUNNERS = "sglang.srt.model_executor.runner"
 BACKENDS = "sglang.srt.model_executor.runner_backend"
 DEVICE = "sglang.srt.distributed.device_communicators"
+CAPTURE_ONE = (
+    (f"{BACKENDS}.tc_piecewise_cuda_graph_backend", "TcPiecewiseCudaGraphBackend.capture_one"),
+    (f"{BACKENDS}.breakable_cuda_graph_backend", "BreakableCudaGraphBackend.capture_one"),
+    (f"{BACKENDS}.full_cuda_graph_backend", "FullCudaGraphBackend.capture_one"),
+)
+"""Where each graph backend captures one shape."""
 
 
 def all_seams(rounds: Rounds) -> list[Seam]:
@@ -106,7 +112,7 @@ class _OwnProcess:
 
 def capture_seams(rounds: Rounds) -> list[Seam]:
     """Rounds, iterations, graphs and pieces."""
-    seams = [
+    return [
         Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "PrefillCudaGraphRunner.capture", _with_runner(rounds)),
         Seam(f"{RUNNERS}.decode_cuda_graph_runner", "DecodeCudaGraphRunner.capture", _with_runner(rounds)),
         Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "graph_capture", _round(rounds, "prefill")),
@@ -118,14 +124,8 @@ def capture_seams(rounds: Rounds) -> list[Seam]:
             "CUDAPiecewiseBackend.__init__",
             _then(rounds.pieces.add),
         ),
+        *(Seam(module, path, _capture_one(rounds)) for module, path in CAPTURE_ONE),
     ]
-    for module, name in (
-        ("tc_piecewise_cuda_graph_backend", "TcPiecewiseCudaGraphBackend"),
-        ("breakable_cuda_graph_backend", "BreakableCudaGraphBackend"),
-        ("full_cuda_graph_backend", "FullCudaGraphBackend"),
-    ):
-        seams.append(Seam(f"{BACKENDS}.{module}", f"{name}.capture_one", _capture_one(rounds)))
-    return seams
 
 
 def _before(check: Callable[[], None]) -> Wrapper:

@@ -13,11 +13,6 @@ from actors.sglang_engine.hooks import Seam
 from actors.sglang_engine.rounds import Rounds
 from raylaunch.config import FaultConfig
 
-BACKENDS = (
-    ("tc_piecewise_cuda_graph_backend", "TcPiecewiseCudaGraphBackend"),
-    ("breakable_cuda_graph_backend", "BreakableCudaGraphBackend"),
-    ("full_cuda_graph_backend", "FullCudaGraphBackend"),
-)
 ALL_REDUCE = f"{seams.DEVICE}.custom_all_reduce"
 
 
@@ -43,7 +38,7 @@ def _third_iteration(fault: FaultConfig) -> list[Seam]:
 
         return capture_one
 
-    return [Seam(f"{seams.BACKENDS}.{module}", f"{name}.capture_one", wrap) for module, name in BACKENDS]
+    return [Seam(module, path, wrap) for module, path in seams.CAPTURE_ONE]
 
 
 def _no_capture_context(fault: FaultConfig) -> list[Seam]:
