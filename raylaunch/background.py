@@ -1,4 +1,4 @@
-"""A function beside everything else."""
+"""A function that runs while its caller goes on."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class Link:
         self.choice = Choice(self.choice.kinds, routes, self.choice.reason)
         self._communicator = routed(routes, self.opened)
 
-    # ----
+    # ---- what came of it
 
     def facts(self) -> CommunicatorFacts:
         """What the ranks must agree on."""

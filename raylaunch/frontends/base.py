@@ -105,8 +105,23 @@ class Frontend(Protocol):
         """Gives back what :meth:`begin` made. May be called at any time, more than once."""
 
 
-def checked_ids(ids: Sequence[Any], vocab_size: int) -> list[int]:
-    """A prompt of token ids. Raises :class:`RequestError` if it is empty or an id is not one of the model's."""
+def ids_of(prompt: Prompt, tokenizer: Any, vocab_size: int) -> list[int]:
+    """A prompt as token ids.
+
+    Args:
+        tokenizer: the model's, or None if it has none.
+        vocab_size: ids are below it.
+    Raises:
+        RequestError: text cannot be turned into ids, there are none, or one is not the model's.
+    """
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise RequestError("this model has no tokenizer: give the prompt as token ids")
+        prompt = tokenizer(prompt)["input_ids"]
+    return _checked(prompt, vocab_size)
+
+
+def _checked(ids: Sequence[Any], vocab_size: int) -> list[int]:
     if not ids:
         raise RequestError("the prompt is empty: it needs at least one token")
     for position, token in enumerate(ids):

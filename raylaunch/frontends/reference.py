@@ -9,7 +9,7 @@ from raylaunch.background import Background
 from raylaunch.client import RankZeroClient
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, RequestError, RequestFailed
-from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, checked_ids
+from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
 from raylaunch.model_check import ModelShape
 from raylaunch.requests import RequestTable, RunningRequest
 from raylaunch.sampling import SamplingParams
@@ -70,11 +70,7 @@ class ReferenceFrontend:
             raise RequestError("the engine is not started")
         if images:
             raise RequestError("the reference engine takes no images; engine.kind=sglang does")
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise RequestError("this model has no tokenizer: give the prompt as token ids")
-            prompt = self.tokenizer(prompt)["input_ids"]
-        ids = checked_ids(prompt, self._shape.vocab_size)
+        ids = ids_of(prompt, self.tokenizer, self._shape.vocab_size)
         positions = self._config.engine.max_context or self._shape.max_positions
         longest = min(positions, self._kv_tokens)
         if len(ids) + params.max_new_tokens > longest:

@@ -14,7 +14,7 @@ from typing import Any
 from raylaunch.background import Background
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RankFault, RaylaunchError, RequestError, RequestFailed
-from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, checked_ids
+from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
 from raylaunch.model_check import ModelShape
 from raylaunch.protocol import Phase
 from raylaunch.requests import Chunk, RequestTable
@@ -145,13 +145,9 @@ class SglangFrontend:
             if not isinstance(prompt, str):
                 raise RequestError("a prompt with images must be text: the images decide how many tokens it has")
             return Prepared([], params, prompt, image_data(images))
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise RequestError("this model has no tokenizer: give the prompt as token ids")
-            prompt = self.tokenizer(prompt)["input_ids"]
+        ids = ids_of(prompt, self.tokenizer, self._shape.vocab_size)
         if params.stop and self.tokenizer is None:
             raise RequestError("this model has no tokenizer: stop strings cannot be looked for")
-        ids = checked_ids(prompt, self._shape.vocab_size)
         longest = self.side.manager.context_len
         room = self.side.scheduler_info.get("max_req_input_len", longest)
         if len(ids) >= room:

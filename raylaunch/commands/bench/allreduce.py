@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.commands.bench.figures import machine_line, numbers_of, write_figures
-from raylaunch.commands.bench.plot import draw, require_matplotlib
+from raylaunch.commands.bench.figures import JsonFile, Plot, machine_line, numbers_of, require_outputs, write_figures
+from raylaunch.commands.bench.plot import draw
 from raylaunch.commands.bench.programs import ray_session, run_program
-from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
+from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
 from raylaunch.errors import ConfigError
@@ -56,17 +55,14 @@ def bench_allreduce(
     debug: Debug = None,
     sizes: Annotated[str, typer.Option(help="Message sizes in KiB.")] = "8,16,32,64,128,256,512,1024,2048,4096,8192",
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each graph of ten all-reduces; the median counts.")] = 50,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw time by size (needs matplotlib).")] = None,
+    json_file: JsonFile = None,
+    plot: Plot = None,
 ) -> None:
     """Time every all-reduce that is possible between the ranks of CONFIG, in graphs and eagerly; no model is loaded."""
     with reported():
         wanted = load_config(config, settings, debug=debug)
         kibs = numbers_of("--sizes", sizes, "sizes in KiB such as 8,64,1024")
-        require_writable("--json", json_file)
-        require_writable("--plot", plot)
-        if plot is not None:
-            require_matplotlib()
+        require_outputs(json_file, plot)
         measuring = bench_config(wanted, [kib * KIB for kib in sorted(set(kibs))], repeats)
         from raylaunch.commands.machine import describe_machine
 

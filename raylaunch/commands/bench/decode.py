@@ -6,16 +6,15 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.commands.bench.figures import machine_line, write_figures
-from raylaunch.commands.bench.plot import draw, require_matplotlib
-from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, sizes_of, variants_of
-from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
+from raylaunch.commands.bench.figures import JsonFile, Plot, machine_line, require_outputs, write_figures
+from raylaunch.commands.bench.plot import draw
+from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, plain, sizes_of, variants_of
+from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
 
 if TYPE_CHECKING:
@@ -47,8 +46,8 @@ def bench_decode(
     new_tokens: Annotated[int, typer.Option(min=8, help="Tokens that each request generates.")] = 64,
     variants: Annotated[str, typer.Option(help="Ways to launch: eager, library, custom, inductor.")] = DEFAULT,
     repeat: Annotated[int, typer.Option(min=1, help="Timed runs of each batch size.")] = 3,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the figures there, as SVG.")] = None,
+    json_file: JsonFile = None,
+    plot: Plot = None,
     debug: Debug = None,
 ) -> None:
     """Measure decode: requests that run together, from the moment when all have begun until the first one ends."""
@@ -56,10 +55,7 @@ def bench_decode(
         sizes = sizes_of("--batch-sizes", batch_sizes, "numbers of requests such as 1,8,32")
         wanted = load_config(config, settings, debug=debug)
         chosen = variants_of(variants, wanted)
-        require_writable("--json", json_file)
-        require_writable("--plot", plot)
-        if plot is not None:
-            require_matplotlib()
+        require_outputs(json_file, plot)
         from raylaunch.commands.machine import describe_machine
 
         machine = describe_machine()
@@ -75,8 +71,7 @@ def bench_decode(
         lines = [machine_line(machine), *comparison(title, "requests", speeds, faster_is_less=False)]
         lines += comparison("the same: ms of a step", "requests", steps, faster_is_less=True)
         typer.echo("\n".join(lines))
-        plain = {name: [asdict(one) for one in column.values()] for name, column in figures.items()}
-        write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "decode": plain})
+        write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "decode": plain(figures)})
         if plot is not None:
             draw(plot, lines_of(speeds), title, "requests", "tokens per second")
 

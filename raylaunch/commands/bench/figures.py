@@ -1,12 +1,19 @@
-"""What every measurement needs: numbers from an option, the machine beside the figures, a file for programs."""
+"""What every measurement needs: its options, the machine beside the figures, a file for programs."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from raylaunch.commands.bench.plot import require_matplotlib
+from raylaunch.commands.options import require_writable
 from raylaunch.errors import ConfigError
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the figures there (needs matplotlib).")]
 
 
 def numbers_of(option: str, text: str, example: str) -> list[int]:
@@ -15,6 +22,14 @@ def numbers_of(option: str, text: str, example: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(option, text, f"must be {example}")
     return [int(part) for part in parts]
+
+
+def require_outputs(json_file: Path | None, plot: Path | None) -> None:
+    """Finds out before measuring that the figures could not be written or drawn. Raises :class:`ConfigError`."""
+    require_writable("--json", json_file)
+    require_writable("--plot", plot)
+    if plot is not None:
+        require_matplotlib()
 
 
 def machine_line(machine: dict[str, Any]) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.commands.bench.figures import machine_line, numbers_of, write_figures
+from raylaunch.commands.bench.figures import JsonFile, machine_line, numbers_of, write_figures
 from raylaunch.commands.bench.programs import ray_session, run_program
 from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
@@ -40,7 +39,7 @@ def bench_launch(
     debug: Debug = None,
     repeat: Annotated[int, typer.Option(min=0, help="Launches of CONFIG; 0 measures barriers only.")] = 3,
     ranks: Annotated[str, typer.Option(help='Group sizes to measure barriers with; "" measures none.')] = "2,4,8",
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure the driver: a barrier of ranks that do nothing, and the phases of whole launches."""
     with reported():

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.commands.bench.figures import machine_line, write_figures
-from raylaunch.commands.bench.plot import draw, require_matplotlib
-from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, sizes_of, variants_of
-from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
+from raylaunch.commands.bench.figures import JsonFile, Plot, machine_line, require_outputs, write_figures
+from raylaunch.commands.bench.plot import draw
+from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, plain, sizes_of, variants_of
+from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
 
 if TYPE_CHECKING:
@@ -39,8 +38,8 @@ def bench_prefill(
     tokens: Annotated[str, typer.Option(help="Lengths of prompts.")] = "128,256,512,1024,2048,4096",
     variants: Annotated[str, typer.Option(help="Ways to launch: eager, library, custom, inductor.")] = DEFAULT,
     repeat: Annotated[int, typer.Option(min=1, help="Timed prompts of each length.")] = 15,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the figures there, as SVG.")] = None,
+    json_file: JsonFile = None,
+    plot: Plot = None,
     debug: Debug = None,
 ) -> None:
     """Measure prefill: one prompt of random tokens at a time, from handing it in to its first token."""
@@ -48,10 +47,7 @@ def bench_prefill(
         lengths = sizes_of("--tokens", tokens, "lengths of prompts such as 128,1024")
         wanted = load_config(config, settings, debug=debug)
         chosen = variants_of(variants, wanted)
-        require_writable("--json", json_file)
-        require_writable("--plot", plot)
-        if plot is not None:
-            require_matplotlib()
+        require_outputs(json_file, plot)
         from raylaunch.commands.machine import describe_machine
 
         machine = describe_machine()
@@ -59,8 +55,7 @@ def bench_prefill(
         medians = {name: {n: one.median * 1e3 for n, one in column.items()} for name, column in figures.items()}
         title = f"prefill of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: ms to the first token"
         typer.echo("\n".join([machine_line(machine), *comparison(title, "tokens", medians, faster_is_less=True)]))
-        plain = {name: [asdict(one) for one in column.values()] for name, column in figures.items()}
-        write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "prefill": plain})
+        write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "prefill": plain(figures)})
         if plot is not None:
             draw(plot, lines_of(medians), title, "prompt tokens", "ms")
 

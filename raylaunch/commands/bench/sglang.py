@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.commands.bench.figures import machine_line, numbers_of, write_figures
+from raylaunch.commands.bench.figures import JsonFile, machine_line, numbers_of, write_figures
 from raylaunch.commands.options import Config, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
 from raylaunch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raylaunch.commands.bench.http_client import Served
+    from raylaunch.commands.bench.timed_server import Served
     from raylaunch.config import LaunchConfig
 
 
@@ -30,7 +30,7 @@ def bench_sglang(
     concurrent: Annotated[int, typer.Option(min=1, help="Requests that are decoded at the same time.")] = 32,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each of them generates.")] = 64,
     warm: Annotated[bool, typer.Option(help="First start both once untimed, to fill the caches of kernels.")] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Compare raylaunch with SGLang's own launcher: time to ready, prefill latency, decode throughput."""
     with reported():
@@ -39,7 +39,7 @@ def bench_sglang(
         require_writable("--json", json_file)
         if chosen.engine.kind != "sglang":
             raise ConfigError("engine.kind", chosen.engine.kind, "must be sglang: the same engine is launched twice")
-        from raylaunch.commands.bench.http_client import measure
+        from raylaunch.commands.bench.timed_server import measure
         from raylaunch.commands.machine import describe_machine
         from raylaunch.model_check import check_model
 

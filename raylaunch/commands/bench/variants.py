@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raylaunch.commands.bench.figures import numbers_of
 from raylaunch.commands.progress import stderr_console
@@ -113,6 +114,11 @@ def comparison(title: str, unit: str, figures: dict[str, dict[int, float]], *, f
     if others:
         lines.append(f"(the columns on the right: how many times as fast as {first})")
     return lines
+
+
+def plain(figures: Figures[Any]) -> dict[str, list[dict[str, Any]]]:
+    """The figures, which are dataclasses, for JSON: by variant, by size ascending."""
+    return {name: [asdict(one) for one in column.values()] for name, column in figures.items()}
 
 
 def lines_of(figures: dict[str, dict[int, float]]) -> dict[str, list[tuple[float, float]]]:
