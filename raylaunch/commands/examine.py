@@ -109,10 +109,8 @@ def _examine_placement(plan: Plan, config: LaunchConfig, machine: dict[str, Any]
             plan.problems.append(f"placement: {impossible_because}")
     plan.facts["shapes"] = _shapes(config)
     steps = plan_of(config)
-    known = "those of its shapes beside" if steps.rounds_from_ranks else "in all"
-    plan.facts["barriers"] = (
-        f"{len(list(steps.steps()))}, {known}; before every {config.capture.granularity} of CAPTURE"
-    )
+    count = f"{len(list(steps.steps()))}{' and those of its shapes' if steps.rounds_from_ranks else ''}"
+    plan.facts["barriers"] = f"{count}, before every {config.capture.granularity} of CAPTURE"
     return device
 
 
