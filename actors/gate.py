@@ -94,6 +94,10 @@ class RankGate:
         self._activity = activity
         self._progress += 1
 
+    def alive(self) -> None:
+        """Says that the rank goes on with what it said last."""
+        self._progress += 1
+
     def fail(self, error: BaseException) -> Failure:
         """Reports the error that ends this rank; the first one counts. Never waits."""
         if isinstance(self._report, Failure):

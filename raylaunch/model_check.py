@@ -102,6 +102,8 @@ def check_communicator(config: LaunchConfig) -> None:
     kind, engine, device = config.communicator.kind, config.engine.kind, config.engine.device
     if engine == "reference" and kind == "jit":
         raise ConfigError("communicator.kind", kind, "only the engine 'sglang' has it; on GPUs, custom is sgl_kernel")
+    if engine == "sglang" and kind == "symmetric_memory":
+        raise ConfigError("communicator.kind", kind, "SGLang's is engine.sglang.args.enable_torch_symm_mem=true")
     if device == "cpu" and kind in GPU_ONLY:
         raise ConfigError("communicator.kind", kind, "needs GPUs; on CPUs there are custom, library and auto")
 

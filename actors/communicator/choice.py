@@ -159,15 +159,15 @@ def choose(
     possible = [option for option in options if not option.problem]
     if custom.kind == "single":
         return _only(custom, custom.note)
-    if not possible:
-        problems = "; ".join(f"{option.kind}: {option.problem}" for option in (custom, library))
-        raise RankFault(custom.code, f"no all-reduce is possible between these ranks: {problems}")
     if wanted == "library":
         if library.problem:
             raise RankFault(library.code, f"communicator.kind=library: {library.kind}: {library.problem}")
         return _only(library, "asked for by communicator.kind")
     if wanted == "symmetric_memory":
         return _symmetric(options, library, world_size)
+    if not possible:
+        problems = "; ".join(f"{option.kind}: {option.problem}" for option in (custom, library))
+        raise RankFault(custom.code, f"no all-reduce is possible between these ranks: {problems}")
     if wanted == "auto":
         return Choice(tuple(option.kind for option in possible), (), "the fastest of what is possible here")
     if wanted == "sgl_kernel" and custom.kind != "sgl_kernel":

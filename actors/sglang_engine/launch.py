@@ -16,7 +16,7 @@ from actors.fingerprint import fingerprint
 from actors.gate import RankGate
 from actors.sglang_engine import environment, seams, versions
 from actors.sglang_engine.hooks import Hooks
-from actors.sglang_engine.progress import modules_loaded, reported
+from actors.sglang_engine.progress import compilers_work, modules_loaded, reported
 from actors.sglang_engine.rounds import Rounds
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Gate, Identity, ReadyFacts, VerifyFacts
@@ -38,7 +38,8 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             rounds = Rounds(spec, gate)
             hooks.install(seams.all_seams(rounds))
         gate.arrive(Gate.ATTACH)
-        scheduler = versions.make_scheduler(spec, args)
+        with reported(gate, None, compilers_work):  # wherever a kernel is compiled, that is no hang
+            scheduler = versions.make_scheduler(spec, args)
         rounds.warmed()  # where nothing is captured, no round has said so
         verify(gate, rounds)
         gate.read_counters = lambda: versions.counters_of(scheduler)

@@ -16,9 +16,20 @@ COMPILERS = ("nvcc", "cicc", "ptxas", "ninja", "cudafe++", "fatbinary", "gcc", "
 
 
 @contextlib.contextmanager
-def reported(gate: RankGate, activity: str, measure: Callable[[], Hashable]) -> Iterator[None]:
-    """While the block runs, reports progress whenever ``measure()`` has changed: a hang looks like a hang."""
-    gate.progress(activity)
+def reported(gate: RankGate, activity: str | None, measure: Callable[[], Hashable]) -> Iterator[None]:
+    """While the block runs, reports progress whenever ``measure()`` has changed: a hang looks like a hang.
+
+    Args:
+        activity: what is done meanwhile; None leaves what was said last.
+    """
+
+    def report() -> None:
+        if activity is None:
+            gate.alive()
+        else:
+            gate.progress(activity)
+
+    report()
     done = threading.Event()
 
     def watch() -> None:
@@ -26,7 +37,7 @@ def reported(gate: RankGate, activity: str, measure: Callable[[], Hashable]) -> 
         while not done.wait(LOOK_S):
             now = measure()
             if now != last:
-                gate.progress(activity)
+                report()
             last = now
 
     watcher = threading.Thread(target=watch, name="raylaunch-progress", daemon=True)

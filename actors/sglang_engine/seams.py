@@ -15,7 +15,7 @@ import torch
 
 from actors.sglang_engine import communicators
 from actors.sglang_engine.hooks import Seam, Wrapper
-from actors.sglang_engine.progress import compilers_work, reported
+from actors.sglang_engine.progress import reported
 from actors.sglang_engine.rounds import Rounds
 from raylaunch.protocol import Gate, LoadFacts
 from raylaunch.protocol.rounds import RoundName
@@ -276,8 +276,8 @@ def _built(rounds: Rounds) -> Wrapper:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def build(*arguments: Any, **options: Any) -> Any:
             name = options.get("name", arguments[0] if arguments else "?")
-            with reported(rounds.gate, f"building the kernel {name}", compilers_work):
-                return original(*arguments, **options)
+            rounds.gate.progress(f"building the kernel {name}")
+            return original(*arguments, **options)
 
         return build
 

@@ -107,16 +107,33 @@ def _examine_placement(plan: Plan, config: LaunchConfig, machine: dict[str, Any]
         plan.facts["placement"] = f"{world} ranks, {request.strategy} {bundles}"
         if impossible_because := impossible(request, where):
             plan.problems.append(f"placement: {impossible_because}")
-    capture = config.capture
-    padded = f"prefill {_listed(capture.prefill_tokens)}; decode {_listed(capture.decode_batch_sizes)}"
-    plan.facts["shapes"] = padded if capture.enabled else f"{padded}; eager, nothing is captured"
-    plan.facts["barriers"] = f"{len(list(plan_of(config).steps()))}, before every {capture.granularity} of CAPTURE"
+    plan.facts["shapes"] = _shapes(config)
+    steps = plan_of(config)
+    count = f"{len(list(steps.steps()))}{' and those of its shapes' if steps.rounds_from_ranks else ''}"
+    plan.facts["barriers"] = f"{count}, before every {config.capture.granularity} of CAPTURE"
     return device
+
+
+def _shapes(config: LaunchConfig) -> str:
+    """What will be captured, as far as the configuration says so."""
+    capture = config.capture
+    told = config.engine.kind != "sglang"  # it takes its own where the configuration has none
+    rounds = (("prefill", "prefill_tokens"), ("decode", "decode_batch_sizes"))
+    texts = [
+        f"{name} {_listed(getattr(capture, key)) if told or key in capture.model_fields_set else 'as SGLang chooses'}"
+        for name, key in rounds
+    ]
+    padded = "; ".join(texts)
+    return padded if capture.enabled else f"{padded}; eager, nothing is captured"
 
 
 def _examine_communicator(plan: Plan, config: LaunchConfig, device: str, links: Sequence[dict[str, Any]]) -> None:
     """Asks the ranks' own code: what it says here it will say in a launch, as far as it can be known before one."""
     world = config.parallel.tensor_parallel_size
+    if config.engine.kind == "sglang":
+        kind = config.communicator.kind
+        plan.facts["all-reduce"] = "SGLang's choice" if kind in ("custom", "auto") else f"SGLang's {kind}"
+        return
     if device == "cuda" and not links:
         plan.facts["all-reduce"] = "decided when the ranks meet: this machine's NVML knows no GPUs"
         return

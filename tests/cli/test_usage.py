@@ -75,6 +75,10 @@ def test_the_command_line_loads_nothing_heavy() -> None:
         (("bench", "allreduce", "--sizes", "8,x"), "must be sizes in KiB"),
         (("bench", "allreduce", "--set", "parallel.tensor_parallel_size=1"), "one rank reduces nothing"),
         (("generate", "--prompt", "a", "--set", "communicator=fastest"), "communicator.kind = 'fastest'"),
+        (
+            ("generate", "--prompt", "a", "--set", "engine=sglang", "--set", "communicator=symmetric_memory"),
+            "enable_torch_symm_mem",
+        ),
         (("generate", "--prompt", "a", "--set", "communicator=jit"), "only the engine 'sglang' has it"),
         (("generate", "--prompt", "a", "--set", "communicator=sgl_kernel"), "needs GPUs"),
         (("generate", "--prompt", "a", "--set", "communicator=symmetric_memory"), "needs GPUs"),

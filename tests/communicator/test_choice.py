@@ -110,7 +110,9 @@ def test_large_messages_go_to_nccl_or_are_split_where_there_is_none():
     [
         (sharing_one_gpu(signals=None, reason="expandable"), "custom", "F16", "expandable.*nccl.*share one GPU"),
         (sharing_one_gpu(), "library", "F18", "which NCCL does not take"),
+        (sharing_one_gpu(signals=None, reason="not asked for"), "library", "F18", "which NCCL does not take"),
         (sharing_one_gpu(), "symmetric_memory", "F18", "share one GPU; and nccl is impossible"),
+        (sharing_one_gpu(signals=None, reason="not asked for"), "symmetric_memory", "F18", "share one GPU; and nccl"),
         (sharing_one_gpu(signals=None, reason="full"), "auto", "F16", "no all-reduce is possible.*full"),
     ],
 )

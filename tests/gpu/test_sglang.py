@@ -144,7 +144,7 @@ FAULTS = [
 )
 def test_faults_are_named(fault: str, backend: str, code: str, phase: str, rank: int | None, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "m", MODELS[0], 2)
-    config = config_for(folder, prefill_graphs(backend), f"faults=[{fault}]", "deadlines.capture=15")
+    config = config_for(folder, prefill_graphs(backend), f"faults=[{fault}]", "deadlines.capture=30")
     with pytest.raises(LaunchError) as caught, Engine(config):
         pass
     print(caught.value)

@@ -52,15 +52,19 @@ class Gate:
     def progress(self, activity):
         self.said.append(activity)
 
+    def alive(self):
+        self.said.append(None)
 
+
+@pytest.mark.parametrize("activity", ["working", None])
 @pytest.mark.parametrize("works", [True, False])
-def test_progress_is_reported_while_something_grows_and_only_then(works, monkeypatch):
+def test_progress_is_reported_while_something_grows_and_only_then(works, activity, monkeypatch):
     monkeypatch.setattr(progress, "LOOK_S", 0.01)
     gate, numbers = Gate(), itertools.count()
-    with progress.reported(gate, "working", lambda: next(numbers) if works else 7):
+    with progress.reported(gate, activity, lambda: next(numbers) if works else 7):
         time.sleep(0.2)
     assert (len(gate.said) > 3) is works
-    assert gate.said[0] == "working"
+    assert gate.said[0] == activity
 
 
 def test_compilers_are_those_that_this_process_has_started(monkeypatch):

@@ -1,0 +1,163 @@
+"""SGLang's own scheduler in two ranks on CPUs, on the embedded model: launched, answering, lost, served.
+
+A CPU shows all but graphs; ``tests/gpu/test_sglang.py`` shows those. Skipped where SGLang cannot run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raylaunch import Engine, LaunchConfig, LaunchError, RequestFailed
+from raylaunch.config import shipped_configs
+from raylaunch.sglang.arguments import installed_folder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+SUMS = [(12, 30), (7, 8), (45, 54), (99, 1)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def can_run() -> None:
+    if installed_folder() is None:
+        pytest.skip("sglang is not installed")
+    if importlib.util.find_spec("vllm") is None and importlib.util.find_spec("sgl_kernel") is None:
+        pytest.skip("on a CPU, SGLang's models import sgl_kernel's CPU build or vllm")
+
+
+def config_of(*more: str) -> LaunchConfig:
+    cores = len(os.sched_getaffinity(0))
+    return LaunchConfig.from_dict(
+        {
+            "name": "real",
+            "model": {"path": str(shipped_configs() / "models" / "tiny-adder"), "dtype": "float32"},
+            "parallel": {"tensor_parallel_size": 2},
+            "engine": {
+                "kind": "sglang",
+                "device": "cpu",
+                "kv_tokens": 4096,
+                "sglang": {
+                    "args": {
+                        "attention_backend": "torch_native",
+                        "sampling_backend": "pytorch",
+                        "mem_fraction_static": 0.1,
+                        "random_seed": 1,
+                    }
+                },
+            },
+            "environment": {"SGLANG_CPU_OMP_THREADS_BIND": f"0|{min(1, cores - 1)}"},
+            "deadlines": {"connect": 150},
+        }
+    ).override(*more)
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_it_answers_and_survives_the_loss_of_a_rank() -> None:
+    """F07: unready at once, running requests end in an error, the group is rebuilt and answers again."""
+    with Engine(config_of("restarts=1")) as engine:
+        print(engine.report.table(140))
+        texts = [one.text for one in engine.generate([f"{a}+{b}=" for a, b in SUMS], max_new_tokens=8)]
+        assert texts == [str(a + b) for a, b in SUMS]
+        chunks = list(engine.stream("12+30=", max_new_tokens=8))
+        assert "".join(chunk.text for chunk in chunks) == "42"
+        pids = [place.pid for place in engine.report.places]
+        ended: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                engine.generate("1+1=", max_new_tokens=400, ignore_eos=True)
+            except RequestFailed as error:
+                ended.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(0.5)
+        killed = time.monotonic()
+        os.kill(pids[1], signal.SIGKILL)
+        while engine.health(ask_ranks=False).ready and time.monotonic() < killed + 10:
+            time.sleep(0.005)
+        print(f"unready after {time.monotonic() - killed:.2f} s")
+        assert time.monotonic() - killed < 2
+        asking.join(10)
+        assert len(ended) == 1
+        assert engine.wait_ready(150)
+        print(f"ready again after {time.monotonic() - killed:.1f} s")
+        assert engine.failures[0][1].code == "F07"
+        assert engine.failures[0][1].rank == 1
+        assert alive(pids) == []
+        assert engine.generate("12+30=", max_new_tokens=8).text == "42"
+        pids = [place.pid for place in engine.report.places]
+    assert alive(pids) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "phase", "rank"),
+    [
+        ("{action: kill, rank: 1, at: load}", "F06", "LOAD", 1),
+        ("{action: other_version, rank: 1}", "F19", "CONNECT", 1),
+        ("{action: raise, rank: 0, at: warmup}", None, "WARMUP", 0),
+        ("{action: sleep, rank: 1, at: verify}", "F08", "VERIFY", 1),
+    ],
+)
+def test_faults_are_named(fault: str, code: str | None, phase: str, rank: int) -> None:
+    with pytest.raises(LaunchError) as caught, Engine(config_of(f"faults=[{fault}]", "deadlines.verify=8")):
+        pass
+    assert (caught.value.code, caught.value.phase, caught.value.rank) == (code, phase, rank)
+    assert alive([one.pid for one in caught.value.ranks]) == []
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """``raylaunch serve`` as a user starts it; its address and its process."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    file = folder / "config.yaml"
+    file.write_text(config_of().model_dump_json(by_alias=True, exclude_unset=True))
+    command = [sys.executable, "-m", "raylaunch", "serve", str(file), "--port", str(port), "--no-report"]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_it_is_served_with_sglangs_interface(tmp_path: Path) -> None:
+    import httpx
+    import openai
+
+    with served(tmp_path) as (url, process):
+        end = time.monotonic() + 180
+        while time.monotonic() < end and process.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health_generate", timeout=20).status_code == 200:
+                    break
+            time.sleep(0.5)
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+        model = client.models.list().data[0].id
+        answer = client.completions.create(model=model, prompt="12+30=", max_tokens=8, temperature=0)
+        assert answer.choices[0].text == "42"
+        streamed = client.completions.create(model=model, prompt="7+8=", max_tokens=8, temperature=0, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in streamed) == "15"
+        body = {"input_ids": [3] * 1025, "sampling_params": {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}}
+        twice = [httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"] for _ in range(2)]
+        assert twice[0] == twice[1]
+        asked = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        print(f"ended {time.monotonic() - asked:.1f} s after SIGTERM")
