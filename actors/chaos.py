@@ -1,7 +1,8 @@
 """Faults provoked on purpose in one rank, to see that each ends in its named error.
 
 Two kinds: an action at a gate (raise, be killed, hang), and a twist of the engine that breaks one rule of the
-protocol. The engine itself knows nothing of them: twists are patched in from here.
+protocol. The engine itself knows nothing of them: twists are patched in from here, those of the engine ``sglang``
+from ``actors.sglang_engine.twists``.
 """
 
 from __future__ import annotations
@@ -223,7 +224,6 @@ def _no_shared_memory(fault: FaultConfig) -> None:
     """The host gives no memory that peers can map: neither a segment nor a handle of GPU memory."""
     from actors.communicator.arena import Arena
     from actors.communicator.cuda_memory import CudaRuntime
-    from raylaunch.errors import RankFault
 
     def refuse(*arguments: Any) -> Any:
         raise RankFault("F16", "refused on purpose")

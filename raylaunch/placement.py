@@ -144,7 +144,7 @@ def seats(bundle_nodes: Sequence[tuple[int, str, str]], world: int) -> tuple[Sea
 
     Args:
         bundle_nodes: (bundle index, node id, node address) of every bundle; their order is Ray's and not stable.
-        world: number of ranks; a multiple or a divisor-free part of the bundles: equal shares per bundle.
+        world: number of ranks: an equal share for each bundle, or one each for the first of more bundles.
     """
     bundles = Counter(node_id for _, node_id, _ in bundle_nodes)
     # Where there are more bundles than ranks, the fullest node first: the group then spans no more than it must.

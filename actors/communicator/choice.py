@@ -67,22 +67,26 @@ def cpu_options(offers: Sequence[ShareOffer], nodes: Sequence[str]) -> tuple[Opt
         return (Option("single", "one rank"),)
     problem, code = _spread(nodes), "F18"
     if not problem:
-        problem, code = _cannot_share_memory(_one_each(offers, len(nodes)))
+        offers = _one_each(offers, len(nodes))
+        problem, code = _order_of_writes(offers) or _cannot_share_memory(offers), "F16"
     return Option("shared-memory", f"{len(nodes)} ranks on one host", problem, code), Option("gloo")
 
 
-def _cannot_share_memory(offers: Sequence[ShareOffer]) -> tuple[str, str]:
+def _order_of_writes(offers: Sequence[ShareOffer]) -> str:
+    other = next((offer for offer in offers if offer.machine not in MACHINES), None)
+    return f"rank {other.rank} runs on {other.machine}; the order of memory writes needs x86-64" if other else ""
+
+
+def _cannot_share_memory(offers: Sequence[Offer]) -> str:
     first = offers[0]
     for offer in offers:
-        if offer.machine not in MACHINES:
-            return f"rank {offer.rank} runs on {offer.machine}; the order of memory writes needs x86-64", "F16"
-        if offer.handle is None:
-            return f"rank {offer.rank} cannot share memory: {offer.reason}", "F16"
+        if not offer.shares:
+            return f"rank {offer.rank} cannot share memory: {offer.reason}"
         if offer.host != first.host:
-            return f"ranks 0 and {offer.rank} cannot share memory: {first.host} / {offer.host}", "F16"
+            return f"ranks 0 and {offer.rank} cannot share memory: {first.host} / {offer.host}"
         if offer.max_bytes != first.max_bytes:
-            return f"ranks 0 and {offer.rank} stage {first.max_bytes} and {offer.max_bytes} B", "F16"
-    return "", "F16"
+            return f"ranks 0 and {offer.rank} stage {first.max_bytes} and {offer.max_bytes} B"
+    return ""
 
 
 def gpu_options(offers: Sequence[GpuOffer], nodes: Sequence[str]) -> tuple[Option, ...]:
@@ -108,16 +112,11 @@ def gpu_options(offers: Sequence[GpuOffer], nodes: Sequence[str]) -> tuple[Optio
 
 
 def _kernel_impossible(offers: Sequence[GpuOffer]) -> tuple[str, str]:
-    first, world = offers[0], len(offers)
+    world = len(offers)
     if world not in WORLD_SIZES:
         return f"the kernel works with {', '.join(map(str, WORLD_SIZES))} ranks, not with {world}", "F18"
-    for offer in offers:
-        if offer.signals is None or offer.staging is None:
-            return f"rank {offer.rank} cannot share memory: {offer.reason}", "F16"
-        if offer.host != first.host:
-            return f"ranks 0 and {offer.rank} cannot share memory: {first.host} / {offer.host}", "F16"
-        if offer.max_bytes != first.max_bytes:
-            return f"ranks 0 and {offer.rank} stage {first.max_bytes} and {offer.max_bytes} B", "F16"
+    if problem := _cannot_share_memory(offers):
+        return problem, "F16"
     places = [offer.place for offer in offers]
     if missing := topology.unreachable(places):
         return missing, "F18"

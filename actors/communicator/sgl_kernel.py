@@ -52,6 +52,11 @@ class GpuOffer:
     nccl_host: str = ""
     symmetric: str = ""
 
+    @property
+    def shares(self) -> bool:
+        """Whether there is memory to open."""
+        return self.signals is not None and self.staging is not None
+
 
 class GpuCall:
     """An all-reduce recorded in a graph, whose input is at ``address``, in the allocation ``buffer``."""

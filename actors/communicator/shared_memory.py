@@ -53,6 +53,11 @@ class ShareOffer:
     handle: ArenaHandle | None
     reason: str = ""
 
+    @property
+    def shares(self) -> bool:
+        """Whether there is memory to map."""
+        return self.handle is not None
+
 
 def arena_bytes_needed(
     max_bytes: int, pieces: int, largest_shape: int, hidden: int, itemsize: int, inputs_alive: int = 1

@@ -23,6 +23,7 @@ from actors.reference.connect import GROUP, Connection, connect
 from actors.reference.hub import model_folder
 from actors.reference.kv_cache import KVCache
 from actors.reference.limits import Limits
+from actors.reference.links import DTYPES
 from actors.reference.memory import free_memory, limits_of
 from actors.reference.model import LoadedModel, load_model
 from actors.reference.runner import ModelRunner
@@ -42,8 +43,6 @@ from raylaunch.protocol import (
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": None}
 
 
 def run(spec: RankSpec, gate: RankGate) -> None:
@@ -76,7 +75,7 @@ def load(spec: RankSpec, gate: RankGate, path: Path) -> tuple[LoadedModel, Limit
         spec.rank,
         spec.world_size,
         rank_device(spec),
-        dtype=DTYPES[model.dtype],
+        dtype=DTYPES.get(model.dtype),
         group=GROUP,
         load_format="dummy" if model.load_format == "dummy" else "safetensors",
         trust_remote_code=model.trust_remote_code,

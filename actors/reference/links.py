@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from actors.rank import RankSpec
 
 ARENA_SPARE = 1 << 20  # small inputs of many pieces are rounded up
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)

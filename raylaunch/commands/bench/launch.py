@@ -14,6 +14,7 @@ from raylaunch.commands.options import Config, Debug, Settings, load_config, req
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
 from raylaunch.commands.session import launched
+from raylaunch.report import median
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
@@ -96,14 +97,12 @@ def cost_of(ranks: int, report: LaunchReport) -> StepCost:
         for before, after in pairwise(report.steps)
         if after.step.gate is Gate.ITERATION
     )
-    middle = took[len(took) // 2]
+    middle = median(took)
     return StepCost(ranks, len(took), middle, took[min(len(took) - 1, int(len(took) * 0.99))], middle / ranks)
 
 
 def medians(launches: list[dict[str, Any]]) -> dict[str, float]:
     """Median seconds of every phase, and of ``ready``."""
-    from raylaunch.report import median
-
     if not launches:
         return {}
     phases = {name: median(one["phases"][name]["seconds"] for one in launches) for name in launches[0]["phases"]}

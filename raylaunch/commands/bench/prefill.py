@@ -14,6 +14,7 @@ from raylaunch.commands.bench.plot import draw
 from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, plain, sizes_of, variants_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
+from raylaunch.report import median
 
 if TYPE_CHECKING:
     from raylaunch.engine import Engine
@@ -77,5 +78,4 @@ def time_prefill(engine: Engine, tokens: int, repeat: int) -> PrefillFigure:
         engine.generate([prompt], max_new_tokens=1, ignore_eos=True)
         if number >= WARM_UP:
             took.append(time.perf_counter() - began)
-    took.sort()
-    return PrefillFigure(tokens, repeat, took[len(took) // 2], took[0], took[-1])
+    return PrefillFigure(tokens, repeat, median(took), min(took), max(took))
