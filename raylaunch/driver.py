@@ -13,11 +13,9 @@ from raylaunch.node_watch import ASK_EVERY_S, NodeWatch
 from raylaunch.protocol import Arrival, Gate, Protocol, Release, Step, Violation
 from raylaunch.report import LaunchReport, StepRecord
 
+LOOKS = 4  # per window
 StepListener = Callable[[Step, int, int], None]
 """Told before each step: the step, its index and the number of steps."""
-
-
-LOOKS = 4  # per window
 
 
 @dataclass
@@ -67,13 +65,8 @@ class Driver:
         report: LaunchReport,
         listener: StepListener,
     ) -> None:
-        self.group, self.protocol, self.config, self.report, self.listener = (
-            group,
-            protocol,
-            config,
-            report,
-            listener,
-        )
+        self.group, self.protocol, self.config = group, protocol, config
+        self.report, self.listener = report, listener
         self.watch = NodeWatch(group.agents, config.deadlines.health)
 
     def run(self) -> tuple[Release, tuple[Arrival, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -316,9 +316,3 @@ def _slice(track: int, name: str, start: float, end: float, category: str) -> di
         "ts": start * micro,
         "dur": max(0.0, end - start) * micro,
     }
-
-
-def median(values: Iterable[float]) -> float:
-    """The middle value (the upper one of two), 0.0 for none."""
-    ordered: Sequence[float] = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else 0.0

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from raylaunch.protocol import CommunicatorFacts, Gate, LaunchPlan, MeasuredSize, Phase, Route
-from raylaunch.report import LaunchReport, RankPlace, Span, StepRecord, median
+from raylaunch.report import LaunchReport, RankPlace, Span, StepRecord
 from tests.protocol.builders import PLAN, arrivals
 
 START = 1_700_000_000.0
@@ -118,11 +118,6 @@ def test_a_clock_that_runs_behind_gives_no_negative_duration():
     first = report.steps[0]
     report.steps[0] = replace(first, released=first.arrivals[1].arrived - 0.5)
     assert all(event["dur"] >= 0 for event in report.chrome_trace()["traceEvents"] if event["ph"] == "X")
-
-
-@pytest.mark.parametrize(("values", "middle"), [([], 0.0), ([3], 3), ([2, 1], 2), ([9, 1, 5], 5)])
-def test_median(values, middle):
-    assert median(values) == middle
 
 
 def test_the_all_reduce_is_told_with_its_routes_and_times():

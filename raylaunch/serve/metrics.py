@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from statistics import median_high
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -19,7 +20,6 @@ from raylaunch import __version__
 from raylaunch.config import ServeConfig
 from raylaunch.engine import Engine
 from raylaunch.protocol import Phase
-from raylaunch.report import median
 from raylaunch.serve.watch import GroupWatch
 from raylaunch.supervisor import Health
 
@@ -158,7 +158,7 @@ class Recent:
         """Median seconds to the first token over the last minute; None without a request."""
         since = self._clock() - FIRST_TOKEN_WINDOW_S
         values = [seconds for when, seconds in self._first_tokens if when >= since]
-        return median(values) if values else None
+        return median_high(values) if values else None
 
 
 class GroupCollector(Collector):

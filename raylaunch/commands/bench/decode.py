@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_high
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +17,6 @@ from raylaunch.commands.bench.plot import draw
 from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, plain, sizes_of, variants_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
-from raylaunch.report import median
 
 if TYPE_CHECKING:
     from raylaunch.engine import Engine
@@ -95,7 +95,7 @@ def time_decode(engine: Engine, requests: int, new_tokens: int, repeat: int) -> 
     for _ in range(1 + repeat):
         prompts = [[draw_token.randrange(engine.shape.vocab_size) for _ in range(PROMPT)] for _ in range(requests)]
         rates.append(common_rate(asyncio.run(_run_together(engine, prompts, new_tokens))))
-    rate = median(rates[1:])
+    rate = median_high(rates[1:])
     return DecodeFigure(requests, repeat, new_tokens, rate, requests / rate)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from statistics import median_high
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +15,6 @@ from raylaunch.commands.options import Config, Debug, Settings, load_config, req
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
 from raylaunch.commands.session import launched
-from raylaunch.report import median
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
@@ -97,7 +97,7 @@ def cost_of(ranks: int, report: LaunchReport) -> StepCost:
         for before, after in pairwise(report.steps)
         if after.step.gate is Gate.ITERATION
     )
-    middle = median(took)
+    middle = median_high(took)
     return StepCost(ranks, len(took), middle, took[min(len(took) - 1, int(len(took) * 0.99))], middle / ranks)
 
 
@@ -105,8 +105,8 @@ def medians(launches: list[dict[str, Any]]) -> dict[str, float]:
     """Median seconds of every phase, and of ``ready``."""
     if not launches:
         return {}
-    phases = {name: median(one["phases"][name]["seconds"] for one in launches) for name in launches[0]["phases"]}
-    return {**phases, "ready": median(one["seconds"] for one in launches)}
+    phases = {name: median_high(one["phases"][name]["seconds"] for one in launches) for name in launches[0]["phases"]}
+    return {**phases, "ready": median_high(one["seconds"] for one in launches)}
 
 
 def show(machine: dict[str, Any], costs: list[StepCost], launches: list[dict[str, Any]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass
+from statistics import median_high
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,6 @@ from raylaunch.commands.bench.plot import draw
 from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, plain, sizes_of, variants_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
-from raylaunch.report import median
 
 if TYPE_CHECKING:
     from raylaunch.engine import Engine
@@ -78,4 +78,4 @@ def time_prefill(engine: Engine, tokens: int, repeat: int) -> PrefillFigure:
         engine.generate([prompt], max_new_tokens=1, ignore_eos=True)
         if number >= WARM_UP:
             took.append(time.perf_counter() - began)
-    return PrefillFigure(tokens, repeat, median(took), min(took), max(took))
+    return PrefillFigure(tokens, repeat, median_high(took), min(took), max(took))

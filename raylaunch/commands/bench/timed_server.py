@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_high
 
 from raylaunch.errors import LaunchError
-from raylaunch.report import median
 
 READY_S = 1800.0
 ANSWER_S = 600.0
@@ -77,7 +77,7 @@ def measure(
         prefill = {length: prefill_ms(port, [prompt(length) for _ in range(repeat + 1)]) for length in lengths}
         rounds = [[prompt(DECODE_PROMPT) for _ in range(concurrent)] for _ in range(ROUNDS + 1)]
         rates = [tokens_per_s(port, prompts, new_tokens) for prompts in rounds]
-    return Served(ready_s, prefill, median(rates[1:]))
+    return Served(ready_s, prefill, median_high(rates[1:]))
 
 
 def prefill_ms(port: int, prompts: Sequence[list[int]]) -> float:
@@ -87,7 +87,7 @@ def prefill_ms(port: int, prompts: Sequence[list[int]]) -> float:
         began = time.perf_counter()
         generate(port, prompt, 1)
         took.append((time.perf_counter() - began) * 1e3)
-    return median(took[1:])
+    return median_high(took[1:])
 
 
 def tokens_per_s(port: int, prompts: Sequence[list[int]], new_tokens: int) -> float:
