@@ -254,7 +254,6 @@ class SglangFrontend:
             value = self._config.model.tokenizer or self._config.model.path
             text = f"SGLang cannot load its tokenizer: {type(error).__name__}: {error}"
             raise ConfigError(key, value, text) from error
-        self._told = (server_args, port_args)
         self.side = side
 
     def _live(self) -> tuple[TokenizerSide, LoopThread]:
@@ -310,7 +309,7 @@ class SglangFrontend:
                 return
             self._start_detokenizer()
             assert self._detokenizer is not None
-            self._detokenizer.tell(*self._told)
+            self._detokenizer.tell(side.server_args, side.port_args)
         try:
             self._await_detokenizer()
             self._probe()

@@ -23,6 +23,7 @@ class TokenizerSide:
     """Everything that touches SGLang's objects. All methods are called on the loop that :meth:`open` ran on.
 
     Attributes:
+        server_args, port_args: what SGLang's objects are made with.
         manager: SGLang's ``TokenizerManager``; binds the sockets that ranks and detokenizer connect to.
         templates: SGLang's ``TemplateManager``.
         scheduler_info: what rank 0 said at its last gate.
@@ -31,7 +32,7 @@ class TokenizerSide:
     """
 
     def __init__(self, server_args: Any, port_args: Any) -> None:
-        self.server_args, self._port_args = server_args, port_args
+        self.server_args, self.port_args = server_args, port_args
         self.manager: Any = None
         self.templates: Any = None
         self.scheduler_info: dict[str, Any] = {}
@@ -43,7 +44,7 @@ class TokenizerSide:
         """Loads the tokenizer, binds the sockets, and begins to receive. Raises what SGLang raises."""
         from sglang.srt.entrypoints.engine import init_tokenizer_manager
 
-        self.manager, self.templates = init_tokenizer_manager(self.server_args, self._port_args)
+        self.manager, self.templates = init_tokenizer_manager(self.server_args, self.port_args)
         # The manager would begin by itself with its first request, with handlers that kill the whole process, the
         # user's, at SIGTERM and at any error. It does not once it has a loop.
         self.manager.event_loop = asyncio.get_running_loop()
