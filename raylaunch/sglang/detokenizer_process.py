@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from raylaunch.children import end, last_lines
 from raylaunch.sglang.detokenizer import READY
 
 END_S = 3.0
@@ -72,12 +73,7 @@ class DetokenizerProcess:
         process = self._process
         if process is None:
             return
-        process.terminate()
-        try:
-            process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, END_S)
         if process.stdin is not None:
             try:
                 process.stdin.close()
@@ -97,8 +93,5 @@ class DetokenizerProcess:
         self._told.set()
 
     def _last_words(self) -> str:
-        try:
-            lines = self._log.read_text(errors="replace").strip().splitlines()[-LOG_TAIL_LINES:]
-        except OSError:
-            lines = []
-        return ":\n" + "\n".join(lines) if lines else ""
+        said = last_lines(self._log, LOG_TAIL_LINES)
+        return f":\n{said}" if said else ""

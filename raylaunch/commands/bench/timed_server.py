@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_high
 
+from raylaunch.children import end, last_lines
 from raylaunch.errors import LaunchError
 
 READY_S = 1800.0
@@ -25,6 +26,7 @@ END_S = 90.0
 POLL_S = 0.1
 ROUNDS = 3
 DECODE_PROMPT = 32
+LOG_LINES = 25
 FIRST_TOKEN_ID = 10
 
 
@@ -116,17 +118,17 @@ def generate(port: int, prompt: list[int], new_tokens: int, timeout_s: float = A
 
 def wait_for_answer(process: subprocess.Popen[bytes], port: int, prompt: list[int], log: Path) -> None:
     """Returns with the first answer. Raises :class:`LaunchError` with the log's end if there is none."""
-    end = time.monotonic() + READY_S
-    while time.monotonic() < end:
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise LaunchError(f"the server ended with code {process.returncode}:\n{tail(log)}")
+            raise LaunchError(f"the server ended with code {process.returncode}:\n{last_lines(log, LOG_LINES)}")
         try:
             generate(port, prompt, 1)
         except (OSError, http.client.HTTPException, LaunchError):  # not listening yet, or not ready: 503
             time.sleep(POLL_S)
         else:
             return
-    raise LaunchError(f"the server gave no answer within {READY_S:g} s:\n{tail(log)}")
+    raise LaunchError(f"the server gave no answer within {READY_S:g} s:\n{last_lines(log, LOG_LINES)}")
 
 
 @contextlib.contextmanager
@@ -138,20 +140,15 @@ def running(command: list[str], log: Path) -> Iterator[tuple[subprocess.Popen[by
     try:
         yield process, began
     finally:
-        process.terminate()
-        try:
-            process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process, END_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         _wait_until_gone(process.pid)
 
 
 def _wait_until_gone(group: int) -> None:
-    end = time.monotonic() + END_S
-    while time.monotonic() < end:
+    deadline = time.monotonic() + END_S
+    while time.monotonic() < deadline:
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
@@ -164,8 +161,3 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-def tail(log: Path, lines: int = 25) -> str:
-    """The end of a log."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
