@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.fingerprint import package_version
+from raylaunch.sglang import metrics
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
@@ -40,8 +41,15 @@ def prepare(spec: RankSpec) -> None:
     """Sets this process's variables; what the configuration's ``environment`` says stays."""
     for name, value in variables(spec).items():
         os.environ.setdefault(name, value)
+    os.environ.update(figures(spec))
     for name in CACHES:
         Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
+
+
+def figures(spec: RankSpec) -> dict[str, str]:
+    """Where SGLang leaves its Prometheus figures: rank 0 on the driver's node, for it; others keep theirs."""
+    folder = spec.sockets.figures if spec.sockets is not None and metrics.wanted(spec.config) else ""
+    return {metrics.VARIABLE: folder} if folder and Path(folder).is_dir() else {}
 
 
 def variables(spec: RankSpec) -> dict[str, str]:

@@ -56,7 +56,6 @@ UNSUPPORTED = (
 OF_ITS_SERVER = (
     "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_keyfile_password", "enable_ssl_refresh", "enable_http2",
     "grpc_port", "grpc_mode", "smg_grpc_mode", "sidecar", "encoder_only", "fastapi_root_path", "admin_api_key",
-    "enable_metrics",
 )  # fmt: skip
 """Arguments of SGLang's server itself. Its application is served by raylaunch, which would not heed them."""
 
