@@ -49,7 +49,7 @@ class SharedFigures:
             return
         from prometheus_client import values
 
-        (variable, values.ValueClass), self._before = self._before, None  # type: ignore[assignment]
+        (variable, values.ValueClass), self._before = self._before, None
         if variable is None:
             os.environ.pop(VARIABLE, None)
         else:
