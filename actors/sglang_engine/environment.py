@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.fingerprint import package_version
-from raylaunch.sglang import metrics
+from raylaunch.sglang.arguments import keeps_figures
+from raylaunch.sglang.sockets import FIGURES_VARIABLE
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
@@ -48,8 +49,8 @@ def prepare(spec: RankSpec) -> None:
 
 def figures(spec: RankSpec) -> dict[str, str]:
     """Where SGLang leaves its Prometheus figures: rank 0 on the driver's node, for it; others keep theirs."""
-    folder = spec.sockets.figures if spec.sockets is not None and metrics.wanted(spec.config) else ""
-    return {metrics.VARIABLE: folder} if folder and Path(folder).is_dir() else {}
+    folder = spec.sockets.figures if spec.sockets is not None and keeps_figures(spec.config) else ""
+    return {FIGURES_VARIABLE: folder} if folder and Path(folder).is_dir() else {}
 
 
 def variables(spec: RankSpec) -> dict[str, str]:

@@ -20,14 +20,14 @@ from raylaunch.model_check import ModelShape
 from raylaunch.protocol import Phase
 from raylaunch.requests import Chunk, RequestTable
 from raylaunch.sampling import SamplingParams
-from raylaunch.sglang import metrics
-from raylaunch.sglang.arguments import server_arguments
+from raylaunch.sglang.arguments import keeps_figures, server_arguments
 from raylaunch.sglang.detokenizer_process import DetokenizerProcess
 from raylaunch.sglang.environment import switches
 from raylaunch.sglang.loop import LoopThread
 from raylaunch.sglang.manager import TokenizerSide
 from raylaunch.sglang.mapping import Answer, image_data
-from raylaunch.sglang.sockets import SglangSockets, SocketFolder
+from raylaunch.sglang.metrics import SharedFigures
+from raylaunch.sglang.sockets import FIGURES_VARIABLE, SglangSockets, SocketFolder
 
 DETOKENIZER_RESTARTS = 3
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
@@ -65,7 +65,7 @@ class SglangFrontend:
     def __init__(self, config: LaunchConfig) -> None:
         self._config = config
         self._folder = SocketFolder()
-        self._figures = metrics.SharedFigures()
+        self._figures = SharedFigures()
         self._requests = RequestTable[SglangRequest](
             config.engine.max_running_requests + config.engine.max_waiting_requests
         )
@@ -260,7 +260,7 @@ class SglangFrontend:
             self._detokenizer.tell(server_args, port_args)
             self.runs = LoopThread(uvloop.new_event_loop, "raylaunch-sglang")
             self.runs.start()
-        if metrics.wanted(self._config):
+        if keeps_figures(self._config):
             self._share_figures()
         side = TokenizerSide(server_args, port_args)
         try:
@@ -319,8 +319,8 @@ class SglangFrontend:
         log_file = Path(self._folder.path) / "detokenizer.log"
         assert self.sockets is not None
         environment = dict(self._config.environment)
-        if metrics.wanted(self._config):
-            environment[metrics.VARIABLE] = self.sockets.figures
+        if keeps_figures(self._config):
+            environment[FIGURES_VARIABLE] = self.sockets.figures
         self._detokenizer = DetokenizerProcess(log_file, self._detokenizer_died, environment)
         self._detokenizer.start()
 

@@ -97,6 +97,11 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def keeps_figures(config: LaunchConfig) -> bool:
+    """Whether SGLang is to keep Prometheus figures."""
+    return bool(config.engine.sglang.args.get("enable_metrics"))
+
+
 def check_sglang(config: LaunchConfig) -> None:
     """Checks what can be known before anything of SGLang is imported.
 

@@ -9,18 +9,10 @@ import os
 import threading
 from pathlib import Path
 
-from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
-
-VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-ARGUMENT = "enable_metrics"
+from raylaunch.sglang.sockets import FIGURES_VARIABLE
 
 _taken = threading.Event()
-
-
-def wanted(config: LaunchConfig) -> bool:
-    """Whether SGLang is to keep figures."""
-    return bool(config.engine.sglang.args.get(ARGUMENT))
 
 
 class SharedFigures:
@@ -36,10 +28,10 @@ class SharedFigures:
 
         if _taken.is_set():
             text = "another engine of this process has shown SGLang's figures; leave it out, or use a new process"
-            raise ConfigError(f"engine.sglang.args.{ARGUMENT}", True, text)
+            raise ConfigError("engine.sglang.args.enable_metrics", True, text)
         _taken.set()
-        self._before = (os.environ.get(VARIABLE), values.ValueClass)
-        os.environ[VARIABLE] = str(folder)
+        self._before = (os.environ.get(FIGURES_VARIABLE), values.ValueClass)
+        os.environ[FIGURES_VARIABLE] = str(folder)
         # It looks at the variable only when it is imported, which Ray has done by now.
         values.ValueClass = values.MultiProcessValue()
 
@@ -51,6 +43,6 @@ class SharedFigures:
 
         (variable, values.ValueClass), self._before = self._before, None
         if variable is None:
-            os.environ.pop(VARIABLE, None)
+            os.environ.pop(FIGURES_VARIABLE, None)
         else:
-            os.environ[VARIABLE] = variable
+            os.environ[FIGURES_VARIABLE] = variable

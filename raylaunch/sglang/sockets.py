@@ -8,6 +8,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+FIGURES_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Where prometheus_client looks for the folder that processes leave their figures in."""
+
 
 @dataclass(frozen=True)
 class SglangSockets:
