@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.fingerprint import package_version
+from raylaunch.sglang.arguments import keeps_figures
+from raylaunch.sglang.sockets import FIGURES_VARIABLE
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
@@ -32,6 +34,8 @@ DEFAULTS = {
     "CUDA_MODULE_LOADING": "AUTO",
     "TRTLLM_ENABLE_PDL": "1",
     "CUTE_DSL_LOG_LEVEL": "30",
+    # Segments in /dev/shm that nothing in one tensor-parallel group uses, and that stay when a rank is killed.
+    "SGLANG_USE_MESSAGE_QUEUE_BROADCASTER": "0",
 }
 IMPLEMENTATION = "SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2"
 
@@ -40,8 +44,15 @@ def prepare(spec: RankSpec) -> None:
     """Sets this process's variables; what the configuration's ``environment`` says stays."""
     for name, value in variables(spec).items():
         os.environ.setdefault(name, value)
+    os.environ.update(figures(spec))
     for name in CACHES:
         Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
+
+
+def figures(spec: RankSpec) -> dict[str, str]:
+    """Where SGLang leaves its Prometheus figures: rank 0 on the driver's node, for it; others keep theirs."""
+    folder = spec.sockets.figures if spec.sockets is not None and keeps_figures(spec.config) else ""
+    return {FIGURES_VARIABLE: folder} if folder and Path(folder).is_dir() else {}
 
 
 def variables(spec: RankSpec) -> dict[str, str]:

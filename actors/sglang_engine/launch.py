@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from actors.communicator.process_group import StoreServer, open_store
@@ -37,14 +38,15 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             args = versions.server_args(server_arguments(spec.config))
             rounds = Rounds(spec, gate)
             hooks.install(seams.all_seams(rounds))
-        gate.arrive(Gate.ATTACH)
+        settled = versions.settled(args)
+        require_alike(gate.arrive(Gate.ATTACH, offer=settled).offers[0], settled)
         with reported(gate, None, compilers_work):  # wherever a kernel is compiled, that is no hang
             scheduler = versions.make_scheduler(spec, args)
         rounds.warmed()  # where nothing is captured, no round has said so
         verify(gate, rounds)
         gate.read_counters = lambda: versions.counters_of(scheduler)
         facts = ReadyFacts(rounds.pieces.count(), memory_in_use(rank_device(spec)))
-        gate.arrive(Gate.READY, facts, offer=scheduler.get_init_info())
+        gate.arrive(Gate.READY, facts, offer={**scheduler.get_init_info(), "settled": settled})
         hooks.remove()
         serve(spec, scheduler, gate.stop_requested)
     finally:
@@ -66,6 +68,12 @@ def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     release = gate.arrive(Gate.MEET, identity, offer=store.address if store else None)
     versions.use_store(release.offers[0])
     return store
+
+
+def require_alike(theirs: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Every rank schedules for itself: by other settings it would run other batches. Raises RankFault F19."""
+    if difference := versions.unlike(theirs, here):
+        raise RankFault("F19", f"SGLang has settled arguments differently on rank 0 and here: {difference}")
 
 
 def verify(gate: RankGate, rounds: Rounds) -> None:

@@ -5,6 +5,7 @@ Run with 0.5.17. In 0.5.21 a scheduler takes fewer arguments and its ranks come 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from raylaunch.sglang.sockets import SglangSockets
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
+
+SHOWN = 3  # arguments in an error
 
 
 def server_args(arguments: Mapping[str, Any]) -> Any:
@@ -26,6 +29,25 @@ def server_args(arguments: Mapping[str, Any]) -> Any:
     except (ValueError, TypeError, AssertionError, NotImplementedError, OSError) as error:
         raise RankFault(None, f"SGLang refuses its server arguments: {type(error).__name__}: {error}") from error
     return args
+
+
+SETTLED_ALONE = (
+    "random_seed", "skip_server_warmup", "host", "port", "api_key", "served_model_name", "chat_template",
+)  # fmt: skip
+"""Arguments that may differ: rank 0 broadcasts its seed; the others are of the server, of which ranks are not told."""
+
+
+def settled(args: Any) -> dict[str, str]:
+    """What SGLang has made of its arguments, as text by name; taken before anything changes them."""
+    values = {one.name: repr(getattr(args, one.name)) for one in dataclasses.fields(args)}
+    # A text with an address in it says nothing of the object, and is another in every process.
+    return {name: value for name, value in values.items() if name not in SETTLED_ALONE and " at 0x" not in value}
+
+
+def unlike(theirs: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """The first of their arguments that are settled differently here, in words; "" if there are none."""
+    names = [name for name, value in theirs.items() if value != here.get(name)]
+    return ", ".join(f"{name} ({theirs[name]} and {here.get(name)})" for name in names[:SHOWN])
 
 
 def port_args(sockets: SglangSockets) -> Any:

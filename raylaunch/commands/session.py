@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from raylaunch.commands.outcome import signals_held
 from raylaunch.commands.progress import LaunchProgress, stderr_console
+from raylaunch.commands.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
@@ -28,6 +29,7 @@ def launched(config: LaunchConfig, *, show_report: bool = True, trace: Path | No
     from raylaunch.model_check import check_model
 
     check_model(config)  # before Ray is imported: a wrong configuration is told at once
+    quiet_libraries()
     console = stderr_console()
     with LaunchProgress(console) as progress:
         from raylaunch.engine import Engine

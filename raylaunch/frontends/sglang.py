@@ -6,7 +6,8 @@ import asyncio
 import functools
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,19 @@ from raylaunch.model_check import ModelShape
 from raylaunch.protocol import Phase
 from raylaunch.requests import Chunk, RequestTable
 from raylaunch.sampling import SamplingParams
-from raylaunch.sglang.arguments import server_arguments
+from raylaunch.sglang.arguments import keeps_figures, server_arguments
 from raylaunch.sglang.detokenizer_process import DetokenizerProcess
+from raylaunch.sglang.environment import switches
 from raylaunch.sglang.loop import LoopThread
 from raylaunch.sglang.manager import TokenizerSide
 from raylaunch.sglang.mapping import Answer, image_data
-from raylaunch.sglang.sockets import SglangSockets, SocketFolder
+from raylaunch.sglang.metrics import SharedFigures
+from raylaunch.sglang.sockets import FIGURES_VARIABLE, SglangSockets, SocketFolder
 
 DETOKENIZER_RESTARTS = 3
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
 CLOSE_S = 5.0
+LOOK_S = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,7 @@ class SglangFrontend:
     def __init__(self, config: LaunchConfig) -> None:
         self._config = config
         self._folder = SocketFolder()
+        self._figures = SharedFigures()
         self._requests = RequestTable[SglangRequest](
             config.engine.max_running_requests + config.engine.max_waiting_requests
         )
@@ -72,6 +77,7 @@ class SglangFrontend:
         self._failure: LaunchError | None = None
         self._trouble = ""
         self._up = self._closing = False
+        self._settled: dict[str, str] = {}
         self.sockets: SglangSockets | None = None
         self.runs: LoopThread | None = None
         self.side: TokenizerSide | None = None
@@ -103,7 +109,8 @@ class SglangFrontend:
             raise _verify(f"SGLang's tokenizer manager was not there within {seconds:g} s") from None
         self._await_detokenizer()
         self.raise_if_failed()
-        self._probe(offer)
+        self._compare_settled(offer.get("settled", {}))
+        self._probe({name: value for name, value in offer.items() if name != "settled"})
         self._up = True
 
     def down(self, error: LaunchError) -> None:
@@ -132,6 +139,7 @@ class SglangFrontend:
                     log.warning("SGLang's sockets could not be closed within %g s", CLOSE_S)
             self.runs.close()
             self.runs = None
+        self._figures.close()
         self._folder.close()
 
     # ---- requests
@@ -236,9 +244,11 @@ class SglangFrontend:
         assert self.sockets is not None
         assert self._detokenizer is not None
         try:
-            server_args = versions.server_args({**server_arguments(self._config), "skip_server_warmup": True})
+            with switches(self._config.environment):
+                server_args = versions.server_args({**server_arguments(self._config), "skip_server_warmup": True})
         except (RankFault, RuntimeError) as error:
             raise _refused(self._config, str(error)) from error
+        self._settled = versions.settled(server_args)
         port_args = versions.port_args(self.sockets)
         with self._lock:
             if self._closing:
@@ -246,6 +256,8 @@ class SglangFrontend:
             self._detokenizer.tell(server_args, port_args)
             self.runs = LoopThread(uvloop.new_event_loop, "raylaunch-sglang")
             self.runs.start()
+        if keeps_figures(self._config):
+            self._share_figures()
         side = TokenizerSide(server_args, port_args)
         try:
             self.runs.submit(side.open()).result()
@@ -255,6 +267,25 @@ class SglangFrontend:
             text = f"SGLang cannot load its tokenizer: {type(error).__name__}: {error}"
             raise ConfigError(key, value, text) from error
         self.side = side
+
+    def _share_figures(self) -> None:
+        import ray
+
+        assert self.sockets is not None
+        while not ray.is_initialized():  # it is started beside this, and close() is called if it cannot be
+            if self._closing:
+                return
+            time.sleep(LOOK_S)
+        self._figures.open(Path(self.sockets.figures))
+
+    def _compare_settled(self, ranks: Mapping[str, str]) -> None:
+        """SGLang settles defaults by the machine and by variables. The ranks' decide what is computed, and are alike;
+        where the driver's differ, that is worth knowing and no reason to stop."""
+        from actors.sglang_engine.versions import unlike
+
+        if difference := unlike(ranks, self._settled):
+            text = "SGLang has settled arguments differently on rank 0 and on the driver: %s; the ranks' count"
+            log.warning(text, difference)
 
     def _live(self) -> tuple[TokenizerSide, LoopThread]:
         assert self.side is not None
@@ -282,7 +313,11 @@ class SglangFrontend:
     def _start_detokenizer(self) -> None:
         assert self._folder.path is not None
         log_file = Path(self._folder.path) / "detokenizer.log"
-        self._detokenizer = DetokenizerProcess(log_file, self._detokenizer_died)
+        assert self.sockets is not None
+        environment = dict(self._config.environment)
+        if keeps_figures(self._config):
+            environment[FIGURES_VARIABLE] = self.sockets.figures
+        self._detokenizer = DetokenizerProcess(log_file, self._detokenizer_died, environment)
         self._detokenizer.start()
 
     def _await_detokenizer(self) -> None:

@@ -67,6 +67,8 @@ def sglang_application(frontend: SglangFrontend) -> FastAPI:
     http_server.set_global_state(state)
     app: Any = http_server.app
     app.is_single_tokenizer_mode = True
+    if side.server_args.enable_metrics and app.middleware_stack is None:  # SGLang adds /metrics itself, in its lifespan
+        http_server.add_prometheus_track_response_middleware(app)
     app.server_args = side.server_args
     app.warmup_thread_kwargs = {"server_args": side.server_args}  # they say skip_server_warmup
     return app

@@ -56,7 +56,6 @@ UNSUPPORTED = (
 OF_ITS_SERVER = (
     "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_keyfile_password", "enable_ssl_refresh", "enable_http2",
     "grpc_port", "grpc_mode", "smg_grpc_mode", "sidecar", "encoder_only", "fastapi_root_path", "admin_api_key",
-    "enable_metrics",
 )  # fmt: skip
 """Arguments of SGLang's server itself. Its application is served by raylaunch, which would not heed them."""
 
@@ -96,6 +95,11 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
     if capture.enabled and "decode_batch_sizes" in capture.model_fields_set:
         given["cuda_graph_bs_decode"] = list(capture.decode_batch_sizes)
     return {name: value for name, value in given.items() if value is not None}
+
+
+def keeps_figures(config: LaunchConfig) -> bool:
+    """Whether SGLang is to keep Prometheus figures."""
+    return bool(config.engine.sglang.args.get("enable_metrics"))
 
 
 def check_sglang(config: LaunchConfig) -> None:

@@ -7,7 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ class DetokenizerProcess:
 
     Args:
         log: file that gets what it prints.
+        environment: variables that it gets beside this process's.
         on_death: told in one sentence when it ends and :meth:`close` was not called; on a thread of its own.
     """
 
-    def __init__(self, log: Path, on_death: Callable[[str], None]) -> None:
-        self._log, self._on_death = log, on_death
+    def __init__(
+        self, log: Path, on_death: Callable[[str], None], environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._log, self._on_death, self._environment = log, on_death, environment or {}
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = False
         self._told = threading.Event()
@@ -42,7 +45,7 @@ class DetokenizerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**os.environ, **self._environment, "PYTHONPATH": path},
                 start_new_session=True,  # a Ctrl-C must let running requests end first
             )
         threading.Thread(target=self._watch, args=(self._process,), name="raylaunch-detokenizer", daemon=True).start()

@@ -8,6 +8,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+FIGURES_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Where prometheus_client looks for the folder that processes leave their figures in."""
+
 
 @dataclass(frozen=True)
 class SglangSockets:
@@ -20,6 +23,7 @@ class SglangSockets:
         rpc: calls from the driver to rank 0.
         metrics: rank 0 sends metrics.
         instance: token that the processes of one engine share.
+        figures: folder in which they leave SGLang's Prometheus figures.
     """
 
     tokenizer: str
@@ -28,6 +32,7 @@ class SglangSockets:
     rpc: str
     metrics: str
     instance: str
+    figures: str
 
 
 @dataclass
@@ -41,7 +46,13 @@ class SocketFolder:
         # Unix sockets have short names only: not below a long TMPDIR.
         self.path = Path(tempfile.mkdtemp(prefix="raylaunch-", dir="/tmp"))
         names = ("tokenizer", "scheduler_input", "detokenizer", "rpc", "metrics")
-        return SglangSockets(**{name: f"ipc://{self.path / name}" for name in names}, instance=secrets.token_hex(6))
+        figures = self.path / "figures"
+        figures.mkdir()
+        return SglangSockets(
+            **{name: f"ipc://{self.path / name}" for name in names},
+            instance=secrets.token_hex(6),
+            figures=str(figures),
+        )
 
     def close(self) -> None:
         """Removes the folder. May be called more than once."""

@@ -66,6 +66,11 @@ def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+def shared_memory(pids: list[int]) -> list[str]:
+    """What processes have left in /dev/shm; SGLang names it after them."""
+    return [name for name in os.listdir("/dev/shm") if any(f"_{pid}_" in name for pid in pids)]
+
+
 def test_it_answers_and_survives_the_loss_of_a_rank() -> None:
     """F07: unready at once, running requests end in an error, the group is rebuilt and answers again."""
     with Engine(config_of("restarts=1")) as engine:
@@ -99,9 +104,11 @@ def test_it_answers_and_survives_the_loss_of_a_rank() -> None:
         assert engine.failures[0][1].code == "F07"
         assert engine.failures[0][1].rank == 1
         assert alive(pids) == []
+        assert shared_memory(pids) == []
         assert engine.generate("12+30=", max_new_tokens=8).text == "42"
         pids = [place.pid for place in engine.report.places]
     assert alive(pids) == []
+    assert shared_memory(pids) == []
 
 
 @pytest.mark.parametrize(

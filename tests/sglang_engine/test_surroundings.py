@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 import time
@@ -10,12 +11,14 @@ import types
 
 import pytest
 
-from actors.sglang_engine import environment, progress
+from actors.sglang_engine import environment, launch, progress, versions
 from raylaunch import LaunchConfig
+from raylaunch.errors import RankFault
+from raylaunch.sglang.environment import switches
 
 
 def spec(*overrides, rank=1):
-    return types.SimpleNamespace(config=LaunchConfig.default(overrides), group="g", rank=rank)
+    return types.SimpleNamespace(config=LaunchConfig.default(overrides), group="g", rank=rank, sockets=None)
 
 
 @pytest.mark.parametrize(("kind", "value"), [("sgl_kernel", "0"), ("jit", "1"), ("custom", None), ("library", None)])
@@ -78,3 +81,40 @@ def test_compilers_are_those_that_this_process_has_started(monkeypatch):
     finally:
         busy.kill()
         busy.wait()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "here", "said"),
+    [
+        ({"page_size": "1"}, {"page_size": "1", "port": "30000"}, ""),
+        ({"page_size": "1", "port": "1"}, {"page_size": "16", "port": "1"}, "page_size (1 and 16)"),
+        ({"page_size": "1"}, {}, "page_size (1 and None)"),
+    ],
+)
+def test_arguments_that_were_settled_differently_are_named(theirs, here, said):
+    assert versions.unlike(theirs, here) == said
+
+
+def test_a_rank_does_not_go_on_with_other_settings_than_rank_0():
+    launch.require_alike({"page_size": "1"}, {"page_size": "1"})
+    with pytest.raises(RankFault, match=r"chunked_prefill_size \(2048 and 4096\)") as caught:
+        launch.require_alike({"chunked_prefill_size": "2048"}, {"chunked_prefill_size": "4096"})
+    assert caught.value.code == "F19"
+
+
+def test_only_sglang_sees_its_own_variables_on_the_driver(monkeypatch):
+    monkeypatch.setenv("SGLANG_A", "1")
+    with switches({"SGLANG_A": "2", "SGLANG_B": "3", "NCCL_DEBUG": "INFO"}):
+        assert (os.environ["SGLANG_A"], os.environ["SGLANG_B"]) == ("2", "3")
+        assert "NCCL_DEBUG" not in os.environ
+    assert os.environ["SGLANG_A"] == "1"
+    assert "SGLANG_B" not in os.environ
+
+
+def test_figures_are_shared_with_the_driver_where_its_folder_is(tmp_path):
+    mine = spec("engine.sglang.args={enable_metrics: true}")
+    assert environment.figures(mine) == {}
+    mine.sockets = types.SimpleNamespace(figures=str(tmp_path))
+    assert environment.figures(mine) == {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    mine.sockets.figures = str(tmp_path / "of another node")
+    assert environment.figures(mine) == {}
