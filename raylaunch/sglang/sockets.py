@@ -35,27 +35,35 @@ class SglangSockets:
     figures: str
 
 
+SHARED_MEMORY = Path("/dev/shm")
+
+
 @dataclass
 class SocketFolder:
-    """A folder that only this user can open, holding one engine's sockets. ``close`` removes it."""
+    """A folder that only this user can open, holding one engine's sockets. ``close`` removes it, and the shared memory
+    that SGLang names after the engine: a rank that is killed leaves it there."""
 
     path: Path | None = None
+    _instance: str = ""
 
     def open(self) -> SglangSockets:
         """Makes the folder and the names in it."""
         # Unix sockets have short names only: not below a long TMPDIR.
         self.path = Path(tempfile.mkdtemp(prefix="raylaunch-", dir="/tmp"))
         names = ("tokenizer", "scheduler_input", "detokenizer", "rpc", "metrics")
+        self._instance = secrets.token_hex(6)
         figures = self.path / "figures"
         figures.mkdir()
         return SglangSockets(
             **{name: f"ipc://{self.path / name}" for name in names},
-            instance=secrets.token_hex(6),
+            instance=self._instance,
             figures=str(figures),
         )
 
     def close(self) -> None:
-        """Removes the folder. May be called more than once."""
+        """Removes what was made, once nobody uses it any more. May be called more than once."""
         path, self.path = self.path, None
         if path is not None:
             shutil.rmtree(path, ignore_errors=True)
+            for file in SHARED_MEMORY.glob(f"sglang_loads_{self._instance}*"):
+                file.unlink(missing_ok=True)
