@@ -50,7 +50,7 @@ class Pieces:
         if backend is None:
             return ()
         if self.whole(round_name):
-            return () if any(key.size == shape for key in backend._graphs) else (0,)
+            return () if self.graphs(round_name, shape) else (0,)
         return tuple(sorted(self.indexes - set(self.eager()) - self._holding(shape)))
 
     def graphs(self, round_name: str, shape: int) -> int:

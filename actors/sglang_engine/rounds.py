@@ -57,8 +57,6 @@ class Rounds:
             for name in names
             if shapes.get(name)
         )
-        if self.runner is not None and hasattr(self.runner, "backend"):
-            self.pieces.use(self.plans[0].name, self.runner.backend)
         self.gate.settle(self.plans)
         pieces = self.pieces.indexes
         facts = WarmupFacts(

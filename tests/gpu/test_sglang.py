@@ -5,19 +5,19 @@ Where there is one GPU, two ranks share it: every gate, record and registration 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-import signal
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from raylaunch import Engine, LaunchConfig, LaunchError, RequestFailed
+from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.protocol import CaptureFacts, Gate, RegisterFacts
 from tests.gpu.conftest import gpus, memory_of
 from tests.gpu.shapes import IMAGE, make_model
+from tests.sglang.loss import lose_rank_1
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 
@@ -159,28 +159,7 @@ def test_a_rank_that_dies_while_serving(tmp_path: Path) -> None:
     config = config_for(make_model(tmp_path / "m", MODELS[0], 2), "restarts=1")
     with Engine(config) as engine:
         before = engine.generate([[3] * 100], max_new_tokens=8, ignore_eos=True)[0].token_ids
-        pids = [place.pid for place in engine.report.places]
-        ended: list[BaseException] = []
-
-        def ask() -> None:
-            try:
-                engine.generate([[5] * 100], max_new_tokens=8000, ignore_eos=True)
-            except RequestFailed as error:
-                ended.append(error)
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        time.sleep(1)
-        killed = time.monotonic()
-        os.kill(pids[1], signal.SIGKILL)
-        while engine.health(ask_ranks=False).ready and time.monotonic() < killed + 10:
-            time.sleep(0.005)
-        unready = time.monotonic() - killed
-        asking.join(10)
-        print(f"unready after {unready:.2f} s, the request ended after {time.monotonic() - killed:.2f} s")
-        assert unready < 2
-        assert len(ended) == 1
-        assert engine.wait_ready(240)
-        print(f"ready again after {time.monotonic() - killed:.1f} s")
+        running = functools.partial(engine.generate, [[5] * 100], max_new_tokens=8000, ignore_eos=True)
+        pids = lose_rank_1(engine, running, running_s=1, rebuilt_s=240)
         assert gone(pids)
         assert engine.generate([[3] * 100], max_new_tokens=8, ignore_eos=True)[0].token_ids == before

@@ -6,22 +6,23 @@ A CPU shows all but graphs; ``tests/gpu/test_sglang.py`` shows those. Skipped wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from raylaunch import Engine, LaunchConfig, LaunchError, RequestFailed
+from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.config import shipped_configs
 from raylaunch.sglang.arguments import installed_folder
+from tests.sglang.loss import lose_rank_1
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -80,28 +81,8 @@ def test_it_answers_and_survives_the_loss_of_a_rank() -> None:
         assert texts == [str(a + b) for a, b in SUMS]
         chunks = list(engine.stream("12+30=", max_new_tokens=8))
         assert "".join(chunk.text for chunk in chunks) == "42"
-        pids = [place.pid for place in engine.report.places]
-        ended: list[BaseException] = []
-
-        def ask() -> None:
-            try:
-                engine.generate("1+1=", max_new_tokens=400, ignore_eos=True)
-            except RequestFailed as error:
-                ended.append(error)
-
-        asking = threading.Thread(target=ask)
-        asking.start()
-        time.sleep(0.5)
-        killed = time.monotonic()
-        os.kill(pids[1], signal.SIGKILL)
-        while engine.health(ask_ranks=False).ready and time.monotonic() < killed + 10:
-            time.sleep(0.005)
-        print(f"unready after {time.monotonic() - killed:.2f} s")
-        assert time.monotonic() - killed < 2
-        asking.join(10)
-        assert len(ended) == 1
-        assert engine.wait_ready(150)
-        print(f"ready again after {time.monotonic() - killed:.1f} s")
+        running = functools.partial(engine.generate, "1+1=", max_new_tokens=400, ignore_eos=True)
+        pids = lose_rank_1(engine, running, running_s=0.5, rebuilt_s=150)
         assert engine.failures[0][1].code == "F07"
         assert engine.failures[0][1].rank == 1
         assert alive(pids) == []
