@@ -280,8 +280,7 @@ class Supervisor:
         """A rank is gone: says so at once, then explains, tears down and rebuilds if that is allowed."""
         assert self._launched is not None
         group = self._launched.group
-        gone = ", ".join(str(rank) for rank in sorted({*outcome.failures, *outcome.deaths, *outcome.pending}))
-        self.error = LaunchError(f"rank {gone} is lost", "F07", Phase.SERVE.name)
+        self.error = LaunchError(loss(outcome), "F07", Phase.SERVE.name)
         self.condition = Condition.LAUNCHING
         self.on_down(self.error)  # callers need not wait for the explanation
         error = self._explained(group, outcome, Phase.SERVE)
@@ -324,3 +323,11 @@ class Supervisor:
     def _leave(self) -> None:
         if self._session is not None:
             self._session.close()
+
+
+def loss(outcome: StepOutcome) -> str:
+    """Which ranks are gone and, where one has said itself why, its words: all that is known without asking further."""
+    gone = ", ".join(str(rank) for rank in sorted({*outcome.failures, *outcome.deaths, *outcome.pending}))
+    said = [failure for _, failure in sorted(outcome.failures.items()) if not failure.victim]
+    why = f": {said[0].error}: {said[0].message.splitlines()[0]}" if said else ""
+    return f"rank {gone} is lost{why}"

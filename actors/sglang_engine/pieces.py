@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 NO_SIZE = "none of its inputs carries the number of tokens, so SGLang runs it eagerly"
@@ -39,6 +40,20 @@ class Pieces:
         """Pieces that will never hold a graph, with the reason."""
         able = {piece.piecewise_compile_index for piece in self._alive() if piece.sym_shape_indices}
         return dict.fromkeys(sorted(self.indexes - able), NO_SIZE)
+
+    @staticmethod
+    def warms(piece: Any, arguments: Sequence[Any]) -> bool:
+        """Whether a call, made to capture a piece that can hold a graph, would only warm it.
+
+        Args:
+            arguments: what SGLang calls the piece with.
+        """
+        if not piece.sym_shape_indices:
+            return False
+        entry = piece.concrete_size_entries.get(arguments[piece.sym_shape_indices[0]])
+        if entry is None or entry.cudagraph is not None:
+            return False
+        return not piece.first_run_finished or entry.num_finished_warmup == 0
 
     def whole(self, round_name: str) -> bool:
         """Whether a round keeps one graph a shape instead of one a piece."""

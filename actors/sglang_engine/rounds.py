@@ -143,6 +143,20 @@ class Rounds:
             "would never be registered with the peers",
         )
 
+    def before_piece(self, piece: Any, *arguments: Any) -> None:
+        """A piece is called. Raises RankFault F20 if it warms where it must be captured.
+
+        At the end of the round that would be too late: an all-reduce that runs here waits on the GPU for a peer that
+        only captures it.
+        """
+        capturing = self._round is not None and self._shape and self._iteration == self._round.iterations
+        if capturing and self.pieces.warms(piece, arguments):
+            raise RankFault(
+                "F20",
+                f"{self.where()}: piece {piece.piecewise_compile_index} warms again where it must be captured, as if "
+                "it was compiled anew: the first request would capture it, outside of the capture context",
+            )
+
     def before_replay(self) -> None:
         """Counts a replay. Raises RankFault F01 before it is launched if it is too early."""
         if not self.replays_allowed:

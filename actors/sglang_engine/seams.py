@@ -23,6 +23,7 @@ from raylaunch.protocol.rounds import RoundName
 RUNNERS = "sglang.srt.model_executor.runner"
 BACKENDS = "sglang.srt.model_executor.runner_backend"
 DEVICE = "sglang.srt.distributed.device_communicators"
+PIECES = "sglang.srt.compilation.cuda_piecewise_backend"
 CAPTURE_ONE = (
     (f"{BACKENDS}.tc_piecewise_cuda_graph_backend", "TcPiecewiseCudaGraphBackend.capture_one"),
     (f"{BACKENDS}.breakable_cuda_graph_backend", "BreakableCudaGraphBackend.capture_one"),
@@ -119,11 +120,8 @@ def capture_seams(rounds: Rounds) -> list[Seam]:
         Seam(f"{RUNNERS}.decode_cuda_graph_runner", "graph_capture", _round(rounds, "decode")),
         Seam("torch.cuda.graphs", "CUDAGraph.replay", _before(rounds.before_replay)),
         Seam("torch.cuda.graphs", "CUDAGraph.capture_begin", _before(rounds.before_graph)),
-        Seam(
-            "sglang.srt.compilation.cuda_piecewise_backend",
-            "CUDAPiecewiseBackend.__init__",
-            _then(rounds.pieces.add),
-        ),
+        Seam(PIECES, "CUDAPiecewiseBackend.__init__", _then(rounds.pieces.add)),
+        Seam(PIECES, "CUDAPiecewiseBackend.__call__", _before_with_arguments(rounds.before_piece)),
         *(Seam(module, path, _capture_one(rounds)) for module, path in CAPTURE_ONE),
     ]
 
@@ -133,6 +131,17 @@ def _before(check: Callable[[], None]) -> Wrapper:
         def method(*arguments: Any, **options: Any) -> Any:
             check()
             return original(*arguments, **options)
+
+        return method
+
+    return wrap
+
+
+def _before_with_arguments(check: Callable[..., None]) -> Wrapper:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(*arguments: Any) -> Any:
+            check(*arguments)
+            return original(*arguments)
 
         return method
 

@@ -98,7 +98,7 @@ def _warm_again(fault: FaultConfig) -> list[Seam]:
 
         return call
 
-    return [Seam("sglang.srt.compilation.cuda_piecewise_backend", "CUDAPiecewiseBackend.__call__", wrap)]
+    return [Seam(seams.PIECES, "CUDAPiecewiseBackend.__call__", wrap)]
 
 
 def _nothing(_: Callable[..., Any]) -> Callable[..., Any]:

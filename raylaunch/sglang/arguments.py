@@ -77,6 +77,8 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
         "chat_template": config.serve.chat_template,
         "disable_custom_all_reduce": config.communicator.kind == "library",
         "log_level": "info",
+        # SGLang's own choice, shared GPU memory, is on the first GPU that the driver sees: Ray has not given it that.
+        "mm_feature_transport": "cpu",
     }
     for section, name, argument in SHARED:
         if name in section(config).model_fields_set:

@@ -50,13 +50,15 @@ def make_model(target: Path, name: str, layers: int | None = None, *, tokenizer:
     target.mkdir(parents=True, exist_ok=True)
     (target / "config.json").write_text(json.dumps(config))
     if tokenizer:
-        _add_tokenizer(target, config)
+        add_tokenizer(target)
     return target
 
 
-def _add_tokenizer(target: Path, config: dict[str, Any]) -> None:
+def add_tokenizer(target: Path) -> None:
+    """A tokenizer of words for a model folder, and for a vision model what prepares its images."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+    config: dict[str, Any] = json.loads((target / "config.json").read_text())
     text = config.get("text_config") or config
     ids = {name: config.get(key) for name, key in SPECIAL.items()}
     ids["<|endoftext|>"] = config.get("eos_token_id") or text.get("eos_token_id")

@@ -38,6 +38,7 @@ def config_for(folder: Path, *more: str, ranks: int = 2) -> LaunchConfig:
     arguments = {
         "attention_backend": "triton",
         "sampling_backend": "pytorch",
+        **({"mm_attention_backend": "triton_attn"} if "vl" in folder.name else {}),
         "skip_tokenizer_init": not (folder / "tokenizer.json").exists(),
         "max_total_tokens": 16384,
         "mem_fraction_static": 0.8 * share,

@@ -22,6 +22,8 @@ import pytest
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.config import shipped_configs
 from raylaunch.sglang.arguments import installed_folder
+from tests.gpu.shapes import IMAGE, add_tokenizer
+from tests.models import save
 from tests.sglang.loss import lose_rank_1
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -108,6 +110,23 @@ def test_faults_are_named(fault: str, code: str | None, phase: str, rank: int) -
     pids = [one.pid for one in caught.value.ranks]
     assert alive(pids) == []
     assert shared_memory(pids) == []
+
+
+def test_an_image_is_answered(tmp_path: Path) -> None:
+    """The image goes through the driver's processor to every rank, and decides what is answered."""
+    pytest.importorskip("torchvision")
+    from PIL import Image
+
+    folder = save("qwen2_5_vl", tmp_path)
+    add_tokenizer(folder)
+    with Engine(config_of(f"model.path={folder}", "engine.sglang.args.mm_attention_backend=sdpa")) as engine:
+        images = [Image.new("RGB", (224, 224), colour) for colour in ("red", "blue", "red")]
+        red, blue, again = (engine.generate(f"{IMAGE} t5", images=[one], max_new_tokens=8) for one in images)
+        assert red.token_ids == again.token_ids
+        assert red.token_ids != blue.token_ids
+        assert red.prompt_tokens == 2 + (224 // 28) ** 2 + 1
+        pids = [place.pid for place in engine.report.places]
+    assert shared_memory([os.getpid(), *pids]) == []
 
 
 @contextlib.contextmanager

@@ -38,9 +38,19 @@ class Gatekeeper:
 class Piece:
     """What is read of SGLang's ``CUDAPiecewiseBackend``."""
 
-    def __init__(self, index, shapes=(), sizes=(0,)):
+    def __init__(self, index, shapes=(), sizes=(0,), warm=()):
         self.piecewise_compile_index, self.sym_shape_indices = index, list(sizes)
-        self.concrete_size_entries = {shape: types.SimpleNamespace(cudagraph=object()) for shape in shapes}
+        self.first_run_finished = True
+        self.concrete_size_entries = {shape: Entry(object(), 1) for shape in shapes}
+        self.concrete_size_entries |= {shape: Entry(None, warms) for shape, warms in warm}
+
+
+@dataclass
+class Entry:
+    """What is read of SGLang's ``ConcreteSizeEntry``."""
+
+    cudagraph: object
+    num_finished_warmup: int
 
 
 @dataclass(frozen=True)
@@ -187,7 +197,30 @@ def test_a_round_that_was_not_planned_is_refused(rounds):
         rounds.begin("decode")
 
 
+def test_a_piece_that_warms_where_it_must_be_captured_is_refused(rounds):
+    rounds.begin("prefill")
+    rounds.begin_shape(8, plain=True)
+    rounds.iteration()
+    rounds.before_piece(Piece(3, warm=[(8, 0)]), 8)  # the first iteration is there for that
+    rounds.iteration()
+    rounds.before_piece(Piece(3, warm=[(8, 1)]), 8)
+    with pytest.raises(RankFault, match="piece 3 warms again") as caught:
+        rounds.before_piece(Piece(3, warm=[(8, 0)]), 8)
+    assert caught.value.code == "F20"
+
+
 # ---- pieces and records
+
+
+def test_which_calls_only_warm_a_piece():
+    fresh = Piece(0, warm=[(8, 1)])
+    fresh.first_run_finished = False
+    assert Pieces.warms(fresh, [8])
+    assert Pieces.warms(Piece(0, warm=[(8, 0)]), [8])
+    assert not Pieces.warms(Piece(0, warm=[(8, 1)]), [8])
+    assert not Pieces.warms(Piece(0, shapes=(8,)), [8])
+    assert not Pieces.warms(Piece(0, warm=[(8, 0)]), [9])
+    assert not Pieces.warms(Piece(0, sizes=(), warm=[(8, 0)]), [8])
 
 
 def test_a_shape_is_captured_when_one_set_of_pieces_holds_it():

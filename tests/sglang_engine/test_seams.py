@@ -30,7 +30,7 @@ def weak_references(monkeypatch):
 
 
 def every():
-    one = rounds.Rounds(types.SimpleNamespace(rank=0), None)
+    one = rounds.Rounds(types.SimpleNamespace(rank=0, device="cuda"), None)
     made = seams.all_seams(one)
     for action, make in twists.TWISTS.items():
         made += make(FaultConfig(action=action))
@@ -56,3 +56,10 @@ def test_the_signature_of_capture_one(module, name):
     loaded = importlib.import_module(f"{seams.BACKENDS}.{module}_cuda_graph_backend")
     signature = inspect.signature(getattr(loaded, f"{name}CudaGraphBackend").capture_one)
     assert list(signature.parameters) == ["self", "shape_key", "forward_fn", "capture_inputs", "post_warmup_hook"]
+
+
+def test_where_images_are_prepared():
+    """``raylaunch.sglang.manager`` replaces it on one object; a name that is not there would be set in vain."""
+    from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor
+
+    assert list(inspect.signature(BaseMultimodalProcessor._fast_image_processor_device).parameters)[1:] == ["processor"]
