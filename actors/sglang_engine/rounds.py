@@ -72,12 +72,12 @@ class Rounds:
 
     def _planned_inputs(self) -> int:
         """Inputs that sgl_kernel's table will have to hold at most: two all-reduces a layer, and the embedding's."""
-        limits = [one for one in communicators.custom_all_reduces() if not hasattr(one, "_graph_inputs")]
+        limits = [one.max_size for one in communicators.active() if not hasattr(one, "_graph_inputs")]
         if not limits or self.plans is None:
             return 0
         config = self.model_runner.model_config
         row = config.hidden_size * self.model_runner.dtype.itemsize
-        shapes = [shape for plan in self.plans for shape in plan.shapes if shape * row <= limits[0].max_size]
+        shapes = [shape for plan in self.plans for shape in plan.shapes if shape * row <= limits[0]]
         return len(shapes) * (2 * int(config.num_hidden_layers) + 1)
 
     # ---- CAPTURE

@@ -6,6 +6,7 @@ import types
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from actors.sglang_engine import communicators
 from actors.sglang_engine.pieces import NO_SIZE, Pieces
@@ -207,6 +208,32 @@ def test_a_piece_that_warms_where_it_must_be_captured_is_refused(rounds):
     with pytest.raises(RankFault, match="piece 3 warms again") as caught:
         rounds.before_piece(Piece(3, warm=[(8, 0)]), 8)
     assert caught.value.code == "F20"
+
+
+class Communicator:
+    """What is read of a custom all-reduce of SGLang's: one that could not be set up has nothing but ``disabled``."""
+
+    def __init__(self, disabled=False, **attributes):
+        self.disabled = disabled
+        vars(self).update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("found", "planned"),
+    [
+        ([], 0),
+        ([Communicator(disabled=True)], 0),
+        ([Communicator(max_size=1 << 20, _graph_inputs=[])], 0),
+        ([Communicator(disabled=True), Communicator(max_size=256)], 2 * (2 * 3 + 1)),
+        ([Communicator(max_size=1 << 20)], 3 * (2 * 3 + 1)),
+    ],
+    ids=["none", "not set up", "with a list of its own", "too small for 32 tokens", "all shapes"],
+)
+def test_inputs_are_planned_for_a_table_that_is_there(rounds, monkeypatch, found, planned):
+    monkeypatch.setattr(communicators, "custom_all_reduces", lambda: found)
+    config = types.SimpleNamespace(hidden_size=16, num_hidden_layers=3)
+    rounds.model_runner = types.SimpleNamespace(model_config=config, dtype=torch.bfloat16)
+    assert rounds._planned_inputs() == planned
 
 
 # ---- pieces and records

@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from actors.sglang_engine import rounds, seams, twists
+from actors.sglang_engine import communicators, rounds, seams, twists
 from actors.sglang_engine.hooks import Hooks
 from raylaunch.config import FaultConfig
 
@@ -63,3 +63,16 @@ def test_where_images_are_prepared():
     from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor
 
     assert list(inspect.signature(BaseMultimodalProcessor._fast_image_processor_device).parameters)[1:] == ["processor"]
+
+
+def test_a_custom_all_reduce_that_could_not_be_set_up_is_not_active(monkeypatch):
+    """SGLang keeps it, and sets no attribute of it but ``disabled``."""
+    from sglang.srt.distributed import parallel_state
+    from sglang.srt.distributed.device_communicators import custom_all_reduce
+
+    monkeypatch.setattr(custom_all_reduce.ops, "IS_CUSTOM_AR_AVAILABLE", False)
+    made = custom_all_reduce.CustomAllreduce(None, 0)
+    monkeypatch.setattr(parallel_state, "_TP", types.SimpleNamespace(ca_comm=made))
+    assert communicators.custom_all_reduces() == [made]
+    assert communicators.active() == []
+    assert communicators.pending() == 0
