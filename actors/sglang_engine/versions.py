@@ -39,9 +39,14 @@ SETTLED_ALONE = (
 
 def settled(args: Any) -> dict[str, str]:
     """What SGLang has made of its arguments, as text by name; taken before anything changes them."""
-    values = {one.name: repr(getattr(args, one.name)) for one in dataclasses.fields(args)}
+    values = {one.name: _as_text(getattr(args, one.name)) for one in dataclasses.fields(args)}
     # A text with an address in it says nothing of the object, and is another in every process.
     return {name: value for name, value in values.items() if name not in SETTLED_ALONE and " at 0x" not in value}
+
+
+def _as_text(value: Any) -> str:
+    # Sets of text come in another order in every process.
+    return repr(sorted(value, key=repr) if isinstance(value, set | frozenset) else value)
 
 
 def unlike(theirs: Mapping[str, str], here: Mapping[str, str]) -> str:

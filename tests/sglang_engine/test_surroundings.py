@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -93,6 +94,15 @@ def test_compilers_are_those_that_this_process_has_started(monkeypatch):
 )
 def test_arguments_that_were_settled_differently_are_named(theirs, here, said):
     assert versions.unlike(theirs, here) == said
+
+
+def test_sets_among_settled_arguments_read_alike_in_every_process():
+    """Such as ``lora_target_modules``: the order of names in a set hangs on the process's hash seed."""
+    one, other = {0, 8}, {8, 0}
+    assert repr(one) != repr(other)
+    arguments = dataclasses.make_dataclass("Arguments", ["lora_target_modules"])
+    assert versions.settled(arguments(one)) == versions.settled(arguments(other)) == {"lora_target_modules": "[0, 8]"}
+    assert versions.settled(arguments(frozenset(other))) == {"lora_target_modules": "[0, 8]"}
 
 
 def test_a_rank_does_not_go_on_with_other_settings_than_rank_0():
