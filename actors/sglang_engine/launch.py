@@ -44,7 +44,8 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             scheduler = versions.make_scheduler(spec, args)
         rounds.warmed()  # where nothing is captured, no round has said so
         verify(gate, rounds)
-        gate.read_counters = lambda: versions.counters_of(scheduler)
+        versions.watch_unless_paused(scheduler)
+        gate.read_counters = versions.Counters(scheduler, compilers_work).read
         facts = ReadyFacts(rounds.pieces.count(), memory_in_use(rank_device(spec)))
         gate.arrive(Gate.READY, facts, offer={**scheduler.get_init_info(), "settled": settled})
         hooks.remove()

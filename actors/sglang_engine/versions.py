@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from raylaunch.errors import RankFault
@@ -120,10 +120,42 @@ def leave_loop(scheduler: Any) -> None:
     scheduler.gracefully_exit = True
 
 
-def counters_of(scheduler: Any) -> dict[str, int]:
-    """Figures of a scheduler that serves; from any thread, without a lock."""
-    batch = scheduler.running_batch
-    running = len(batch.reqs) if batch is not None else 0
-    if not running and scheduler.cur_batch_for_debug is not None:
-        running = len(scheduler.cur_batch_for_debug.reqs)
-    return {"running": running, "waiting": len(scheduler.waiting_queue), "steps": int(scheduler.forward_ct)}
+class Counters:
+    """Figures of a scheduler that serves, read on control threads without a lock.
+
+    Args:
+        compilers: CPU seconds of compilers at work. It looks through all processes, so it is asked only where requests
+            run and no step was made since the figures were read last.
+    """
+
+    def __init__(self, scheduler: Any, compilers: Callable[[], float]) -> None:
+        self._scheduler, self._compilers = scheduler, compilers
+        self._steps = -1
+
+    def read(self) -> dict[str, int]:
+        """``running``, ``waiting``, ``steps``, and ``compiling``: a number that changes while a step has to wait for a
+        kernel to be compiled."""
+        scheduler, before = self._scheduler, self._steps
+        batch = scheduler.running_batch
+        running = len(batch.reqs) if batch is not None else 0
+        if not running and scheduler.cur_batch_for_debug is not None:
+            running = len(scheduler.cur_batch_for_debug.reqs)
+        waiting, steps = len(scheduler.waiting_queue), int(scheduler.forward_ct)
+        if is_paused(scheduler):
+            running, waiting = 0, waiting + running
+        self._steps = steps
+        stands = running and steps == before
+        compiling = int(100 * self._compilers()) if stands else 0
+        return {"running": running, "waiting": waiting, "steps": steps, "compiling": compiling}
+
+
+def is_paused(scheduler: Any) -> bool:
+    """Whether an operator has stopped its loop (``/pause_generation``): requests are held, and no step is made."""
+    return bool(scheduler._engine_paused)
+
+
+def watch_unless_paused(scheduler: Any) -> None:
+    """SGLang's watchdog takes a scheduler that is paused for one that hangs, and would end the rank."""
+    watchdog = scheduler.watchdog
+    active = watchdog.is_active
+    watchdog.is_active = lambda: active() and not is_paused(scheduler)
