@@ -26,6 +26,11 @@ def server_args(arguments: Mapping[str, Any]) -> Any:
     try:
         args = ServerArgs(**arguments)
         args.check_server_args()
+        if "auto" in (args.reasoning_parser, args.tool_call_parser):
+            # SGLang does this where it starts its schedulers, which take no "auto".
+            from sglang.srt.parser.template_detection import resolve_auto_parsers
+
+            resolve_auto_parsers(args)
     except (ValueError, TypeError, AssertionError, NotImplementedError, OSError) as error:
         raise RankFault(None, f"SGLang refuses its server arguments: {type(error).__name__}: {error}") from error
     return args

@@ -9,9 +9,9 @@ import types
 
 import pytest
 
-from actors.sglang_engine import communicators, rounds, seams, twists
+from actors.sglang_engine import communicators, rounds, seams, twists, versions
 from actors.sglang_engine.hooks import Hooks
-from raylaunch.config import FaultConfig
+from raylaunch.config import FaultConfig, shipped_configs
 
 if importlib.util.find_spec("sglang") is None:
     pytest.skip("sglang is not installed", allow_module_level=True)
@@ -76,3 +76,14 @@ def test_a_custom_all_reduce_that_could_not_be_set_up_is_not_active(monkeypatch)
     assert communicators.custom_all_reduces() == [made]
     assert communicators.active() == []
     assert communicators.pending() == 0
+
+
+def test_parsers_are_found_as_sglangs_launcher_finds_them(tmp_path):
+    """A scheduler takes no ``auto``."""
+    template = tmp_path / "chat.jinja"
+    template.write_text("{%- if enable_thinking is defined and enable_thinking is false %}<think></think>{%- endif %}")
+    model = shipped_configs() / "models" / "tiny-adder"
+    given = {"model_path": str(model), "device": "cpu", "attention_backend": "torch_native"}
+    auto = {"reasoning_parser": "auto", "tool_call_parser": "auto"}
+    args = versions.server_args({**given, **auto, "chat_template": str(template)})
+    assert (args.reasoning_parser, args.tool_call_parser) == ("qwen3", "qwen")
