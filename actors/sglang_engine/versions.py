@@ -31,9 +31,20 @@ def server_args(arguments: Mapping[str, Any]) -> Any:
             from sglang.srt.parser.template_detection import resolve_auto_parsers
 
             resolve_auto_parsers(args)
+        generates = args.get_model_config().is_generation
     except (ValueError, TypeError, AssertionError, NotImplementedError, OSError) as error:
         raise RankFault(None, f"SGLang refuses its server arguments: {type(error).__name__}: {error}") from error
+    if not generates:
+        text = f"{args.model_path} is for embeddings or rewards: only models that generate are supported"
+        raise RankFault(None, text)
+    if more := [f"{name} = {getattr(args, name)}" for name in OF_OTHER_GROUPS if getattr(args, name) != 1]:
+        raise RankFault(None, f"SGLang has settled on {', '.join(more)}: only tensor parallelism is supported")
     return args
+
+
+OF_OTHER_GROUPS = ("pp_size", "dp_size", "ep_size", "attn_cp_size", "moe_dp_size")
+"""Must be 1, as every rank is told that it is the first in such a group. SGLang itself settles on more for some models,
+and for ``moe_a2a_backend: deepep``."""
 
 
 SETTLED_ALONE = (

@@ -47,11 +47,13 @@ SHARED: tuple[tuple[Callable[[LaunchConfig], Any], str, str], ...] = (
 """Settings of both engines, and SGLang's name for each. One that is not set leaves SGLang its own default."""
 
 UNSUPPORTED = (
-    "pp_size", "dp_size", "ep_size", "node_rank", "base_gpu_id", "gpu_id_step", "enable_dp_attention",
-    "tokenizer_worker_num", "detokenizer_worker_num", "speculative_algorithm", "disaggregation_mode", "use_ray",
-    "gated_launch_port", "enable_memory_saver", "enable_pdmux",
+    "pp_size", "dp_size", "ep_size", "attn_cp_size", "moe_dp_size", "dwdp_size", "node_rank", "base_gpu_id",
+    "gpu_id_step", "enable_dp_attention", "tokenizer_worker_num", "detokenizer_worker_num", "speculative_algorithm",
+    "disaggregation_mode", "use_ray", "gated_launch_port", "enable_memory_saver", "enable_pdmux", "is_embedding",
+    "weight_cache_mode", "remote_instance_weight_loader_start_seed_via_transfer_engine",
 )  # fmt: skip
-"""Arguments that would change which ranks exist, or capture in rounds that the gates do not know."""
+"""Arguments that would change which ranks exist, capture in rounds that the gates do not know, leave nothing that a
+first request could generate, or need a process beside the ranks that only SGLang's own launcher starts."""
 
 OF_ITS_SERVER = (
     "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_keyfile_password", "enable_ssl_refresh", "enable_http2",

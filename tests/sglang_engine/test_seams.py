@@ -12,9 +12,16 @@ import pytest
 from actors.sglang_engine import communicators, rounds, seams, twists, versions
 from actors.sglang_engine.hooks import Hooks
 from raylaunch.config import FaultConfig, shipped_configs
+from raylaunch.errors import RankFault
 
 if importlib.util.find_spec("sglang") is None:
     pytest.skip("sglang is not installed", allow_module_level=True)
+
+
+GIVEN = {
+    "model_path": str(shipped_configs() / "models" / "tiny-adder"), "tp_size": 2, "device": "cpu",
+    "attention_backend": "torch_native",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +89,20 @@ def test_parsers_are_found_as_sglangs_launcher_finds_them(tmp_path):
     """A scheduler takes no ``auto``."""
     template = tmp_path / "chat.jinja"
     template.write_text("{%- if enable_thinking is defined and enable_thinking is false %}<think></think>{%- endif %}")
-    model = shipped_configs() / "models" / "tiny-adder"
-    given = {"model_path": str(model), "device": "cpu", "attention_backend": "torch_native"}
     auto = {"reasoning_parser": "auto", "tool_call_parser": "auto"}
-    args = versions.server_args({**given, **auto, "chat_template": str(template)})
+    args = versions.server_args({**GIVEN, **auto, "chat_template": str(template)})
     assert (args.reasoning_parser, args.tool_call_parser) == ("qwen3", "qwen")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"is_embedding": True}, "only models that generate"),
+        ({"moe_a2a_backend": "deepep"}, "settled on ep_size = 2"),  # and every rank would load the first experts
+        ({"moe_dp_size": 2}, "SGLang refuses its server arguments"),
+    ],
+)
+def test_what_a_launch_cannot_do_with_settled_arguments(more, said):
+    versions.server_args(GIVEN)
+    with pytest.raises(RankFault, match=said):
+        versions.server_args({**GIVEN, **more})
