@@ -15,6 +15,7 @@ import pytest
 from actors.sglang_engine import environment, launch, progress, versions
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
+from raylaunch.launch import NO_MULTICAST
 from raylaunch.sglang.environment import switches
 
 
@@ -47,6 +48,25 @@ def test_what_the_user_has_set_stays(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path / name))
     environment.prepare(spec())
     assert environment.os.environ["NCCL_CUMEM_ENABLE"] == str(tmp_path / "NCCL_CUMEM_ENABLE")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nvls", "cumem", "no_multicast"),
+    [
+        ("{}", "0", "0", "1"),
+        ("{enable_nccl_nvls: true}", "1", "0", "1"),
+        ("{enable_symm_mem: true}", "1", "1", "1"),
+        ("{enable_symm_mem: false, enable_torch_symm_mem: true}", "0", "0", "0"),
+    ],
+)
+def test_what_an_argument_asks_of_nccl_and_torch_is_not_undone(
+    arguments, nvls, cumem, no_multicast, tmp_path, monkeypatch
+):
+    mine = spec(f"engine.sglang.args={arguments}", f"engine.sglang.cache_dir={tmp_path}")
+    monkeypatch.setattr(os, "environ", dict(NO_MULTICAST))  # as every rank with a GPU is started
+    environment.prepare(mine)
+    names = ("NCCL_NVLS_ENABLE", "NCCL_CUMEM_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST")
+    assert [os.environ[name] for name in names] == [nvls, cumem, no_multicast]
 
 
 class Gate:
