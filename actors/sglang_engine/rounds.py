@@ -9,7 +9,7 @@ from actors.gate import RankGate
 from actors.sglang_engine import communicators
 from actors.sglang_engine.pieces import Pieces
 from actors.sglang_engine.recorded import Recorded
-from actors.sglang_engine.versions import planned_shapes
+from actors.sglang_engine.versions import graph_backend, planned_shapes
 from raylaunch.errors import RankFault
 from raylaunch.protocol import (
     CaptureFacts,
@@ -52,17 +52,16 @@ class Rounds:
         shapes = planned_shapes(self.runner, self.model_runner) if self.runner is not None else {}
         graphs = self.model_runner.server_args.cuda_graph_config
         names: tuple[RoundName, RoundName] = ("prefill", "decode")
+        backends = {name: graph_backend(graphs, name) for name in names if shapes.get(name)}
         self.plans = tuple(
-            RoundPlan(name, tuple(sorted(shapes[name])), ITERATIONS[getattr(graphs, name).backend])
-            for name in names
-            if shapes.get(name)
+            RoundPlan(name, tuple(sorted(shapes[name])), ITERATIONS[backend]) for name, backend in backends.items()
         )
         self.gate.settle(self.plans)
         pieces = self.pieces.indexes
         facts = WarmupFacts(
             pieces=len(pieces),
             eager_pieces=self.pieces.eager(),
-            whole_rounds=tuple(p.name for p in self.plans if getattr(graphs, p.name).backend != "tc_piecewise"),
+            whole_rounds=tuple(name for name, backend in backends.items() if backend != "tc_piecewise"),
             compiles=1 if pieces else 0,
             planned_inputs=self._planned_inputs(),
             replays=self.replays,

@@ -131,6 +131,16 @@ def planned_shapes(runner: Any, model_runner: Any) -> dict[str, list[int]]:
     return shapes
 
 
+def graph_backend(graphs: Any, round_name: str) -> str:
+    """Name of the backend that captures a round. SGLang makes no pieces of decode: who asks for them gets whole passes.
+
+    Args:
+        graphs: SGLang's ``cuda_graph_config``.
+    """
+    asked = str(getattr(graphs, round_name).backend)
+    return "full" if (round_name, asked) == ("decode", "tc_piecewise") else asked
+
+
 def leave_loop(scheduler: Any) -> None:
     """Asks a scheduler that serves to leave its loop before its next turn; from any thread."""
     scheduler.gracefully_exit = True

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from actors.sglang_engine import communicators
+from actors.sglang_engine import rounds as rounds_module
 from actors.sglang_engine.pieces import NO_SIZE, Pieces
 from actors.sglang_engine.recorded import Recorded
 from actors.sglang_engine.rounds import Rounds
@@ -26,6 +27,9 @@ class Gatekeeper:
         self.arrivals.append((Step(gate, round, shape, iteration), facts))
 
     def progress(self, activity):
+        pass
+
+    def settle(self, rounds):
         pass
 
     def fail(self, error):
@@ -208,6 +212,31 @@ def test_a_piece_that_warms_where_it_must_be_captured_is_refused(rounds):
     with pytest.raises(RankFault, match="piece 3 warms again") as caught:
         rounds.before_piece(Piece(3, warm=[(8, 0)]), 8)
     assert caught.value.code == "F20"
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "plans", "whole"),
+    [
+        ("tc_piecewise", "full", {"prefill": 2, "decode": 3}, ("decode",)),
+        ("breakable", "breakable", {"prefill": 3, "decode": 3}, ("prefill", "decode")),
+        ("tc_piecewise", "tc_piecewise", {"prefill": 2, "decode": 3}, ("decode",)),  # SGLang has no pieces for decode
+        ("disabled", "full", {"decode": 3}, ("decode",)),
+    ],
+)
+def test_iterations_are_planned_by_the_backend_that_captures(rounds, monkeypatch, prefill, decode, plans, whole):
+    shapes = {"prefill": [32, 8], "decode": [4]}
+    monkeypatch.setattr(rounds_module, "planned_shapes", lambda *_: {name: shapes[name] for name in plans})
+    monkeypatch.setattr(communicators, "custom_all_reduces", list)
+    graphs = types.SimpleNamespace(
+        prefill=types.SimpleNamespace(backend=prefill), decode=types.SimpleNamespace(backend=decode)
+    )
+    rounds.model_runner = types.SimpleNamespace(server_args=types.SimpleNamespace(cuda_graph_config=graphs))
+    rounds.plans = None
+    rounds.warmed()
+    step, facts = rounds.gate.arrivals[-1]
+    assert step == Step(Gate.WARMED)
+    assert {plan.name: plan.iterations for plan in facts.rounds} == plans
+    assert facts.whole_rounds == whole
 
 
 class Communicator:

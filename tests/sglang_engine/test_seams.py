@@ -106,3 +106,15 @@ def test_what_a_launch_cannot_do_with_settled_arguments(more, said):
     versions.server_args(GIVEN)
     with pytest.raises(RankFault, match=said):
         versions.server_args({**GIVEN, **more})
+
+
+@pytest.mark.parametrize("asked", ["full", "breakable", "tc_piecewise"])
+def test_the_backend_that_captures_decode(asked):
+    """SGLang may make another one than it was asked for; iterations are planned before it is made."""
+    from sglang.srt.model_executor.runner_backend import utils
+
+    graphs = types.SimpleNamespace(decode=types.SimpleNamespace(backend=asked))
+    args = types.SimpleNamespace(cuda_graph_config=graphs, enable_memory_saver=False, debug_cuda_graph=False)
+    model_runner = types.SimpleNamespace(server_args=args, device="cuda", tp_group=None)
+    made = utils.resolve_decode_backend(types.SimpleNamespace(model_runner=model_runner, device_module=None))
+    assert type(made).__name__.lower().startswith(versions.graph_backend(graphs, "decode"))
