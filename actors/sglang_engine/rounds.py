@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ class Rounds:
         self.plans: tuple[RoundPlan, ...] | None = None
         self.replays = 0
         self.replays_allowed = self.graphs_final = False
+        self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()  # those that were begun in a round
         self._round: RoundPlan | None = None
         self._shape = self._iteration = 0
         self._plain = True  # of the shape's variants, only the plain one stops at gates
@@ -156,8 +158,14 @@ class Rounds:
                 "it was compiled anew: the first request would capture it, outside of the capture context",
             )
 
-    def before_replay(self) -> None:
-        """Counts a replay. Raises RankFault F01 before it is launched if it is too early."""
+    def before_replay(self, graph: Any) -> None:
+        """Counts a replay of a round's graph. Raises RankFault F01 before it is launched if it is too early.
+
+        Other graphs hold no all-reduce whose input peers read. SGLang makes such to time something while it connects
+        (``enable_mscclpp``, ``SGLANG_DETECT_SLOW_RANK``), and replays them at once.
+        """
+        if graph not in self._graphs:
+            return
         if not self.replays_allowed:
             raise RankFault(
                 "F01",
@@ -165,12 +173,14 @@ class Rounds:
             )
         self.replays += 1
 
-    def before_graph(self) -> None:
-        """A stream begins to capture. Raises RankFault F20 once the graphs are final."""
+    def before_graph(self, graph: Any, *_: Any) -> None:
+        """A stream begins to capture a graph. Raises RankFault F20 once the graphs are final."""
         if self.graphs_final:
             raise RankFault(
                 "F20", f"rank {self.spec.rank}: a graph is captured after REGISTER: it would never be registered"
             )
+        if self._round is not None:
+            self._graphs.add(graph)
 
     # ---- the end of a round
 

@@ -121,27 +121,18 @@ def capture_seams(rounds: Rounds) -> list[Seam]:
         Seam("torch.cuda.graphs", "CUDAGraph.replay", _before(rounds.before_replay)),
         Seam("torch.cuda.graphs", "CUDAGraph.capture_begin", _before(rounds.before_graph)),
         Seam(PIECES, "CUDAPiecewiseBackend.__init__", _then(rounds.pieces.add)),
-        Seam(PIECES, "CUDAPiecewiseBackend.__call__", _before_with_arguments(rounds.before_piece)),
+        Seam(PIECES, "CUDAPiecewiseBackend.__call__", _before(rounds.before_piece)),
         *(Seam(module, path, _capture_one(rounds)) for module, path in CAPTURE_ONE),
     ]
 
 
-def _before(check: Callable[[], None]) -> Wrapper:
+def _before(check: Callable[..., None]) -> Wrapper:
+    """Calls ``check`` with the arguments that have no name, the object first."""
+
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def method(*arguments: Any, **options: Any) -> Any:
-            check()
-            return original(*arguments, **options)
-
-        return method
-
-    return wrap
-
-
-def _before_with_arguments(check: Callable[..., None]) -> Wrapper:
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def method(*arguments: Any) -> Any:
             check(*arguments)
-            return original(*arguments)
+            return original(*arguments, **options)
 
         return method
 
@@ -267,7 +258,7 @@ def progress_seams(rounds: Rounds) -> list[Seam]:
 
 
 def _said(rounds: Rounds, activity: str) -> Wrapper:
-    return _before(lambda: rounds.gate.progress(activity))
+    return _before(lambda *_: rounds.gate.progress(activity))
 
 
 def _shape_said(rounds: Rounds) -> Wrapper:

@@ -40,6 +40,10 @@ class Gatekeeper:
         return [step for step, _ in self.arrivals]
 
 
+class Graph:
+    """In place of ``torch.cuda.CUDAGraph``, which a machine without a GPU cannot make."""
+
+
 class Piece:
     """What is read of SGLang's ``CUDAPiecewiseBackend``."""
 
@@ -147,26 +151,41 @@ def test_variants_of_a_shape_pass_no_gate_and_are_recorded_with_it(rounds):
 
 
 def test_no_replay_before_the_last_round_is_registered(rounds):
+    graphs = []
     for name, shape, passes in (("prefill", 8, 2), ("decode", 4, 3)):
         rounds.begin(name)
+        graphs.append(Graph())
+        rounds.before_graph(graphs[-1])
         capture(rounds, shape, passes)
         with pytest.raises(RankFault, match="replayed before") as caught:
-            rounds.before_replay()
+            rounds.before_replay(graphs[0])
         assert caught.value.code == "F01"
         rounds.captured()
         rounds.registered()
-    rounds.before_replay()
-    assert rounds.replays == 1
+    for graph in graphs:
+        rounds.before_replay(graph)
+    assert rounds.replays == 2
+
+
+def test_graphs_that_sglang_times_for_itself_are_none_of_a_rounds(rounds):
+    own = Graph()
+    rounds.before_graph(own, "pool")
+    rounds.before_replay(own)
+    rounds.begin("prefill")
+    capture(rounds, 8, 2)
+    rounds.before_replay(own)
+    rounds.captured()
+    assert rounds.gate.arrivals[-1][1].replays == rounds.replays == 0
 
 
 def test_no_graph_after_the_last_round_is_registered(rounds):
-    rounds.before_graph()
     rounds.begin("decode")
+    rounds.before_graph(Graph())
     capture(rounds, 4, 3)
     rounds.captured()
     rounds.registered()
     with pytest.raises(RankFault, match="after REGISTER") as caught:
-        rounds.before_graph()
+        rounds.before_graph(Graph())
     assert caught.value.code == "F20"
 
 
