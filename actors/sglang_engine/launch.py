@@ -21,7 +21,7 @@ from actors.sglang_engine.progress import compilers_work, modules_loaded, report
 from actors.sglang_engine.rounds import Rounds
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Gate, Identity, ReadyFacts, VerifyFacts
-from raylaunch.sglang.arguments import server_arguments
+from raylaunch.sglang.arguments import ONE_NODE, server_arguments
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
@@ -31,6 +31,9 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     """Launches, then serves until it is stopped. An exception ends this rank."""
     if spec.sockets is None:
         raise RankFault(None, "the engine sglang needs the sockets of its driver's side")
+    if spec.nodes > 1:
+        text = f"the ranks were placed on {spec.nodes} nodes, and must be on one with the engine sglang: {ONE_NODE}"
+        raise RankFault(None, text)
     store = meet(spec, gate)
     hooks = Hooks()
     try:

@@ -62,6 +62,10 @@ OF_ITS_SERVER = (
 """Arguments of SGLang's server itself. Its application is served by raylaunch, which would not heed them."""
 
 
+ONE_NODE = "SGLang is told of one node: it would hand out images in shared memory, and choose kernels that need one"
+"""Why all ranks must be on one node."""
+
+
 def server_arguments(config: LaunchConfig) -> dict[str, Any]:
     """Arguments of SGLang's ``ServerArgs`` by name, plain data, the same on the driver and on every rank."""
     model, capture, engine = config.model, config.capture, config.engine
@@ -110,7 +114,8 @@ def check_sglang(config: LaunchConfig) -> None:
     """Checks what can be known before anything of SGLang is imported.
 
     Raises:
-        ConfigError: SGLang is not installed, its version was never run, or an argument is not one of its own.
+        ConfigError: SGLang is not installed, its version was never run, an argument is not one of its own, or a
+            setting is one that it cannot be run with.
     """
     folder = installed_folder()
     if folder is None:
@@ -126,6 +131,8 @@ def check_sglang(config: LaunchConfig) -> None:
     if "memory_fraction" in config.engine.model_fields_set:
         expected = "is of the memory beside the weights; SGLang's is of all: engine.sglang.args.mem_fraction_static"
         raise ConfigError("engine.memory_fraction", config.engine.memory_fraction, expected)
+    if config.parallel.nodes > 1:
+        raise ConfigError("parallel.nodes", config.parallel.nodes, f"must be 1 with this engine: {ONE_NODE}")
     known = known_arguments(folder)
     for name, value in config.engine.sglang.args.items():
         key = f"engine.sglang.args.{name}"

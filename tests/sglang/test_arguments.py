@@ -77,6 +77,7 @@ def installed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "key", "said"),
     [
+        ("parallel={nodes: 2, tensor_parallel_size: 4}", "parallel.nodes", "must be 1 with this engine"),
         ("engine.sglang.args.tp_size=2", "engine.sglang.args.tp_size", "use parallel.tensor_parallel_size"),
         ("engine.sglang.args.is_embedding=true", "engine.sglang.args.is_embedding", "is not supported"),
         ("engine.sglang.args.weight_cache_mode=daemon", "engine.sglang.args.weight_cache_mode", "is not supported"),
