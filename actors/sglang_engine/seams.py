@@ -17,6 +17,7 @@ from actors.sglang_engine import communicators
 from actors.sglang_engine.hooks import Seam, Wrapper
 from actors.sglang_engine.progress import reported
 from actors.sglang_engine.rounds import Rounds
+from actors.sglang_engine.warmup import build_kernels
 from raylaunch.protocol import Gate, LoadFacts
 from raylaunch.protocol.rounds import RoundName
 
@@ -114,8 +115,8 @@ class _OwnProcess:
 def capture_seams(rounds: Rounds) -> list[Seam]:
     """Rounds, iterations, graphs and pieces."""
     return [
-        Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "PrefillCudaGraphRunner.capture", _with_runner(rounds)),
-        Seam(f"{RUNNERS}.decode_cuda_graph_runner", "DecodeCudaGraphRunner.capture", _with_runner(rounds)),
+        Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "PrefillCudaGraphRunner.capture", _prefill(rounds)),
+        Seam(f"{RUNNERS}.decode_cuda_graph_runner", "DecodeCudaGraphRunner.capture", _decode(rounds)),
         Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "graph_capture", _round(rounds, "prefill")),
         Seam(f"{RUNNERS}.decode_cuda_graph_runner", "graph_capture", _round(rounds, "decode")),
         Seam("torch.cuda.graphs", "CUDAGraph.replay", _before(rounds.before_replay)),
@@ -139,15 +140,20 @@ def _before(check: Callable[..., None]) -> Wrapper:
     return wrap
 
 
-def _with_runner(rounds: Rounds) -> Wrapper:
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def capture(self: Any, *arguments: Any, **options: Any) -> Any:
-            rounds.runner = self
-            return original(self, *arguments, **options)
+def _prefill(rounds: Rounds) -> Wrapper:
+    def begin(runner: Any) -> None:
+        rounds.runner = runner
+        rounds.gate.progress("building kernels")
+        build_kernels(runner)
 
-        return capture
+    return _before(begin)
 
-    return wrap
+
+def _decode(rounds: Rounds) -> Wrapper:
+    def begin(runner: Any) -> None:
+        rounds.runner = runner
+
+    return _before(begin)
 
 
 def _round(rounds: Rounds, name: RoundName) -> Wrapper:

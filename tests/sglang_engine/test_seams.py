@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import sys
@@ -9,7 +10,7 @@ import types
 
 import pytest
 
-from actors.sglang_engine import communicators, rounds, seams, twists, versions
+from actors.sglang_engine import communicators, rounds, seams, twists, versions, warmup
 from actors.sglang_engine.hooks import Hooks
 from raylaunch.config import FaultConfig, shipped_configs
 from raylaunch.errors import RankFault
@@ -118,3 +119,38 @@ def test_the_backend_that_captures_decode(asked):
     model_runner = types.SimpleNamespace(server_args=args, device="cuda", tp_group=None)
     made = utils.resolve_decode_backend(types.SimpleNamespace(model_runner=model_runner, device_module=None))
     assert type(made).__name__.lower().startswith(versions.graph_backend(graphs, "decode"))
+
+
+@pytest.mark.parametrize(("name", "inside"), [("Breakable", True), ("Full", False)])
+def test_kernels_are_built_as_for_the_smallest_capture(name, inside):
+    """SGLang's own backend, and its runner's own way to one shape, without a model."""
+    from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
+    from sglang.srt.model_executor.runner_backend_utils import breakable_cuda_graph
+
+    ran, calls = [], []
+    device = types.SimpleNamespace(synchronize=lambda: calls.append("synchronize"))
+    module = importlib.import_module(f"{seams.BACKENDS}.{name.lower()}_cuda_graph_backend")
+    model = types.SimpleNamespace(tp_group=None)
+    runner = types.SimpleNamespace(
+        capture_num_tokens=[8, 4, 16],
+        device_module=device,
+        model_runner=model,
+        enable_cp_v2_bcg_capture=False,
+        _is_full_backend=name == "Full",
+        _init_forward_metadata_for_capture=lambda batch, tokens: calls.append(f"metadata for {tokens}"),
+        _run_forward=lambda batch, tokens: ran.append((tokens, breakable_cuda_graph.is_in_breakable_cuda_graph())),
+    )
+    attention = types.SimpleNamespace(
+        init_forward_metadata_out_graph=lambda batch, in_capture: calls.append(f"metadata for {batch.tokens}")
+    )
+    runner.capture_prepare = lambda tokens: (
+        types.SimpleNamespace(lora_ids=None, global_num_tokens_gpu=None, tokens=tokens), attention
+    )  # fmt: skip
+    runner.capture_one_shape = functools.partial(PrefillCudaGraphRunner.capture_one_shape, runner)
+    runner.backend = getattr(module, f"{name}CudaGraphBackend")(runner)
+    warmup.build_kernels(runner)
+    assert ran == [(4, inside)]
+    assert calls == ["metadata for 4", "synchronize"]
+    assert "capture_one" not in vars(runner.backend)
+    assert runner.backend._graphs == {}
+    assert not breakable_cuda_graph.is_in_breakable_cuda_graph()
