@@ -24,6 +24,31 @@ def rank_device(spec: RankSpec) -> torch.device:
     return torch.device("cuda", spec.device_index)
 
 
+def device_prints(device: torch.device) -> dict[str, str]:
+    """What of its GPU must be equal on all ranks: model, driver, and the NCCL that torch has loaded; none of a CPU."""
+    if device.type == "cpu":
+        return {}
+    return {
+        "GPU": torch.cuda.get_device_properties(device).name,
+        "version of the GPU driver": driver_version(),
+        "version of NCCL": ".".join(map(str, torch.cuda.nccl.version())),
+    }
+
+
+def driver_version() -> str:
+    """The NVIDIA driver's version as NVML has it, such as ``580.65.06``; ``unknown`` if NVML cannot be asked."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return "unknown"
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def memory_in_use(device: torch.device) -> int:
     """Bytes that this rank holds: of its GPU, or of its process."""
     if device.type == "cuda":

@@ -14,7 +14,7 @@ import torch
 from actors.communicator.base import Communicator
 from actors.communicator.link import Link
 from actors.communicator.process_group import StoreServer, open_store
-from actors.device import rank_device
+from actors.device import device_prints, rank_device
 from actors.fingerprint import fingerprint
 from actors.gate import RankGate
 from actors.reference.channel import FollowerSocket, Offer, RankZeroSockets
@@ -100,6 +100,7 @@ def meet(connection: Connection, gate: RankGate) -> torch.device:
     spec = connection.spec
     rendezvous = connection.listen() if spec.rank == 0 else None
     device = rank_device(spec)
-    identity = Identity(platform.node(), os.getpid(), str(device), spec.device_index, fingerprint(spec))
+    prints = fingerprint(spec) | device_prints(device)
+    identity = Identity(platform.node(), os.getpid(), str(device), spec.device_index, prints)
     connection.meet(gate.arrive(Gate.MEET, identity, offer=rendezvous).offers[0])
     return device

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from actors.communicator.process_group import StoreServer, open_store
-from actors.device import memory_in_use, rank_device
+from actors.device import device_prints, memory_in_use, rank_device
 from actors.fingerprint import fingerprint
 from actors.gate import RankGate
 from actors.sglang_engine import environment, seams, versions
@@ -60,7 +60,7 @@ def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     prints = fingerprint(spec)
     environment.prepare(spec)  # after the fingerprint, as some of it differs from rank to rank, and before CUDA
     device = rank_device(spec)
-    identity = Identity(platform.node(), os.getpid(), str(device), spec.device_index, prints)
+    identity = Identity(platform.node(), os.getpid(), str(device), spec.device_index, prints | device_prints(device))
     store = None
     if spec.rank == 0:
         parallel, deadlines = spec.config.parallel, spec.config.deadlines

@@ -32,8 +32,10 @@ def test_two_ranks_register_their_inputs(two_ranks: LaunchConfig) -> None:
         assert {arrival.facts.pending for arrival in arrivals} == {0}
     last = engine.report.facts(Gate.REGISTERED)[-1][1]
     assert [arrival.facts.registered for arrival in last] == [24, 24]  # 4 all-reduces at 6 shapes
-    devices = {arrival.facts.device for arrival in engine.report.facts(Gate.MEET)[0][1]}
-    assert devices <= {"cuda:0", "cuda:1"}
+    met = [arrival.facts for arrival in engine.report.facts(Gate.MEET)[0][1]]
+    assert {one.device for one in met} <= {"cuda:0", "cuda:1"}
+    for name in ("GPU", "version of the GPU driver", "version of NCCL"):
+        assert met[0].fingerprint[name] == met[1].fingerprint[name] != "unknown"
 
 
 @pytest.mark.parametrize(
