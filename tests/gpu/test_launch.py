@@ -53,6 +53,11 @@ def test_faults_are_named(two_ranks: LaunchConfig, fault: str, code: str, phase:
     assert (caught.value.code, caught.value.phase, caught.value.rank) == (code, phase, rank), caught.value
 
 
+def test_f17_a_table_of_just_the_planned_inputs_is_large_enough(two_ranks: LaunchConfig) -> None:
+    texts, _ = answers(two_ranks.override("communicator.table_rows=24"))
+    assert texts == [str(a + b) for a, b in SUMS]
+
+
 def test_f17_table_too_small(two_ranks: LaunchConfig) -> None:
     with pytest.raises(LaunchError, match="10 rows") as caught:
         Engine(two_ranks.override("communicator.table_rows=10")).start()
