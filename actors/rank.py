@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from actors.gate import RankGate, RankState
+from actors.progress import modules_loaded, reported
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Arrival, Failure, LaunchPlan, Release
@@ -110,7 +111,9 @@ class Rank:
                 from actors import chaos
 
                 self.gate = chaos.provoke(self.spec, self.gate)
-            program = importlib.import_module(PROGRAMS[self.spec.program])
+            name = PROGRAMS[self.spec.program]
+            with reported(self.gate, f"importing {name}", modules_loaded):
+                program = importlib.import_module(name)
             program.run(self.spec, self.gate)
         except BaseException as error:
             # SystemExit and KeyboardInterrupt too: a rank must not leave without saying why.

@@ -15,9 +15,9 @@ from actors.communicator.process_group import StoreServer, open_store
 from actors.device import device_prints, memory_in_use, rank_device
 from actors.fingerprint import fingerprint
 from actors.gate import RankGate
+from actors.progress import compilers_work, modules_loaded, reported
 from actors.sglang_engine import environment, seams, versions
 from actors.sglang_engine.hooks import Hooks
-from actors.sglang_engine.progress import compilers_work, modules_loaded, reported
 from actors.sglang_engine.rounds import Rounds
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Gate, Identity, ReadyFacts, VerifyFacts

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from actors.progress import reported
 from actors.sglang_engine import communicators
 from actors.sglang_engine.hooks import Seam, Wrapper
-from actors.sglang_engine.progress import reported
 from actors.sglang_engine.rounds import Rounds
 from raylaunch.protocol import Gate, LoadFacts
 from raylaunch.protocol.rounds import RoundName

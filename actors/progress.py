@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
@@ -52,6 +53,17 @@ def reported(gate: RankGate, activity: str | None, measure: Callable[[], Hashabl
 def modules_loaded() -> int:
     """Grows while Python imports."""
     return len(sys.modules)
+
+
+def bytes_below(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    """Sizes and allocated blocks of all files in a folder: of a file made at its full size only the blocks grow."""
+    nbytes = blocks = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):  # files come and go while something is fetched
+                status = os.lstat(os.path.join(root, name))
+                nbytes, blocks = nbytes + status.st_size, blocks + status.st_blocks
+    return nbytes, blocks
 
 
 def compilers_work() -> float:
