@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from raylaunch.errors import RankFault
+from raylaunch.protocol import Identity
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
@@ -47,6 +51,14 @@ def driver_version() -> str:
         return str(pynvml.nvmlSystemGetDriverVersion())
     finally:
         pynvml.nvmlShutdown()
+
+
+def identity(spec: RankSpec, device: torch.device, prints: Mapping[str, str]) -> Identity:
+    """What a rank says of itself at MEET: the fingerprint ``prints``, to which its GPU's are added."""
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    return Identity(
+        platform.node(), os.getpid(), str(device), spec.local_rank, gpu, {**prints, **device_prints(device)}
+    )
 
 
 def memory_in_use(device: torch.device) -> int:

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylaunch.config import LaunchConfig
-from raylaunch.placement import Node, Request, choose_device, impossible, request_for, seats, unsatisfied, usable
+from raylaunch.errors import ConfigError
+from raylaunch.placement import (
+    Node,
+    Request,
+    choose_device,
+    gpus_seen,
+    impossible,
+    request_for,
+    seats,
+    unsatisfied,
+    usable,
+)
 
 
 def config(**sections):
@@ -47,6 +58,37 @@ def test_what_is_asked_of_ray(ranks, nodes, device, placement, bundles, strategy
 def test_device(wanted, gpus, device):
     made = config(parallel={"tensor_parallel_size": 2}, engine={"device": wanted})
     assert choose_device(made, [node("1", {"CPU": 4, "GPU": gpus})]) == device
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "device"),
+    [({"GPU": 0.5}, 1, "cuda"), ({"GPU": 1}, 0, "cuda"), ({"CPU": 2}, 8, "cpu")],
+)
+def test_the_resources_asked_for_decide_the_device(resources, gpus, device):
+    made = config(parallel={"tensor_parallel_size": 2}, placement={"resources_per_rank": resources})
+    assert choose_device(made, [node("1", {"CPU": 4, "GPU": gpus})]) == device
+
+
+def test_ranks_on_gpus_must_ask_for_one():
+    made = config(engine={"device": "cuda"}, placement={"resources_per_rank": {"CPU": 1}})
+    with pytest.raises(ConfigError, match=r"placement.resources_per_rank = \{'CPU': 1.0\}.*add GPU: 1"):
+        request_for(made, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "seen"),
+    [
+        ([("a", ()), ("a", ())], [None, None]),
+        ([("a", ("2",)), ("a", ("0",))], [("2,0", 0), ("2,0", 1)]),
+        ([("a", ("3",)), ("b", ("0",))], [("3", 0), ("0", 0)]),
+        ([("a", ("0",)), ("a", ("0",))], [("0", 0), ("0", 0)]),  # sharing a GPU
+        ([("a", ("0",)), ("a", ("1",)), ("a", ("0",))], [("0,1", 0), ("0,1", 1), ("0,1", 0)]),  # as Ray packs halves
+        ([("a", ("0", "1")), ("a", ("2", "3"))], [("0,1,2,3", 0), ("0,1,2,3", 2)]),
+        ([("a", ("GPU-f00",)), ("a", ("GPU-ba7",))], [("GPU-f00,GPU-ba7", 0), ("GPU-f00,GPU-ba7", 1)]),
+    ],
+)
+def test_f09_ranks_see_the_gpus_of_their_group_and_know_their_own(ranks, seen):
+    assert gpus_seen(ranks) == seen
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ class Identity:
         pid: of its process.
         device: ``cpu``, or ``cuda:0`` and so on.
         local_rank: index among the group's ranks on its node.
+        gpu: uuid of its GPU, as CUDA names it; "" on a CPU.
         fingerprint: versions, settings and environment that must be equal on all ranks.
     """
 
@@ -24,6 +25,7 @@ class Identity:
     pid: int
     device: str
     local_rank: int
+    gpu: str = ""
     fingerprint: Mapping[str, str] = field(default_factory=dict)
 
 

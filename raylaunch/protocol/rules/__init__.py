@@ -20,7 +20,7 @@ from raylaunch.protocol.rules.capture import (
 )
 from raylaunch.protocol.rules.common import History, Rule
 from raylaunch.protocol.rules.connect import (
-    devices_in_rank_order,
+    a_gpu_each,
     every_tensor_loaded,
     nothing_captured_yet,
     same_cache,
@@ -53,7 +53,7 @@ def check(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], history: Hi
 
 
 RULES: Mapping[Gate, tuple[Rule, ...]] = {
-    Gate.MEET: (same_fingerprint, devices_in_rank_order),
+    Gate.MEET: (same_fingerprint, a_gpu_each),
     Gate.ATTACH: (),
     Gate.PROBED: (),
     Gate.MEASURED: (),
