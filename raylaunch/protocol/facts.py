@@ -59,6 +59,7 @@ class CommunicatorFacts:
         capacity: inputs that it can register, None for no limit.
         routes: which kind reduces messages of which sizes, ascending; the last has no limit.
         measured: what the choice was made from, where it was measured.
+        registered: inputs that it has registered already, to be measured.
     """
 
     kind: str
@@ -68,6 +69,7 @@ class CommunicatorFacts:
     capacity: int | None = None
     routes: tuple[Route, ...] = ()
     measured: tuple[MeasuredSize, ...] = ()
+    registered: int = 0
 
 
 @dataclass(frozen=True)
