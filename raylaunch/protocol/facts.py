@@ -79,8 +79,6 @@ class LoadFacts:
     tensors: int
     nbytes: int
     bytes_read: int
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,6 @@ class CaptureFacts:
         sizes: per shape, bytes of each recorded input in order.
         in_graphs: per shape, all-reduces that the graphs contain and that must have a recorded input.
         missing: per shape, pieces that should hold a graph and do not.
-        reused: descriptions of addresses handed out again before they were registered.
         replays: replays so far: must be none.
         memory: per shape, bytes of device memory that its capture added, where that can be told.
     """
@@ -147,7 +144,6 @@ class CaptureFacts:
     sizes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     in_graphs: Mapping[int, int] = field(default_factory=dict)
     missing: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    reused: tuple[str, ...] = ()
     replays: int = 0
     memory: Mapping[int, int] = field(default_factory=dict)
 

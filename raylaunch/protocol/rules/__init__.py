@@ -14,20 +14,19 @@ from raylaunch.protocol.rules.capture import (
     all_reduces_recorded,
     all_registered,
     every_piece_holds_a_graph,
-    no_address_reused,
     no_replay_yet,
     same_inputs,
 )
 from raylaunch.protocol.rules.common import History, Rule
 from raylaunch.protocol.rules.connect import (
     a_gpu_each,
-    every_tensor_loaded,
     nothing_captured_yet,
     same_cache,
     same_communicator,
     same_fingerprint,
     same_pieces,
     same_rounds,
+    same_tensors,
     table_is_large_enough,
 )
 from raylaunch.protocol.rules.verify import (
@@ -58,7 +57,7 @@ RULES: Mapping[Gate, tuple[Rule, ...]] = {
     Gate.PROBED: (),
     Gate.MEASURED: (),
     Gate.CONNECTED: (same_communicator,),
-    Gate.LOADED: (every_tensor_loaded,),
+    Gate.LOADED: (same_tensors,),
     Gate.WARMED: (nothing_captured_yet, same_rounds, same_pieces, same_cache, table_is_large_enough),
     Gate.ITERATION: (no_replay_yet, same_inputs),
     Gate.CAPTURED: (
@@ -66,7 +65,6 @@ RULES: Mapping[Gate, tuple[Rule, ...]] = {
         same_inputs,
         all_reduces_recorded,
         every_piece_holds_a_graph,
-        no_address_reused,
     ),
     Gate.REGISTERED: (no_replay_yet, all_registered),
     Gate.VERIFIED: (every_shape_verified, every_piece_replayed, replay_equals_eager, same_request),
