@@ -82,6 +82,11 @@ class RankProcess:
     log_files: tuple[str, ...]
     gpus: tuple[str, ...] = ()
 
+    @property
+    def device(self) -> str:
+        """In words: ``cpu``, ``gpu 1`` or ``gpu 0, 1``."""
+        return f"gpu {', '.join(self.gpus)}" if self.gpus else "cpu"
+
 
 class Rank:
     """A rank as a plain class; ``RankActor`` is the same as a Ray actor. One thread runs ``boot`` for life."""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.rank import RankProcess
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
 from raylaunch.placement import (
@@ -121,6 +122,11 @@ def test_f13_says_what_was_asked_beside_what_there_is():
         "    node 10.0.0.2 (22222222): CPU 0.5 free of 8, GPU 0 free of 0",
         "  held by placement groups: other (created: 2 GPU)",
     ]
+
+
+@pytest.mark.parametrize(("gpus", "device"), [((), "cpu"), (("1",), "gpu 1"), (("0", "1"), "gpu 0, 1")])
+def test_the_device_of_a_rank_in_words(gpus, device):
+    assert RankProcess(0, 1, "node", "10.0.0.4", "host", (), gpus).device == device
 
 
 @st.composite

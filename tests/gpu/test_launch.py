@@ -53,6 +53,7 @@ def test_faults_are_named(two_ranks: LaunchConfig, fault: str, code: str, phase:
     with pytest.raises(LaunchError) as caught:
         Engine(two_ranks.override(f"faults=[{fault}]")).start()
     assert (caught.value.code, caught.value.phase, caught.value.rank) == (code, phase, rank), caught.value
+    assert [one.device for one in caught.value.ranks] == ["gpu 0", "gpu 1" if gpus() > 1 else "gpu 0"]
 
 
 def test_f17_a_table_of_just_the_planned_inputs_is_large_enough(two_ranks: LaunchConfig) -> None:
