@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
 
 import psutil
 
@@ -64,6 +65,13 @@ def bytes_below(folder: str | os.PathLike[str]) -> tuple[int, int]:
                 status = os.lstat(os.path.join(root, name))
                 nbytes, blocks = nbytes + status.st_size, blocks + status.st_blocks
     return nbytes, blocks
+
+
+def bytes_fetched(model: str) -> tuple[int, int]:
+    """``bytes_below`` the folder in which the Hub's local cache keeps a model; zeros if it keeps none of that name."""
+    from huggingface_hub import constants
+
+    return bytes_below(Path(constants.HF_HUB_CACHE).expanduser() / f"models--{model.replace('/', '--')}")
 
 
 def compilers_work() -> float:

@@ -69,6 +69,11 @@ def test_a_folder_grows_with_its_files_those_of_their_full_size_too(tmp_path):
     assert now[1] > blocks
 
 
+def test_a_model_in_a_folder_is_nothing_that_the_hub_sends(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert progress.bytes_fetched(str(tmp_path)) == (0, 0)
+
+
 def test_f08_what_a_rank_imports_before_it_meets_its_peers_is_reported(tmp_path, monkeypatch):
     (tmp_path / "slow_program.py").write_text(SLOW_PROGRAM)
     monkeypatch.syspath_prepend(str(tmp_path))

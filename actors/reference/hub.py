@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from actors.gate import RankGate
-from actors.progress import bytes_below, reported
+from actors.progress import bytes_fetched, reported
 from raylaunch.config import ModelConfig
 from raylaunch.errors import RankFault
 
@@ -30,8 +30,7 @@ def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool) -> Path:
         raise RankFault(
             None, f"there is no folder {model.path} on this node: a model's folder must exist on every node"
         )
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub import snapshot_download
 
     patterns = [*SETTINGS]
     if weights and model.load_format == "auto":
@@ -39,8 +38,7 @@ def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool) -> Path:
     if model.trust_remote_code:
         patterns.append("*.py")
     try:
-        cached = Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=model.path, repo_type="model")
-        with reported(gate, f"fetching {model.path}", lambda: bytes_below(cached)):
+        with reported(gate, f"fetching {model.path}", lambda: bytes_fetched(model.path)):
             return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise RankFault(None, f"{model.path} cannot be fetched from the Hub: {error}") from error
