@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from raylaunch.errors import RankFault
+from raylaunch.protocol import Identity
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
@@ -22,6 +26,39 @@ def rank_device(spec: RankSpec) -> torch.device:
         raise RankFault("F09", f"rank {spec.rank} wants GPU {spec.device_index} of those visible, which are {count}")
     torch.cuda.set_device(spec.device_index)
     return torch.device("cuda", spec.device_index)
+
+
+def device_prints(device: torch.device) -> dict[str, str]:
+    """What of its GPU must be equal on all ranks: model, driver, and the NCCL that torch has loaded; none of a CPU."""
+    if device.type == "cpu":
+        return {}
+    return {
+        "GPU": torch.cuda.get_device_properties(device).name,
+        "version of the GPU driver": driver_version(),
+        "version of NCCL": ".".join(map(str, torch.cuda.nccl.version())),
+    }
+
+
+def driver_version() -> str:
+    """The NVIDIA driver's version as NVML has it, such as ``580.65.06``; ``unknown`` if NVML cannot be asked."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return "unknown"
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def identity(spec: RankSpec, device: torch.device, prints: Mapping[str, str]) -> Identity:
+    """What a rank says of itself at MEET: the fingerprint ``prints``, to which its GPU's are added."""
+    gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    return Identity(
+        platform.node(), os.getpid(), str(device), spec.local_rank, gpu, {**prints, **device_prints(device)}
+    )
 
 
 def memory_in_use(device: torch.device) -> int:

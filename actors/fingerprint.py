@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,9 +24,10 @@ PACKAGES = (
     "triton",
 )
 ENVIRONMENT = (
-    "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUDA_LAUNCH_BLOCKING", "SGLANG_", "OMP_NUM_THREADS", "RAYLAUNCH_",
+    "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUDA_LAUNCH_BLOCKING", "SGLANG_", "OMP_NUM_THREADS",
 )  # fmt: skip
 OF_A_NODE = ("_IFNAME", "_HOSTID")  # names of interfaces and hosts differ from node to node
+SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 def fingerprint(spec: RankSpec) -> dict[str, str]:
@@ -35,8 +37,20 @@ def fingerprint(spec: RankSpec) -> dict[str, str]:
     prints["processor"] = platform.machine()
     prints["configuration"] = hashlib.sha256(spec.config.model_dump_json().encode()).hexdigest()[:16]
     prints["model files"] = model_digest(spec.config.model.path)
-    for name, value in os.environ.items():
+    return prints | environment_prints(os.environ, spec.group)
+
+
+def environment_prints(variables: Mapping[str, str], group: str) -> dict[str, str]:
+    """Those of the variables that change results. A difference is printed: of a secret there is only a digest.
+
+    Args:
+        group: name of the launch, mixed into digests, so that they tell nothing beyond it.
+    """
+    prints = {}
+    for name, value in variables.items():
         if name.startswith(ENVIRONMENT) and not name.endswith(OF_A_NODE):
+            if any(word in name for word in SECRETS):
+                value = f"secret {hashlib.blake2b(value.encode(), key=group.encode()[:64], digest_size=4).hexdigest()}"
             prints[f"environment variable {name}"] = value
     return prints
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 import triton
 import triton.language as tl
 
 NOWHERE = 16  # an address that belongs to nobody
+DUMP_S = 60.0
 
 
 @triton.jit
@@ -17,4 +20,7 @@ def _write_to(address):  # type: ignore[no-untyped-def]
 def write_to_nowhere() -> None:
     """Raises ``RuntimeError``, or ends the process where CUDA writes core dumps. Needs a GPU."""
     _write_to[(1,)](NOWHERE)
-    torch.cuda.synchronize()
+    end = time.monotonic() + DUMP_S  # CUDA says nothing while it writes a dump, and ends the process after it
+    while time.monotonic() < end:
+        torch.cuda.synchronize()
+        time.sleep(0.1)

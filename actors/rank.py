@@ -10,13 +10,14 @@ import signal
 import sys
 import threading
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from actors.gate import RankGate, RankState
+from actors.progress import modules_loaded, reported
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Arrival, Failure, LaunchPlan, Release
@@ -44,12 +45,13 @@ class RankSpec:
         bind_host: address that sockets listen on: loopback if driver and ranks share one node.
         program: key of ``PROGRAMS``.
         device: ``cpu`` or ``cuda``.
-        device_index: index of its GPU among those of the group on this node, which all its ranks there see.
         config: the launch's configuration.
         plan: its gates.
         environment: variables to set before anything heavy is imported.
         core_file: where its GPU writes a core dump, in debug mode; else "".
         sockets: where the engine ``sglang`` meets its tokenizer and detokenizer; None for other engines.
+        device_index: index of its GPU among those of the group on this node, which all its ranks there see; told at
+            boot, when it is known which GPUs Ray gave.
     """
 
     rank: int
@@ -60,12 +62,12 @@ class RankSpec:
     bind_host: str
     program: str
     device: str
-    device_index: int
     config: LaunchConfig
     plan: LaunchPlan
     environment: dict[str, str] = field(default_factory=dict)
     core_file: str = ""
     sockets: SglangSockets | None = None
+    device_index: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class RankProcess:
     hostname: str
     log_files: tuple[str, ...]
     gpus: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> str:
+        """In words: ``cpu``, ``gpu 1`` or ``gpu 0, 1``."""
+        return f"gpu {', '.join(self.gpus)}" if self.gpus else "cpu"
 
 
 class Rank:
@@ -96,21 +103,24 @@ class Rank:
     def __repr__(self) -> str:
         return f"{self.spec.group}/rank{self.spec.rank}" if hasattr(self, "spec") else "rank"
 
-    def boot(self, visible_devices: str | None = None) -> Failure | None:
+    def boot(self, gpus: tuple[str, int] | None = None) -> Failure | None:
         """Launches and serves. Returns the failure that ended it, or None after a stop.
 
         Args:
-            visible_devices: value of ``CUDA_VISIBLE_DEVICES``, to be set before anything asks CUDA.
+            gpus: value of ``CUDA_VISIBLE_DEVICES``, to be set before anything asks CUDA, and this rank's index there.
         """
-        if visible_devices is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices
+        if gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"], index = gpus
+            self.spec = replace(self.spec, device_index=index)
         self._boot_thread = threading.get_ident()
         try:
             if self.spec.config.faults:
                 from actors import chaos
 
                 self.gate = chaos.provoke(self.spec, self.gate)
-            program = importlib.import_module(PROGRAMS[self.spec.program])
+            name = PROGRAMS[self.spec.program]
+            with reported(self.gate, f"importing {name}", modules_loaded):
+                program = importlib.import_module(name)
             program.run(self.spec, self.gate)
         except BaseException as error:
             # SystemExit and KeyboardInterrupt too: a rank must not leave without saying why.

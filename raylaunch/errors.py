@@ -148,10 +148,10 @@ class LaunchError(RaylaunchError):
         lines = [self.headline(), *self.summary.splitlines()[1:]]
         for evidence in self.ranks:
             mark = "   <- cause" if evidence.rank == self.rank else ""
-            place = "  ".join(
-                part for part in (f"node {evidence.node}" if evidence.node else "", evidence.device) if part
-            )
-            lines.append(f"  rank {evidence.rank}  {place}  {evidence.state}{mark}")
+            node = f"node {evidence.node}" if evidence.node else ""
+            pid = f"pid {evidence.pid}" if evidence.pid else ""
+            place = "  ".join(part for part in (node, pid, evidence.device, evidence.state) if part)
+            lines.append(f"  rank {evidence.rank}  {place}{mark}")
         for title, name in (("traceback", "traceback"), ("stacks", "stacks"), ("last log lines", "log_tail")):
             for evidence in self.ranks:
                 text = getattr(evidence, name).strip()

@@ -92,7 +92,7 @@ def evidence_of(
         rank,
         node=process.address if process else "",
         pid=process.pid if process else 0,
-        device=f"pid {process.pid}" if process else "",
+        device=process.device if process else "",
         state=state,
         traceback=traceback,
         stacks=stacks,

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from raylaunch.diagnosis import NODE_PATTERN
 from raylaunch.errors import LaunchError
-from raylaunch.placement import Placement, release, visible_devices
+from raylaunch.placement import Placement, gpus_seen, release
 from raylaunch.protocol import Arrival, Failure, Release
 
 if TYPE_CHECKING:
@@ -141,9 +141,9 @@ class RankGroup:
             raise LaunchError(f"an actor could not be started: {error}", None, "PLACE") from None
         for member, process in zip(self.members, processes, strict=True):
             member.process = process
-        visible = visible_devices([(process.node_id, process.gpus) for process in processes])
+        seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
         for member in self.members:
-            member.boot = member.actor.boot.remote(visible[member.rank])
+            member.boot = member.actor.boot.remote(seen[member.rank])
 
     # ---- stepping
 

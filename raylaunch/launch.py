@@ -21,7 +21,6 @@ from raylaunch.placement import (
     Placement,
     choose_device,
     cluster_nodes,
-    device_indices,
     gpus_per_rank,
     place,
     request_for,
@@ -150,7 +149,6 @@ def specs_of(
         environment.update(NO_MULTICAST)
     environment.update(config.environment)
     cores = [core_file(config, device, name, seat.rank) for seat in placement.seats]
-    indices = device_indices(placement.seats, placement.gpus_per_rank)
     return [
         RankSpec(
             rank=seat.rank,
@@ -161,14 +159,13 @@ def specs_of(
             bind_host="127.0.0.1" if alone else seat.address,
             program=program,
             device=device,
-            device_index=index if device == "cuda" else seat.local_rank,
             config=config.model_copy(update={"serve": ServeConfig()}),  # ranks have no need of the API key
             plan=plan_of(config),
             environment={**environment, **debug_environment(core)},
             core_file=core,
             sockets=sockets,
         )
-        for seat, index, core in zip(placement.seats, indices, cores, strict=True)
+        for seat, core in zip(placement.seats, cores, strict=True)
     ]
 
 

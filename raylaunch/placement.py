@@ -67,16 +67,25 @@ class Placement:
 
 
 def choose_device(config: LaunchConfig, nodes: Sequence[Node]) -> str:
-    """``cuda`` if it is asked for, or not ruled out and the cluster has a GPU for every rank; else ``cpu``."""
+    """The device asked for, or that of the resources asked for; else ``cuda`` if there is a GPU for every rank."""
     if config.engine.device != "auto":
         return config.engine.device
+    if wanted := config.placement.resources_per_rank:
+        return "cuda" if "GPU" in wanted else "cpu"
     gpus = sum(node.total.get("GPU", 0) for node in nodes)
     return "cuda" if gpus >= config.parallel.tensor_parallel_size else "cpu"
 
 
 def request_for(config: LaunchConfig, device: str) -> Request:
-    """The bundles of a launch: ranks of one group packed on a node where they fit, several nodes only when asked."""
+    """The bundles of a launch: ranks of one group packed on a node where they fit, several nodes only when asked.
+
+    Raises:
+        ConfigError: ranks on GPUs ask for resources without one.
+    """
     rank = dict(config.placement.resources_per_rank) or ({"CPU": 1.0, "GPU": 1.0} if device == "cuda" else {"CPU": 1.0})
+    if device == "cuda" and "GPU" not in rank:
+        expected = "ranks on GPUs need one: add GPU: 1, or set engine.device=cpu"
+        raise ConfigError("placement.resources_per_rank", rank, expected)
     world, nodes = config.parallel.tensor_parallel_size, config.parallel.nodes
     if nodes == 1:
         strategy = config.placement.strategy
@@ -159,8 +168,8 @@ def seats(bundle_nodes: Sequence[tuple[int, str, str]], world: int) -> tuple[Sea
     return tuple(result)
 
 
-def visible_devices(ranks: Sequence[tuple[str, Sequence[str]]]) -> list[str | None]:
-    """``CUDA_VISIBLE_DEVICES`` for each rank: the GPUs of its group on its node, in rank order.
+def gpus_seen(ranks: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, int] | None]:
+    """What each rank sees: ``CUDA_VISIBLE_DEVICES``, the GPUs of its group on its node, and its own one's index there.
 
     Args:
         ranks: (node id, Ray's ids of its GPUs) of each rank; no ids on a CPU, which gives None.
@@ -169,13 +178,7 @@ def visible_devices(ranks: Sequence[tuple[str, Sequence[str]]]) -> list[str | No
     for node, gpus in ranks:
         known = by_node.setdefault(node, [])
         known += [gpu for gpu in gpus if gpu not in known]
-    return [",".join(by_node[node]) if gpus else None for node, gpus in ranks]
-
-
-def device_indices(seats: Sequence[Seat], gpus_per_rank: float) -> list[int]:
-    """Index of each rank's GPU among its group's on the node: its local rank, or less where ranks share a GPU."""
-    sharing = max(1, round(1 / gpus_per_rank)) if 0 < gpus_per_rank < 1 else 1
-    return [seat.local_rank // sharing for seat in seats]
+    return [(",".join(by_node[node]), by_node[node].index(gpus[0])) if gpus else None for node, gpus in ranks]
 
 
 # ---- with Ray ---------------------------------------------------------------------------------------------------

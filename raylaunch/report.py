@@ -196,9 +196,9 @@ class LaunchReport:
             for a in arrivals
             if isinstance(a.facts, RegisterFacts)
         ]
-        probes = max((len(a.offer or ()) for _, arrivals in self.facts(Gate.PROBED) for a in arrivals), default=0)
-        # What was registered to be timed is counted by the ranks, and no part of the engine's graphs.
-        return f"{max(counts) - probes} all-reduce inputs per rank, none pending" if counts else "nothing to register"
+        # What was registered to be measured is counted by the ranks, and no part of the engine's graphs.
+        measured = (self._all_reduce() or {}).get("registered", 0)
+        return f"{max(counts) - measured} all-reduce inputs per rank, none pending" if counts else "nothing to register"
 
     # ---- for programs
 

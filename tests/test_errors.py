@@ -31,8 +31,8 @@ def f03():
 def test_text_of_a_launch_error():
     assert str(f03()).splitlines() == [
         "LaunchError F03 [CAPTURE prefill, 1152 tokens, iteration 2] ranks recorded different all-reduce inputs",
-        "  rank 0  node 10.0.0.4  gpu 0  73 inputs, 612 MiB",
-        "  rank 1  node 10.0.0.4  gpu 1  72 inputs, 603 MiB   <- cause",
+        "  rank 0  node 10.0.0.4  pid 70  gpu 0  73 inputs, 612 MiB",
+        "  rank 1  node 10.0.0.4  pid 71  gpu 1  72 inputs, 603 MiB   <- cause",
         "  rank 1, last log lines:",
         "    one",
         "    two",

@@ -8,8 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.rank import RankProcess
 from raylaunch.config import LaunchConfig
-from raylaunch.placement import Node, Request, choose_device, impossible, request_for, seats, unsatisfied, usable
+from raylaunch.errors import ConfigError
+from raylaunch.placement import (
+    Node,
+    Request,
+    choose_device,
+    gpus_seen,
+    impossible,
+    request_for,
+    seats,
+    unsatisfied,
+    usable,
+)
 
 
 def config(**sections):
@@ -50,6 +62,37 @@ def test_device(wanted, gpus, device):
 
 
 @pytest.mark.parametrize(
+    ("resources", "gpus", "device"),
+    [({"GPU": 0.5}, 1, "cuda"), ({"GPU": 1}, 0, "cuda"), ({"CPU": 2}, 8, "cpu")],
+)
+def test_the_resources_asked_for_decide_the_device(resources, gpus, device):
+    made = config(parallel={"tensor_parallel_size": 2}, placement={"resources_per_rank": resources})
+    assert choose_device(made, [node("1", {"CPU": 4, "GPU": gpus})]) == device
+
+
+def test_ranks_on_gpus_must_ask_for_one():
+    made = config(engine={"device": "cuda"}, placement={"resources_per_rank": {"CPU": 1}})
+    with pytest.raises(ConfigError, match=r"placement.resources_per_rank = \{'CPU': 1.0\}.*add GPU: 1"):
+        request_for(made, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "seen"),
+    [
+        ([("a", ()), ("a", ())], [None, None]),
+        ([("a", ("2",)), ("a", ("0",))], [("2,0", 0), ("2,0", 1)]),
+        ([("a", ("3",)), ("b", ("0",))], [("3", 0), ("0", 0)]),
+        ([("a", ("0",)), ("a", ("0",))], [("0", 0), ("0", 0)]),  # sharing a GPU
+        ([("a", ("0",)), ("a", ("1",)), ("a", ("0",))], [("0,1", 0), ("0,1", 1), ("0,1", 0)]),  # as Ray packs halves
+        ([("a", ("0", "1")), ("a", ("2", "3"))], [("0,1,2,3", 0), ("0,1,2,3", 2)]),
+        ([("a", ("GPU-f00",)), ("a", ("GPU-ba7",))], [("GPU-f00,GPU-ba7", 0), ("GPU-f00,GPU-ba7", 1)]),
+    ],
+)
+def test_f09_ranks_see_the_gpus_of_their_group_and_know_their_own(ranks, seen):
+    assert gpus_seen(ranks) == seen
+
+
+@pytest.mark.parametrize(
     ("bundles", "strategy", "why"),
     [
         ((ONE, ONE), "STRICT_PACK", ""),
@@ -79,6 +122,11 @@ def test_f13_says_what_was_asked_beside_what_there_is():
         "    node 10.0.0.2 (22222222): CPU 0.5 free of 8, GPU 0 free of 0",
         "  held by placement groups: other (created: 2 GPU)",
     ]
+
+
+@pytest.mark.parametrize(("gpus", "device"), [((), "cpu"), (("1",), "gpu 1"), (("0", "1"), "gpu 0, 1")])
+def test_the_device_of_a_rank_in_words(gpus, device):
+    assert RankProcess(0, 1, "node", "10.0.0.4", "host", (), gpus).device == device
 
 
 @st.composite

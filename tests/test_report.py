@@ -9,7 +9,7 @@ import pytest
 
 from raylaunch.protocol import CommunicatorFacts, Gate, LaunchPlan, MeasuredSize, Phase, Route
 from raylaunch.report import LaunchReport, RankPlace, Span, StepRecord
-from tests.protocol.builders import PLAN, arrivals
+from tests.protocol.builders import MEASURING, PLAN, arrivals
 
 START = 1_700_000_000.0
 
@@ -51,6 +51,19 @@ def test_times():
 )
 def test_what_a_phase_brought(phase, what):
     assert report_of().describe(phase) == what
+
+
+@pytest.mark.parametrize(("registered", "left"), [(0, 12), (10, 2)])
+def test_inputs_that_were_registered_to_be_measured_are_not_the_models(registered, left):
+    report = report_of(MEASURING)
+    for index, record in enumerate(report.steps):
+        if record.step.gate is Gate.PROBED:
+            ranks = tuple(replace(one, offer=("input",) * 10) for one in record.arrivals)
+            report.steps[index] = replace(record, arrivals=ranks)
+        if record.step.gate is Gate.CONNECTED:
+            ranks = tuple(replace(one, facts=replace(one.facts, registered=registered)) for one in record.arrivals)
+            report.steps[index] = replace(record, arrivals=ranks)
+    assert report.describe(Phase.REGISTER) == f"{left} all-reduce inputs per rank, none pending"
 
 
 def test_a_launch_without_graphs():

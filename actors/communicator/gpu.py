@@ -51,12 +51,14 @@ class GpuCommunicators:
             return self._custom
         if kind == "single":
             return SingleRank()
-        joined = connect_store(store, settings.deadline_s)
+        joined = connect_store(store, settings.open_s)
         opened: NcclAllReduce | SymmetricMemoryAllReduce
         if kind in SYMMETRIC:
-            opened = SymmetricMemoryAllReduce(kind, joined, settings.rank, settings.world_size, settings.max_bytes)
+            opened = SymmetricMemoryAllReduce(
+                kind, joined, settings.rank, settings.world_size, settings.max_bytes, settings.open_s
+            )
         else:
-            opened = NcclAllReduce(joined, settings.rank, settings.world_size, settings.deadline_s)
+            opened = NcclAllReduce(joined, settings.rank, settings.world_size, settings.deadline_s, settings.open_s)
         opened.open()
         self._opened.append(opened)
         return opened

@@ -15,6 +15,7 @@ from actors.communicator.probes import Probes
 from actors.communicator.process_group import NotOpened
 from actors.communicator.routed import routed
 from actors.communicator.settings import Settings
+from raylaunch.errors import RankFault
 from raylaunch.protocol import CommunicatorFacts, MeasuredSize
 
 MEASURED_SIZES = 12  # sizes between them go as the next larger one does
@@ -76,28 +77,32 @@ class Link:
         """What this rank hands to its peers."""
         return MemoryOffer(platform.node(), self._kinds.offer())
 
-    def settle(self, offers: Sequence[MemoryOffer], store: str) -> None:
+    def settle(self, offers: Sequence[MemoryOffer], store: str, progress: Callable[[str], None]) -> None:
         """Chooses, and opens what was chosen. Raises RankFault F16 or F18 if no all-reduce is possible."""
         shares = [offer.share for offer in offers]
         options = self._kinds.options(shares, [offer.node for offer in offers])
         settings = self.settings
         largest = max(settings.sizes, default=0)
         self.choice = choose(settings.wanted, options, settings.world_size, largest, settings.max_bytes)
-        self._open(shares, store)
+        self._open(shares, store, progress)
         if self.choice.routes:
             self._communicator = routed(self.choice.routes, self.opened)
 
-    def _open(self, shares: Sequence[Any], store: str) -> None:
+    def _open(self, shares: Sequence[Any], store: str, progress: Callable[[str], None]) -> None:
         """Opens what was chosen; what is only there to be measured is left out where it cannot be opened."""
-        choice = self.choice
+        choice, problems = self.choice, []
         for kind in choice.kinds:
+            progress(f"connecting by {kind}")
             try:
                 self.opened[kind] = self._kinds.open(kind, shares, store)
             except NotOpened as fault:
-                if choice.routes or len(choice.kinds) == 1:
+                if choice.routes:
                     raise
-                left = tuple(one for one in self.choice.kinds if one != kind)
-                self.choice = Choice(left, (), f"{self.choice.reason}; {kind} is not: {fault.message}")
+                problems.append(f"{kind} is not: {fault.message}")
+        if not self.opened:
+            raise RankFault("F18", f"no all-reduce is possible between these ranks: {'; '.join(problems)}")
+        if problems:
+            self.choice = Choice(tuple(self.opened), (), "; ".join((choice.reason, *problems)))
 
     # ---- where the choice is measured
 
@@ -137,7 +142,14 @@ class Link:
         limit = 0 if chosen.kind == "single" else chosen.max_bytes
         routes = self.choice.routes
         return CommunicatorFacts(
-            chosen.kind, self.choice.reason, limit, chosen.world_size, chosen.capacity, routes, self._measured
+            chosen.kind,
+            self.choice.reason,
+            limit,
+            chosen.world_size,
+            chosen.capacity,
+            routes,
+            self._measured,
+            chosen.registered(),
         )
 
     def close(self) -> None:

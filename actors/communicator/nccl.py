@@ -23,32 +23,33 @@ class NcclAllReduce(NothingRecorded):
     Args:
         store: the rendezvous, of a group that every rank joins.
         deadline_s: seconds that a collective may take before NCCL's watchdog ends the process.
+        open_s: seconds that the first one may take.
     """
 
     kind = "nccl"
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, deadline_s: float) -> None:
+    def __init__(self, store: dist.Store, rank: int, world_size: int, deadline_s: float, open_s: float) -> None:
         self.rank, self.world_size, self.max_bytes = rank, world_size, 0
-        self._store, self._deadline = store, timedelta(seconds=deadline_s)
+        self._store, self._deadline, self._open_s = store, timedelta(seconds=deadline_s), open_s
         self._group: dist.ProcessGroupNCCL | None = None
         self._in_graphs = False
 
     def open(self) -> None:
         """Connects to the peers by a first all-reduce, which must not happen while a stream captures.
 
-        Raises NotOpened, on every rank, if NCCL does not connect them within the deadline.
+        Raises NotOpened, on every rank, if NCCL does not connect them in time.
         """
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = self._deadline
         store, problem = dist.PrefixStore("nccl", self._store), ""
         try:
             group = dist.ProcessGroupNCCL(store, self.rank, self.world_size, options)
-            group.allreduce([torch.zeros(1, device="cuda")]).wait(self._deadline)
+            group.allreduce([torch.zeros(1, device="cuda")]).wait(timedelta(seconds=self._open_s))
             torch.cuda.synchronize()
             self._group = group
         except RuntimeError as error:
             problem = f"NCCL does not connect: {error}"
-        opened_alike(store, self.rank, self.world_size, problem)
+        opened_alike(store, self.rank, self.world_size, problem, self._open_s)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Communicator.all_reduce`."""

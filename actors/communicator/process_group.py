@@ -136,18 +136,20 @@ class NotOpened(RankFault):
     """A kind of communicator cannot be opened; every rank of the group raises this alike."""
 
 
-def opened_alike(store: dist.Store, rank: int, world_size: int, problem: str) -> None:
+def opened_alike(store: dist.Store, rank: int, world_size: int, problem: str, open_s: float) -> None:
     """Tells the peers whether this rank has opened a communicator (``problem`` is ""), and waits for what they say.
 
     Args:
         store: the communicator's own part of the rendezvous store.
+        open_s: seconds that a peer may take to find out; half of them more are waited for its word.
 
     Raises:
         NotOpened: a rank has not; the first one is named.
-        CollectiveAborted: a peer says nothing within the store's timeout.
+        CollectiveAborted: a peer says nothing.
     """
     try:
         store.set(f"opened/{rank}", problem)
+        store.wait([f"opened/{peer}" for peer in range(world_size)], timedelta(seconds=1.5 * open_s))
         problems = [store.get(f"opened/{peer}").decode() for peer in range(world_size)]
     except RuntimeError as error:
         raise CollectiveAborted(None, f"rank {rank}: a peer does not say whether it is connected: {error}") from error

@@ -19,6 +19,7 @@ class Settings:
         table_rows: inputs that can be registered, on GPUs.
         arena_bytes: memory to share, on CPUs.
         deadline_s: seconds that a wait for a peer may take.
+        open_s: seconds that GPUs may take to connect by one kind, before it counts as impossible.
         bind_host: this rank's own address.
     """
 
@@ -30,6 +31,7 @@ class Settings:
     table_rows: int
     arena_bytes: int
     deadline_s: float
+    open_s: float
     bind_host: str
 
     @property

@@ -148,7 +148,7 @@ class SglKernelAllReduce(CaptureContext):
                 raise RankFault("F16", f"rank {offer.rank} does not share its memory: {offer.reason}")
             signals.append(self._open(offer.signals))
             staging.append(self._open(offer.staging))
-        self._table = torch.zeros(self.table_rows * ROW_BYTES, dtype=torch.uint8, device="cuda")
+        self._table = torch.zeros(table_bytes(self.table_rows), dtype=torch.uint8, device="cuda")
         kernels = self._loaded()
         self._context = kernels.init_custom_ar(signals, self._table, self.rank, full_nvlink)
         kernels.register_buffer(self._context, staging)
@@ -302,6 +302,11 @@ class SglKernelAllReduce(CaptureContext):
         if self._kernels is None:
             raise RuntimeError(f"rank {self.rank}: offer() comes first")
         return self._kernels
+
+
+def table_bytes(inputs: int) -> int:
+    """Size of a table for so many recorded inputs: the staging buffers take a row too."""
+    return (inputs + 1) * ROW_BYTES
 
 
 def require_shareable(runtime: CudaRuntime) -> None:

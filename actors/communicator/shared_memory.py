@@ -243,7 +243,7 @@ class SharedMemoryAllReduce(CaptureContext):
             raise RankFault(
                 "F17",
                 f"rank {self.rank}: the shared arena is too small for the graphs' all-reduce inputs: "
-                f"{error}; raise the arena's size, or capture the largest shape first",
+                f"{error}; capture fewer or smaller shapes (capture.prefill_tokens, capture.decode_batch_sizes)",
             ) from None
 
     def record(self, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> SharedMemoryCall:

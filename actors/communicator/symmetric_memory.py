@@ -39,11 +39,12 @@ class SymmetricMemoryAllReduce(NothingRecorded):
         kind: ``symmetric-one-shot`` or ``symmetric-two-shot``.
         store: the rendezvous, of a group that every rank joins.
         max_bytes: size of the buffer; larger inputs are reduced in parts.
+        open_s: seconds that a peer may take to map them.
     """
 
-    def __init__(self, kind: str, store: dist.Store, rank: int, world_size: int, max_bytes: int) -> None:
+    def __init__(self, kind: str, store: dist.Store, rank: int, world_size: int, max_bytes: int, open_s: float) -> None:
         self.kind, self.rank, self.world_size, self.max_bytes = kind, rank, world_size, max_bytes
-        self._store = store
+        self._store, self._open_s = store, open_s
         self._group = f"raylaunch-{kind}"
         self._buffer: torch.Tensor | None = None
 
@@ -61,7 +62,7 @@ class SymmetricMemoryAllReduce(NothingRecorded):
             self._buffer = buffer
         except (RuntimeError, TypeError) as error:
             problem = f"symmetric memory cannot be set up: {error}"
-        opened_alike(store, self.rank, self.world_size, problem)
+        opened_alike(store, self.rank, self.world_size, problem, self._open_s)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Communicator.all_reduce`."""

@@ -8,6 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
+from actors.communicator.base import Communicator, RecordedCall
+from raylaunch.errors import RankFault
+
 
 @dataclass(frozen=True)
 class GraphLabel:
@@ -19,6 +22,24 @@ class GraphLabel:
 
     def __str__(self) -> str:
         return f"{self.round}/{self.shape}/{self.piece}"
+
+
+def require_registered(label: GraphLabel, communicator: Communicator, calls: Sequence[RecordedCall]) -> None:
+    """Raises F01 unless a graph with these all-reduces may be replayed: all are registered, no capture goes on."""
+    rank = communicator.rank
+    if communicator.capturing:
+        raise RankFault(
+            "F01",
+            f"rank {rank}: {label} is replayed inside the capture context: its all-reduce inputs are registered after "
+            "it; a shape runs as many iterations as the backend needs, and not one more",
+        )
+    for call in calls:
+        if not call.registered:
+            raise RankFault(
+                "F01",
+                f"rank {rank}: {label} (shape {label.shape}) is replayed before the input of its all-reduce "
+                f"{call.label} is registered with the peers",
+            )
 
 
 class Graph(Protocol):

@@ -35,14 +35,12 @@ class ForwardContext:
         mode: what the pass is for.
         round: ``"prefill"`` or ``"decode"``.
         shape: padded token count; with ``round`` it names the graphs to use.
-        num_tokens: real tokens, at most ``shape``.
         batch: the attention batch, with ``attend(q, k, v, scale, layer)``; None in a dummy pass.
     """
 
     mode: Mode
     round: str
     shape: int
-    num_tokens: int
     batch: object | None = None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from actors.communicator.base import Communicator, RecordedCall, RecordsStreams, require_capture
-from actors.graphs.backend import GraphLabel
+from actors.graphs.backend import GraphLabel, require_registered
 from raylaunch.errors import CaptureError, RankFault
 
 
@@ -61,22 +61,10 @@ class CudaPieceGraph:
     def replay(self) -> Any:
         """See :meth:`actors.graphs.backend.Graph.replay`."""
         if not self._runnable:
-            self._check()
+            require_registered(self.label, self._communicator, self.calls)
+            self._runnable = True
         self.graph.replay()
         return self.outputs
-
-    def _check(self) -> None:
-        rank = self._communicator.rank
-        if self._communicator.capturing:
-            raise RankFault("F01", f"rank {rank}: {self.label} is replayed inside the capture context")
-        for call in self.calls:
-            if not call.registered:
-                raise RankFault(
-                    "F01",
-                    f"rank {rank}: {self.label} (shape {self.label.shape}) is replayed before the input of its "
-                    f"all-reduce {call.label} is registered with the peers",
-                )
-        self._runnable = True
 
 
 class CudaGraphs:

@@ -9,12 +9,11 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from actors.communicator.base import CallLabel, RecordedCall, RecordsCalls, require_capture
-from actors.graphs.backend import GraphLabel
+from actors.graphs.backend import GraphLabel, require_registered
 from actors.graphs.binding import bind
 from actors.graphs.memory_plan import place
 from actors.graphs.pool import RecordedPool, Region
 from actors.graphs.recorder import Recorder, storage_key, tensors_in
-from raylaunch.errors import RankFault
 
 
 class RecordedGraph:
@@ -46,29 +45,12 @@ class RecordedGraph:
     def replay(self) -> Any:
         """See :meth:`Graph.replay`."""
         if not self._runnable:
-            self._check()
+            require_registered(self.label, self._communicator, self.calls)
+            self._runnable = True
         with torch.no_grad():  # parameters may require gradients, and out= does not support them
             for operation in self._program:
                 operation()
         return self.outputs
-
-    def _check(self) -> None:
-        rank = self._communicator.rank
-        if self._communicator.capturing:
-            raise RankFault(
-                "F01",
-                f"rank {rank}: {self.label} is replayed inside the capture context: its all-reduce "
-                "inputs are registered after it; a shape runs as many iterations as the backend needs, "
-                "and not one more",
-            )
-        for call in self.calls:
-            if not call.registered:
-                raise RankFault(
-                    "F01",
-                    f"rank {rank}: {self.label} (shape {self.label.shape}) is replayed before the input of "
-                    f"its all-reduce {call.label} is registered with the peers",
-                )
-        self._runnable = True
 
     def _build(self, recorder: Recorder, outputs: Any, pool: RecordedPool) -> None:
         """Moves what was recorded to fixed places, and fills the outputs with the recorded run's results."""

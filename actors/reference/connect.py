@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +12,12 @@ import torch
 from actors.communicator.base import Communicator
 from actors.communicator.link import Link
 from actors.communicator.process_group import StoreServer, open_store
-from actors.device import rank_device
+from actors.device import identity, rank_device
 from actors.fingerprint import fingerprint
 from actors.gate import RankGate
 from actors.reference.channel import FollowerSocket, Offer, RankZeroSockets
 from actors.reference.links import make_link, model_sizes
-from raylaunch.protocol import Gate, Identity
+from raylaunch.protocol import Gate
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
@@ -86,7 +84,8 @@ def connect(connection: Connection, gate: RankGate) -> Communicator:
     spec = connection.spec
     device = meet(connection, gate)
     connection.link = link = make_link(spec, connection.path)
-    link.settle(gate.arrive(Gate.ATTACH, offer=link.offer()).offers, connection.rendezvous.store)
+    offers = gate.arrive(Gate.ATTACH, offer=link.offer()).offers
+    link.settle(offers, connection.rendezvous.store, gate.progress)
     if spec.plan.measures:
         dtype, graphs = model_sizes(spec, connection.path).dtype, bool(spec.plan.rounds)
         inputs = gate.arrive(Gate.PROBED, offer=link.probe(dtype, device, graphs)).offers
@@ -100,6 +99,6 @@ def meet(connection: Connection, gate: RankGate) -> torch.device:
     spec = connection.spec
     rendezvous = connection.listen() if spec.rank == 0 else None
     device = rank_device(spec)
-    identity = Identity(platform.node(), os.getpid(), str(device), spec.device_index, fingerprint(spec))
-    connection.meet(gate.arrive(Gate.MEET, identity, offer=rendezvous).offers[0])
+    who = identity(spec, device, fingerprint(spec))
+    connection.meet(gate.arrive(Gate.MEET, who, offer=rendezvous).offers[0])
     return device

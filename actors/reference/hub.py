@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
+from actors.gate import RankGate
+from actors.progress import bytes_fetched, reported
 from raylaunch.config import ModelConfig
 from raylaunch.errors import RankFault
 
-PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-"""What is fetched of a Hub model: no pickled weights."""
+SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
+WEIGHTS = ("*.safetensors",)  # no pickled ones
 
 
-def model_folder(model: ModelConfig, progress: Callable[[str], None]) -> Path:
-    """The model's folder; fetches a Hub model into the local cache. Raises RankFault if it cannot be had."""
+def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool) -> Path:
+    """The model's folder on this node. What is missing of a Hub model is fetched into the local cache.
+
+    Args:
+        gate: told while something arrives, also if it is another rank of this node that fetches it.
+        weights: whether the weights are wanted already, which may take long; dummies are never fetched.
+
+    Raises:
+        RankFault: it cannot be had.
+    """
     folder = Path(model.path).expanduser()
     if folder.is_dir():
         return folder
@@ -23,11 +32,13 @@ def model_folder(model: ModelConfig, progress: Callable[[str], None]) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    progress(f"fetching {model.path}")
-    patterns = [pattern for pattern in PATTERNS if model.load_format == "auto" or pattern != "*.safetensors"]
+    patterns = [*SETTINGS]
+    if weights and model.load_format == "auto":
+        patterns += WEIGHTS
     if model.trust_remote_code:
         patterns.append("*.py")
     try:
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
+        with reported(gate, f"fetching {model.path}", lambda: bytes_fetched(model.path)):
+            return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise RankFault(None, f"{model.path} cannot be fetched from the Hub: {error}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,11 +47,11 @@ if TYPE_CHECKING:
 def run(spec: RankSpec, gate: RankGate) -> None:
     """Launches, then serves until it is stopped. An exception ends this rank and frees its peers."""
     torch.set_num_threads(spec.config.engine.threads)
-    path = model_folder(spec.config.model, gate.progress)
+    path = model_folder(spec.config.model, gate, weights=False)
     with Connection(spec, path) as connection:
         communicator = connect(connection, gate)
         with _peers_freed_on_failure(gate, communicator):
-            loaded, limits = load(spec, gate, path)
+            loaded, limits = load(spec, gate)
             runner, capture = warm_up(spec, gate, loaded, limits, communicator)
             for plan in spec.plan.rounds:
                 capture_round(gate, plan, runner, capture, communicator)
@@ -64,12 +63,14 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             worker.serve(gate.stop_requested)
 
 
-def load(spec: RankSpec, gate: RankGate, path: Path) -> tuple[LoadedModel, Limits]:
+def load(spec: RankSpec, gate: RankGate) -> tuple[LoadedModel, Limits]:
     """LOAD: this rank's part of the weights, and the sizes that all ranks have room for.
 
-    Raises RankFault where the checkpoint does not fit the model, or the model leaves no room for a request.
+    Raises RankFault where the checkpoint cannot be had or does not fit the model, or the model leaves no room for a
+    request.
     """
     model = spec.config.model
+    path = model_folder(model, gate, weights=True)
     loaded = load_model(
         path,
         spec.rank,

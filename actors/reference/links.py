@@ -50,6 +50,7 @@ def link_of(spec: RankSpec, sizes: tuple[int, ...], arena: int) -> Link:
         config.communicator.table_rows,
         arena,
         config.deadlines.collective,
+        min(config.deadlines.collective, config.deadlines.connect / 2),  # so that the phase has time for another kind
         spec.bind_host,
     )
     kinds: Communicators

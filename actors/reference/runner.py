@@ -149,7 +149,7 @@ class ModelRunner:
         batch = self._decode_batches.get(shape) if round_ == "decode" else None
         if batch is not None:
             batch.fill(())
-        return self._run(ForwardContext(mode, round_, shape, 0, batch), inputs)
+        return self._run(ForwardContext(mode, round_, shape, batch), inputs)
 
     def hidden(self, plan: StepPlan, mode: Mode) -> Tensor:
         """Hidden states of all rows of a step, ``[shape, hidden]``; rows past the real ones are padding.
@@ -164,7 +164,7 @@ class ModelRunner:
         inputs.ids[0, :real] = torch.tensor(plan.tokens, device=self.device)
         inputs.positions[..., :real] = torch.tensor(plan.positions, device=self.device)
         batch: AttentionBatch | StaticDecodeBatch = self._batch(plan)
-        return self._run(ForwardContext(mode, plan.round, plan.shape, real, batch), inputs)[0]
+        return self._run(ForwardContext(mode, plan.round, plan.shape, batch), inputs)[0]
 
     def forward(self, plan: StepPlan, mode: Mode | None = None) -> Tensor:
         """Runs a step.

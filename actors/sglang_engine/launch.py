@@ -5,22 +5,20 @@ All of it happens on one thread: the current device, gradient mode and what Dyna
 
 from __future__ import annotations
 
-import os
-import platform
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from actors.communicator.process_group import StoreServer, open_store
-from actors.device import memory_in_use, rank_device
+from actors.device import identity, memory_in_use, rank_device
 from actors.fingerprint import fingerprint
 from actors.gate import RankGate
+from actors.progress import compilers_work, modules_loaded, reported
 from actors.sglang_engine import environment, seams, versions
 from actors.sglang_engine.hooks import Hooks
-from actors.sglang_engine.progress import compilers_work, modules_loaded, reported
 from actors.sglang_engine.rounds import Rounds
 from raylaunch.errors import RankFault
-from raylaunch.protocol import Gate, Identity, ReadyFacts, VerifyFacts
+from raylaunch.protocol import Gate, ReadyFacts, VerifyFacts
 from raylaunch.sglang.arguments import ONE_NODE, server_arguments
 
 if TYPE_CHECKING:
@@ -64,12 +62,11 @@ def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     prints = fingerprint(spec)
     environment.prepare(spec)  # after the fingerprint, as some of it differs from rank to rank, and before CUDA
     device = rank_device(spec)
-    identity = Identity(platform.node(), os.getpid(), str(device), spec.device_index, prints)
     store = None
     if spec.rank == 0:
         parallel, deadlines = spec.config.parallel, spec.config.deadlines
         store = open_store(spec.bind_host, parallel.rendezvous_port, deadlines.connect)
-    release = gate.arrive(Gate.MEET, identity, offer=store.address if store else None)
+    release = gate.arrive(Gate.MEET, identity(spec, device, prints), offer=store.address if store else None)
     versions.use_store(release.offers[0])
     return store
 

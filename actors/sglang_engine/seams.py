@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from actors.progress import bytes_fetched, reported
 from actors.sglang_engine import communicators
 from actors.sglang_engine.hooks import Seam, Wrapper
-from actors.sglang_engine.progress import reported
 from actors.sglang_engine.rounds import Rounds
 from actors.sglang_engine.warmup import build_kernels
 from raylaunch.protocol import Gate, LoadFacts
@@ -74,7 +74,8 @@ def _connected(rounds: Rounds, model_runner: Any) -> None:
 def _loaded(rounds: Rounds) -> Wrapper:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def load_model(self: Any, *arguments: Any, **options: Any) -> Any:
-            with reported(rounds.gate, "loading weights", _memory_taken):
+            path = rounds.spec.config.model.path  # SGLang fetches it from the Hub here if it has to
+            with reported(rounds.gate, "loading weights", lambda: (_memory_taken(), bytes_fetched(path))):
                 result = original(self, *arguments, **options)
             if not self.is_draft_worker:
                 sizes = [one.numel() * one.element_size() for one in self.model.parameters()]

@@ -96,9 +96,15 @@ def _examine_placement(plan: Plan, config: LaunchConfig, machine: dict[str, Any]
     where = [private_node(config, machine)] if nodes is None else list(nodes)
     device, world = choose_device(config, where), config.parallel.tensor_parallel_size
     gpus = sum(node.total.get("GPU", 0) for node in where)
-    why = "engine.device" if config.engine.device != "auto" else f"{gpus:g} GPUs for {world} ranks"
+    why = f"{gpus:g} GPUs for {world} ranks"
+    if config.engine.device != "auto" or config.placement.resources_per_rank:
+        why = "engine.device" if config.engine.device != "auto" else "placement.resources_per_rank"
     plan.facts["engine"] = f"{config.engine.kind} on {device} ({why})"
-    request = request_for(config, device)
+    try:
+        request = request_for(config, device)
+    except ConfigError as error:
+        plan.problems.append(str(error))
+        return device
     named = config.placement.placement_group
     if named is not None:
         plan.facts["placement"] = f"the placement group {named!r}"

@@ -90,7 +90,8 @@ class EngineConfig(Section):
 
     Attributes:
         kind: ``reference`` (this package's own, CPU and GPU) or ``sglang``.
-        device: ``auto`` takes GPUs if the cluster has them, else CPUs.
+        device: ``auto`` takes GPUs if ``placement.resources_per_rank`` names them or, where that is empty, the cluster
+            has one for every rank; else CPUs.
         kv_tokens: tokens that the KV cache holds, over all running requests; ``auto`` fills what ``memory_fraction``
             leaves on a GPU, and takes 16,384 on a CPU.
         memory_fraction: part of the GPU memory that is free beside the weights that ``auto`` may use, graphs and
@@ -177,7 +178,8 @@ class PlacementConfig(Section):
 
     Attributes:
         strategy: Ray's placement strategy; ``auto`` packs a group on one node, or spreads it over ``parallel.nodes``.
-        resources_per_rank: Ray resources of one rank's bundle; empty takes one CPU, or one GPU and one CPU.
+        resources_per_rank: Ray resources of one rank's bundle; empty takes one CPU, or one GPU and one CPU. On
+            GPUs it must name ``GPU``; ranks that ask for less than one share it.
         placement_group: name of an existing placement group to use; its bundles must hold the ranks.
         address: Ray cluster to join; None joins the one of ``RAY_ADDRESS``, or starts a private one.
         namespace: Ray namespace of the actors.

@@ -17,6 +17,7 @@ class Identity:
         pid: of its process.
         device: ``cpu``, or ``cuda:0`` and so on.
         local_rank: index among the group's ranks on its node.
+        gpu: uuid of its GPU, as CUDA names it; "" on a CPU.
         fingerprint: versions, settings and environment that must be equal on all ranks.
     """
 
@@ -24,6 +25,7 @@ class Identity:
     pid: int
     device: str
     local_rank: int
+    gpu: str = ""
     fingerprint: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -57,6 +59,7 @@ class CommunicatorFacts:
         capacity: inputs that it can register, None for no limit.
         routes: which kind reduces messages of which sizes, ascending; the last has no limit.
         measured: what the choice was made from, where it was measured.
+        registered: inputs that it has registered already, to be measured.
     """
 
     kind: str
@@ -66,6 +69,7 @@ class CommunicatorFacts:
     capacity: int | None = None
     routes: tuple[Route, ...] = ()
     measured: tuple[MeasuredSize, ...] = ()
+    registered: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,6 @@ class LoadFacts:
     tensors: int
     nbytes: int
     bytes_read: int
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,6 @@ class CaptureFacts:
         sizes: per shape, bytes of each recorded input in order.
         in_graphs: per shape, all-reduces that the graphs contain and that must have a recorded input.
         missing: per shape, pieces that should hold a graph and do not.
-        reused: descriptions of addresses handed out again before they were registered.
         replays: replays so far: must be none.
         memory: per shape, bytes of device memory that its capture added, where that can be told.
     """
@@ -143,7 +144,6 @@ class CaptureFacts:
     sizes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     in_graphs: Mapping[int, int] = field(default_factory=dict)
     missing: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    reused: tuple[str, ...] = ()
     replays: int = 0
     memory: Mapping[int, int] = field(default_factory=dict)
 

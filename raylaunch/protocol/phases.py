@@ -14,19 +14,16 @@ Granularity = Literal["phase", "shape", "iteration"]
 
 
 class Phase(enum.Enum):
-    """Phases of a launch, in order. ``captures`` and ``replays`` say whether graphs may be captured or replayed."""
+    """Phases of a launch, in order."""
 
-    PLACE = (0, False, False)
-    CONNECT = (1, False, False)
-    LOAD = (2, False, False)
-    WARMUP = (3, False, False)
-    CAPTURE = (4, True, False)
-    REGISTER = (5, False, False)
-    VERIFY = (6, False, True)
-    SERVE = (7, False, True)
-
-    def __init__(self, order: int, captures: bool, replays: bool) -> None:
-        self.order, self.captures, self.replays = order, captures, replays
+    PLACE = 0
+    CONNECT = 1
+    LOAD = 2
+    WARMUP = 3
+    CAPTURE = 4  # the only one in which graphs are captured
+    REGISTER = 5
+    VERIFY = 6  # from here on graphs are replayed
+    SERVE = 7
 
 
 class Gate(enum.Enum):

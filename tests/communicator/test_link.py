@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
@@ -9,13 +11,24 @@ from actors.communicator.cpu import CpuCommunicators
 from actors.communicator.link import Link
 from actors.communicator.process_group import NotOpened, connect_store, open_store, opened_alike
 from actors.communicator.settings import Settings
+from actors.reference.links import link_of
+from raylaunch import LaunchConfig
+from raylaunch.errors import RankFault
 from tests.communicator.ranks import Channel, check, run
 
 SIZES = (1024, 4096)
+KINDS = {"auto": ("shared-memory", "gloo"), "custom": ("shared-memory",), "library": ("gloo",)}
 
 
-def settings(channel: Channel, wanted: str) -> Settings:
-    return Settings(channel.rank, channel.world_size, wanted, SIZES, 1 << 16, 64, 1 << 20, 20, "127.0.0.1")
+def settings(rank: int, wanted: str) -> Settings:
+    return Settings(rank, 2, wanted, SIZES, 1 << 16, 64, 1 << 20, 20, 10, "127.0.0.1")
+
+
+class Nothing(CpuCommunicators):
+    """Ranks that can open nothing."""
+
+    def open(self, kind, offers, store):
+        raise NotOpened("F16", f"{kind} is broken")
 
 
 class NoGloo(CpuCommunicators):
@@ -24,16 +37,18 @@ class NoGloo(CpuCommunicators):
     def open(self, kind, offers, store):
         if kind == "gloo":
             problem = "it is not there" if self.settings.rank == 1 else ""
-            opened_alike(connect_store(store, 20), self.settings.rank, self.settings.world_size, problem)
+            opened_alike(connect_store(store, 20), self.settings.rank, self.settings.world_size, problem, 10)
         return super().open(kind, offers, store)
 
 
 def linked(channel: Channel, wanted: str, graphs: bool, kinds: type[CpuCommunicators]):
     server = open_store("127.0.0.1") if channel.rank == 0 else None
     address = channel.exchange(server.address if server else None)[0]
-    link = Link(settings(channel, wanted), kinds(settings(channel, wanted)))
+    link = Link(settings(channel.rank, wanted), kinds(settings(channel.rank, wanted)))
+    said: list[str] = []
     try:
-        link.settle(channel.exchange(link.offer()), address)
+        link.settle(channel.exchange(link.offer()), address, said.append)
+        assert said == [f"connecting by {kind}" for kind in KINDS[wanted]]
         if wanted == "auto":
             inputs = channel.exchange(link.probe(torch.float32, torch.device("cpu"), graphs))
             link.decide(channel.exchange(link.time(inputs, lambda activity: None)))
@@ -69,6 +84,26 @@ def test_what_a_rank_cannot_open_is_left_out_on_all_of_them_and_told():
     assert (facts.kind, total) == ("shared-memory", [3.0] * 4)
     assert "gloo is not: on rank 1: it is not there" in facts.reason
     assert set(facts.measured[0].microseconds) == {"shared-memory"}
+
+
+def test_f18_where_nothing_can_be_opened_every_reason_is_told():
+    links = [Link(settings(rank, "auto"), Nothing(settings(rank, "auto"))) for rank in (0, 1)]
+    try:
+        offers = [link.offer() for link in links]
+        with pytest.raises(RankFault, match=r"shared-memory is broken.*gloo is broken") as caught:
+            links[0].settle(offers, "", lambda activity: None)
+        assert caught.value.code == "F18"
+    finally:
+        for link in links:
+            link.close()
+
+
+def test_gpus_that_do_not_connect_leave_the_phase_time_for_another_kind():
+    for settings, seconds in (([], 30), (["deadlines.collective=7"], 7), (["deadlines.connect=8"], 4)):
+        spec = types.SimpleNamespace(
+            config=LaunchConfig.default(settings), rank=0, world_size=2, bind_host="127.0.0.1", device="cpu"
+        )
+        assert link_of(spec, SIZES, 0).settings.open_s == seconds
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from actors.communicator.process_group import join, open_store
+from actors.communicator.process_group import NotOpened, connect_store, join, open_store, opened_alike
 from raylaunch.errors import RankFault
 
 
@@ -42,4 +44,20 @@ def test_f10_peers_that_never_come():
     with pytest.raises(RankFault, match="rank 0: cannot join the group of 2") as caught:
         join(server.address, 0, 2, 1, "127.0.0.1")
     assert caught.value.code == "F10"
+    server.close()
+
+
+def test_a_rank_that_connected_waits_for_a_peer_that_takes_its_time_to_fail():
+    server, open_s = open_store("127.0.0.1"), 0.4
+
+    def rank(number):
+        store = connect_store(server.address, open_s)
+        if number == 1:
+            time.sleep(1.2 * open_s)  # as long as it may take, and a little for being busy
+        with pytest.raises(NotOpened, match="on rank 1: no way") as caught:
+            opened_alike(store, number, 2, "no way" if number == 1 else "", open_s)
+        return caught.value.code
+
+    with ThreadPoolExecutor(2) as ranks:
+        assert list(ranks.map(rank, (0, 1))) == ["F16", "F16"]
     server.close()

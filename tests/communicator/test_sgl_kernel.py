@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.communicator.sgl_kernel import SglKernelAllReduce
+from actors.communicator.sgl_kernel import ROW_BYTES, SglKernelAllReduce, table_bytes
 
 
 def test_messages_beyond_the_staging_buffer_take_a_row_for_each_part():
@@ -14,3 +14,7 @@ def test_messages_beyond_the_staging_buffer_take_a_row_for_each_part():
     with pytest.raises(RuntimeError, match="offer"):
         communicator.attach([], full_nvlink=True)
     communicator.close()
+
+
+def test_f17_the_staging_buffers_take_no_row_of_the_recorded_inputs():
+    assert table_bytes(64) == 65 * ROW_BYTES

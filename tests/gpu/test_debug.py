@@ -22,7 +22,8 @@ def failure(*settings: str) -> LaunchError:
 
 def test_the_error_names_the_core_dump(tmp_path: Path) -> None:
     error = failure("debug=cuda", f"debug_folder={tmp_path}", "deadlines.load=180")
-    assert (error.phase, error.rank) == ("LOAD", 0), error
+    print(error)
+    assert (error.phase, error.rank) == ("LOAD", 0)
     dump = Path(error.ranks[0].core_dump)
     assert dump.parent == tmp_path
     assert dump.stat().st_size > 0
@@ -31,6 +32,7 @@ def test_the_error_names_the_core_dump(tmp_path: Path) -> None:
 
 def test_without_debug_mode_the_rank_says_what_cuda_says() -> None:
     error = failure()
-    assert (error.phase, error.rank) == ("LOAD", 0), error
+    print(error)
+    assert (error.phase, error.rank) == ("LOAD", 0)
     assert "illegal memory access" in str(error)
     assert error.ranks[0].core_dump == ""

@@ -6,6 +6,7 @@ import pytest
 
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.protocol import Gate
+from tests.gpu.conftest import gpus
 
 pytestmark = pytest.mark.gpu
 
@@ -32,8 +33,11 @@ def test_two_ranks_register_their_inputs(two_ranks: LaunchConfig) -> None:
         assert {arrival.facts.pending for arrival in arrivals} == {0}
     last = engine.report.facts(Gate.REGISTERED)[-1][1]
     assert [arrival.facts.registered for arrival in last] == [24, 24]  # 4 all-reduces at 6 shapes
-    devices = {arrival.facts.device for arrival in engine.report.facts(Gate.MEET)[0][1]}
-    assert devices <= {"cuda:0", "cuda:1"}
+    met = [arrival.facts for arrival in engine.report.facts(Gate.MEET)[0][1]]
+    assert [one.device for one in met] == (["cuda:0", "cuda:1"] if gpus() > 1 else ["cuda:0"] * 2)
+    assert len({one.gpu for one in met} - {""}) == min(2, gpus())
+    for name in ("GPU", "version of the GPU driver", "version of NCCL"):
+        assert met[0].fingerprint[name] == met[1].fingerprint[name] != "unknown"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +53,12 @@ def test_faults_are_named(two_ranks: LaunchConfig, fault: str, code: str, phase:
     with pytest.raises(LaunchError) as caught:
         Engine(two_ranks.override(f"faults=[{fault}]")).start()
     assert (caught.value.code, caught.value.phase, caught.value.rank) == (code, phase, rank), caught.value
+    assert [one.device for one in caught.value.ranks] == ["gpu 0", "gpu 1" if gpus() > 1 else "gpu 0"]
+
+
+def test_f17_a_table_of_just_the_planned_inputs_is_large_enough(two_ranks: LaunchConfig) -> None:
+    texts, _ = answers(two_ranks.override("communicator.table_rows=24"))
+    assert texts == [str(a + b) for a, b in SUMS]
 
 
 def test_f17_table_too_small(two_ranks: LaunchConfig) -> None:

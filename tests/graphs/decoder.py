@@ -111,7 +111,7 @@ class Engine:
         if seed is not None:
             ids.copy_(torch.randint(VOCAB, ids.shape, generator=torch.Generator().manual_seed(seed)))
         batch = None if mode in (Mode.TRACE, Mode.WARM, Mode.CAPTURE) else CausalBatch()
-        with torch.inference_mode(), context.use(ForwardContext(mode, round, shape, shape, batch)):
+        with torch.inference_mode(), context.use(ForwardContext(mode, round, shape, batch)):
             return (self.model if plain else self.compiled)(ids, positions)
 
     def trace(self, *shapes: int):

@@ -12,7 +12,7 @@ from actors.graphs.context import ForwardContext, Mode
 def test_context_nests_and_ends():
     with pytest.raises(RuntimeError, match="no forward context"):
         context.current()
-    outer, inner = (ForwardContext(Mode.EAGER, "prefill", n, n) for n in (8, 4))
+    outer, inner = (ForwardContext(Mode.EAGER, "prefill", n) for n in (8, 4))
     with context.use(outer):
         with context.use(inner):
             assert context.current() is inner
@@ -36,7 +36,7 @@ def test_group_names():
 
 def test_attention_without_a_batch_touches_nothing():
     q, k = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)
-    with context.use(ForwardContext(Mode.WARM, "prefill", 6, 6)):
+    with context.use(ForwardContext(Mode.WARM, "prefill", 6)):
         out = torch.ops.raylaunch.attention(q, k, k, 1.0, 0)
     assert out.shape == (1, 6, 4, 8)
     assert not out.any()
@@ -71,6 +71,6 @@ def test_fakes_match(op):
         ),
     }[op]
     overload = getattr(torch.ops.raylaunch, op).default
-    with context.use(ForwardContext(Mode.EAGER, "prefill", 6, 6)):
+    with context.use(ForwardContext(Mode.EAGER, "prefill", 6)):
         torch.library.opcheck(overload, args, test_utils=("test_schema", "test_faketensor"))
     ops.unbind_group("fake")

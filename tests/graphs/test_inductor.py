@@ -48,7 +48,7 @@ def test_pieces_inside_a_whole_model_run_as_they_are(mode):
         seen.append((context.current().mode, context.current().shape))
         return (input_ids + position_ids,)
 
-    with context.use(ForwardContext(mode, "decode", 4, 4)) as outer:
+    with context.use(ForwardContext(mode, "decode", 4)) as outer:
         (out,) = WholeModel(inner, "input_ids")(torch.ones(1, 4), torch.ones(1, 4))
         assert context.current() is outer
     assert seen == [(Mode.EAGER, 4)]

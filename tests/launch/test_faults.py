@@ -71,6 +71,7 @@ def test_fault_is_named(case: Case, tiny: LaunchConfig) -> None:
     assert "2 actors, 1 placement group released" in error.teardown
     assert [evidence.rank for evidence in error.ranks] == [0, 1]
     assert all(evidence.state for evidence in error.ranks)
+    assert {evidence.device for evidence in error.ranks} == {"cpu"}
     assert time.monotonic() - began < 60
 
 

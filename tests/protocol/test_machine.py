@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from raylaunch.protocol import Gate, LaunchPlan, Phase, Protocol, Release, RoundPlan, Violation
+from raylaunch.protocol import Gate, LaunchPlan, Protocol, Release, RoundPlan, Violation
 from tests.protocol.builders import MUTATIONS, PLAN, arrivals, at, plans
 
 PLAIN = LaunchPlan(2)
@@ -50,7 +50,7 @@ def test_rounds_that_only_the_ranks_know_are_taken_from_them(plan):
 def test_the_steps_of_a_launch(plan):
     steps = list(plan.steps())
     assert len(set(steps)) == len(steps)
-    orders = [step.phase.order for step in steps if step.round in (None, plan.rounds[0].name)]
+    orders = [step.phase.value for step in steps if step.round in (None, plan.rounds[0].name)]
     assert orders == sorted(orders)
     for one in plan.rounds:
         iterations = [s for s in steps if s.gate is Gate.ITERATION and s.round == one.name]
@@ -106,12 +106,6 @@ def test_a_launch_without_capture_has_seven_gates():
     assert [step.gate for step in PLAIN.steps()] == [
         *(Gate.MEET, Gate.ATTACH, Gate.CONNECTED, Gate.LOADED, Gate.WARMED, Gate.VERIFIED, Gate.READY)
     ]
-
-
-def test_phases_say_what_they_allow():
-    assert [phase for phase in Phase if phase.captures] == [Phase.CAPTURE]
-    assert [phase for phase in Phase if phase.replays] == [Phase.VERIFY, Phase.SERVE]
-    assert [phase.order for phase in Phase] == list(range(8))
 
 
 def test_steps_read_well():

@@ -53,8 +53,8 @@ class FakeEngine:
 def lost(text: str = "rank 1 died: killed by SIGKILL") -> LaunchError:
     """A group that lost rank 1 while it served."""
     ranks = [
-        RankEvidence(0, "10.0.0.0", 10, "pid 10", "CollectiveAborted: rank 1 left"),
-        RankEvidence(1, "10.0.0.1", 11, "pid 11", "died", log_tail="<b>last words</b>", log_file="/tmp/rank1.err"),
+        RankEvidence(0, "10.0.0.0", 10, "gpu 0", "CollectiveAborted: rank 1 left"),
+        RankEvidence(1, "10.0.0.1", 11, "gpu 0", "died", log_tail="<b>last words</b>", log_file="/tmp/rank1.err"),
     ]
     error = LaunchError(text, "F07", "SERVE", rank=1, ranks=ranks)
     error.teardown = "torn down in 0.1 s; 2 actors, 1 placement group released"

@@ -1,18 +1,14 @@
-"""What surrounds SGLang in a rank: its variables, its caches, and reports that slow work goes on."""
+"""What surrounds SGLang in a rank: its variables, its caches, and settings that all ranks share."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-import subprocess
-import sys
-import time
 import types
 
 import pytest
 
-from actors.sglang_engine import environment, launch, progress, versions
+from actors.sglang_engine import environment, launch, versions
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.launch import NO_MULTICAST
@@ -69,41 +65,6 @@ def test_what_an_argument_asks_of_nccl_and_torch_is_not_undone(
     assert [os.environ[name] for name in names] == [nvls, cumem, no_multicast]
 
 
-class Gate:
-    def __init__(self):
-        self.said = []
-
-    def progress(self, activity):
-        self.said.append(activity)
-
-    def alive(self):
-        self.said.append(None)
-
-
-@pytest.mark.parametrize("activity", ["working", None])
-@pytest.mark.parametrize("works", [True, False])
-def test_progress_is_reported_while_something_grows_and_only_then(works, activity, monkeypatch):
-    monkeypatch.setattr(progress, "LOOK_S", 0.01)
-    gate, numbers = Gate(), itertools.count()
-    with progress.reported(gate, activity, lambda: next(numbers) if works else 7):
-        time.sleep(0.2)
-    assert (len(gate.said) > 3) is works
-    assert gate.said[0] == activity
-
-
-def test_compilers_are_those_that_this_process_has_started(monkeypatch):
-    monkeypatch.setattr(progress, "COMPILERS", ("python3", "python3.11", "python3.12", "python3.13", "python"))
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        before, end = progress.compilers_work(), time.monotonic() + 5
-        while progress.compilers_work() <= before and time.monotonic() < end:
-            time.sleep(0.05)
-        assert progress.compilers_work() > before
-    finally:
-        busy.kill()
-        busy.wait()
-
-
 @pytest.mark.parametrize(
     ("theirs", "here", "said"),
     [
@@ -136,7 +97,7 @@ def test_a_group_that_was_spread_over_nodes_is_refused():
     """By ``placement.strategy``, or by a placement group that was given."""
     spread = types.SimpleNamespace(sockets=object(), nodes=2)
     with pytest.raises(RankFault, match="placed on 2 nodes, and must be on one"):
-        launch.run(spread, Gate())
+        launch.run(spread, None)
 
 
 def test_only_sglang_sees_its_own_variables_on_the_driver(monkeypatch):

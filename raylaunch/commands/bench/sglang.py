@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,7 +30,8 @@ def bench_sglang(
     repeat: Annotated[int, typer.Option(min=1, help="Requests of each length; the median counts.")] = 15,
     concurrent: Annotated[int, typer.Option(min=1, help="Requests that are decoded at the same time.")] = 32,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each of them generates.")] = 64,
-    warm: Annotated[bool, typer.Option(help="First start both once untimed, to fill the caches of kernels.")] = True,
+    warm: Annotated[bool, typer.Option(help="First start one untimed, to fill the caches of kernels.")] = True,
+    starts: Annotated[int, typer.Option(min=1, help="How often each is started, in turn; the medians count.")] = 2,
     json_file: JsonFile = None,
 ) -> None:
     """Compare raylaunch with SGLang's own launcher: time to ready, prefill latency, decode throughput."""
@@ -39,31 +41,24 @@ def bench_sglang(
         require_writable("--json", json_file)
         if chosen.engine.kind != "sglang":
             raise ConfigError("engine.kind", chosen.engine.kind, "must be sglang: the same engine is launched twice")
-        from raylaunch.commands.bench.timed_server import measure
+        from raylaunch.commands.bench.timed_server import Work, measure
         from raylaunch.commands.machine import describe_machine
         from raylaunch.model_check import check_model
 
-        vocabulary = check_model(chosen).vocab_size
+        work = Work(tuple(lengths), repeat, concurrent, new_tokens, check_model(chosen).vocab_size)
         machine = describe_machine()
-        figures: dict[str, Served] = {}
+        figures: dict[str, list[Served]] = {}
         with tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder:
-            for name, command in commands(chosen, Path(folder)).items():
-                for timed in (False, True) if warm else (True,):
-                    stderr_console().print(f"{name}{'' if timed else ', untimed'}")
-                    log = Path(folder) / f"{name}.log"
-                    measured = measure(
-                        command,
-                        log,
-                        lengths if timed else lengths[:1],
-                        repeat if timed else 1,
-                        concurrent,
-                        new_tokens,
-                        vocabulary,
-                    )
-                    if timed:
-                        figures[name] = measured
+            servers = commands(chosen, Path(folder))
+            if warm:
+                stderr_console().print("sglang, untimed")
+                measure(servers["sglang"], Path(folder) / "warm.log", work.shortest())
+            for name, command in [*servers.items()] * starts:
+                measured = measure(command, Path(folder) / f"{name}.log", work)
+                stderr_console().print(f"{name}: {measured}")
+                figures.setdefault(name, []).append(measured)
         typer.echo("\n".join(show(machine, figures)))
-        write_figures(json_file, machine, {name: asdict(one) for name, one in figures.items()})
+        write_figures(json_file, machine, {name: [asdict(one) for one in each] for name, each in figures.items()})
 
 
 def commands(config: LaunchConfig, folder: Path) -> dict[str, Callable[[int], list[str]]]:
@@ -89,14 +84,24 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Callable[[int], li
     return {"sglang": theirs, "raylaunch": ours}
 
 
-def show(machine: dict[str, Any], figures: dict[str, Served]) -> list[str]:
-    """The figures as lines for people; a ratio above 1 is for raylaunch."""
-    theirs, ours = figures["sglang"], figures["raylaunch"]
-    rows = [("ready, s", theirs.ready_s, ours.ready_s, theirs.ready_s / ours.ready_s)]
-    for length, before in theirs.prefill_ms.items():
-        after = ours.prefill_ms[length]
-        rows.append((f"prefill {length} tokens, ms", before, after, before / after))
-    before, after = theirs.decode_tokens_per_s, ours.decode_tokens_per_s
-    rows.append(("decode, tokens/s", before, after, after / before))
-    lines = [machine_line(machine), "", f"{'':<26} {'sglang':>10} {'raylaunch':>10} {'ratio':>7}"]
-    return lines + [f"{name:<26} {left:10.2f} {right:10.2f} {ratio:7.2f}" for name, left, right, ratio in rows]
+def show(machine: dict[str, Any], figures: dict[str, list[Served]]) -> list[str]:
+    """The medians as lines for people; a ratio above 1 is for raylaunch.
+
+    ``alike`` is the ratio of SGLang's own starts, smallest to largest: what comes of nothing but another start.
+    """
+    theirs, ours = (rows(figures[name]) for name in ("sglang", "raylaunch"))
+    lines = [machine_line(machine), "", f"{'':<26} {'sglang':>10} {'raylaunch':>10} {'ratio':>7} {'alike':>7}"]
+    for name, values in theirs.items():
+        before, after = median(values), median(ours[name])
+        ratio = after / before if name.endswith("tokens/s") else before / after
+        lines.append(f"{name:<26} {before:10.2f} {after:10.2f} {ratio:7.3f} {min(values) / max(values):7.3f}")
+    return lines
+
+
+def rows(starts: list[Served]) -> dict[str, list[float]]:
+    """Figures of one launcher's starts by the name of the row that shows them."""
+    made = {"ready, s": [one.ready_s for one in starts]}
+    for length in starts[0].prefill_ms:
+        made[f"prefill {length} tokens, ms"] = [one.prefill_ms[length] for one in starts]
+    made["decode, tokens/s"] = [one.decode_tokens_per_s for one in starts]
+    return made

@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median_high
 
@@ -44,41 +44,55 @@ class Served:
     prefill_ms: dict[int, float]
     decode_tokens_per_s: float
 
+    def __str__(self) -> str:
+        prefill = ", ".join(f"{length} tokens {ms:.2f} ms" for length, ms in self.prefill_ms.items())
+        return f"ready after {self.ready_s:.1f} s; prefill {prefill}; decode {self.decode_tokens_per_s:.0f} tokens/s"
 
-def measure(
-    command: Callable[[int], list[str]],
-    log: Path,
-    lengths: Sequence[int],
-    repeat: int,
-    concurrent: int,
-    new_tokens: int,
-    vocabulary: int,
-) -> Served:
-    """Starts a server and measures it.
 
-    Args:
-        command: its command line, given its port.
-        log: file that gets what it prints.
+@dataclass(frozen=True)
+class Work:
+    """What a server is measured with.
+
+    Attributes:
         lengths: prompt lengths in tokens; the tokens are drawn anew for each request, so nothing is found in a cache.
         repeat: requests of each length.
         concurrent: requests at once, to measure decoding with.
         new_tokens: of each of those.
         vocabulary: token ids are below it.
+    """
+
+    lengths: tuple[int, ...]
+    repeat: int
+    concurrent: int
+    new_tokens: int
+    vocabulary: int
+
+    def shortest(self) -> Work:
+        """Enough to have run everything once."""
+        return replace(self, lengths=self.lengths[:1], repeat=1)
+
+
+def measure(command: Callable[[int], list[str]], log: Path, work: Work) -> Served:
+    """Starts a server, measures it and ends it.
+
+    Args:
+        command: its command line, given its port.
+        log: file that gets what it prints.
     Raises:
         LaunchError: it did not start, or did not answer.
     """
     draw = random.Random(0)  # the same prompts for every server
 
     def prompt(length: int) -> list[int]:
-        return [draw.randrange(FIRST_TOKEN_ID, vocabulary) for _ in range(length)]
+        return [draw.randrange(FIRST_TOKEN_ID, work.vocabulary) for _ in range(length)]
 
     port = free_port()
     with running(command(port), log) as (process, began):
         wait_for_answer(process, port, prompt(4), log)
         ready_s = time.monotonic() - began
-        prefill = {length: prefill_ms(port, [prompt(length) for _ in range(repeat + 1)]) for length in lengths}
-        rounds = [[prompt(DECODE_PROMPT) for _ in range(concurrent)] for _ in range(ROUNDS + 1)]
-        rates = [tokens_per_s(port, prompts, new_tokens) for prompts in rounds]
+        prefill = {one: prefill_ms(port, [prompt(one) for _ in range(work.repeat + 1)]) for one in work.lengths}
+        rounds = [[prompt(DECODE_PROMPT) for _ in range(work.concurrent)] for _ in range(ROUNDS + 1)]
+        rates = [tokens_per_s(port, prompts, work.new_tokens) for prompts in rounds]
     return Served(ready_s, prefill, median_high(rates[1:]))
 
 

@@ -14,20 +14,19 @@ from raylaunch.protocol.rules.capture import (
     all_reduces_recorded,
     all_registered,
     every_piece_holds_a_graph,
-    no_address_reused,
     no_replay_yet,
     same_inputs,
 )
 from raylaunch.protocol.rules.common import History, Rule
 from raylaunch.protocol.rules.connect import (
-    devices_in_rank_order,
-    every_tensor_loaded,
+    a_gpu_each,
     nothing_captured_yet,
     same_cache,
     same_communicator,
     same_fingerprint,
     same_pieces,
     same_rounds,
+    same_tensors,
     table_is_large_enough,
 )
 from raylaunch.protocol.rules.verify import (
@@ -53,12 +52,12 @@ def check(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], history: Hi
 
 
 RULES: Mapping[Gate, tuple[Rule, ...]] = {
-    Gate.MEET: (same_fingerprint, devices_in_rank_order),
+    Gate.MEET: (same_fingerprint, a_gpu_each),
     Gate.ATTACH: (),
     Gate.PROBED: (),
     Gate.MEASURED: (),
     Gate.CONNECTED: (same_communicator,),
-    Gate.LOADED: (every_tensor_loaded,),
+    Gate.LOADED: (same_tensors,),
     Gate.WARMED: (nothing_captured_yet, same_rounds, same_pieces, same_cache, table_is_large_enough),
     Gate.ITERATION: (no_replay_yet, same_inputs),
     Gate.CAPTURED: (
@@ -66,7 +65,6 @@ RULES: Mapping[Gate, tuple[Rule, ...]] = {
         same_inputs,
         all_reduces_recorded,
         every_piece_holds_a_graph,
-        no_address_reused,
     ),
     Gate.REGISTERED: (no_replay_yet, all_registered),
     Gate.VERIFIED: (every_shape_verified, every_piece_replayed, replay_equals_eager, same_request),

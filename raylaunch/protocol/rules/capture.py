@@ -86,14 +86,6 @@ def every_piece_holds_a_graph(
     return None
 
 
-def no_address_reused(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
-    """F04: what was captured stayed allocated until it is registered."""
-    for rank, mine in facts_of(arrivals, CaptureFacts).items():
-        if mine.reused:
-            return Violation("F04", f"rank {rank}: {mine.reused[0]}", step, rank)
-    return None
-
-
 def all_registered(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
     """F01 and F03: nothing is pending, and every rank registered the same number of inputs."""
     facts = facts_of(arrivals, RegisterFacts)

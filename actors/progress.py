@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
 
 import psutil
 
@@ -52,6 +54,24 @@ def reported(gate: RankGate, activity: str | None, measure: Callable[[], Hashabl
 def modules_loaded() -> int:
     """Grows while Python imports."""
     return len(sys.modules)
+
+
+def bytes_below(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    """Sizes and allocated blocks of all files in a folder: of a file made at its full size only the blocks grow."""
+    nbytes = blocks = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):  # files come and go while something is fetched
+                status = os.lstat(os.path.join(root, name))
+                nbytes, blocks = nbytes + status.st_size, blocks + status.st_blocks
+    return nbytes, blocks
+
+
+def bytes_fetched(model: str) -> tuple[int, int]:
+    """``bytes_below`` the folder in which the Hub's local cache keeps a model; zeros if it keeps none of that name."""
+    from huggingface_hub import constants
+
+    return bytes_below(Path(constants.HF_HUB_CACHE).expanduser() / f"models--{model.replace('/', '--')}")
 
 
 def compilers_work() -> float:

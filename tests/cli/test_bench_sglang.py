@@ -1,0 +1,50 @@
+"""``bench sglang``'s client against a server of a few lines, and the table it prints."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from raylaunch.commands.bench.sglang import show
+from raylaunch.commands.bench.timed_server import Served, Work, measure
+from raylaunch.commands.machine import describe_machine
+from raylaunch.errors import LaunchError
+
+SERVER = """
+import http.server, json, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        time.sleep(len(asked["input_ids"]) / 10_000)
+        body = json.dumps({"meta_info": {"completion_tokens": asked["sampling_params"]["max_new_tokens"]}}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+WORK = Work(lengths=(100, 400), repeat=3, concurrent=2, new_tokens=5, vocabulary=1000)
+
+
+def test_a_server_is_started_measured_and_ended(tmp_path):
+    measured = measure(lambda port: [sys.executable, "-c", SERVER, str(port)], tmp_path / "log", WORK)
+    assert 0 < measured.ready_s < 30
+    assert measured.prefill_ms[100] >= 10
+    assert measured.prefill_ms[400] >= 40
+    assert measured.decode_tokens_per_s > 0
+
+
+def test_a_server_that_ends_is_an_error_with_its_last_words(tmp_path):
+    with pytest.raises(LaunchError, match="ended with code 3") as caught:
+        measure(lambda port: [sys.executable, "-c", "print('no memory'); exit(3)"], tmp_path / "log", WORK)
+    assert "no memory" in str(caught.value)
+
+
+def test_a_ratio_above_one_is_for_raylaunch():
+    figures = {
+        "sglang": [Served(50.0, {256: 10.0}, 3000.0), Served(60.0, {256: 12.0}, 3000.0)],
+        "raylaunch": [Served(44.0, {256: 10.0}, 3300.0)],
+    }
+    lines = show(describe_machine(), figures)
+    assert [line.split()[-2:] for line in lines[-3:]] == [["1.250", "0.833"], ["1.100", "0.833"], ["1.100", "1.000"]]

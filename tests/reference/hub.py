@@ -1,0 +1,79 @@
+"""A Hub on this machine: one model, whose weights arrive slowly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+MODEL, COMMIT = "someone/tiny", "0" * 40
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors.index.json": b"{}",
+    "model.safetensors": b"w" * (1 << 17),
+    "pytorch_model.bin": b"never",
+    "modeling.py": b"never, unless it is trusted",
+}
+PARTS, PART_S = 8, 0.03
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What ``huggingface_hub`` asks for: the model's commit, the list of its files, and the files."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, with_body: bool) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith(f"/api/models/{MODEL}/revision/"):
+            info = {"id": MODEL, "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
+            self._send(json.dumps(info).encode(), with_body)
+        elif path.startswith(f"/api/models/{MODEL}/tree/"):
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in FILES.items()
+            ]
+            self._send(json.dumps(tree).encode(), with_body)
+        elif path.startswith(f"/{MODEL}/resolve/"):
+            name = path.rpartition("/")[2]
+            self._send(FILES[name], with_body, PART_S if name.endswith(".safetensors") else 0.0)
+        else:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    def _send(self, data: bytes, with_body: bool, pause_s: float = 0.0) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        step = max(1, len(data) // PARTS)
+        for start in range(0, len(data) if with_body else 0, step):
+            time.sleep(pause_s)
+            self.wfile.write(data[start : start + step])
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def hub() -> Iterator[str]:
+    """Its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
