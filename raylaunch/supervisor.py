@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ class Health:
 
 @dataclass
 class Stall:
-    """Notices that requests run and no step is made.
+    """Notices that requests run and nothing moves: no step is made, and no kernel is compiled for one.
 
     Attributes:
         unready_s: seconds without a step after which the group is not ready.
@@ -84,14 +84,15 @@ class Stall:
     unready_s: float
     lost_s: float
     reason: str = ""
-    _steps: int = -1
+    _moved: Sequence[tuple[int, int]] = ()
     _since: float = 0.0
 
-    def look(self, now: float, counters: Mapping[str, int]) -> bool:
-        """Takes note of rank 0's counters. Returns whether the group must be given up."""
-        steps, running = counters.get("steps", 0), counters.get("running", 0)
-        if running == 0 or steps != self._steps:
-            self._steps, self._since, self.reason = steps, now, ""
+    def look(self, now: float, counters: Sequence[Mapping[str, int]]) -> bool:
+        """Takes note of all ranks' counters, rank 0's first. Returns whether the group must be given up."""
+        moved = [(rank.get("steps", 0), rank.get("compiling", 0)) for rank in counters]
+        running = counters[0].get("running", 0)
+        if running == 0 or moved != self._moved:
+            self._moved, self._since, self.reason = moved, now, ""
             return False
         stuck = now - self._since
         self.reason = f"no step for {stuck:.0f} s while {running} requests run" if stuck >= self.unready_s else ""
@@ -272,7 +273,7 @@ class Supervisor:
         silent = set(ranks) - set(states)
         if silent:
             outcome.pending = tuple(sorted(silent))
-        elif self._stall.look(time.monotonic(), states[0].counters):
+        elif self._stall.look(time.monotonic(), [states[rank].counters for rank in ranks]):
             outcome.pending = tuple(ranks)
         return outcome
 

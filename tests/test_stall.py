@@ -5,9 +5,14 @@ from __future__ import annotations
 from raylaunch.supervisor import Stall
 
 
+def both(**counters: int) -> list[dict[str, int]]:
+    """Two ranks that say the same."""
+    return [counters, counters]
+
+
 def test_no_step_while_requests_run() -> None:
     stall = Stall(unready_s=10, lost_s=60)
-    working = {"steps": 5, "running": 2}
+    working = both(steps=5, running=2)
     assert not stall.look(100, working)
     assert not stall.look(105, working)
     assert stall.reason == ""
@@ -18,11 +23,24 @@ def test_no_step_while_requests_run() -> None:
 
 def test_a_step_or_an_idle_group_starts_anew() -> None:
     stall = Stall(unready_s=10, lost_s=60)
-    stall.look(0, {"steps": 5, "running": 2})
-    stall.look(50, {"steps": 5, "running": 2})
+    stall.look(0, both(steps=5, running=2))
+    stall.look(50, both(steps=5, running=2))
     assert stall.reason
-    assert not stall.look(59, {"steps": 6, "running": 2})
+    assert not stall.look(59, both(steps=6, running=2))
     assert stall.reason == ""
-    assert not stall.look(500, {"steps": 6, "running": 0})
-    assert not stall.look(505, {"steps": 6, "running": 1})
+    assert not stall.look(500, both(steps=6, running=0))
+    assert not stall.look(505, both(steps=6, running=1))
     assert stall.reason == ""
+
+
+def test_a_kernel_that_any_rank_compiles_is_no_stall() -> None:
+    """Ranks of one node compile a kernel once: those that wait for it have no compiler of their own."""
+    stall = Stall(unready_s=10, lost_s=60)
+    for seconds in range(0, 120, 5):
+        idle, busy = {"steps": 5, "running": 1}, {"steps": 5, "running": 1, "compiling": 100 * seconds}
+        assert not stall.look(seconds, [idle, busy])
+        assert stall.reason == ""
+    hung = [{"steps": 5, "running": 1}, {"steps": 5, "running": 1, "compiling": 11_500}]
+    assert not stall.look(130, hung)
+    assert stall.reason == "no step for 15 s while 1 requests run"
+    assert stall.look(180, hung)

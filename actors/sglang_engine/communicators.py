@@ -28,6 +28,11 @@ def custom_all_reduces() -> list[Any]:
     return found
 
 
+def active() -> list[Any]:
+    """Those in use. SGLang keeps one that it could not set up, disabled, and such a one has no other attribute."""
+    return [one for one in custom_all_reduces() if not getattr(one, "disabled", True)]
+
+
 def connected(spec: RankSpec) -> CommunicatorFacts:
     """What SGLang has settled on for the tensor-parallel group.
 
@@ -39,11 +44,11 @@ def connected(spec: RankSpec) -> CommunicatorFacts:
         return CommunicatorFacts("single", "one rank", 0, 1)
     if spec.device == "cpu":
         return CommunicatorFacts("gloo", "SGLang's, on CPUs", 0, world_size)
-    active = [one for one in custom_all_reduces() if not getattr(one, "disabled", True)]
-    if not active:
+    usable = active()
+    if not usable:
         reason = "as configured" if wanted == "library" else "SGLang could not set up its own: see the log"
         return CommunicatorFacts("nccl", reason, 0, world_size)
-    first = active[0]
+    first = usable[0]
     kind = KINDS.get(type(first).__name__, type(first).__name__)
     if wanted in KINDS.values() and kind != wanted:
         raise RankFault("F18", f"communicator.kind = {wanted} was asked for and SGLang chose {kind}: see the log")
@@ -57,9 +62,7 @@ def connected(spec: RankSpec) -> CommunicatorFacts:
 def pending() -> int:
     """Inputs that graphs have recorded and that wait for their registration. Not while a stream captures."""
     total = 0
-    for one in custom_all_reduces():
-        if getattr(one, "disabled", True):
-            continue
+    for one in active():
         if hasattr(one, "_graph_inputs"):
             total += len(one._graph_inputs)
         else:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actors.fingerprint import package_version
 from raylaunch.sglang.arguments import keeps_figures
@@ -37,16 +38,29 @@ DEFAULTS = {
     # Segments in /dev/shm that nothing in one tensor-parallel group uses, and that stay when a rank is killed.
     "SGLANG_USE_MESSAGE_QUEUE_BROADCASTER": "0",
 }
+ASKED = {
+    "enable_nccl_nvls": {"NCCL_NVLS_ENABLE": "1"},
+    "enable_symm_mem": {"NCCL_NVLS_ENABLE": "1", "NCCL_CUMEM_ENABLE": "1"},
+    "enable_torch_symm_mem": {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "0"},
+}
+"""Arguments of SGLang's that do nothing without these variables, which ranks otherwise get with the opposite value. In
+SGLang too an argument counts more than a variable."""
 IMPLEMENTATION = "SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2"
 
 
 def prepare(spec: RankSpec) -> None:
-    """Sets this process's variables; what the configuration's ``environment`` says stays."""
+    """Sets this process's variables; what the configuration's ``environment`` says stays, unless an argument asks
+    for more."""
     for name, value in variables(spec).items():
         os.environ.setdefault(name, value)
-    os.environ.update(figures(spec))
+    os.environ.update({**asked(spec.config.engine.sglang.args), **figures(spec)})
     for name in CACHES:
         Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
+
+
+def asked(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Variables that arguments of SGLang's ask for, whatever else is set."""
+    return {name: value for one, needs in ASKED.items() if arguments.get(one) for name, value in needs.items()}
 
 
 def figures(spec: RankSpec) -> dict[str, str]:

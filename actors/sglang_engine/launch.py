@@ -19,7 +19,7 @@ from actors.sglang_engine.hooks import Hooks
 from actors.sglang_engine.rounds import Rounds
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Gate, ReadyFacts, VerifyFacts
-from raylaunch.sglang.arguments import server_arguments
+from raylaunch.sglang.arguments import ONE_NODE, server_arguments
 
 if TYPE_CHECKING:
     from actors.rank import RankSpec
@@ -29,6 +29,9 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     """Launches, then serves until it is stopped. An exception ends this rank."""
     if spec.sockets is None:
         raise RankFault(None, "the engine sglang needs the sockets of its driver's side")
+    if spec.nodes > 1:
+        text = f"the ranks were placed on {spec.nodes} nodes, and must be on one with the engine sglang: {ONE_NODE}"
+        raise RankFault(None, text)
     store = meet(spec, gate)
     hooks = Hooks()
     try:
@@ -42,7 +45,8 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             scheduler = versions.make_scheduler(spec, args)
         rounds.warmed()  # where nothing is captured, no round has said so
         verify(gate, rounds)
-        gate.read_counters = lambda: versions.counters_of(scheduler)
+        versions.watch_unless_paused(scheduler)
+        gate.read_counters = versions.Counters(scheduler, compilers_work).read
         facts = ReadyFacts(rounds.pieces.count(), memory_in_use(rank_device(spec)))
         gate.arrive(Gate.READY, facts, offer={**scheduler.get_init_info(), "settled": settled})
         hooks.remove()

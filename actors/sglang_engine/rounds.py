@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from actors.gate import RankGate
 from actors.sglang_engine import communicators
 from actors.sglang_engine.pieces import Pieces
 from actors.sglang_engine.recorded import Recorded
-from actors.sglang_engine.versions import planned_shapes
+from actors.sglang_engine.versions import graph_backend, planned_shapes
 from raylaunch.errors import RankFault
 from raylaunch.protocol import (
     CaptureFacts,
@@ -39,6 +40,7 @@ class Rounds:
         self.plans: tuple[RoundPlan, ...] | None = None
         self.replays = 0
         self.replays_allowed = self.graphs_final = False
+        self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()  # those that were begun in a round
         self._round: RoundPlan | None = None
         self._shape = self._iteration = 0
         self._plain = True  # of the shape's variants, only the plain one stops at gates
@@ -52,17 +54,16 @@ class Rounds:
         shapes = planned_shapes(self.runner, self.model_runner) if self.runner is not None else {}
         graphs = self.model_runner.server_args.cuda_graph_config
         names: tuple[RoundName, RoundName] = ("prefill", "decode")
+        backends = {name: graph_backend(graphs, name) for name in names if shapes.get(name)}
         self.plans = tuple(
-            RoundPlan(name, tuple(sorted(shapes[name])), ITERATIONS[getattr(graphs, name).backend])
-            for name in names
-            if shapes.get(name)
+            RoundPlan(name, tuple(sorted(shapes[name])), ITERATIONS[backend]) for name, backend in backends.items()
         )
         self.gate.settle(self.plans)
         pieces = self.pieces.indexes
         facts = WarmupFacts(
             pieces=len(pieces),
             eager_pieces=self.pieces.eager(),
-            whole_rounds=tuple(p.name for p in self.plans if getattr(graphs, p.name).backend != "tc_piecewise"),
+            whole_rounds=tuple(name for name, backend in backends.items() if backend != "tc_piecewise"),
             compiles=1 if pieces else 0,
             planned_inputs=self._planned_inputs(),
             replays=self.replays,
@@ -72,12 +73,12 @@ class Rounds:
 
     def _planned_inputs(self) -> int:
         """Inputs that sgl_kernel's table will have to hold at most: two all-reduces a layer, and the embedding's."""
-        limits = [one for one in communicators.custom_all_reduces() if not hasattr(one, "_graph_inputs")]
+        limits = [one.max_size for one in communicators.active() if not hasattr(one, "_graph_inputs")]
         if not limits or self.plans is None:
             return 0
         config = self.model_runner.model_config
         row = config.hidden_size * self.model_runner.dtype.itemsize
-        shapes = [shape for plan in self.plans for shape in plan.shapes if shape * row <= limits[0].max_size]
+        shapes = [shape for plan in self.plans for shape in plan.shapes if shape * row <= limits[0]]
         return len(shapes) * (2 * int(config.num_hidden_layers) + 1)
 
     # ---- CAPTURE
@@ -157,8 +158,14 @@ class Rounds:
                 "it was compiled anew: the first request would capture it, outside of the capture context",
             )
 
-    def before_replay(self) -> None:
-        """Counts a replay. Raises RankFault F01 before it is launched if it is too early."""
+    def before_replay(self, graph: Any) -> None:
+        """Counts a replay of a round's graph. Raises RankFault F01 before it is launched if it is too early.
+
+        Other graphs hold no all-reduce whose input peers read. SGLang makes such to time something while it connects
+        (``enable_mscclpp``, ``SGLANG_DETECT_SLOW_RANK``), and replays them at once.
+        """
+        if graph not in self._graphs:
+            return
         if not self.replays_allowed:
             raise RankFault(
                 "F01",
@@ -166,12 +173,14 @@ class Rounds:
             )
         self.replays += 1
 
-    def before_graph(self) -> None:
-        """A stream begins to capture. Raises RankFault F20 once the graphs are final."""
+    def before_graph(self, graph: Any, *_: Any) -> None:
+        """A stream begins to capture a graph. Raises RankFault F20 once the graphs are final."""
         if self.graphs_final:
             raise RankFault(
                 "F20", f"rank {self.spec.rank}: a graph is captured after REGISTER: it would never be registered"
             )
+        if self._round is not None:
+            self._graphs.add(graph)
 
     # ---- the end of a round
 

@@ -17,6 +17,7 @@ from actors.progress import bytes_fetched, reported
 from actors.sglang_engine import communicators
 from actors.sglang_engine.hooks import Seam, Wrapper
 from actors.sglang_engine.rounds import Rounds
+from actors.sglang_engine.warmup import build_kernels
 from raylaunch.protocol import Gate, LoadFacts
 from raylaunch.protocol.rounds import RoundName
 
@@ -115,22 +116,24 @@ class _OwnProcess:
 def capture_seams(rounds: Rounds) -> list[Seam]:
     """Rounds, iterations, graphs and pieces."""
     return [
-        Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "PrefillCudaGraphRunner.capture", _with_runner(rounds)),
-        Seam(f"{RUNNERS}.decode_cuda_graph_runner", "DecodeCudaGraphRunner.capture", _with_runner(rounds)),
+        Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "PrefillCudaGraphRunner.capture", _prefill(rounds)),
+        Seam(f"{RUNNERS}.decode_cuda_graph_runner", "DecodeCudaGraphRunner.capture", _decode(rounds)),
         Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "graph_capture", _round(rounds, "prefill")),
         Seam(f"{RUNNERS}.decode_cuda_graph_runner", "graph_capture", _round(rounds, "decode")),
         Seam("torch.cuda.graphs", "CUDAGraph.replay", _before(rounds.before_replay)),
         Seam("torch.cuda.graphs", "CUDAGraph.capture_begin", _before(rounds.before_graph)),
         Seam(PIECES, "CUDAPiecewiseBackend.__init__", _then(rounds.pieces.add)),
-        Seam(PIECES, "CUDAPiecewiseBackend.__call__", _before_with_arguments(rounds.before_piece)),
+        Seam(PIECES, "CUDAPiecewiseBackend.__call__", _before(rounds.before_piece)),
         *(Seam(module, path, _capture_one(rounds)) for module, path in CAPTURE_ONE),
     ]
 
 
-def _before(check: Callable[[], None]) -> Wrapper:
+def _before(check: Callable[..., None]) -> Wrapper:
+    """Calls ``check`` with the arguments that have no name, the object first."""
+
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def method(*arguments: Any, **options: Any) -> Any:
-            check()
+            check(*arguments)
             return original(*arguments, **options)
 
         return method
@@ -138,26 +141,20 @@ def _before(check: Callable[[], None]) -> Wrapper:
     return wrap
 
 
-def _before_with_arguments(check: Callable[..., None]) -> Wrapper:
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def method(*arguments: Any) -> Any:
-            check(*arguments)
-            return original(*arguments)
+def _prefill(rounds: Rounds) -> Wrapper:
+    def begin(runner: Any) -> None:
+        rounds.runner = runner
+        rounds.gate.progress("building kernels")
+        build_kernels(runner)
 
-        return method
-
-    return wrap
+    return _before(begin)
 
 
-def _with_runner(rounds: Rounds) -> Wrapper:
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def capture(self: Any, *arguments: Any, **options: Any) -> Any:
-            rounds.runner = self
-            return original(self, *arguments, **options)
+def _decode(rounds: Rounds) -> Wrapper:
+    def begin(runner: Any) -> None:
+        rounds.runner = runner
 
-        return capture
-
-    return wrap
+    return _before(begin)
 
 
 def _round(rounds: Rounds, name: RoundName) -> Wrapper:
@@ -268,7 +265,7 @@ def progress_seams(rounds: Rounds) -> list[Seam]:
 
 
 def _said(rounds: Rounds, activity: str) -> Wrapper:
-    return _before(lambda: rounds.gate.progress(activity))
+    return _before(lambda *_: rounds.gate.progress(activity))
 
 
 def _shape_said(rounds: Rounds) -> Wrapper:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from raylaunch.errors import RankFault
@@ -26,9 +26,25 @@ def server_args(arguments: Mapping[str, Any]) -> Any:
     try:
         args = ServerArgs(**arguments)
         args.check_server_args()
+        if "auto" in (args.reasoning_parser, args.tool_call_parser):
+            # SGLang does this where it starts its schedulers, which take no "auto".
+            from sglang.srt.parser.template_detection import resolve_auto_parsers
+
+            resolve_auto_parsers(args)
+        generates = args.get_model_config().is_generation
     except (ValueError, TypeError, AssertionError, NotImplementedError, OSError) as error:
         raise RankFault(None, f"SGLang refuses its server arguments: {type(error).__name__}: {error}") from error
+    if not generates:
+        text = f"{args.model_path} is for embeddings or rewards: only models that generate are supported"
+        raise RankFault(None, text)
+    if more := [f"{name} = {getattr(args, name)}" for name in OF_OTHER_GROUPS if getattr(args, name) != 1]:
+        raise RankFault(None, f"SGLang has settled on {', '.join(more)}: only tensor parallelism is supported")
     return args
+
+
+OF_OTHER_GROUPS = ("pp_size", "dp_size", "ep_size", "attn_cp_size", "moe_dp_size")
+"""Must be 1, as every rank is told that it is the first in such a group. SGLang itself settles on more for some models,
+and for ``moe_a2a_backend: deepep``."""
 
 
 SETTLED_ALONE = (
@@ -39,9 +55,14 @@ SETTLED_ALONE = (
 
 def settled(args: Any) -> dict[str, str]:
     """What SGLang has made of its arguments, as text by name; taken before anything changes them."""
-    values = {one.name: repr(getattr(args, one.name)) for one in dataclasses.fields(args)}
+    values = {one.name: _as_text(getattr(args, one.name)) for one in dataclasses.fields(args)}
     # A text with an address in it says nothing of the object, and is another in every process.
     return {name: value for name, value in values.items() if name not in SETTLED_ALONE and " at 0x" not in value}
+
+
+def _as_text(value: Any) -> str:
+    # Sets of text come in another order in every process.
+    return repr(sorted(value, key=repr) if isinstance(value, set | frozenset) else value)
 
 
 def unlike(theirs: Mapping[str, str], here: Mapping[str, str]) -> str:
@@ -110,15 +131,57 @@ def planned_shapes(runner: Any, model_runner: Any) -> dict[str, list[int]]:
     return shapes
 
 
+def graph_backend(graphs: Any, round_name: str) -> str:
+    """Name of the backend that captures a round. SGLang makes no pieces of decode: who asks for them gets whole passes.
+
+    Args:
+        graphs: SGLang's ``cuda_graph_config``.
+    """
+    asked = str(getattr(graphs, round_name).backend)
+    return "full" if (round_name, asked) == ("decode", "tc_piecewise") else asked
+
+
 def leave_loop(scheduler: Any) -> None:
     """Asks a scheduler that serves to leave its loop before its next turn; from any thread."""
     scheduler.gracefully_exit = True
 
 
-def counters_of(scheduler: Any) -> dict[str, int]:
-    """Figures of a scheduler that serves; from any thread, without a lock."""
-    batch = scheduler.running_batch
-    running = len(batch.reqs) if batch is not None else 0
-    if not running and scheduler.cur_batch_for_debug is not None:
-        running = len(scheduler.cur_batch_for_debug.reqs)
-    return {"running": running, "waiting": len(scheduler.waiting_queue), "steps": int(scheduler.forward_ct)}
+class Counters:
+    """Figures of a scheduler that serves, read on control threads without a lock.
+
+    Args:
+        compilers: CPU seconds of compilers at work. It looks through all processes, so it is asked only where requests
+            run and no step was made since the figures were read last.
+    """
+
+    def __init__(self, scheduler: Any, compilers: Callable[[], float]) -> None:
+        self._scheduler, self._compilers = scheduler, compilers
+        self._steps = -1
+
+    def read(self) -> dict[str, int]:
+        """``running``, ``waiting``, ``steps``, and ``compiling``: a number that changes while a step has to wait for a
+        kernel to be compiled."""
+        scheduler, before = self._scheduler, self._steps
+        batch = scheduler.running_batch
+        running = len(batch.reqs) if batch is not None else 0
+        if not running and scheduler.cur_batch_for_debug is not None:
+            running = len(scheduler.cur_batch_for_debug.reqs)
+        waiting, steps = len(scheduler.waiting_queue), int(scheduler.forward_ct)
+        if is_paused(scheduler):
+            running, waiting = 0, waiting + running
+        self._steps = steps
+        stands = running and steps == before
+        compiling = int(100 * self._compilers()) if stands else 0
+        return {"running": running, "waiting": waiting, "steps": steps, "compiling": compiling}
+
+
+def is_paused(scheduler: Any) -> bool:
+    """Whether an operator has stopped its loop (``/pause_generation``): requests are held, and no step is made."""
+    return bool(scheduler._engine_paused)
+
+
+def watch_unless_paused(scheduler: Any) -> None:
+    """SGLang's watchdog takes a scheduler that is paused for one that hangs, and would end the rank."""
+    watchdog = scheduler.watchdog
+    active = watchdog.is_active
+    watchdog.is_active = lambda: active() and not is_paused(scheduler)

@@ -55,7 +55,7 @@ class ParallelConfig(Section):
 
     Attributes:
         tensor_parallel_size: ranks in the group.
-        nodes: nodes to spread them over, equally; 1 packs them on one node.
+        nodes: nodes to spread them over, equally; 1 packs them on one node, as the engine ``sglang`` needs it.
         rendezvous_port: TCP port that rank 0 binds; 0 lets the system choose a free one.
     """
 

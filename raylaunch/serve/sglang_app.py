@@ -28,6 +28,7 @@ LIMITED_PATHS = (
     "/generate", "/encode", "/classify", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages",
     "/v1/embeddings", "/v1/score", "/v1/rerank",
 )  # fmt: skip
+HEALTH_PATHS = ("/health", "/health_generate", "/ping")
 UNMARKED = ("/load_lora_adapter_from_tensors", "/set_trace_level", "/open_session", "/close_session")
 """Endpoints that change the server and that SGLang does not mark as an operator's."""
 
@@ -110,8 +111,10 @@ class Split:
 
 
 class Guard:
-    """Answers 503 with the headline while the group is not ready, whatever is asked: ``/health`` and ``/v1/models``
-    too (F07). With ``serve.while_rebuilding: wait`` a request waits for the new group first."""
+    """Answers 503 with the headline while there is no group, whatever is asked: ``/health`` and ``/v1/models`` too
+    (F07). While there is one that makes no progress, requests and questions of health get it, and an operator, who may
+    be the one to set it going again, is let through. With ``serve.while_rebuilding: wait`` a request waits for the new
+    group first."""
 
     def __init__(self, engine: Engine, settings: ServeConfig, side: TokenizerSide, app: ASGIApp) -> None:
         self.engine, self.settings, self.side, self.app = engine, settings, side, app
@@ -127,7 +130,10 @@ class Guard:
             await error.response()(scope, receive, send)
 
     async def _refusal(self, path: str) -> ApiError | None:
-        wait_s = self.settings.rebuild_wait if path in LIMITED_PATHS else 0.0
+        answered = path in LIMITED_PATHS
+        if not answered and path not in HEALTH_PATHS and self.engine.health(ask_ranks=False).condition == "ready":
+            return None
+        wait_s = self.settings.rebuild_wait if answered else 0.0
         try:
             await rebuilt(self.engine, self.settings, time.monotonic() + wait_s)
         except GroupUnavailable as error:

@@ -47,17 +47,23 @@ SHARED: tuple[tuple[Callable[[LaunchConfig], Any], str, str], ...] = (
 """Settings of both engines, and SGLang's name for each. One that is not set leaves SGLang its own default."""
 
 UNSUPPORTED = (
-    "pp_size", "dp_size", "ep_size", "node_rank", "base_gpu_id", "gpu_id_step", "enable_dp_attention",
-    "tokenizer_worker_num", "detokenizer_worker_num", "speculative_algorithm", "disaggregation_mode", "use_ray",
-    "gated_launch_port", "enable_memory_saver", "enable_pdmux",
+    "pp_size", "dp_size", "ep_size", "attn_cp_size", "moe_dp_size", "dwdp_size", "node_rank", "base_gpu_id",
+    "gpu_id_step", "enable_dp_attention", "tokenizer_worker_num", "detokenizer_worker_num", "speculative_algorithm",
+    "disaggregation_mode", "use_ray", "gated_launch_port", "enable_memory_saver", "enable_pdmux", "is_embedding",
+    "weight_cache_mode", "remote_instance_weight_loader_start_seed_via_transfer_engine",
 )  # fmt: skip
-"""Arguments that would change which ranks exist, or capture in rounds that the gates do not know."""
+"""Arguments that would change which ranks exist, capture in rounds that the gates do not know, leave nothing that a
+first request could generate, or need a process beside the ranks that only SGLang's own launcher starts."""
 
 OF_ITS_SERVER = (
     "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_keyfile_password", "enable_ssl_refresh", "enable_http2",
     "grpc_port", "grpc_mode", "smg_grpc_mode", "sidecar", "encoder_only", "fastapi_root_path", "admin_api_key",
 )  # fmt: skip
 """Arguments of SGLang's server itself. Its application is served by raylaunch, which would not heed them."""
+
+
+ONE_NODE = "SGLang is told of one node: it would hand out images in shared memory, and choose kernels that need one"
+"""Why all ranks must be on one node."""
 
 
 def server_arguments(config: LaunchConfig) -> dict[str, Any]:
@@ -108,7 +114,8 @@ def check_sglang(config: LaunchConfig) -> None:
     """Checks what can be known before anything of SGLang is imported.
 
     Raises:
-        ConfigError: SGLang is not installed, its version was never run, or an argument is not one of its own.
+        ConfigError: SGLang is not installed, its version was never run, an argument is not one of its own, or a
+            setting is one that it cannot be run with.
     """
     folder = installed_folder()
     if folder is None:
@@ -124,6 +131,8 @@ def check_sglang(config: LaunchConfig) -> None:
     if "memory_fraction" in config.engine.model_fields_set:
         expected = "is of the memory beside the weights; SGLang's is of all: engine.sglang.args.mem_fraction_static"
         raise ConfigError("engine.memory_fraction", config.engine.memory_fraction, expected)
+    if config.parallel.nodes > 1:
+        raise ConfigError("parallel.nodes", config.parallel.nodes, f"must be 1 with this engine: {ONE_NODE}")
     known = known_arguments(folder)
     for name, value in config.engine.sglang.args.items():
         key = f"engine.sglang.args.{name}"

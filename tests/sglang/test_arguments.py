@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from raylaunch.config import LaunchConfig, shipped_configs
+from raylaunch.errors import ConfigError
+from raylaunch.sglang import arguments
 from raylaunch.sglang.arguments import (
     OF_ITS_SERVER,
     OURS,
+    TESTED,
     UNSUPPORTED,
+    check_sglang,
     installed_folder,
     known_arguments,
     server_arguments,
@@ -57,3 +63,30 @@ def test_settings_of_both_engines_have_sglangs_names_and_its_defaults_where_they
     assert "max_total_tokens" not in server_arguments(config.override("engine.kv_tokens=auto"))
     own = config.override("engine.max_context=512", "engine.sglang.args.context_length=256")
     assert server_arguments(own)["context_length"] == 256
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """As if SGLang was installed, with two arguments that raylaunch need not know of."""
+    known = ["attention_backend", "page_size", *OURS, *UNSUPPORTED, *OF_ITS_SERVER]
+    monkeypatch.setattr(arguments, "installed_folder", lambda: tmp_path)
+    monkeypatch.setattr(arguments, "installed_version", lambda: TESTED[0])
+    monkeypatch.setattr(arguments, "known_arguments", lambda folder: known)
+
+
+@pytest.mark.parametrize(
+    ("setting", "key", "said"),
+    [
+        ("parallel={nodes: 2, tensor_parallel_size: 4}", "parallel.nodes", "must be 1 with this engine"),
+        ("engine.sglang.args.tp_size=2", "engine.sglang.args.tp_size", "use parallel.tensor_parallel_size"),
+        ("engine.sglang.args.is_embedding=true", "engine.sglang.args.is_embedding", "is not supported"),
+        ("engine.sglang.args.weight_cache_mode=daemon", "engine.sglang.args.weight_cache_mode", "is not supported"),
+        ("engine.sglang.args.enable_http2=true", "engine.sglang.args.enable_http2", "is not heeded"),
+        ("engine.sglang.args.page_sise=16", "engine.sglang.args.page_sise", "did you mean page_size?"),
+    ],
+)
+def test_what_is_refused_before_anything_is_started(installed, setting, key, said):
+    check_sglang(LaunchConfig.from_dict(BASE).override("engine.sglang.args.page_size=16"))
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        check_sglang(LaunchConfig.from_dict(BASE).override(setting))
+    assert caught.value.key == key

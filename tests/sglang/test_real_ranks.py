@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,13 +131,13 @@ def test_an_image_is_answered(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def served(folder: Path, *more: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """``raylaunch serve`` as a user starts it; its address and its process."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     file = folder / "config.yaml"
-    file.write_text(config_of().model_dump_json(by_alias=True, exclude_unset=True))
+    file.write_text(config_of(*more).model_dump_json(by_alias=True, exclude_unset=True))
     command = [sys.executable, "-m", "raylaunch", "serve", str(file), "--port", str(port), "--no-report"]
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -146,11 +147,27 @@ def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def paused_for_longer_than_a_hang_may_last(url: str) -> None:
+    """An operator holds a request in the middle of its answer, and lets it go on."""
+    import httpx
+
+    body = {"text": "1+1=", "sampling_params": {"max_new_tokens": 400, "ignore_eos": True}}
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(httpx.post, f"{url}/generate", json=body, timeout=90)
+        time.sleep(0.5)
+        assert httpx.post(f"{url}/pause_generation", json={"mode": "in_place"}).status_code == 200
+        time.sleep(16)
+        assert not held.done()
+        assert httpx.get(f"{url}/ready").status_code == 200
+        assert httpx.post(f"{url}/continue_generation", json={}).status_code == 200
+        assert held.result().json()["meta_info"]["completion_tokens"] == 400
+
+
 def test_it_is_served_with_sglangs_interface(tmp_path: Path) -> None:
     import httpx
     import openai
 
-    with served(tmp_path) as (url, process):
+    with served(tmp_path, "deadlines.health=4", "deadlines.collective=8") as (url, process):
         end = time.monotonic() + 180
         while time.monotonic() < end and process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
@@ -166,6 +183,7 @@ def test_it_is_served_with_sglangs_interface(tmp_path: Path) -> None:
         body = {"input_ids": [3] * 1025, "sampling_params": {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}}
         twice = [httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"] for _ in range(2)]
         assert twice[0] == twice[1]
+        paused_for_longer_than_a_hang_may_last(url)
         asked = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

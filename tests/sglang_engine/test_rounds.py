@@ -6,8 +6,10 @@ import types
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from actors.sglang_engine import communicators
+from actors.sglang_engine import rounds as rounds_module
 from actors.sglang_engine.pieces import NO_SIZE, Pieces
 from actors.sglang_engine.recorded import Recorded
 from actors.sglang_engine.rounds import Rounds
@@ -27,12 +29,19 @@ class Gatekeeper:
     def progress(self, activity):
         pass
 
+    def settle(self, rounds):
+        pass
+
     def fail(self, error):
         self.failure = error
 
     @property
     def steps(self):
         return [step for step, _ in self.arrivals]
+
+
+class Graph:
+    """In place of ``torch.cuda.CUDAGraph``, which a machine without a GPU cannot make."""
 
 
 class Piece:
@@ -142,26 +151,41 @@ def test_variants_of_a_shape_pass_no_gate_and_are_recorded_with_it(rounds):
 
 
 def test_no_replay_before_the_last_round_is_registered(rounds):
+    graphs = []
     for name, shape, passes in (("prefill", 8, 2), ("decode", 4, 3)):
         rounds.begin(name)
+        graphs.append(Graph())
+        rounds.before_graph(graphs[-1])
         capture(rounds, shape, passes)
         with pytest.raises(RankFault, match="replayed before") as caught:
-            rounds.before_replay()
+            rounds.before_replay(graphs[0])
         assert caught.value.code == "F01"
         rounds.captured()
         rounds.registered()
-    rounds.before_replay()
-    assert rounds.replays == 1
+    for graph in graphs:
+        rounds.before_replay(graph)
+    assert rounds.replays == 2
+
+
+def test_graphs_that_sglang_times_for_itself_are_none_of_a_rounds(rounds):
+    own = Graph()
+    rounds.before_graph(own, "pool")
+    rounds.before_replay(own)
+    rounds.begin("prefill")
+    capture(rounds, 8, 2)
+    rounds.before_replay(own)
+    rounds.captured()
+    assert rounds.gate.arrivals[-1][1].replays == rounds.replays == 0
 
 
 def test_no_graph_after_the_last_round_is_registered(rounds):
-    rounds.before_graph()
     rounds.begin("decode")
+    rounds.before_graph(Graph())
     capture(rounds, 4, 3)
     rounds.captured()
     rounds.registered()
     with pytest.raises(RankFault, match="after REGISTER") as caught:
-        rounds.before_graph()
+        rounds.before_graph(Graph())
     assert caught.value.code == "F20"
 
 
@@ -207,6 +231,57 @@ def test_a_piece_that_warms_where_it_must_be_captured_is_refused(rounds):
     with pytest.raises(RankFault, match="piece 3 warms again") as caught:
         rounds.before_piece(Piece(3, warm=[(8, 0)]), 8)
     assert caught.value.code == "F20"
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "plans", "whole"),
+    [
+        ("tc_piecewise", "full", {"prefill": 2, "decode": 3}, ("decode",)),
+        ("breakable", "breakable", {"prefill": 3, "decode": 3}, ("prefill", "decode")),
+        ("tc_piecewise", "tc_piecewise", {"prefill": 2, "decode": 3}, ("decode",)),  # SGLang has no pieces for decode
+        ("disabled", "full", {"decode": 3}, ("decode",)),
+    ],
+)
+def test_iterations_are_planned_by_the_backend_that_captures(rounds, monkeypatch, prefill, decode, plans, whole):
+    shapes = {"prefill": [32, 8], "decode": [4]}
+    monkeypatch.setattr(rounds_module, "planned_shapes", lambda *_: {name: shapes[name] for name in plans})
+    monkeypatch.setattr(communicators, "custom_all_reduces", list)
+    graphs = types.SimpleNamespace(
+        prefill=types.SimpleNamespace(backend=prefill), decode=types.SimpleNamespace(backend=decode)
+    )
+    rounds.model_runner = types.SimpleNamespace(server_args=types.SimpleNamespace(cuda_graph_config=graphs))
+    rounds.plans = None
+    rounds.warmed()
+    step, facts = rounds.gate.arrivals[-1]
+    assert step == Step(Gate.WARMED)
+    assert {plan.name: plan.iterations for plan in facts.rounds} == plans
+    assert facts.whole_rounds == whole
+
+
+class Communicator:
+    """What is read of a custom all-reduce of SGLang's: one that could not be set up has nothing but ``disabled``."""
+
+    def __init__(self, disabled=False, **attributes):
+        self.disabled = disabled
+        vars(self).update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("found", "planned"),
+    [
+        ([], 0),
+        ([Communicator(disabled=True)], 0),
+        ([Communicator(max_size=1 << 20, _graph_inputs=[])], 0),
+        ([Communicator(disabled=True), Communicator(max_size=256)], 2 * (2 * 3 + 1)),
+        ([Communicator(max_size=1 << 20)], 3 * (2 * 3 + 1)),
+    ],
+    ids=["none", "not set up", "with a list of its own", "too small for 32 tokens", "all shapes"],
+)
+def test_inputs_are_planned_for_a_table_that_is_there(rounds, monkeypatch, found, planned):
+    monkeypatch.setattr(communicators, "custom_all_reduces", lambda: found)
+    config = types.SimpleNamespace(hidden_size=16, num_hidden_layers=3)
+    rounds.model_runner = types.SimpleNamespace(model_config=config, dtype=torch.bfloat16)
+    assert rounds._planned_inputs() == planned
 
 
 # ---- pieces and records

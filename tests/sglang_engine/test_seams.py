@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import sys
@@ -9,12 +10,19 @@ import types
 
 import pytest
 
-from actors.sglang_engine import rounds, seams, twists
+from actors.sglang_engine import communicators, rounds, seams, twists, versions, warmup
 from actors.sglang_engine.hooks import Hooks
-from raylaunch.config import FaultConfig
+from raylaunch.config import FaultConfig, shipped_configs
+from raylaunch.errors import RankFault
 
 if importlib.util.find_spec("sglang") is None:
     pytest.skip("sglang is not installed", allow_module_level=True)
+
+
+GIVEN = {
+    "model_path": str(shipped_configs() / "models" / "tiny-adder"), "tp_size": 2, "device": "cpu",
+    "attention_backend": "torch_native",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +71,86 @@ def test_where_images_are_prepared():
     from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor
 
     assert list(inspect.signature(BaseMultimodalProcessor._fast_image_processor_device).parameters)[1:] == ["processor"]
+
+
+def test_a_custom_all_reduce_that_could_not_be_set_up_is_not_active(monkeypatch):
+    """SGLang keeps it, and sets no attribute of it but ``disabled``."""
+    from sglang.srt.distributed import parallel_state
+    from sglang.srt.distributed.device_communicators import custom_all_reduce
+
+    monkeypatch.setattr(custom_all_reduce.ops, "IS_CUSTOM_AR_AVAILABLE", False)
+    made = custom_all_reduce.CustomAllreduce(None, 0)
+    monkeypatch.setattr(parallel_state, "_TP", types.SimpleNamespace(ca_comm=made))
+    assert communicators.custom_all_reduces() == [made]
+    assert communicators.active() == []
+    assert communicators.pending() == 0
+
+
+def test_parsers_are_found_as_sglangs_launcher_finds_them(tmp_path):
+    """A scheduler takes no ``auto``."""
+    template = tmp_path / "chat.jinja"
+    template.write_text("{%- if enable_thinking is defined and enable_thinking is false %}<think></think>{%- endif %}")
+    auto = {"reasoning_parser": "auto", "tool_call_parser": "auto"}
+    args = versions.server_args({**GIVEN, **auto, "chat_template": str(template)})
+    assert (args.reasoning_parser, args.tool_call_parser) == ("qwen3", "qwen")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"is_embedding": True}, "only models that generate"),
+        ({"moe_a2a_backend": "deepep"}, "settled on ep_size = 2"),  # and every rank would load the first experts
+        ({"moe_dp_size": 2}, "SGLang refuses its server arguments"),
+    ],
+)
+def test_what_a_launch_cannot_do_with_settled_arguments(more, said):
+    versions.server_args(GIVEN)
+    with pytest.raises(RankFault, match=said):
+        versions.server_args({**GIVEN, **more})
+
+
+@pytest.mark.parametrize("asked", ["full", "breakable", "tc_piecewise"])
+def test_the_backend_that_captures_decode(asked):
+    """SGLang may make another one than it was asked for; iterations are planned before it is made."""
+    from sglang.srt.model_executor.runner_backend import utils
+
+    graphs = types.SimpleNamespace(decode=types.SimpleNamespace(backend=asked))
+    args = types.SimpleNamespace(cuda_graph_config=graphs, enable_memory_saver=False, debug_cuda_graph=False)
+    model_runner = types.SimpleNamespace(server_args=args, device="cuda", tp_group=None)
+    made = utils.resolve_decode_backend(types.SimpleNamespace(model_runner=model_runner, device_module=None))
+    assert type(made).__name__.lower().startswith(versions.graph_backend(graphs, "decode"))
+
+
+@pytest.mark.parametrize(("name", "inside"), [("Breakable", True), ("Full", False)])
+def test_kernels_are_built_as_for_the_smallest_capture(name, inside):
+    """SGLang's own backend, and its runner's own way to one shape, without a model."""
+    from sglang.srt.model_executor.runner.prefill_cuda_graph_runner import PrefillCudaGraphRunner
+    from sglang.srt.model_executor.runner_backend_utils import breakable_cuda_graph
+
+    ran, calls = [], []
+    device = types.SimpleNamespace(synchronize=lambda: calls.append("synchronize"))
+    module = importlib.import_module(f"{seams.BACKENDS}.{name.lower()}_cuda_graph_backend")
+    model = types.SimpleNamespace(tp_group=None)
+    runner = types.SimpleNamespace(
+        capture_num_tokens=[8, 4, 16],
+        device_module=device,
+        model_runner=model,
+        enable_cp_v2_bcg_capture=False,
+        _is_full_backend=name == "Full",
+        _init_forward_metadata_for_capture=lambda batch, tokens: calls.append(f"metadata for {tokens}"),
+        _run_forward=lambda batch, tokens: ran.append((tokens, breakable_cuda_graph.is_in_breakable_cuda_graph())),
+    )
+    attention = types.SimpleNamespace(
+        init_forward_metadata_out_graph=lambda batch, in_capture: calls.append(f"metadata for {batch.tokens}")
+    )
+    runner.capture_prepare = lambda tokens: (
+        types.SimpleNamespace(lora_ids=None, global_num_tokens_gpu=None, tokens=tokens), attention
+    )  # fmt: skip
+    runner.capture_one_shape = functools.partial(PrefillCudaGraphRunner.capture_one_shape, runner)
+    runner.backend = getattr(module, f"{name}CudaGraphBackend")(runner)
+    warmup.build_kernels(runner)
+    assert ran == [(4, inside)]
+    assert calls == ["metadata for 4", "synchronize"]
+    assert "capture_one" not in vars(runner.backend)
+    assert runner.backend._graphs == {}
+    assert not breakable_cuda_graph.is_in_breakable_cuda_graph()

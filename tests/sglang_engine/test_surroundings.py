@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import types
 
@@ -10,6 +11,7 @@ import pytest
 from actors.sglang_engine import environment, launch, versions
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
+from raylaunch.launch import NO_MULTICAST
 from raylaunch.sglang.environment import switches
 
 
@@ -45,6 +47,25 @@ def test_what_the_user_has_set_stays(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "nvls", "cumem", "no_multicast"),
+    [
+        ("{}", "0", "0", "1"),
+        ("{enable_nccl_nvls: true}", "1", "0", "1"),
+        ("{enable_symm_mem: true}", "1", "1", "1"),
+        ("{enable_symm_mem: false, enable_torch_symm_mem: true}", "0", "0", "0"),
+    ],
+)
+def test_what_an_argument_asks_of_nccl_and_torch_is_not_undone(
+    arguments, nvls, cumem, no_multicast, tmp_path, monkeypatch
+):
+    mine = spec(f"engine.sglang.args={arguments}", f"engine.sglang.cache_dir={tmp_path}")
+    monkeypatch.setattr(os, "environ", dict(NO_MULTICAST))  # as every rank with a GPU is started
+    environment.prepare(mine)
+    names = ("NCCL_NVLS_ENABLE", "NCCL_CUMEM_ENABLE", "TORCH_SYMM_MEM_DISABLE_MULTICAST")
+    assert [os.environ[name] for name in names] == [nvls, cumem, no_multicast]
+
+
+@pytest.mark.parametrize(
     ("theirs", "here", "said"),
     [
         ({"page_size": "1"}, {"page_size": "1", "port": "30000"}, ""),
@@ -56,11 +77,27 @@ def test_arguments_that_were_settled_differently_are_named(theirs, here, said):
     assert versions.unlike(theirs, here) == said
 
 
+def test_sets_among_settled_arguments_read_alike_in_every_process():
+    """Such as ``lora_target_modules``: the order of names in a set hangs on the process's hash seed."""
+    one, other = {0, 8}, {8, 0}
+    assert repr(one) != repr(other)
+    arguments = dataclasses.make_dataclass("Arguments", ["lora_target_modules"])
+    assert versions.settled(arguments(one)) == versions.settled(arguments(other)) == {"lora_target_modules": "[0, 8]"}
+    assert versions.settled(arguments(frozenset(other))) == {"lora_target_modules": "[0, 8]"}
+
+
 def test_a_rank_does_not_go_on_with_other_settings_than_rank_0():
     launch.require_alike({"page_size": "1"}, {"page_size": "1"})
     with pytest.raises(RankFault, match=r"chunked_prefill_size \(2048 and 4096\)") as caught:
         launch.require_alike({"chunked_prefill_size": "2048"}, {"chunked_prefill_size": "4096"})
     assert caught.value.code == "F19"
+
+
+def test_a_group_that_was_spread_over_nodes_is_refused():
+    """By ``placement.strategy``, or by a placement group that was given."""
+    spread = types.SimpleNamespace(sockets=object(), nodes=2)
+    with pytest.raises(RankFault, match="placed on 2 nodes, and must be on one"):
+        launch.run(spread, None)
 
 
 def test_only_sglang_sees_its_own_variables_on_the_driver(monkeypatch):

@@ -1,0 +1,46 @@
+"""What passes to SGLang's HTTP application, by what the group is in."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from starlette.responses import PlainTextResponse
+
+from raylaunch.serve.sglang_app import Guard
+from raylaunch.supervisor import Health
+from tests.serve.fake_engine import FakeEngine
+
+REQUESTS = ("/generate", "/v1/chat/completions", "/health", "/health_generate")
+OTHERS = ("/continue_generation", "/abort_request", "/v1/models")
+
+
+def statuses(now, paths):
+    """The status of an answer for each path."""
+    engine = FakeEngine()
+    engine.now = now
+    side = SimpleNamespace(callers=set(), given_up=set())
+    guard = Guard(engine, engine.config.serve, side, PlainTextResponse("from SGLang"))
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://x") as client:
+            return [(await client.post(path)).status_code for path in paths]
+
+    return set(asyncio.run(ask()))
+
+
+@pytest.mark.parametrize(
+    ("ready", "condition", "requests", "others"),
+    [
+        (True, "ready", 200, 200),
+        (False, "ready", 503, 200),  # no progress: an operator may have to abort a request, or to let it go on
+        (False, "launching", 503, 503),
+        (False, "failed", 503, 503),
+    ],
+)
+def test_an_operator_passes_as_long_as_there_are_ranks(ready, condition, requests, others):
+    now = Health(ready, condition, "no step for 11 s", (), 0, 0)
+    assert statuses(now, REQUESTS) == {requests}
+    assert statuses(now, OTHERS) == {others}
