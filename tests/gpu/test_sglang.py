@@ -22,7 +22,7 @@ from tests.sglang.loss import lose_rank_1
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 
 PREFILL, DECODE = (64, 1024, 1152, 2048), (2, 8, 32)
-LAYERS = int(os.environ.get("RAYLAUNCH_TEST_LAYERS", "6"))
+LAYERS = None if (_layers := os.environ.get("RAYLAUNCH_TEST_LAYERS", "6")) == "all" else int(_layers)
 MODELS = ("qwen3-8b", "qwen3-coder-30b-a3b", "qwen2.5-vl-7b")
 
 
