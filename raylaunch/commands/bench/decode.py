@@ -39,6 +39,9 @@ class DecodeFigure:
     tokens_per_second: float
     step: float
 
+    def __str__(self) -> str:
+        return f"{self.tokens_per_second:.0f} tokens/s, {self.step * 1e3:.2f} ms a step"
+
 
 def bench_decode(
     config: Config = None,

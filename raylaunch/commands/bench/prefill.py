@@ -32,6 +32,9 @@ class PrefillFigure:
     least: float
     most: float
 
+    def __str__(self) -> str:
+        return f"{self.median * 1e3:.2f} ms ({self.least * 1e3:.2f} to {self.most * 1e3:.2f})"
+
 
 def bench_prefill(
     config: Config = None,

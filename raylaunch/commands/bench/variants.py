@@ -76,6 +76,7 @@ def measure_all(
                     stderr_console().print(f"{name}: {size} is left out: {why}", markup=False)
                     continue
                 figures[name][size] = measure(engine, size)
+                stderr_console().print(f"{name}, {size}: {figures[name][size]}", markup=False)
     return figures
 
 
