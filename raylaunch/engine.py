@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, cast, overload
@@ -177,8 +178,10 @@ class Engine:
             images: what a vision model looks at, one for each image token in the prompt: a path, a URL, a data URI,
                 the file's bytes, or an image of Pillow. For several prompts a list per prompt.
         Raises:
-            RequestError: a request was refused: too long, malformed. None of them has been started.
+            RequestError: a request was refused: too long, malformed, one too many.
             RequestFailed: a request could not be finished.
+
+            Of either, the first; the other requests end with it.
         """
         sampling = SamplingParams.of(params, changes)
         if isinstance(prompts, str):
@@ -190,8 +193,12 @@ class Engine:
             self._start(prompt, sampling, own)
             for prompt, own in zip(cast(Sequence[Prompt], prompts), each, strict=True)
         ]
-        waiters = [Waiter(self.frontend, start) for start in starts]
-        return [waiter.completion() for waiter in waiters]
+        with ExitStack() as waiting:
+            waiters = []
+            for start in starts:
+                waiters.append(Waiter(self.frontend, start))
+                waiting.callback(waiters[-1].close)
+            return [waiter.completion() for waiter in waiters]
 
     def stream(
         self,

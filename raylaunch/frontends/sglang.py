@@ -66,9 +66,7 @@ class SglangFrontend:
         self._config = config
         self._folder = SocketFolder()
         self._figures = SharedFigures()
-        self._requests = RequestTable[SglangRequest](
-            config.engine.max_running_requests + config.engine.max_waiting_requests
-        )
+        self._requests = RequestTable[SglangRequest]()  # SGLang queues them, and refuses those beyond its own limit
         self._lock = threading.Lock()
         self._starting: Background | None = None
         self._detokenizer: DetokenizerProcess | None = None

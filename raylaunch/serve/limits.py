@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
@@ -15,7 +16,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
 
+if TYPE_CHECKING:
+    from raylaunch.config import LaunchConfig, ServeConfig
+
+MAX_CONCURRENT = 256
 BODY_S = 30.0  # a client that sends its body slower than this is not waited for
+
+
+def max_concurrent(config: LaunchConfig, settings: ServeConfig) -> int | None:
+    """How many requests are answered at the same time; None for any number."""
+    if settings.max_concurrent is None and config.engine.kind != "sglang":
+        return MAX_CONCURRENT
+    return settings.max_concurrent
 
 
 class RequireKey:
@@ -93,14 +105,14 @@ class LimitBody:
 
 
 class LimitConcurrency:
-    """Answers 429 while ``limit`` requests to ``paths`` are being answered."""
+    """Answers 429 while ``limit`` requests to ``paths`` are being answered; None is no limit."""
 
-    def __init__(self, app: ASGIApp, limit: int, paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, limit: int | None, paths: Collection[str]) -> None:
         self.app, self.limit, self.paths = app, limit, frozenset(paths)
         self.running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in self.paths:
+        if self.limit is None or scope["type"] != "http" or scope["path"] not in self.paths:
             await self.app(scope, receive, send)
             return
         if self.running >= self.limit:

@@ -14,7 +14,7 @@ from raylaunch.errors import ConfigError
 from raylaunch.frontends.sglang import SglangFrontend
 from raylaunch.serve import errors, metrics, status
 from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
-from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey
+from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.running import GroupUnavailable, rebuilt
 from raylaunch.sglang.manager import TokenizerSide
 
@@ -47,7 +47,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
         raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
     theirs = sglang_application(frontend)
     app: ASGIApp = Guard(engine, settings, frontend.side, _operators_only(theirs) if exposed else theirs)
-    app = LimitConcurrency(app, limit=settings.max_concurrent, paths=LIMITED_PATHS)
+    app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
     app = Split(own_application(engine, settings), app)
     if settings.api_key is not None:
