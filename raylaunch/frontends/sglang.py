@@ -302,11 +302,11 @@ class SglangFrontend:
         except Exception as error:
             raise _verify(f"the first request failed: {type(error).__name__}: {error}") from error
 
-    def _fail_requests(self, reason: str) -> None:
+    def _fail_requests(self, reason: str, *, ranks_go_on: bool = False) -> None:
         for request in self._requests.take_all():
             self._end(request, RequestFailed(f"request {request.request_id} was lost: {reason}"))
         if self.side is not None and self.runs is not None:
-            self.runs.soon(self.side.fail_all, reason)
+            self.runs.soon(functools.partial(self.side.lose, reason, ranks_go_on=ranks_go_on))
 
     def _start_detokenizer(self) -> None:
         assert self._folder.path is not None
@@ -331,12 +331,11 @@ class SglangFrontend:
             self._failure = LaunchError(text, None, Phase.VERIFY.name)
             return
         self._trouble = text.splitlines()[0]
-        self._fail_requests(self._trouble)
+        self._fail_requests(self._trouble, ranks_go_on=True)
         if self._restarts_left == 0:
             return
         self._restarts_left -= 1
-        side, runs = self._live()
-        runs.soon(functools.partial(side.abort, everything=True))
+        side, _ = self._live()
         with self._lock:
             if self._closing:
                 return

@@ -112,12 +112,23 @@ class TokenizerSide:
         """Asks rank 0 to end a request, or all."""
         self.manager.abort_request(request_id, abort_all=everything)
 
-    def fail_all(self, reason: str) -> None:
-        """Ends every request, those of the HTTP server too, as if rank 0 had said that it is unavailable."""
-        from sglang.srt.managers.io_struct import AbortReq
+    def lose(self, reason: str, *, ranks_go_on: bool = False) -> None:
+        """The ranks, or the detokenizer, are gone. Every request ends, those of the HTTP server too, as if rank 0 had
+        said that it is unavailable, and SGLang's health says the same until the next :meth:`probe`.
+
+        Args:
+            ranks_go_on: they are there, and must be told not to go on with the requests.
+        """
         from sglang.srt.managers.tokenizer_manager import ServerStatus
 
         self.manager.server_status = ServerStatus.Starting
+        self._fail_all(reason, ranks_go_on)
+
+    def _fail_all(self, reason: str, ranks_go_on: bool) -> None:
+        from sglang.srt.managers.io_struct import AbortReq
+
+        if ranks_go_on:
+            self.abort(everything=True)
         finish = {
             "type": "abort",
             "message": reason,
@@ -162,4 +173,4 @@ class TokenizerSide:
             except Exception as error:
                 # One bad message must not silence all that follow; whose answer it was cannot be told.
                 log.exception("an output of the ranks could not be delivered")
-                self.fail_all(f"an output could not be delivered: {type(error).__name__}: {error}")
+                self._fail_all(f"an output could not be delivered: {type(error).__name__}: {error}", ranks_go_on=True)

@@ -105,6 +105,27 @@ def test_a_lost_group(engine, frontend, rank):
     served(engine, ask)
 
 
+def test_an_output_that_cannot_be_delivered(engine, frontend, rank, monkeypatch):
+    """The requests that run end, since nobody can tell whose it was; the server answers as before."""
+    deliver = frontend.side.manager._handle_batch_output
+
+    async def fails_once(message):
+        monkeypatch.setattr(frontend.side.manager, "_handle_batch_output", deliver)
+        raise KeyError("no such field")
+
+    def ask(client):
+        endless = {"text": "1+1=", "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True}}
+        monkeypatch.setattr(frontend.side.manager, "_handle_batch_output", fails_once)
+        answer = client.post("/generate", json=endless)
+        assert (answer.status_code, "could not be delivered: KeyError" in answer.text) == (503, True)
+        assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
+        for path in ("/health", "/health_generate", "/ready"):
+            assert client.get(path).status_code == 200, path
+        assert len(rank.aborted) == 1, "or the ranks go on for nobody"
+
+    served(engine, ask)
+
+
 def test_a_key(engine):
     settings = CONFIG.serve.model_copy(update={"api_key": SecretStr("secret")})
 
