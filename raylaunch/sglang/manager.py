@@ -19,6 +19,12 @@ LAST_WORDS_S = 1.0  # for answers that say that the ranks are lost
 log = logging.getLogger(__name__)
 
 
+class Unavailable(ValueError):
+    """Ends a stream before its request went to the ranks. SGLang answers with its status."""
+
+    status_code = HTTPStatus.SERVICE_UNAVAILABLE.value
+
+
 class TokenizerSide:
     """Everything that touches SGLang's objects. All methods are called on the loop that :meth:`open` ran on.
 
@@ -51,6 +57,7 @@ class TokenizerSide:
         # The manager would begin by itself with its first request, with handlers that kill the whole process, the
         # user's, at SIGTERM and at any error. It does not once it has a loop.
         self.manager.event_loop = asyncio.get_running_loop()
+        self._let_lost_requests_end()
         self._receiving = asyncio.create_task(self._receive())
 
     async def probe(self, info: Mapping[str, Any] | None = None) -> None:
@@ -135,9 +142,31 @@ class TokenizerSide:
             "status_code": HTTPStatus.SERVICE_UNAVAILABLE,
             "err_type": "ServiceUnavailable",
         }
-        for request_id in list(self.manager.rid_to_state):
-            self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
+        for request_id, state in list(self.manager.rid_to_state.items()):
+            if state.dispatched:
+                self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
+            else:  # on its way to the ranks, or of several samples, which are requests of their own there
+                state.lost_for = reason
         asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(self.callers))
+
+    def _let_lost_requests_end(self) -> None:
+        """Has SGLang's look, taken before each step of a request on its way, find the ranks lost too. To remove the
+        request would be an abort to it, and that looks like its caller's fault."""
+        from fastapi import HTTPException
+
+        raise_if_aborted = self.manager._raise_if_logical_rid_aborted
+
+        def raise_if_ended(request_id: str) -> None:
+            state = self.manager.rid_to_state.get(request_id)
+            reason = getattr(state, "lost_for", None)
+            if reason is None:
+                raise_if_aborted(request_id)
+            elif getattr(state.obj, "stream", False):
+                raise Unavailable(reason)
+            else:
+                raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, reason)
+
+        self.manager._raise_if_logical_rid_aborted = raise_if_ended
 
     def _give_up(self, callers: Iterable[asyncio.Task[Any]]) -> None:
         """Ends those that wait for another answer than a request's, such as to an operator: no rank will give it."""

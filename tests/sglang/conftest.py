@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from raylaunch.config import LaunchConfig
@@ -20,6 +22,13 @@ CONFIG = REFERENCE.override(
     "engine.max_waiting_requests=4",
     "engine.sglang.args={device: cpu}",
 )
+
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from raylaunch.answers import AsyncWaiter, Waiter
 from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.sglang import SglangFrontend
 from raylaunch.sampling import SamplingParams
-from tests.sglang.conftest import CONFIG, LOST, needs_sglang
+from tests.sglang.conftest import CONFIG, LOST, needs_sglang, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
 pytestmark = [pytest.mark.slow, needs_sglang]
@@ -27,13 +27,6 @@ def start(frontend, prompt="12+30=", request_id=None, **params):
 
 def ask(frontend, prompt="12+30=", **params):
     return Waiter(frontend, start(frontend, prompt, **params)).completion()
-
-
-def wait_until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_text_and_ids(frontend, rank):

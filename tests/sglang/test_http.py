@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from pydantic import SecretStr
 from raylaunch.serve.run import bind, exposed, serve
 from raylaunch.supervisor import Health
 from tests.serve.fake_engine import FakeEngine
-from tests.sglang.conftest import CONFIG, LOST, needs_sglang
+from tests.sglang.conftest import CONFIG, LOST, needs_sglang, wait_until
 from tests.sglang.scripted_rank import OFFER
 
 pytestmark = [pytest.mark.slow, needs_sglang]
@@ -79,9 +80,7 @@ def test_a_lost_group(engine, frontend, rank):
         with ThreadPoolExecutor() as pool:
             posts = [pool.submit(client.post, path, json=body) for path, body in LOSABLE]
             operator = pool.submit(client.get, "/server_info")  # waits for the ranks in a way of its own
-            end = time.monotonic() + 10
-            while len(rank.seen) < len(LOSABLE) and time.monotonic() < end:
-                time.sleep(0.01)
+            wait_until(lambda: len(rank.seen) == len(LOSABLE))
             time.sleep(0.2)
             began = time.monotonic()
             engine.now = GONE
@@ -101,6 +100,39 @@ def test_a_lost_group(engine, frontend, rank):
         frontend.up(OFFER)
         engine.now = READY
         assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
+
+    served(engine, ask)
+
+
+@pytest.mark.parametrize("reading", [True, False], ids=["the prompt is read", "the samples are drawn"])
+def test_several_samples_of_a_lost_group(engine, frontend, rank, reading):
+    """They are requests of their own, and that of the caller waits for them: it ends as unavailable, not as wrong."""
+    endless = {"max_new_tokens": 1500, "ignore_eos": True, "n": 2}
+    openai = {"model": "m", "prompt": "1+1=", "max_tokens": 1500, "ignore_eos": True, "n": 2}
+    several = [
+        ("/generate", {"text": "1+1=", "sampling_params": endless}),
+        ("/generate", {"text": "1+1=", "sampling_params": endless, "stream": True}),
+        ("/v1/completions", openai),
+        *([] if reading else [("/v1/completions", {**openai, "stream": True})]),
+    ]
+
+    def ask(client):
+        if reading:
+            rank.hold.set()
+        with ThreadPoolExecutor() as pool:
+            posts = [pool.submit(client.post, path, json=body) for path, body in several]
+            wait_until(lambda: len(rank.seen) == len(several) * (1 if reading else 3))
+            time.sleep(0.1)
+            began = time.monotonic()
+            engine.now = GONE
+            frontend.down(LOST)
+            for post in posts:
+                answer = post.result()
+                assert "rank 1 is lost" in answer.text
+                assert answer.status_code == 503 or re.search('code": ?503', answer.text)
+            assert time.monotonic() - began < 1.0
+        manager = frontend.side.manager
+        assert not any([manager.rid_to_state, manager.logical_rid_to_child_rids, manager.child_rid_to_logical_rid])
 
     served(engine, ask)
 
