@@ -70,6 +70,7 @@ def sglang_application(frontend: SglangFrontend) -> FastAPI:
     if side.server_args.enable_metrics and app.middleware_stack is None:  # SGLang adds /metrics itself, in its lifespan
         http_server.add_prometheus_track_response_middleware(app)
     app.server_args = side.server_args
+    app.add_exception_handler(Exception, errors.unexpected)  # of SGLang's own code, which leaves it at a bare 500
     app.warmup_thread_kwargs = {"server_args": side.server_args}  # they say skip_server_warmup
     return app
 

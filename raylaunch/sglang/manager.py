@@ -12,6 +12,7 @@ from typing import Any
 
 from raylaunch.frontends.base import Prepared
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
+from raylaunch.sglang.sampling import check_parameters
 
 PROBE_TOKENS = 4
 LAST_WORDS_S = 1.0  # for answers that say that the ranks are lost
@@ -58,6 +59,7 @@ class TokenizerSide:
         # user's, at SIGTERM and at any error. It does not once it has a loop.
         self.manager.event_loop = asyncio.get_running_loop()
         self._let_lost_requests_end()
+        self._check_parameters_first()
         self._receiving = asyncio.create_task(self._receive())
 
     async def probe(self, info: Mapping[str, Any] | None = None) -> None:
@@ -167,6 +169,21 @@ class TokenizerSide:
                 raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, reason)
 
         self.manager._raise_if_logical_rid_aborted = raise_if_ended
+
+    def _check_parameters_first(self) -> None:
+        generate = self.manager.generate_request
+
+        def generate_request(request: Any, caller: Any = None) -> Any:
+            given = request.sampling_params or {}
+            for parameters in given if isinstance(given, list) else [given]:
+                self.check_parameters(parameters)
+            return generate(request, caller)
+
+        self.manager.generate_request = generate_request
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Sampling parameters by SGLang's names. Raises :class:`RequestError`."""
+        check_parameters(parameters, self.manager.sampling_params_class)
 
     def _give_up(self, callers: Iterable[asyncio.Task[Any]]) -> None:
         """Ends those that wait for another answer than a request's, such as to an operator: no rank will give it."""

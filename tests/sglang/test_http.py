@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -100,6 +101,42 @@ def test_a_lost_group(engine, frontend, rank):
         frontend.up(OFFER)
         engine.now = READY
         assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
+
+    served(engine, ask)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"max_tokens": 5}, "did you mean 'max_new_tokens'?"),
+        ({"max_new_tokens": "5"}, "max_new_tokens = '5': expected `int | null`"),
+        ({"max_new_tokens": 5.0}, "max_new_tokens = 5.0: expected `int | null`"),
+        ({"regex": 7}, "regex = 7: expected `str | null`"),
+        ({"n": "2"}, "n = '2': expected `int`"),
+        ([{"temperature": 0}, {"temperature": "hot"}], "temperature = 'hot': expected `float`"),
+        ({"top_p": 7}, "top_p must be in (0, 1], got 7"),
+    ],
+)
+def test_wrong_sampling_parameters(engine, rank, parameters, text):
+    prompt = ["1+1=", "2+2="] if isinstance(parameters, list) else "1+1="
+
+    def ask(client):
+        body = {"text": prompt, "sampling_params": parameters}
+        answer = client.post("/generate", json=body)
+        assert (answer.status_code, text in answer.json()["error"]["message"]) == (400, True)
+        streamed = client.post("/generate", json={**body, "stream": True})
+        first, last, _ = streamed.text.split("\n\n")
+        error = json.loads(first.removeprefix("data: "))["error"]
+        assert (error["code"], text in error["message"], last) == (400, True, "data: [DONE]")
+        assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42", "ranks can read no such request"
+
+    served(engine, ask)
+
+
+def test_an_error_inside_sglang(engine):
+    def ask(client):
+        answer = client.post("/generate", json={"text": "1+1=", "session_params": {"nothing": 1}})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
 
     served(engine, ask)
 

@@ -1,0 +1,57 @@
+"""Sampling parameters that SGLang would not refuse before they have done harm."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from raylaunch.errors import RequestError
+from raylaunch.sglang.sampling import check_parameters
+
+
+class Parameters(msgspec.Struct, kw_only=True, array_like=True):
+    """A few of SGLang's, with what its class does when one is made."""
+
+    max_new_tokens: int | None = 128
+    temperature: float = 1.0
+    regex: str | None = None
+    stop_token_ids: set[int] | None = None
+    logit_bias: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        self.temperature = 1.0 if self.temperature is None else self.temperature
+        if 0 <= self.temperature < 1e-6:
+            self.temperature = 1.0
+        if self.stop_token_ids:
+            self.stop_token_ids = {int(token) for token in self.stop_token_ids if token is not None}
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"max_new_tokens": 5, "temperature": 0, "regex": None},
+        {"temperature": None, "max_new_tokens": None},
+        {"stop_token_ids": [3, None], "logit_bias": {"4": 1}},
+    ],
+)
+def test_what_ranks_can_read(parameters):
+    check_parameters(parameters, Parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"max_tokens": 5}, "no sampling parameter 'max_tokens'; did you mean 'max_new_tokens'"),
+        ({"banana": 5}, "no sampling parameter 'banana'$"),
+        ({"max_new_tokens": "5"}, "max_new_tokens = '5': expected `int | null`, got `str`"),
+        ({"max_new_tokens": 5.0}, "max_new_tokens = 5.0: expected `int | null`, got `float`"),
+        ({"temperature": "hot"}, "temperature = 'hot': expected `float`, got `str`"),
+        ({"max_new_tokens": 5, "regex": 7}, "regex = 7: expected `str | null`, got `int`"),
+        ({"stop_token_ids": 7}, "stop_token_ids = 7: expected `array | null`, got `int`"),
+        ({"logit_bias": {"4": "much"}}, "logit_bias = .*: expected `float`, got `str`"),
+    ],
+)
+def test_what_is_refused(parameters, text):
+    with pytest.raises(RequestError, match=text):
+        check_parameters(parameters, Parameters)
