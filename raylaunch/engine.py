@@ -94,7 +94,11 @@ class Engine:
     def health(self, ask_ranks: bool = True) -> Health:
         """Whether requests are answered now; asks every rank unless told not to. Never raises."""
         health = self._supervisor.health(len(self.frontend), ask_ranks)
-        trouble = self.frontend.trouble() if health.ready else ""
+        if not health.ready:
+            return health
+        if (failure := self.frontend.failure()) is not None:
+            return replace(health, ready=False, condition=Condition.FAILED.value, reason=failure.headline())
+        trouble = self.frontend.trouble()
         return replace(health, ready=False, reason=trouble) if trouble else health
 
     def wait_ready(self, timeout_s: float) -> bool:
@@ -102,7 +106,7 @@ class Engine:
         end = time.monotonic() + timeout_s
         while self._supervisor.condition is Condition.LAUNCHING and time.monotonic() < end:
             time.sleep(0.05)
-        return self._supervisor.condition is Condition.READY
+        return self._supervisor.condition is Condition.READY and self.frontend.failure() is None
 
     @property
     def failures(self) -> tuple[tuple[float, LaunchError], ...]:
@@ -112,7 +116,8 @@ class Engine:
     @property
     def last_error(self) -> LaunchError | None:
         """The last failure of the group, also after it was rebuilt; None if it never failed."""
-        return self._supervisor.error or (self._supervisor.failures[-1][1] if self._supervisor.failures else None)
+        lost = self._supervisor.failures[-1][1] if self._supervisor.failures else None
+        return self._supervisor.error or self.frontend.failure() or lost
 
     @property
     def restarts(self) -> int:

@@ -1,4 +1,4 @@
-"""Several requests of one call, over a frontend without ranks."""
+"""What an engine makes of its frontend: several requests of one call, and its failure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from raylaunch.config import LaunchConfig
 from raylaunch.engine import Engine
-from raylaunch.errors import EngineBusy, RequestFailed
+from raylaunch.errors import EngineBusy, LaunchError, RequestFailed
 from raylaunch.frontends.base import Prepared
 from raylaunch.requests import Chunk, RequestTable, RunningRequest
 from raylaunch.supervisor import Condition
@@ -18,6 +18,7 @@ class EchoFrontend:
     def __init__(self) -> None:
         self.running = RequestTable[RunningRequest](limit=3)
         self.forgotten = []
+        self.failed = None
 
     def prepare(self, prompt, params, images=()):
         return Prepared(list(prompt), params)
@@ -36,9 +37,14 @@ class EchoFrontend:
         self.forgotten.append(request.prompt)
         self.running.remove(request.request_id)
 
-    def down(self, error): ...
+    def __len__(self):
+        return len(self.running)
 
-    def close(self): ...
+    def failure(self):
+        return self.failed
+
+    def trouble(self):
+        return ""
 
 
 @pytest.fixture
@@ -64,3 +70,13 @@ def test_none_goes_on_when_one_has_failed(engine, prompts, error):
         engine.generate(prompts)
     assert len(engine.frontend.running) == 0
     assert [8] in engine.frontend.forgotten
+
+
+def test_a_frontend_that_has_failed_for_good_is_a_failed_engine(engine):
+    """Whoever watches the engine, as the server does, sees the end although the ranks are well."""
+    assert engine.health(ask_ranks=False).ready
+    engine.frontend.failed = LaunchError("SGLang's detokenizer was killed by signal 9", None, "SERVE")
+    health = engine.health(ask_ranks=False)
+    assert (health.ready, health.condition, health.reason) == (False, "failed", engine.frontend.failed.headline())
+    assert engine.last_error is engine.frontend.failed
+    assert not engine.wait_ready(1)

@@ -60,6 +60,9 @@ class ReferenceFrontend:
     def trouble(self) -> str:
         return ""
 
+    def failure(self) -> None:
+        return None
+
     def close(self) -> None:
         self.down(LaunchError("the engine was shut down"))
 

@@ -14,19 +14,10 @@ from raylaunch.answers import AsyncWaiter, Waiter
 from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.sglang import SglangFrontend
 from raylaunch.sampling import SamplingParams
-from tests.sglang.conftest import CONFIG, LOST, needs_sglang, wait_until
+from tests.sglang.conftest import CONFIG, LOST, ask, needs_sglang, start, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
 pytestmark = [pytest.mark.slow, needs_sglang]
-
-
-def start(frontend, prompt="12+30=", request_id=None, **params):
-    prepared = frontend.prepare(prompt, SamplingParams(**params))
-    return lambda listener: frontend.submit(prepared, listener, request_id or os.urandom(4).hex())
-
-
-def ask(frontend, prompt="12+30=", **params):
-    return Waiter(frontend, start(frontend, prompt, **params)).completion()
 
 
 def test_text_and_ids(frontend, rank):
@@ -116,22 +107,6 @@ def test_a_group_that_answers_wrongly_is_a_failed_launch(frontend, rank, monkeyp
     with pytest.raises(LaunchError, match="4 tokens were asked for") as caught:
         frontend.up(OFFER)
     assert caught.value.code == "F12"
-
-
-def test_a_detokenizer_that_dies_is_started_again(frontend, rank):
-    rank.hold.set()
-    waiter = Waiter(frontend, start(frontend))
-    wait_until(lambda: rank.seen)
-    before = frontend._detokenizer.pid
-    os.kill(before, signal.SIGKILL)
-    with pytest.raises(RequestFailed, match="detokenizer was killed by signal 9"):
-        waiter.completion()
-    assert frontend.trouble()
-    rank.hold.clear()
-    rank.script = lambda ids, sampling: [5] * sampling.max_new_tokens
-    wait_until(lambda: not frontend.trouble(), 90)
-    assert frontend._detokenizer.pid != before
-    assert ask(frontend, max_new_tokens=2).text == "11"
 
 
 def test_nothing_is_left(frontend, rank):
