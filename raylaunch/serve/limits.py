@@ -31,14 +31,17 @@ def max_concurrent(config: LaunchConfig, settings: ServeConfig) -> int | None:
 
 
 class RequireKey:
-    """Answers 401 unless the request carries ``Authorization: Bearer KEY``; ``open_paths`` need none."""
+    """Answers 401 unless the request carries ``Authorization: Bearer KEY``; ``open_paths`` and ``open_methods`` need
+    none."""
 
-    def __init__(self, app: ASGIApp, key: SecretStr, open_paths: Collection[str]) -> None:
-        self.app, self.open_paths = app, frozenset(open_paths)
+    def __init__(
+        self, app: ASGIApp, key: SecretStr, open_paths: Collection[str], open_methods: Collection[str] = ()
+    ) -> None:
+        self.app, self.open_paths, self.open_methods = app, frozenset(open_paths), frozenset(open_methods)
         self._key = key.get_secret_value().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self.open_paths or self._holds(scope):
+        if scope["type"] != "http" or self._is_open(scope) or self._holds(scope):
             await self.app(scope, receive, send)
             return
         error = ApiError(
@@ -48,6 +51,9 @@ class RequireKey:
             headers={"www-authenticate": "Bearer", "connection": "close"},
         )
         await error.response()(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        return scope["path"] in self.open_paths or scope["method"] in self.open_methods
 
     def _holds(self, scope: Scope) -> bool:
         given = [value for name, value in scope["headers"] if name == b"authorization"]

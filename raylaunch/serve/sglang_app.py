@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from raylaunch.engine import Engine
 
 OURS = ("/", "/status.json", "/ready", "/raylaunch/metrics", *status.OPEN_PATHS)
-OPEN_PATHS = ("/health", *status.OPEN_PATHS)
+OPEN_PATHS = ("/health", "/health_generate", "/metrics", "/ready", *status.OPEN_PATHS)
+"""Need no key: SGLang's server too leaves its health and metrics to probes that have none."""
+OPEN_METHODS = ("OPTIONS",)
+"""Neither do a browser's preflights, which cannot carry one."""
 LIMITED_PATHS = (
     "/generate", "/encode", "/classify", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages",
     "/v1/embeddings", "/v1/score", "/v1/rerank",
@@ -51,7 +54,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
     app = Split(own_application(engine, settings), app)
     if settings.api_key is not None:
-        app = RequireKey(app, key=settings.api_key, open_paths=OPEN_PATHS)
+        app = RequireKey(app, key=settings.api_key, open_paths=OPEN_PATHS, open_methods=OPEN_METHODS)
     return app if settings.api_key is None and not exposed else _without_websockets(app)
 
 

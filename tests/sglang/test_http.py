@@ -201,8 +201,13 @@ def test_a_key(engine):
     def ask(client):
         assert client.get("/v1/models").status_code == 401
         assert client.post("/generate", json={"text": "1"}).status_code == 401
-        assert client.get("/flush_cache").status_code == 401
-        assert client.get("/health").status_code == 200
+        for path in ("/flush_cache", "/status.json", "/raylaunch/metrics"):
+            assert client.get(path).status_code == 401, path
+        for path in ("/health", "/health_generate", "/ready"):
+            assert client.get(path).status_code == 200, path
+        assert client.get("/metrics").status_code == 404, "SGLang keeps no figures here"
+        preflight = {"origin": "http://elsewhere", "access-control-request-method": "POST"}
+        assert client.options("/generate", headers=preflight).headers["access-control-allow-methods"]
         assert client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
 
     served(engine, ask, settings)
