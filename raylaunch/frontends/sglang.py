@@ -26,7 +26,7 @@ from raylaunch.sglang.detokenizer_process import DetokenizerProcess
 from raylaunch.sglang.environment import switches
 from raylaunch.sglang.loop import LoopThread
 from raylaunch.sglang.manager import TokenizerSide
-from raylaunch.sglang.mapping import Answer, image_data
+from raylaunch.sglang.mapping import Answer, image_data, sampling_parameters
 from raylaunch.sglang.metrics import SharedFigures
 from raylaunch.sglang.sockets import FIGURES_VARIABLE, SglangSockets, SocketFolder
 
@@ -145,6 +145,8 @@ class SglangFrontend:
     def prepare(self, prompt: Prompt, params: SamplingParams, images: Sequence[Image] = ()) -> Prepared:
         if self._shape is None or self.side is None:
             raise RequestError("the engine is not started")
+        if params.extra:
+            self.side.check_parameters(sampling_parameters(params))
         if images:
             if not self.side.manager.model_config.is_multimodal:
                 raise RequestError(f"{self._shape.architecture} takes no images")

@@ -76,6 +76,19 @@ def test_what_is_refused(frontend, rank):
     waiter.close()
 
 
+def test_parameters_of_sglangs_own(frontend, rank):
+    assert ask(frontend, temperature=0.5, extra={"min_p": 0.1, "json_schema": '{"type": "object"}'}).text == "42"
+    sampling = rank.seen[-1].sampling_params
+    assert (sampling.min_p, sampling.temperature, sampling.json_schema) == (0.1, 0.5, '{"type": "object"}')
+    for extra, text in [
+        ({"min_q": 0.1}, "no sampling parameter 'min_q'; did you mean 'min_p'"),
+        ({"min_p": "little"}, "min_p = 'little': expected `float`"),
+        ({"min_p": 7}, r"min_p must be in \[0, 1\]"),
+    ]:
+        with pytest.raises(RequestError, match=text):
+            ask(frontend, extra=extra)
+
+
 def test_as_many_as_come(frontend, rank):
     """SGLang queues them: what the other engine takes at most (here 8) does not count."""
     rank.hold.set()
