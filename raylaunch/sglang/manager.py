@@ -183,7 +183,9 @@ class TokenizerSide:
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Sampling parameters by SGLang's names. Raises :class:`RequestError`."""
-        check_parameters(parameters, self.manager.sampling_params_class)
+        manager = self.manager
+        vocab_size = manager.model_config.vocab_size
+        check_parameters(parameters, manager.sampling_params_class, manager.tokenizer, vocab_size)
 
     def _give_up(self, callers: Iterable[asyncio.Task[Any]]) -> None:
         """Ends those that wait for another answer than a request's, such as to an operator: no rank will give it."""

@@ -11,15 +11,14 @@ import msgspec
 from raylaunch.errors import RequestError
 
 
-def check_parameters(parameters: Mapping[str, Any], kind: type[msgspec.Struct]) -> None:
-    """Refuses what SGLang has no name for, and values of another type than ranks can read.
-
-    SGLang checks neither on the driver: an unknown name is a server error there, and a value of a wrong type, such as
-    ``max_new_tokens`` of 5.0, ends rank 0 when it decodes the request.
+def check_parameters(parameters: Mapping[str, Any], kind: type[Any], tokenizer: Any, vocab_size: int) -> None:
+    """Refuses what SGLang refuses, and what it would fail over: of its own it catches neither names that it does not
+    know nor values that it cannot compare or count, and a ``json_schema`` that is no text ends the ranks.
 
     Args:
         parameters: by SGLang's names.
-        kind: SGLang's own class of them.
+        kind: SGLang's own class of them, whose fields say what they may be.
+        tokenizer: the model's, or None.
     Raises:
         RequestError: names the parameter; SGLang's server answers 400, as to any ``ValueError``.
     """
@@ -29,19 +28,24 @@ def check_parameters(parameters: Mapping[str, Any], kind: type[msgspec.Struct]) 
             close = difflib.get_close_matches(str(name), types, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise RequestError(f"SGLang has no sampling parameter {name!r}{hint}")
-    failed: TypeError | None = None
-    values = parameters
     try:
         made = kind(**parameters)
-    except TypeError as error:  # it compares numbers, whatever it was given
-        failed = error
-    else:
-        values = {name: getattr(made, name) for name in parameters}  # as they are sent: null is a default by now
+        values = {name: getattr(made, name) for name in parameters}  # null is a default by now
+        made.normalize(tokenizer)
+        made.verify(vocab_size)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    except TypeError as error:
+        _refuse_first_unlike(parameters, types)
+        raise RequestError(f"sampling parameters {dict(parameters)!r}: {error}") from None
+    _refuse_first_unlike(values, types)
+
+
+def _refuse_first_unlike(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     for name, value in values.items():
         try:
-            msgspec.convert(value, types[name])
+            # As SGLang does: 5.0 is 5, and a text is no number.
+            msgspec.convert(value, types[name], strict=not isinstance(value, int | float))
         except msgspec.ValidationError as error:
             text = str(error)
             raise RequestError(f"sampling parameter {name} = {value!r}: {text[:1].lower() + text[1:]}") from None
-    if failed is not None:
-        raise RequestError(f"sampling parameters {dict(parameters)!r}: {failed}")
