@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, cast, overload
@@ -93,7 +94,11 @@ class Engine:
     def health(self, ask_ranks: bool = True) -> Health:
         """Whether requests are answered now; asks every rank unless told not to. Never raises."""
         health = self._supervisor.health(len(self.frontend), ask_ranks)
-        trouble = self.frontend.trouble() if health.ready else ""
+        if not health.ready:
+            return health
+        if (failure := self.frontend.failure()) is not None:
+            return replace(health, ready=False, condition=Condition.FAILED.value, reason=failure.headline())
+        trouble = self.frontend.trouble()
         return replace(health, ready=False, reason=trouble) if trouble else health
 
     def wait_ready(self, timeout_s: float) -> bool:
@@ -101,7 +106,7 @@ class Engine:
         end = time.monotonic() + timeout_s
         while self._supervisor.condition is Condition.LAUNCHING and time.monotonic() < end:
             time.sleep(0.05)
-        return self._supervisor.condition is Condition.READY
+        return self._supervisor.condition is Condition.READY and self.frontend.failure() is None
 
     @property
     def failures(self) -> tuple[tuple[float, LaunchError], ...]:
@@ -111,7 +116,8 @@ class Engine:
     @property
     def last_error(self) -> LaunchError | None:
         """The last failure of the group, also after it was rebuilt; None if it never failed."""
-        return self._supervisor.error or (self._supervisor.failures[-1][1] if self._supervisor.failures else None)
+        lost = self._supervisor.failures[-1][1] if self._supervisor.failures else None
+        return self._supervisor.error or self.frontend.failure() or lost
 
     @property
     def restarts(self) -> int:
@@ -177,8 +183,10 @@ class Engine:
             images: what a vision model looks at, one for each image token in the prompt: a path, a URL, a data URI,
                 the file's bytes, or an image of Pillow. For several prompts a list per prompt.
         Raises:
-            RequestError: a request was refused: too long, malformed. None of them has been started.
+            RequestError: a request was refused: too long, malformed, one too many.
             RequestFailed: a request could not be finished.
+
+            Of either, the first; the other requests end with it.
         """
         sampling = SamplingParams.of(params, changes)
         if isinstance(prompts, str):
@@ -190,8 +198,12 @@ class Engine:
             self._start(prompt, sampling, own)
             for prompt, own in zip(cast(Sequence[Prompt], prompts), each, strict=True)
         ]
-        waiters = [Waiter(self.frontend, start) for start in starts]
-        return [waiter.completion() for waiter in waiters]
+        with ExitStack() as waiting:
+            waiters = []
+            for start in starts:
+                waiters.append(Waiter(self.frontend, start))
+                waiting.callback(waiters[-1].close)
+            return [waiter.completion() for waiter in waiters]
 
     def stream(
         self,

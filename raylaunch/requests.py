@@ -108,9 +108,13 @@ R = TypeVar("R", bound=Identified)
 
 
 class RequestTable(Generic[R]):
-    """The requests that run, by id. Thread-safe."""
+    """The requests that run, by id. Thread-safe.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        limit: how many may run; None for any number.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
         self._limit = limit
         self._running: dict[str, R] = {}
         self._lock = threading.Lock()
@@ -123,7 +127,7 @@ class RequestTable(Generic[R]):
         with self._lock:
             if request.request_id in self._running:
                 raise RequestError(f"request id {request.request_id!r} is in use by a running request")
-            if len(self._running) >= self._limit:
+            if self._limit is not None and len(self._running) >= self._limit:
                 raise EngineBusy(f"{self._limit} requests are running or waiting already; try again later")
             self._running[request.request_id] = request
 

@@ -26,6 +26,8 @@ class SamplingParams(BaseModel):
         stop_token_ids: tokens that end it; they are not part of its tokens.
         ignore_eos: go on after the model's own end token.
         logprobs: give each token's log probability, and this many of the likeliest tokens beside it.
+        extra: further parameters by the engine's own names, as plain data. The engine ``sglang`` knows ``min_p``,
+            ``repetition_penalty``, ``json_schema`` and others; ``reference`` none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +41,7 @@ class SamplingParams(BaseModel):
     stop_token_ids: tuple[TokenId, ...] = ()
     ignore_eos: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    extra: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("stop", mode="before")
     @classmethod

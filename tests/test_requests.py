@@ -110,3 +110,10 @@ def test_table_refuses_a_name_in_use_and_too_many():
     assert (len(table), table.get("a"), table.get("b")) == (2, None, two)
     assert table.take_all() == [two, three]
     assert len(table) == 0
+
+
+def test_a_table_without_a_limit():
+    table = RequestTable()
+    for number in range(2000):
+        table.add(request(name=str(number))[0])
+    assert len(table.take_all()) == 2000

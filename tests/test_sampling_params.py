@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from raylaunch import wire
+from raylaunch.config import LaunchConfig
 from raylaunch.errors import RequestError
+from raylaunch.frontends.reference import ReferenceFrontend
+from raylaunch.model_check import check_model
 from raylaunch.sampling import SamplingParams
 
 
@@ -65,10 +68,18 @@ def test_ranks_are_told_all_but_the_stop_strings():
         max_new_tokens=3, temperature=0.5, top_k=4, top_p=0.9, seed=5, stop="x", stop_token_ids=(1, 2), ignore_eos=True
     )
     on_wire = params.on_wire()
-    assert set(SamplingParams.model_fields) - set(wire.Sampling.__struct_fields__) == {"stop"}
+    assert set(SamplingParams.model_fields) - set(wire.Sampling.__struct_fields__) == {"stop", "extra"}
     for name in wire.Sampling.__struct_fields__:
         value = getattr(params, name)
         assert getattr(on_wire, name) == (list(value) if isinstance(value, tuple) else value)
+
+
+def test_the_reference_engine_knows_no_further_parameters():
+    config = LaunchConfig.default()
+    frontend = ReferenceFrontend(config)
+    frontend._shape = check_model(config)
+    with pytest.raises(RequestError, match="the reference engine has no sampling parameter 'min_p'"):
+        frontend.prepare([1], SamplingParams(extra={"min_p": 0.1}))
 
 
 def test_the_largest_values_fit_the_wire():

@@ -231,7 +231,8 @@ class ServeConfig(Section):
         served_model_name: name that clients use for the model; None takes the last part of its path.
         chat_template: Jinja template, or the path of one, for models whose tokenizer has none.
         max_body_bytes: largest request body.
-        max_concurrent: requests answered at the same time; more are refused.
+        max_concurrent: requests answered at the same time; more are refused. None is 256 with the engine
+            ``reference``, and any number with ``sglang``, which queues them itself.
         while_rebuilding: whether requests ``wait`` while a lost group is rebuilt, or ``fail`` at once.
         rebuild_wait: seconds that they wait at most.
         drain: seconds that running requests get to end when the server is stopped.
@@ -243,7 +244,7 @@ class ServeConfig(Section):
     served_model_name: str | None = None
     chat_template: str | None = None
     max_body_bytes: PositiveInt = 4 << 20
-    max_concurrent: PositiveInt = 256
+    max_concurrent: PositiveInt | None = None
     while_rebuilding: Literal["wait", "fail"] = "fail"
     rebuild_wait: Seconds = 60
     drain: Seconds = 30

@@ -65,7 +65,7 @@ class Frontend(Protocol):
         """Starts what needs no ranks, beside their own start. Returns at once."""
 
     def raise_if_failed(self) -> None:
-        """Raises what :meth:`begin` has failed with: :class:`ConfigError` or :class:`LaunchError`."""
+        """Raises :meth:`failure`, or what :meth:`begin` has failed with: :class:`ConfigError`, :class:`LaunchError`."""
 
     def up(self, offer: Any) -> None:
         """Ranks stand ready; ``offer`` is what rank 0 handed out at its last gate. Returns when requests can be sent.
@@ -80,6 +80,9 @@ class Frontend(Protocol):
 
     def trouble(self) -> str:
         """Why requests cannot be answered although the ranks are well, in one line; "" if they can."""
+
+    def failure(self) -> LaunchError | None:
+        """Why requests can never be answered again, whatever the ranks do; None if they can."""
 
     def prepare(self, prompt: Prompt, params: SamplingParams, images: Sequence[Image] = ()) -> Prepared:
         """Checks a request. Raises :class:`RequestError`."""

@@ -60,6 +60,9 @@ class ReferenceFrontend:
     def trouble(self) -> str:
         return ""
 
+    def failure(self) -> None:
+        return None
+
     def close(self) -> None:
         self.down(LaunchError("the engine was shut down"))
 
@@ -70,6 +73,8 @@ class ReferenceFrontend:
             raise RequestError("the engine is not started")
         if images:
             raise RequestError("the reference engine takes no images; engine.kind=sglang does")
+        if params.extra:
+            raise RequestError(f"the reference engine has no sampling parameter {next(iter(params.extra))!r}")
         ids = ids_of(prompt, self.tokenizer, self._shape.vocab_size)
         positions = self._config.engine.max_context or self._shape.max_positions
         longest = min(positions, self._kv_tokens)

@@ -7,7 +7,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,15 @@ from raylaunch.protocol import Phase
 from raylaunch.requests import Chunk, RequestTable
 from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.arguments import keeps_figures, server_arguments
+from raylaunch.sglang.detokenizer_keeper import DetokenizerKeeper
 from raylaunch.sglang.detokenizer_process import DetokenizerProcess
 from raylaunch.sglang.environment import switches
 from raylaunch.sglang.loop import LoopThread
 from raylaunch.sglang.manager import TokenizerSide
-from raylaunch.sglang.mapping import Answer, image_data
+from raylaunch.sglang.mapping import Answer, image_data, sampling_parameters
 from raylaunch.sglang.metrics import SharedFigures
 from raylaunch.sglang.sockets import FIGURES_VARIABLE, SglangSockets, SocketFolder
 
-DETOKENIZER_RESTARTS = 3
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
 CLOSE_S = 5.0
 LOOK_S = 0.05
@@ -66,16 +66,13 @@ class SglangFrontend:
         self._config = config
         self._folder = SocketFolder()
         self._figures = SharedFigures()
-        self._requests = RequestTable[SglangRequest](
-            config.engine.max_running_requests + config.engine.max_waiting_requests
-        )
+        self._requests = RequestTable[SglangRequest]()  # SGLang queues them, and refuses those beyond its own limit
         self._lock = threading.Lock()
         self._starting: Background | None = None
-        self._detokenizer: DetokenizerProcess | None = None
-        self._restarts_left = DETOKENIZER_RESTARTS
+        self._detokenizer = DetokenizerKeeper(
+            self._new_detokenizer, self._lose_detokenizer, self._probe_again, config.deadlines.load
+        )
         self._shape: ModelShape | None = None
-        self._failure: LaunchError | None = None
-        self._trouble = ""
         self._up = self._closing = False
         self._settled: dict[str, str] = {}
         self.sockets: SglangSockets | None = None
@@ -91,12 +88,12 @@ class SglangFrontend:
     def begin(self, shape: ModelShape) -> None:
         self._shape = shape
         self.sockets = self._folder.open()
-        self._start_detokenizer()
+        self._detokenizer.start()
         self._starting = Background(self._make)
 
     def raise_if_failed(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self._detokenizer.failure is not None:
+            raise self._detokenizer.failure
         if self._starting is not None:
             self._starting.raise_if_failed()
 
@@ -107,10 +104,9 @@ class SglangFrontend:
             self._starting.result(seconds)
         except TimeoutError:
             raise _verify(f"SGLang's tokenizer manager was not there within {seconds:g} s") from None
-        self._await_detokenizer()
-        self.raise_if_failed()
         self._compare_settled(offer.get("settled", {}))
-        self._probe({name: value for name, value in offer.items() if name != "settled"})
+        info = {name: value for name, value in offer.items() if name != "settled"}
+        self._detokenizer.answer(functools.partial(self._probe, info))
         self._up = True
 
     def down(self, error: LaunchError) -> None:
@@ -118,14 +114,16 @@ class SglangFrontend:
         self._fail_requests(error.headline())
 
     def trouble(self) -> str:
-        return self._trouble
+        return self._detokenizer.trouble
+
+    def failure(self) -> LaunchError | None:
+        return self._detokenizer.failure
 
     def close(self) -> None:
         with self._lock:
             self._closing = True
         self.down(LaunchError("the engine was shut down"))
-        if self._detokenizer is not None:
-            self._detokenizer.close()
+        self._detokenizer.close()
         if self._starting is not None:
             try:
                 self._starting.result(IMPORT_S)
@@ -147,6 +145,8 @@ class SglangFrontend:
     def prepare(self, prompt: Prompt, params: SamplingParams, images: Sequence[Image] = ()) -> Prepared:
         if self._shape is None or self.side is None:
             raise RequestError("the engine is not started")
+        if params.extra:
+            self.side.check_parameters(sampling_parameters(params))
         if images:
             if not self.side.manager.model_config.is_multimodal:
                 raise RequestError(f"{self._shape.architecture} takes no images")
@@ -171,6 +171,8 @@ class SglangFrontend:
         side, runs = self.side, self.runs
         if side is None or runs is None or not self._up:
             raise RequestFailed("the engine is not ready: it has no ranks")
+        if self._detokenizer.trouble:
+            raise RequestFailed(f"the engine is not ready: {self._detokenizer.trouble}")
         answer = Answer(request_id, prepared.params, incremental=side.manager.incremental_streaming_output)
         request = SglangRequest(request_id, prepared, answer, listener)
         self._requests.add(request)
@@ -242,7 +244,6 @@ class SglangFrontend:
         from actors.sglang_engine import versions
 
         assert self.sockets is not None
-        assert self._detokenizer is not None
         try:
             with switches(self._config.environment):
                 server_args = versions.server_args({**server_arguments(self._config), "skip_server_warmup": True})
@@ -287,15 +288,11 @@ class SglangFrontend:
             text = "SGLang has settled arguments differently on rank 0 and on the driver: %s; the ranks' count"
             log.warning(text, difference)
 
-    def _live(self) -> tuple[TokenizerSide, LoopThread]:
+    def _probe(self, offer: Mapping[str, Any] | None = None) -> None:
         assert self.side is not None
         assert self.runs is not None
-        return self.side, self.runs
-
-    def _probe(self, offer: Any = None) -> None:
-        side, runs = self._live()
         seconds = self._config.deadlines.verify
-        answer = runs.submit(side.probe(offer))
+        answer = self.runs.submit(self.side.probe(offer))
         try:
             answer.result(seconds)
         except TimeoutError:
@@ -304,54 +301,31 @@ class SglangFrontend:
         except Exception as error:
             raise _verify(f"the first request failed: {type(error).__name__}: {error}") from error
 
-    def _fail_requests(self, reason: str) -> None:
+    def _probe_again(self) -> None:
+        """Another detokenizer was started. While there are no ranks nothing can be asked: :meth:`up` will."""
+        try:
+            if self._up:
+                self._probe()
+        except LaunchError:
+            if self._up:
+                raise
+
+    def _lose_detokenizer(self, reason: str) -> None:
+        self._fail_requests(reason, ranks_go_on=True)
+
+    def _fail_requests(self, reason: str, *, ranks_go_on: bool = False) -> None:
         for request in self._requests.take_all():
             self._end(request, RequestFailed(f"request {request.request_id} was lost: {reason}"))
         if self.side is not None and self.runs is not None:
-            self.runs.soon(self.side.fail_all, reason)
+            self.runs.soon(functools.partial(self.side.lose, reason, ranks_go_on=ranks_go_on))
 
-    def _start_detokenizer(self) -> None:
+    def _new_detokenizer(self, on_death: Callable[[str], None]) -> DetokenizerProcess:
         assert self._folder.path is not None
-        log_file = Path(self._folder.path) / "detokenizer.log"
         assert self.sockets is not None
         environment = dict(self._config.environment)
         if keeps_figures(self._config):
             environment[FIGURES_VARIABLE] = self.sockets.figures
-        self._detokenizer = DetokenizerProcess(log_file, self._detokenizer_died, environment)
-        self._detokenizer.start()
-
-    def _await_detokenizer(self) -> None:
-        assert self._detokenizer is not None
-        seconds = self._config.deadlines.load
-        if not self._detokenizer.wait(seconds):
-            raise _verify(f"SGLang's detokenizer was not there within {seconds:g} s")
-
-    def _detokenizer_died(self, text: str) -> None:
-        """Before the first request that is a failed launch. Later it is started again: it keeps nothing but what the
-        running requests have said so far, so those end."""
-        if not self._up:
-            self._failure = LaunchError(text, None, Phase.VERIFY.name)
-            return
-        self._trouble = text.splitlines()[0]
-        self._fail_requests(self._trouble)
-        if self._restarts_left == 0:
-            return
-        self._restarts_left -= 1
-        side, runs = self._live()
-        runs.soon(functools.partial(side.abort, everything=True))
-        with self._lock:
-            if self._closing:
-                return
-            self._start_detokenizer()
-            assert self._detokenizer is not None
-            self._detokenizer.tell(side.server_args, side.port_args)
-        try:
-            self._await_detokenizer()
-            self._probe()
-        except LaunchError as error:
-            self._trouble = error.summary
-        else:
-            self._trouble = ""
+        return DetokenizerProcess(Path(self._folder.path) / "detokenizer.log", on_death, environment)
 
 
 def _cancel(request: SglangRequest) -> None:

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from raylaunch import __version__
 from raylaunch.serve import errors, generate, health, metrics, openai, status
-from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey
+from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.running import Serving
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, title: str = "raylaunch"
     app.include_router(status.build(engine, settings, figures))
     errors.install(app)
     # The last one added is asked first: nothing is read of a request without a key.
-    app.add_middleware(LimitConcurrency, limit=settings.max_concurrent, paths=LIMITED_PATHS)
+    app.add_middleware(LimitConcurrency, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app.add_middleware(LimitBody, max_bytes=settings.max_body_bytes)
     if settings.api_key is not None:
         app.add_middleware(RequireKey, key=settings.api_key, open_paths=OPEN_PATHS)

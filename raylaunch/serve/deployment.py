@@ -21,6 +21,7 @@ from raylaunch.engine import Engine
 from raylaunch.errors import ConfigError
 from raylaunch.model_check import check_model
 from raylaunch.placement import choose_device, cluster_nodes, request_for
+from raylaunch.serve.limits import MAX_CONCURRENT
 
 REPLICA_CPUS = 1.0
 HEALTH_PERIOD_S = 0.5
@@ -89,7 +90,7 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
         ray_actor_options={"num_cpus": REPLICA_CPUS},
         placement_group_bundles=[first, *request.bundles[1:]],
         placement_group_strategy=request.strategy,
-        max_ongoing_requests=config.serve.max_concurrent,
+        max_ongoing_requests=config.serve.max_concurrent or MAX_CONCURRENT,
         max_queued_requests=config.engine.max_waiting_requests,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=config.deadlines.health,

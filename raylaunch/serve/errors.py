@@ -119,6 +119,11 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
+async def unexpected(request: Request, error: Exception) -> Response:
+    """The answer to any other exception. Starlette raises it again after that, so the server's log has it."""
+    return ApiError(500, "an error inside the server; its log says more", code="internal_error").response()
+
+
 def install(app: FastAPI) -> None:
     """Makes ``app`` answer every error in OpenAI's shape."""
 
@@ -142,10 +147,6 @@ def install(app: FastAPI) -> None:
     async def engine(request: Request, error: Exception) -> Response:
         assert isinstance(error, RaylaunchError)
         return of(error).response()
-
-    async def unexpected(request: Request, error: Exception) -> Response:
-        # Starlette raises it again after the answer is sent, so the server's log has the traceback.
-        return ApiError(500, "an error inside the server; its log says more", code="internal_error").response()
 
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)

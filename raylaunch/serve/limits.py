@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers
@@ -15,18 +16,32 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
 
+if TYPE_CHECKING:
+    from raylaunch.config import LaunchConfig, ServeConfig
+
+MAX_CONCURRENT = 256
 BODY_S = 30.0  # a client that sends its body slower than this is not waited for
 
 
-class RequireKey:
-    """Answers 401 unless the request carries ``Authorization: Bearer KEY``; ``open_paths`` need none."""
+def max_concurrent(config: LaunchConfig, settings: ServeConfig) -> int | None:
+    """How many requests are answered at the same time; None for any number."""
+    if settings.max_concurrent is None and config.engine.kind != "sglang":
+        return MAX_CONCURRENT
+    return settings.max_concurrent
 
-    def __init__(self, app: ASGIApp, key: SecretStr, open_paths: Collection[str]) -> None:
-        self.app, self.open_paths = app, frozenset(open_paths)
+
+class RequireKey:
+    """Answers 401 unless the request carries ``Authorization: Bearer KEY``; ``open_paths`` and ``open_methods`` need
+    none."""
+
+    def __init__(
+        self, app: ASGIApp, key: SecretStr, open_paths: Collection[str], open_methods: Collection[str] = ()
+    ) -> None:
+        self.app, self.open_paths, self.open_methods = app, frozenset(open_paths), frozenset(open_methods)
         self._key = key.get_secret_value().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self.open_paths or self._holds(scope):
+        if scope["type"] != "http" or self._is_open(scope) or self._holds(scope):
             await self.app(scope, receive, send)
             return
         error = ApiError(
@@ -36,6 +51,9 @@ class RequireKey:
             headers={"www-authenticate": "Bearer", "connection": "close"},
         )
         await error.response()(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        return scope["path"] in self.open_paths or scope["method"] in self.open_methods
 
     def _holds(self, scope: Scope) -> bool:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -93,14 +111,14 @@ class LimitBody:
 
 
 class LimitConcurrency:
-    """Answers 429 while ``limit`` requests to ``paths`` are being answered."""
+    """Answers 429 while ``limit`` requests to ``paths`` are being answered; None is no limit."""
 
-    def __init__(self, app: ASGIApp, limit: int, paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, limit: int | None, paths: Collection[str]) -> None:
         self.app, self.limit, self.paths = app, limit, frozenset(paths)
         self.running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in self.paths:
+        if self.limit is None or scope["type"] != "http" or scope["path"] not in self.paths:
             await self.app(scope, receive, send)
             return
         if self.running >= self.limit:

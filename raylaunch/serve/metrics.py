@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from raylaunch import __version__
 from raylaunch.config import ServeConfig
 from raylaunch.engine import Engine
 from raylaunch.protocol import Phase
+from raylaunch.serve.limits import max_concurrent
 from raylaunch.serve.watch import GroupWatch
 from raylaunch.supervisor import Health
 
@@ -73,7 +75,8 @@ class Metrics:
         self.inter_token_seconds = self._histogram("inter_token", "Between two tokens of one request.")
         self.request_seconds = self._histogram("request", "From the start of a request to its end.")
         limit = Gauge("raylaunch_requests_limit", "Requests answered at the same time at most.", registry=self.registry)
-        limit.set(settings.max_concurrent)
+        most = max_concurrent(engine.config, settings)
+        limit.set(math.inf if most is None else most)
         self.registry.register(GroupCollector(engine, self))
 
     def observe(self) -> RequestMetrics:

@@ -14,7 +14,7 @@ from raylaunch.errors import ConfigError
 from raylaunch.frontends.sglang import SglangFrontend
 from raylaunch.serve import errors, metrics, status
 from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
-from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey
+from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.running import GroupUnavailable, rebuilt
 from raylaunch.sglang.manager import TokenizerSide
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from raylaunch.engine import Engine
 
 OURS = ("/", "/status.json", "/ready", "/raylaunch/metrics", *status.OPEN_PATHS)
-OPEN_PATHS = ("/health", *status.OPEN_PATHS)
+OPEN_PATHS = ("/health", "/health_generate", "/metrics", "/ready", *status.OPEN_PATHS)
+"""Need no key: SGLang's server too leaves its health and metrics to probes that have none."""
+OPEN_METHODS = ("OPTIONS",)
+"""Neither do a browser's preflights, which cannot carry one."""
 LIMITED_PATHS = (
     "/generate", "/encode", "/classify", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages",
     "/v1/embeddings", "/v1/score", "/v1/rerank",
@@ -48,11 +51,11 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
         raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
     theirs = sglang_application(frontend)
     app: ASGIApp = Guard(engine, settings, frontend.side, _operators_only(theirs) if exposed else theirs)
-    app = LimitConcurrency(app, limit=settings.max_concurrent, paths=LIMITED_PATHS)
+    app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
     app = Split(own_application(engine, settings), app)
     if settings.api_key is not None:
-        app = RequireKey(app, key=settings.api_key, open_paths=OPEN_PATHS)
+        app = RequireKey(app, key=settings.api_key, open_paths=OPEN_PATHS, open_methods=OPEN_METHODS)
     return app if settings.api_key is None and not exposed else _without_websockets(app)
 
 
@@ -71,6 +74,7 @@ def sglang_application(frontend: SglangFrontend) -> FastAPI:
     if side.server_args.enable_metrics and app.middleware_stack is None:  # SGLang adds /metrics itself, in its lifespan
         http_server.add_prometheus_track_response_middleware(app)
     app.server_args = side.server_args
+    app.add_exception_handler(Exception, errors.unexpected)  # of SGLang's own code, which leaves it at a bare 500
     app.warmup_thread_kwargs = {"server_args": side.server_args}  # they say skip_server_warmup
     return app
 

@@ -16,6 +16,7 @@ from raylaunch.engine import Engine
 from raylaunch.launch import plan_of
 from raylaunch.protocol import Gate, LoadFacts, Phase, ReadyFacts, RegisterFacts
 from raylaunch.report import LaunchReport, StepRecord
+from raylaunch.serve.limits import max_concurrent
 from raylaunch.serve.metrics import Metrics, running_and_waiting
 from raylaunch.supervisor import Health
 
@@ -80,7 +81,7 @@ def describe(engine: Engine, settings: ServeConfig, metrics: Metrics, have: str 
         "requests": {
             "running": running,
             "waiting": waiting,
-            "limit": settings.max_concurrent,
+            "limit": max_concurrent(engine.config, settings),
             "tokens_per_second": metrics.recent.tokens_per_second(),
             "first_token_p50": metrics.recent.first_token_p50(),
         },

@@ -12,11 +12,18 @@ from typing import Any
 
 from raylaunch.frontends.base import Prepared
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
+from raylaunch.sglang.sampling import check_parameters
 
 PROBE_TOKENS = 4
 LAST_WORDS_S = 1.0  # for answers that say that the ranks are lost
 
 log = logging.getLogger(__name__)
+
+
+class Unavailable(ValueError):
+    """Ends a stream before its request went to the ranks. SGLang answers with its status."""
+
+    status_code = HTTPStatus.SERVICE_UNAVAILABLE.value
 
 
 class TokenizerSide:
@@ -51,6 +58,8 @@ class TokenizerSide:
         # The manager would begin by itself with its first request, with handlers that kill the whole process, the
         # user's, at SIGTERM and at any error. It does not once it has a loop.
         self.manager.event_loop = asyncio.get_running_loop()
+        self._let_lost_requests_end()
+        self._check_parameters_first()
         self._receiving = asyncio.create_task(self._receive())
 
     async def probe(self, info: Mapping[str, Any] | None = None) -> None:
@@ -112,21 +121,71 @@ class TokenizerSide:
         """Asks rank 0 to end a request, or all."""
         self.manager.abort_request(request_id, abort_all=everything)
 
-    def fail_all(self, reason: str) -> None:
-        """Ends every request, those of the HTTP server too, as if rank 0 had said that it is unavailable."""
-        from sglang.srt.managers.io_struct import AbortReq
+    def lose(self, reason: str, *, ranks_go_on: bool = False) -> None:
+        """The ranks, or the detokenizer, are gone. Every request ends, those of the HTTP server too, as if rank 0 had
+        said that it is unavailable, and SGLang's health says the same until the next :meth:`probe`.
+
+        Args:
+            ranks_go_on: they are there, and must be told not to go on with the requests.
+        """
         from sglang.srt.managers.tokenizer_manager import ServerStatus
 
         self.manager.server_status = ServerStatus.Starting
+        self._fail_all(reason, ranks_go_on)
+
+    def _fail_all(self, reason: str, ranks_go_on: bool) -> None:
+        from sglang.srt.managers.io_struct import AbortReq
+
+        if ranks_go_on:
+            self.abort(everything=True)
         finish = {
             "type": "abort",
             "message": reason,
             "status_code": HTTPStatus.SERVICE_UNAVAILABLE,
             "err_type": "ServiceUnavailable",
         }
-        for request_id in list(self.manager.rid_to_state):
-            self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
+        for request_id, state in list(self.manager.rid_to_state.items()):
+            if state.dispatched:
+                self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
+            else:  # on its way to the ranks, or of several samples, which are requests of their own there
+                state.lost_for = reason
         asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(self.callers))
+
+    def _let_lost_requests_end(self) -> None:
+        """Has SGLang's look, taken before each step of a request on its way, find the ranks lost too. To remove the
+        request would be an abort to it, and that looks like its caller's fault."""
+        from fastapi import HTTPException
+
+        raise_if_aborted = self.manager._raise_if_logical_rid_aborted
+
+        def raise_if_ended(request_id: str) -> None:
+            state = self.manager.rid_to_state.get(request_id)
+            reason = getattr(state, "lost_for", None)
+            if reason is None:
+                raise_if_aborted(request_id)
+            elif getattr(state.obj, "stream", False):
+                raise Unavailable(reason)
+            else:
+                raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, reason)
+
+        self.manager._raise_if_logical_rid_aborted = raise_if_ended
+
+    def _check_parameters_first(self) -> None:
+        generate = self.manager.generate_request
+
+        def generate_request(request: Any, caller: Any = None) -> Any:
+            given = request.sampling_params or {}
+            for parameters in given if isinstance(given, list) else [given]:
+                self.check_parameters(parameters)
+            return generate(request, caller)
+
+        self.manager.generate_request = generate_request
+
+    def check_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Sampling parameters by SGLang's names. Raises :class:`RequestError`."""
+        manager = self.manager
+        vocab_size = manager.model_config.vocab_size
+        check_parameters(parameters, manager.sampling_params_class, manager.tokenizer, vocab_size)
 
     def _give_up(self, callers: Iterable[asyncio.Task[Any]]) -> None:
         """Ends those that wait for another answer than a request's, such as to an operator: no rank will give it."""
@@ -162,4 +221,4 @@ class TokenizerSide:
             except Exception as error:
                 # One bad message must not silence all that follow; whose answer it was cannot be told.
                 log.exception("an output of the ranks could not be delivered")
-                self.fail_all(f"an output could not be delivered: {type(error).__name__}: {error}")
+                self._fail_all(f"an output could not be delivered: {type(error).__name__}: {error}", ranks_go_on=True)

@@ -14,6 +14,8 @@ from raylaunch.text import StopScanner
 from raylaunch.wire import FinishReason, TokenLogprob
 
 BAD_REQUEST = 400
+NAMED_OTHERWISE = {"sampling_seed": "seed", "no_stop_trim": "stop"}
+"""Parameters of SGLang's that are ours by another name."""
 REMOTE = ("http://", "https://", "file://", "data:")
 
 
@@ -21,8 +23,11 @@ def sampling_parameters(params: SamplingParams) -> dict[str, Any]:
     """Sampling parameters by SGLang's names.
 
     ``seed`` has an effect only where SGLang's argument ``enable_deterministic_inference`` is set.
+
+    Raises:
+        RequestError: ``extra`` has what is asked for by another name, or more than one answer.
     """
-    return {
+    own = {
         "max_new_tokens": params.max_new_tokens,
         "temperature": params.temperature,
         "top_k": params.top_k or -1,
@@ -34,6 +39,12 @@ def sampling_parameters(params: SamplingParams) -> dict[str, Any]:
         # A stream shows the beginning of a stop string before its end is there: so it is cut here.
         "no_stop_trim": bool(params.stop),
     }
+    for name in params.extra:
+        if name in own:
+            raise RequestError(f"extra: {name!r} is set by {NAMED_OTHERWISE.get(name, name)!r}, outside of extra")
+        if name == "n":
+            raise RequestError("extra: 'n': a request has one answer; ask as often as answers are wanted")
+    return own | params.extra
 
 
 def logprob_arguments(params: SamplingParams) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from raylaunch.config import ServeConfig
+from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import EngineBusy
 from raylaunch.serve import build_app, limits
 from tests.serve.asgi import Exchange
@@ -94,6 +94,15 @@ def test_too_many_at_once(engine):
     assert statuses == [200, 429, 200, 200]
     assert second.headers["retry-after"] == "1"
     assert "1 requests are being answered already (serve.max_concurrent)" in second.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "limit"),
+    [("reference", None, 256), ("reference", 7, 7), ("sglang", None, None), ("sglang", 7, 7)],
+)
+def test_sglang_queues_as_many_as_come_unless_it_is_told(kind, given, limit):
+    config = LaunchConfig.default([f"engine.kind={kind}"])
+    assert limits.max_concurrent(config, ServeConfig(max_concurrent=given)) == limit
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
+
 import pytest
 
+from raylaunch.answers import Waiter
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError
 from raylaunch.model_check import check_model
+from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.arguments import installed_folder
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
@@ -22,9 +28,24 @@ CONFIG = REFERENCE.override(
 )
 
 
-@pytest.fixture(scope="session")
-def frontend():
-    """A frontend that is up: it lives as long as the tests, its ranks come and go."""
+def start(frontend, prompt="12+30=", request_id=None, **params):
+    prepared = frontend.prepare(prompt, SamplingParams(**params))
+    return lambda listener: frontend.submit(prepared, listener, request_id or os.urandom(4).hex())
+
+
+def ask(frontend, prompt="12+30=", **params):
+    return Waiter(frontend, start(frontend, prompt, **params)).completion()
+
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def begun_frontend():
     from raylaunch.frontends.sglang import SglangFrontend
 
     one = SglangFrontend(CONFIG)
@@ -33,6 +54,13 @@ def frontend():
         yield one
     finally:
         one.close()
+
+
+@pytest.fixture(scope="session")
+def frontend():
+    """A frontend that is up: it lives as long as the tests, its ranks come and go."""
+    with begun_frontend() as one:
+        yield one
 
 
 @pytest.fixture

@@ -94,6 +94,8 @@ class ScriptedRank:
 
     def _next(self, job: Job) -> tuple[list[int], dict[str, object] | None]:
         sampling = job.request.sampling_params
+        if not job.left:  # only the prompt was to be read
+            return [], {"type": "length", "length": 0}
         token = job.left.pop(0)
         job.said.append(token)
         stops = {*(sampling.stop_token_ids or ()), *(() if sampling.ignore_eos else (self.eos,))}

@@ -11,29 +11,13 @@ import time
 import pytest
 
 from raylaunch.answers import AsyncWaiter, Waiter
-from raylaunch.errors import ConfigError, EngineBusy, LaunchError, RequestError, RequestFailed
+from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.sglang import SglangFrontend
 from raylaunch.sampling import SamplingParams
-from tests.sglang.conftest import CONFIG, LOST, needs_sglang
+from tests.sglang.conftest import CONFIG, LOST, ask, needs_sglang, start, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
 pytestmark = [pytest.mark.slow, needs_sglang]
-
-
-def start(frontend, prompt="12+30=", request_id=None, **params):
-    prepared = frontend.prepare(prompt, SamplingParams(**params))
-    return lambda listener: frontend.submit(prepared, listener, request_id or os.urandom(4).hex())
-
-
-def ask(frontend, prompt="12+30=", **params):
-    return Waiter(frontend, start(frontend, prompt, **params)).completion()
-
-
-def wait_until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_text_and_ids(frontend, rank):
@@ -86,13 +70,32 @@ def test_what_is_refused(frontend, rank):
     with pytest.raises(RequestError, match="takes no images"):
         frontend.prepare("a", SamplingParams(), [b""])
     rank.hold.set()
-    waiters = [Waiter(frontend, start(frontend, request_id=f"r{number}")) for number in range(8)]
+    waiter = Waiter(frontend, start(frontend, request_id="r0"))
     with pytest.raises(RequestError, match="'r0' is in use"):
         start(frontend, request_id="r0")(print)
-    with pytest.raises(EngineBusy):
-        start(frontend)(print)
-    for waiter in waiters:
-        waiter.close()
+    waiter.close()
+
+
+def test_parameters_of_sglangs_own(frontend, rank):
+    assert ask(frontend, temperature=0.5, extra={"min_p": 0.1, "json_schema": '{"type": "object"}'}).text == "42"
+    sampling = rank.seen[-1].sampling_params
+    assert (sampling.min_p, sampling.temperature, sampling.json_schema) == (0.1, 0.5, '{"type": "object"}')
+    for extra, text in [
+        ({"min_q": 0.1}, "no sampling parameter 'min_q'; did you mean 'min_p'"),
+        ({"min_p": "little"}, "min_p = 'little': expected `float`"),
+        ({"min_p": 7}, r"min_p must be in \[0, 1\]"),
+    ]:
+        with pytest.raises(RequestError, match=text):
+            ask(frontend, extra=extra)
+
+
+def test_as_many_as_come(frontend, rank):
+    """SGLang queues them: what the other engine takes at most (here 8) does not count."""
+    rank.hold.set()
+    waiters = [Waiter(frontend, start(frontend)) for _ in range(40)]
+    wait_until(lambda: len(rank.seen) == 40)
+    rank.hold.clear()
+    assert {waiter.completion().text for waiter in waiters} == {"42"}
 
 
 def test_a_lost_group_ends_requests_at_once_and_a_new_one_serves(frontend, rank):
@@ -117,22 +120,6 @@ def test_a_group_that_answers_wrongly_is_a_failed_launch(frontend, rank, monkeyp
     with pytest.raises(LaunchError, match="4 tokens were asked for") as caught:
         frontend.up(OFFER)
     assert caught.value.code == "F12"
-
-
-def test_a_detokenizer_that_dies_is_started_again(frontend, rank):
-    rank.hold.set()
-    waiter = Waiter(frontend, start(frontend))
-    wait_until(lambda: rank.seen)
-    before = frontend._detokenizer.pid
-    os.kill(before, signal.SIGKILL)
-    with pytest.raises(RequestFailed, match="detokenizer was killed by signal 9"):
-        waiter.completion()
-    assert frontend.trouble()
-    rank.hold.clear()
-    rank.script = lambda ids, sampling: [5] * sampling.max_new_tokens
-    wait_until(lambda: not frontend.trouble(), 90)
-    assert frontend._detokenizer.pid != before
-    assert ask(frontend, max_new_tokens=2).text == "11"
 
 
 def test_nothing_is_left(frontend, rank):

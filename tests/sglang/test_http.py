@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import threading
 import time
@@ -15,7 +17,7 @@ from pydantic import SecretStr
 from raylaunch.serve.run import bind, exposed, serve
 from raylaunch.supervisor import Health
 from tests.serve.fake_engine import FakeEngine
-from tests.sglang.conftest import CONFIG, LOST, needs_sglang
+from tests.sglang.conftest import CONFIG, LOST, needs_sglang, wait_until
 from tests.sglang.scripted_rank import OFFER
 
 pytestmark = [pytest.mark.slow, needs_sglang]
@@ -79,9 +81,7 @@ def test_a_lost_group(engine, frontend, rank):
         with ThreadPoolExecutor() as pool:
             posts = [pool.submit(client.post, path, json=body) for path, body in LOSABLE]
             operator = pool.submit(client.get, "/server_info")  # waits for the ranks in a way of its own
-            end = time.monotonic() + 10
-            while len(rank.seen) < len(LOSABLE) and time.monotonic() < end:
-                time.sleep(0.01)
+            wait_until(lambda: len(rank.seen) == len(LOSABLE))
             time.sleep(0.2)
             began = time.monotonic()
             engine.now = GONE
@@ -105,14 +105,110 @@ def test_a_lost_group(engine, frontend, rank):
     served(engine, ask)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"max_tokens": 5}, "did you mean 'max_new_tokens'?"),
+        ({"max_new_tokens": "5"}, "max_new_tokens = '5': expected `int | null`"),
+        ({"logit_bias": [7]}, "logit_bias = [7]: expected `object | null`"),
+        ({"json_schema": {"type": "object"}}, "expected `str | null`, got `object`"),
+        ({"stop": 7}, "stop = 7: expected `str | array | null`"),
+        ({"n": "2"}, "n = '2': expected `int`"),
+        ([{"temperature": 0}, {"temperature": "hot"}], "temperature = 'hot': expected `float`"),
+        ({"top_p": 7}, "top_p must be in (0, 1], got 7"),
+    ],
+)
+def test_wrong_sampling_parameters(engine, rank, parameters, text):
+    prompt = ["1+1=", "2+2="] if isinstance(parameters, list) else "1+1="
+
+    def ask(client):
+        body = {"text": prompt, "sampling_params": parameters}
+        answer = client.post("/generate", json=body)
+        assert (answer.status_code, text in answer.json()["error"]["message"]) == (400, True)
+        streamed = client.post("/generate", json={**body, "stream": True})
+        first, last, _ = streamed.text.split("\n\n")
+        error = json.loads(first.removeprefix("data: "))["error"]
+        assert (error["code"], text in error["message"], last) == (400, True, "data: [DONE]")
+        assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
+
+    served(engine, ask)
+
+
+def test_an_error_inside_sglang(engine):
+    def ask(client):
+        answer = client.post("/generate", json={"text": "1+1=", "session_params": {"nothing": 1}})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+
+    served(engine, ask)
+
+
+@pytest.mark.parametrize("reading", [True, False], ids=["the prompt is read", "the samples are drawn"])
+def test_several_samples_of_a_lost_group(engine, frontend, rank, reading):
+    """They are requests of their own, and that of the caller waits for them: it ends as unavailable, not as wrong."""
+    endless = {"max_new_tokens": 1500, "ignore_eos": True, "n": 2}
+    openai = {"model": "m", "prompt": "1+1=", "max_tokens": 1500, "ignore_eos": True, "n": 2}
+    several = [
+        ("/generate", {"text": "1+1=", "sampling_params": endless}),
+        ("/generate", {"text": "1+1=", "sampling_params": endless, "stream": True}),
+        ("/v1/completions", openai),
+        *([] if reading else [("/v1/completions", {**openai, "stream": True})]),
+    ]
+
+    def ask(client):
+        if reading:
+            rank.hold.set()
+        with ThreadPoolExecutor() as pool:
+            posts = [pool.submit(client.post, path, json=body) for path, body in several]
+            wait_until(lambda: len(rank.seen) == len(several) * (1 if reading else 3))
+            time.sleep(0.1)
+            began = time.monotonic()
+            engine.now = GONE
+            frontend.down(LOST)
+            for post in posts:
+                answer = post.result()
+                assert "rank 1 is lost" in answer.text
+                assert answer.status_code == 503 or re.search('code": ?503', answer.text)
+            assert time.monotonic() - began < 1.0
+        manager = frontend.side.manager
+        assert not any([manager.rid_to_state, manager.logical_rid_to_child_rids, manager.child_rid_to_logical_rid])
+
+    served(engine, ask)
+
+
+def test_an_output_that_cannot_be_delivered(engine, frontend, rank, monkeypatch):
+    """The requests that run end, since nobody can tell whose it was; the server answers as before."""
+    deliver = frontend.side.manager._handle_batch_output
+
+    async def fails_once(message):
+        monkeypatch.setattr(frontend.side.manager, "_handle_batch_output", deliver)
+        raise KeyError("no such field")
+
+    def ask(client):
+        endless = {"text": "1+1=", "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True}}
+        monkeypatch.setattr(frontend.side.manager, "_handle_batch_output", fails_once)
+        answer = client.post("/generate", json=endless)
+        assert (answer.status_code, "could not be delivered: KeyError" in answer.text) == (503, True)
+        assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
+        for path in ("/health", "/health_generate", "/ready"):
+            assert client.get(path).status_code == 200, path
+        assert len(rank.aborted) == 1, "or the ranks go on for nobody"
+
+    served(engine, ask)
+
+
 def test_a_key(engine):
     settings = CONFIG.serve.model_copy(update={"api_key": SecretStr("secret")})
 
     def ask(client):
         assert client.get("/v1/models").status_code == 401
         assert client.post("/generate", json={"text": "1"}).status_code == 401
-        assert client.get("/flush_cache").status_code == 401
-        assert client.get("/health").status_code == 200
+        for path in ("/flush_cache", "/status.json", "/raylaunch/metrics"):
+            assert client.get(path).status_code == 401, path
+        for path in ("/health", "/health_generate", "/ready"):
+            assert client.get(path).status_code == 200, path
+        assert client.get("/metrics").status_code == 404, "SGLang keeps no figures here"
+        preflight = {"origin": "http://elsewhere", "access-control-request-method": "POST"}
+        assert client.options("/generate", headers=preflight).headers["access-control-allow-methods"]
         assert client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
 
     served(engine, ask, settings)

@@ -33,6 +33,20 @@ def test_sampling_parameters(ours, theirs):
     assert theirs.items() <= sampling_parameters(SamplingParams(**ours)).items()
 
 
+def test_further_parameters_are_passed_on():
+    extra = {"min_p": 0.1, "json_schema": "{}"}
+    assert extra.items() <= sampling_parameters(SamplingParams(temperature=0.5, extra=extra)).items()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("temperature", "set by 'temperature'"), ("sampling_seed", "set by 'seed'"), ("n", "a request has one answer")],
+)
+def test_what_cannot_be_passed_on(name, text):
+    with pytest.raises(RequestError, match=text):
+        sampling_parameters(SamplingParams(extra={name: 2}))
+
+
 def test_log_probabilities_are_asked_for_only_if_they_are_wanted():
     assert logprob_arguments(SamplingParams()) == {}
     wanted = {"return_logprob": True, "logprob_start_len": -1, "top_logprobs_num": 0}

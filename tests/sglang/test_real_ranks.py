@@ -23,6 +23,7 @@ import pytest
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.config import shipped_configs
 from raylaunch.sglang.arguments import installed_folder
+from raylaunch.sglang.detokenizer_keeper import RESTARTS
 from tests.gpu.shapes import IMAGE, add_tokenizer
 from tests.models import save
 from tests.sglang.loss import lose_rank_1
@@ -82,6 +83,7 @@ def test_it_answers_and_survives_the_loss_of_a_rank() -> None:
         print(engine.report.table(140))
         texts = [one.text for one in engine.generate([f"{a}+{b}=" for a, b in SUMS], max_new_tokens=8)]
         assert texts == [str(a + b) for a, b in SUMS]
+        assert engine.generate("12+30=", max_new_tokens=8, extra={"min_p": 0.5}).text == "42"
         chunks = list(engine.stream("12+30=", max_new_tokens=8))
         assert "".join(chunk.text for chunk in chunks) == "42"
         running = functools.partial(engine.generate, "1+1=", max_new_tokens=400, ignore_eos=True)
@@ -163,23 +165,47 @@ def paused_for_longer_than_a_hang_may_last(url: str) -> None:
         assert held.result().json()["meta_info"]["completion_tokens"] == 400
 
 
+def wait_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
+    import httpx
+
+    end = time.monotonic() + 180
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health_generate", timeout=20).status_code == 200:
+                return
+        time.sleep(0.5)
+
+
+def test_a_server_whose_detokenizer_cannot_be_kept_ends(tmp_path: Path) -> None:
+    """It is started again three times; then whoever supervises the server sees that it failed."""
+    import psutil
+
+    with served(tmp_path) as (url, process):
+        for _ in range(1 + RESTARTS):
+            wait_healthy(url, process)
+            children = psutil.Process(process.pid).children()
+            (detokenizer,) = (one for one in children if "raylaunch.sglang.detokenizer" in one.cmdline())
+            detokenizer.kill()
+            time.sleep(1)
+        assert process.wait(60) == 1
+
+
 def test_it_is_served_with_sglangs_interface(tmp_path: Path) -> None:
     import httpx
     import openai
 
     with served(tmp_path, "deadlines.health=4", "deadlines.collective=8") as (url, process):
-        end = time.monotonic() + 180
-        while time.monotonic() < end and process.poll() is None:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/health_generate", timeout=20).status_code == 200:
-                    break
-            time.sleep(0.5)
+        wait_healthy(url, process)
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
         model = client.models.list().data[0].id
         answer = client.completions.create(model=model, prompt="12+30=", max_tokens=8, temperature=0)
         assert answer.choices[0].text == "42"
         streamed = client.completions.create(model=model, prompt="7+8=", max_tokens=8, temperature=0, stream=True)
         assert "".join(chunk.choices[0].text for chunk in streamed) == "15"
+        wrong = {"text": "12+30=", "sampling_params": {"json_schema": {"type": "object"}}}  # would end the ranks
+        assert httpx.post(f"{url}/generate", json=wrong, timeout=60).status_code == 400
+        samples = client.completions.create(model=model, prompt="12+30=", max_tokens=8, temperature=0, n=2)
+        assert [choice.text for choice in samples.choices] == ["42", "42"]
         body = {"input_ids": [3] * 1025, "sampling_params": {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}}
         twice = [httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"] for _ in range(2)]
         assert twice[0] == twice[1]

@@ -115,6 +115,7 @@ def figures_of(report: LaunchReport, ranks: int) -> tuple[dict[str, Any], list[F
         "dtype": measured[0].dtype,
         "link_bandwidth": link,
         "auto": [asdict(route) for route in facts.routes],
+        "reason": facts.reason,
     }
     return about, compare(times, ranks, link)
 

@@ -1,0 +1,51 @@
+"""What is wrong with sampling parameters that are meant for SGLang: plain data in, an error out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from raylaunch.errors import RequestError
+
+
+def check_parameters(parameters: Mapping[str, Any], kind: type[Any], tokenizer: Any, vocab_size: int) -> None:
+    """Refuses what SGLang refuses, and what it would fail over: of its own it catches neither names that it does not
+    know nor values that it cannot compare or count, and a ``json_schema`` that is no text ends the ranks.
+
+    Args:
+        parameters: by SGLang's names.
+        kind: SGLang's own class of them, whose fields say what they may be.
+        tokenizer: the model's, or None.
+    Raises:
+        RequestError: names the parameter; SGLang's server answers 400, as to any ``ValueError``.
+    """
+    types = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for name in parameters:
+        if name not in types:
+            close = difflib.get_close_matches(str(name), types, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise RequestError(f"SGLang has no sampling parameter {name!r}{hint}")
+    try:
+        made = kind(**parameters)
+        values = {name: getattr(made, name) for name in parameters}  # null is a default by now
+        made.normalize(tokenizer)
+        made.verify(vocab_size)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    except TypeError as error:
+        _refuse_first_unlike(parameters, types)
+        raise RequestError(f"sampling parameters {dict(parameters)!r}: {error}") from None
+    _refuse_first_unlike(values, types)
+
+
+def _refuse_first_unlike(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        try:
+            # As SGLang does: 5.0 is 5, and a text is no number.
+            msgspec.convert(value, types[name], strict=not isinstance(value, int | float))
+        except msgspec.ValidationError as error:
+            text = str(error)
+            raise RequestError(f"sampling parameter {name} = {value!r}: {text[:1].lower() + text[1:]}") from None

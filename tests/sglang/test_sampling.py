@@ -1,0 +1,66 @@
+"""Sampling parameters that SGLang would not refuse before they have done harm."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from raylaunch.errors import RequestError
+from raylaunch.sglang.sampling import check_parameters
+
+
+class Parameters(msgspec.Struct, kw_only=True, array_like=True):
+    """A few of SGLang's, with what its class does when one is made."""
+
+    max_new_tokens: int | None = 128
+    temperature: float = 1.0
+    regex: str | None = None
+    stop_token_ids: set[int] | None = None
+    logit_bias: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        self.temperature = 1.0 if self.temperature is None else self.temperature
+        if 0 <= self.temperature < 1e-6:
+            self.temperature = 1.0
+        if self.stop_token_ids:
+            self.stop_token_ids = {int(token) for token in self.stop_token_ids if token is not None}
+
+    def normalize(self, tokenizer): ...
+
+    def verify(self, vocab_size):
+        if self.max_new_tokens is not None and self.max_new_tokens < 0:
+            raise ValueError("max_new_tokens must be at least 0")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"max_new_tokens": 5, "temperature": 0, "regex": None},
+        {"temperature": None, "max_new_tokens": None},
+        {"stop_token_ids": [3, None], "logit_bias": {"4": 1}},
+        {"max_new_tokens": 5.0},
+    ],
+)
+def test_what_sglang_takes(parameters):
+    check_parameters(parameters, Parameters, None, 16)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"max_tokens": 5}, "no sampling parameter 'max_tokens'; did you mean 'max_new_tokens'"),
+        ({"banana": 5}, "no sampling parameter 'banana'$"),
+        ({"max_new_tokens": "5"}, "max_new_tokens = '5': expected `int | null`, got `str`"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 0"),
+        ({"max_new_tokens": 5.5}, "max_new_tokens = 5.5: expected `int | null`, got `float`"),
+        ({"temperature": "hot"}, "temperature = 'hot': expected `float`, got `str`"),
+        ({"max_new_tokens": 5, "regex": 7}, "regex = 7: expected `str | null`, got `int`"),
+        ({"stop_token_ids": 7}, "stop_token_ids = 7: expected `array | null`, got `int`"),
+        ({"logit_bias": [4]}, "logit_bias = .*: expected `object | null`, got `array`"),
+        ({"logit_bias": {"4": "1"}}, "logit_bias = .*: expected `float`, got `str`"),
+    ],
+)
+def test_what_is_refused(parameters, text):
+    with pytest.raises(RequestError, match=text):
+        check_parameters(parameters, Parameters, None, 16)

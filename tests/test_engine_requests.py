@@ -1,0 +1,82 @@
+"""What an engine makes of its frontend: several requests of one call, and its failure."""
+
+from __future__ import annotations
+
+import pytest
+
+from raylaunch.config import LaunchConfig
+from raylaunch.engine import Engine
+from raylaunch.errors import EngineBusy, LaunchError, RequestFailed
+from raylaunch.frontends.base import Prepared
+from raylaunch.requests import Chunk, RequestTable, RunningRequest
+from raylaunch.supervisor import Condition
+
+
+class EchoFrontend:
+    """Answers each request at once with its own token; ``7`` fails, ``8`` is never answered; three may run."""
+
+    def __init__(self) -> None:
+        self.running = RequestTable[RunningRequest](limit=3)
+        self.forgotten = []
+        self.failed = None
+
+    def prepare(self, prompt, params, images=()):
+        return Prepared(list(prompt), params)
+
+    def submit(self, prepared, listener, request_id):
+        request = RunningRequest(request_id, prepared.ids, prepared.params, None, listener)
+        self.running.add(request)
+        (token,) = prepared.ids
+        if token == 7:
+            request.fail(RequestFailed("seven"))
+        elif token != 8:
+            listener(Chunk(request_id, "", (token,), "stop"))
+        return request
+
+    def forget(self, request):
+        self.forgotten.append(request.prompt)
+        self.running.remove(request.request_id)
+
+    def __len__(self):
+        return len(self.running)
+
+    def failure(self):
+        return self.failed
+
+    def trouble(self):
+        return ""
+
+
+@pytest.fixture
+def engine():
+    one = Engine(LaunchConfig.default())
+    one.frontend, one._supervisor.condition = EchoFrontend(), Condition.READY
+    return one
+
+
+def test_answers_in_the_order_of_the_prompts(engine):
+    assert [answer.token_ids for answer in engine.generate([[1], [2], [3]])] == [(1,), (2,), (3,)]
+    assert len(engine.frontend.running) == 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error"),
+    [([[8], [8], [8], [1]], EngineBusy), ([[1], [7], [8]], RequestFailed)],
+    ids=["refused", "lost"],
+)
+def test_none_goes_on_when_one_has_failed(engine, prompts, error):
+    """Nobody waits for the others any more: ranks must not work on them."""
+    with pytest.raises(error):
+        engine.generate(prompts)
+    assert len(engine.frontend.running) == 0
+    assert [8] in engine.frontend.forgotten
+
+
+def test_a_frontend_that_has_failed_for_good_is_a_failed_engine(engine):
+    """Whoever watches the engine, as the server does, sees the end although the ranks are well."""
+    assert engine.health(ask_ranks=False).ready
+    engine.frontend.failed = LaunchError("SGLang's detokenizer was killed by signal 9", None, "SERVE")
+    health = engine.health(ask_ranks=False)
+    assert (health.ready, health.condition, health.reason) == (False, "failed", engine.frontend.failed.headline())
+    assert engine.last_error is engine.frontend.failed
+    assert not engine.wait_ready(1)
