@@ -56,6 +56,7 @@ def test_every_sampling_parameter_arrives(client, engine):
         "stop_token_ids": (3,),
         "ignore_eos": True,
         "logprobs": 0,
+        "extra": {},
     }
 
 

@@ -158,4 +158,4 @@ def show(machine: Mapping[str, Any], about: Mapping[str, Any], figures: Sequence
             f"{figure.bus_bandwidth / 1e9:8.3f}  {of_link:>7}  {figure.of_best:7.2f}  {of_library:>10}"
         )
     chosen = describe_routes([Route(**route) for route in about["auto"]])
-    return [*lines, "", f"communicator.kind=auto would take: {chosen}"]
+    return [*lines, "", f"communicator.kind=auto would take: {chosen} ({about['reason']})"]
