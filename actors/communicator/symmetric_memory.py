@@ -3,10 +3,13 @@
 Each rank copies its input into a buffer that all ranks have mapped; a kernel then reads the peers' buffers, all of
 them (one shot) or a share of each, which is passed on (two shots). NVLink multicast is never used: no such operation is
 called, and ranks are started with TORCH_SYMM_MEM_DISABLE_MULTICAST=1. The buffers stay where they are, so that graphs
-need no registration. Written against torch 2.11 and 2.13, whose interface is not stable; it has not been run yet.
+need no registration. Written against torch 2.11 and 2.13, whose interface is not stable. It has not been seen to work:
+on two GPUs it was left out, when no process group was registered, which torch asks for since 2.11 (pytorch#172163).
 """
 
 from __future__ import annotations
+
+import contextlib
 
 import torch
 import torch.distributed as dist
@@ -21,7 +24,7 @@ OPERATIONS = {"symmetric-one-shot": "one_shot_all_reduce", "symmetric-two-shot":
 def missing_support() -> str:
     """Why this build of torch cannot do it, or ""."""
     try:
-        from torch._C._distributed_c10d import _SymmetricMemory
+        from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory  # noqa: F401
 
         for name in ("set_group_info", "empty_strided_p2p", "rendezvous"):
             getattr(_SymmetricMemory, name)
@@ -47,6 +50,7 @@ class SymmetricMemoryAllReduce(NothingRecorded):
         self._store, self._open_s = store, open_s
         self._group = f"raylaunch-{kind}"
         self._buffer: torch.Tensor | None = None
+        self._registered: dist.ProcessGroup | None = None
 
     def open(self) -> None:
         """Maps the peers' buffers; every rank has to call it. Raises NotOpened, on every rank, if torch cannot."""
@@ -54,8 +58,7 @@ class SymmetricMemoryAllReduce(NothingRecorded):
 
         store, problem = dist.PrefixStore(self._group, self._store), ""
         try:
-            # The registry of groups is torch's own and global; the name is ours, and no process group is behind it.
-            _SymmetricMemory.set_group_info(self._group, self.rank, self.world_size, store)
+            self._registered = register_group(self._group, store, self.rank, self.world_size)
             device = torch.device("cuda", torch.cuda.current_device())
             buffer = _SymmetricMemory.empty_strided_p2p((self.max_bytes,), (1,), torch.uint8, device, None)
             _SymmetricMemory.rendezvous(buffer, self._group)
@@ -85,3 +88,27 @@ class SymmetricMemoryAllReduce(NothingRecorded):
     def close(self) -> None:
         """Drops the buffer; graphs must not be replayed any more."""
         self._buffer = None
+        forget_group(self._group)
+        self._registered = None
+
+
+def register_group(name: str, store: dist.Store, rank: int, world_size: int) -> dist.ProcessGroup:
+    """Enters a group without a backend in torch's two global registries: its versions ask one or the other.
+
+    All that symmetric memory wants of a group is its store, which the handles are exchanged through. It is registered
+    only as long as what is returned is kept.
+    """
+    from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory
+
+    group = dist.ProcessGroup(store, rank, world_size)
+    _register_process_group(name, group)
+    _SymmetricMemory.set_group_info(name, rank, world_size, store)
+    return group
+
+
+def forget_group(name: str) -> None:
+    """Takes a group out again; nothing if it is not there."""
+    from torch._C._distributed_c10d import _unregister_process_group
+
+    with contextlib.suppress(RuntimeError):
+        _unregister_process_group(name)
