@@ -46,10 +46,13 @@ class Completion:
 
 @dataclass
 class RunningRequest:
-    """One request between its submission and its last chunk.
+    """One request between its submission and its last chunk. Ends once, whichever thread is the first to end it.
 
     Attributes:
         listener: called with each chunk, or with the error that ends the request, on the receiving thread.
+        wire_id: what the ranks know it by. They may still run a request whose caller has its end, and gives its id to
+            another.
+        on_end: called once, before the listener hears of the end.
     """
 
     request_id: str
@@ -57,7 +60,10 @@ class RunningRequest:
     params: SamplingParams
     tokenizer: Any
     listener: Callable[[Chunk | RaylaunchError], object]
+    wire_id: str = ""
+    on_end: Callable[[], object] = lambda: None
     finished: bool = False
+    _ending: threading.Lock = field(default_factory=threading.Lock)
     _scanner: StopScanner = field(init=False)
     _detokenizer: Detokenizer | None = field(init=False)
 
@@ -84,7 +90,8 @@ class RunningRequest:
         if output.finish:
             text += self._scanner.flush()
         finish = "stop" if self._scanner.stopped else output.finish
-        self.finished = finish is not None
+        if finish is not None and not self.end():
+            return False  # the caller has left meanwhile
         if text or output.tokens or finish:
             logprobs = None if output.logprobs is None else tuple(output.logprobs)
             self.listener(Chunk(self.request_id, text, tuple(output.tokens), finish, logprobs))
@@ -92,9 +99,16 @@ class RunningRequest:
 
     def fail(self, error: RaylaunchError) -> None:
         """Ends the request with an error. Does nothing if it has ended."""
-        if not self.finished:
-            self.finished = True
+        if self.end():
             self.listener(error)
+
+    def end(self) -> bool:
+        """Ends the request without another word. Returns whether it had not ended before."""
+        with self._ending:
+            ended, self.finished = self.finished, True
+        if not ended:
+            self.on_end()
+        return not ended
 
 
 class Identified(Protocol):

@@ -92,6 +92,14 @@ def test_abort_ends_a_request(engine: Engine) -> None:
     assert not engine.abort("long")
 
 
+def test_an_id_may_be_used_again_as_soon_as_its_caller_has_the_end(engine: Engine) -> None:
+    """Rank 0 may still run a request that a stop string has ended here: its tokens are not the next one's."""
+    for _ in range(30):
+        (*_, end) = engine.stream("12+30=", max_new_tokens=200, ignore_eos=True, stop="4", request_id="again")
+        assert end.finish_reason == "stop"
+        assert "".join(chunk.text for chunk in engine.stream("7+8=", max_new_tokens=8, request_id="again")) == "15"
+
+
 def test_leaving_a_stream_frees_its_rows(engine: Engine) -> None:
     for chunk in engine.stream("1+1=", max_new_tokens=1500, ignore_eos=True):
         assert chunk.request_id
