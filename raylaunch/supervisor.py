@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from ray.util.placement_group import PlacementGroup
@@ -18,6 +16,7 @@ from raylaunch.driver import StepListener
 from raylaunch.errors import ConfigError, LaunchError
 from raylaunch.evidence import explain_failure
 from raylaunch.group import RankGroup, StepOutcome
+from raylaunch.health import Condition, Health, RankHealth, Stall
 from raylaunch.launch import Launched, launch, span
 from raylaunch.placement import request_for
 from raylaunch.protocol import Phase
@@ -28,74 +27,6 @@ WATCH_S = 0.5
 ASK_EVERY_S = 5.0
 STOP_S = 2.0
 CLOSE_MARGIN_S = 2.0
-
-
-class Condition(enum.Enum):
-    """What a supervised group is in. ``FAILED`` and ``STOPPED`` are final."""
-
-    NEW = "new"
-    LAUNCHING = "launching"
-    READY = "ready"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True)
-class RankHealth:
-    """One rank's health as last seen. ``counters`` are the engine's figures."""
-
-    rank: int
-    answers: bool
-    activity: str
-    counters: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Health:
-    """Whether requests are answered now, and if not why.
-
-    Attributes:
-        ready: a request sent now would be served.
-        condition: ``launching``, ``ready``, ``failed``, ``stopped``.
-        reason: why it is not ready, in one line.
-        ranks: each rank's own answer, when asked for.
-        restarts_left: how often a lost group will still be rebuilt.
-        requests: running or waiting.
-    """
-
-    ready: bool
-    condition: str
-    reason: str
-    ranks: tuple[RankHealth, ...]
-    restarts_left: int
-    requests: int
-
-
-@dataclass
-class Stall:
-    """Notices that requests run and no step is made.
-
-    Attributes:
-        unready_s: seconds without a step after which the group is not ready.
-        lost_s: seconds after which it is lost.
-        reason: why the group is not ready, or "".
-    """
-
-    unready_s: float
-    lost_s: float
-    reason: str = ""
-    _steps: int = -1
-    _since: float = 0.0
-
-    def look(self, now: float, counters: Mapping[str, int]) -> bool:
-        """Takes note of rank 0's counters. Returns whether the group must be given up."""
-        steps, running = counters.get("steps", 0), counters.get("running", 0)
-        if running == 0 or steps != self._steps:
-            self._steps, self._since, self.reason = steps, now, ""
-            return False
-        stuck = now - self._since
-        self.reason = f"no step for {stuck:.0f} s while {running} requests run" if stuck >= self.unready_s else ""
-        return stuck >= self.lost_s
 
 
 class Supervisor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raylaunch.supervisor import Stall
+from raylaunch.health import Stall
 
 
 def test_no_step_while_requests_run() -> None:
