@@ -69,8 +69,8 @@ class Driver:
         self.report, self.listener = report, listener
         self.watch = NodeWatch(group.agents, config.deadlines.health)
 
-    def run(self) -> tuple[Release, tuple[Arrival, ...]]:
-        """Runs all steps but the release from the last gate, which it returns with the arrivals there.
+    def run(self) -> tuple[Arrival, ...]:
+        """Runs all steps and releases every rank from the last gate; returns the arrivals there.
 
         Raises:
             LaunchError: the first failure or broken rule, explained; nothing has been torn down yet.
@@ -86,7 +86,14 @@ class Driver:
             release = outcome
             self.report.steps.append(StepRecord(step, self.protocol.history[step], time.time()))
         assert release is not None
-        return release, self.protocol.history[release.step]
+        self._finish(release)
+        return self.protocol.history[release.step]
+
+    def _finish(self, release: Release) -> None:
+        began, phase = time.monotonic(), release.step.phase
+        outcome = self.group.finish(release, self.config.deadlines.health)
+        if not outcome.complete:
+            raise explain_failure(self.group, outcome, release.step, phase, time.monotonic() - began)
 
     def _step(self, release: Release | None, step: Step) -> tuple[Arrival, ...]:
         began = time.monotonic()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from actors.rank import RankProcess, RankSpec
 
 SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
-FINISH_S = 60.0
 GRACE_S = 0.3
 NODE_PROBE_S = 3.0
 
@@ -170,9 +169,18 @@ class RankGroup:
         outcome.pending = tuple(sorted(calls[ref] for ref in pending))
         return outcome
 
-    def finish(self, leave: Release) -> None:
-        """Releases every rank from the last gate. Raises ``RayError`` if one is gone."""
-        ray.get([member.actor.finish.remote(leave) for member in self.members], timeout=FINISH_S)
+    def finish(self, leave: Release, timeout_s: float) -> StepOutcome:
+        """Releases every rank from the last gate, after which none arrives anywhere; the outcome has those that did
+        not take it."""
+        calls = {member.actor.finish.remote(leave): member.rank for member in self.members}
+        done, late = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
+        outcome = StepOutcome(pending=tuple(calls[ref] for ref in late))
+        for ref in done:
+            try:
+                ray.get(ref)
+            except RayError as error:
+                outcome.deaths[calls[ref]] = str(error)
+        return outcome
 
     # ---- watching
 

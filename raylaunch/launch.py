@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
 from raylaunch.config import LaunchConfig, ServeConfig
@@ -83,25 +84,24 @@ def launch(
         ConfigError: the named placement group does not exist, or the device cannot do what is asked.
     """
     name = f"{config.name}-{secrets.token_hex(3)}"
-    nodes = cluster_nodes()
-    device = choose_device(config, nodes)
-    check_compiler(config, device)
-    with span(report, "placement"):
+    with _ray_errors_named(), span(report, "placement"):
+        device = choose_device(config, cluster_nodes())
+        check_compiler(config, device)
         placement = place(config, request_for(config, device), name, given, avoid or ())
         placement.gpus_per_rank = gpus_per_rank(config, device)
     group = RankGroup(placement)
     try:
-        if sockets is not None:
-            _meets_driver(placement)
-        with span(report, "actors"):
-            group.start(specs_of(config, placement, name, device, program, sockets), config.placement.namespace)
-        report.places = [
-            RankPlace(member.rank, member.process.address, member.process.pid, device)
-            for member in group.members
-            if member.process
-        ]
-        release, arrivals = Driver(group, Protocol(plan_of(config)), config, report, listener).run()
-        group.finish(release)
+        with _ray_errors_named():
+            if sockets is not None:
+                _meets_driver(placement)
+            with span(report, "actors"):
+                group.start(specs_of(config, placement, name, device, program, sockets), config.placement.namespace)
+            report.places = [
+                RankPlace(member.rank, member.process.address, member.process.pid, device)
+                for member in group.members
+                if member.process
+            ]
+            arrivals = Driver(group, Protocol(plan_of(config)), config, report, listener).run()
         report.ready = time.time()
         return Launched(group, report, arrivals[0].offer)
     except BaseException as error:
@@ -111,6 +111,16 @@ def launch(
         if isinstance(error, LaunchError):
             error.teardown = str(teardown)
         raise
+
+
+@contextmanager
+def _ray_errors_named() -> Iterator[None]:
+    """What Ray fails with, such as a node that is gone, becomes a LaunchError; it may pass, unless code raised it."""
+    try:
+        yield
+    except RayError as error:
+        retryable = not isinstance(error, RayTaskError)
+        raise LaunchError(f"Ray failed: {type(error).__name__}: {error}", retryable=retryable) from error
 
 
 def _meets_driver(placement: Placement) -> None:

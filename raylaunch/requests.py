@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from raylaunch.errors import EngineBusy, RaylaunchError, RequestError, RequestFa
 from raylaunch.sampling import SamplingParams
 from raylaunch.text import Detokenizer, StopScanner
 from raylaunch.wire import FinishReason, Output, TokenLogprob
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,17 @@ class Completion:
     finish_reason: FinishReason
     prompt_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+def tell(listener: Callable[[Chunk | RaylaunchError], object], item: Chunk | RaylaunchError) -> bool:
+    """Calls a request's listener. Whether it could take the item: a caller's event loop may be closed already, and
+    must not keep the other callers from what is theirs."""
+    try:
+        listener(item)
+    except Exception:
+        log.exception("the caller of a request could not be told")
+        return False
+    return True
 
 
 @dataclass
@@ -77,30 +91,40 @@ class RunningRequest:
         return len(self.prompt)
 
     def take(self, output: Output) -> bool:
-        """Passes on what an output adds. Returns whether the rank must be told to abort: a stop string was found."""
+        """Passes on what an output adds. Returns whether the rank must be told to abort: a stop string was found, the
+        output cannot be made text, or the caller cannot be told any more. Never raises."""
         if self.finished:
             return False
         if output.finish == "error":
             self.fail(RequestFailed(f"request {self.request_id}: {output.message}"))
             return False
+        try:
+            text = self._text(output)
+        except Exception as error:  # of the model's tokenizer, which may run code of its own
+            log.exception("tokens of request %s cannot be made text", self.request_id)
+            self.fail(RequestFailed(f"request {self.request_id}: its tokens cannot be made text: {error}"))
+            return output.finish is None
+        finish = "stop" if self._scanner.stopped else output.finish
+        if finish is not None and not self.end():
+            return False  # the caller has left meanwhile
+        told = True
+        if text or output.tokens or finish:
+            logprobs = None if output.logprobs is None else tuple(output.logprobs)
+            told = tell(self.listener, Chunk(self.request_id, text, tuple(output.tokens), finish, logprobs))
+        gone = not told and self.end()
+        return output.finish is None and (self._scanner.stopped or gone)
+
+    def _text(self, output: Output) -> str:
         text = self._detokenizer.push(output.tokens) if self._detokenizer else ""
         if output.finish and self._detokenizer:
             text += self._detokenizer.flush()
         text = self._scanner.push(text)
-        if output.finish:
-            text += self._scanner.flush()
-        finish = "stop" if self._scanner.stopped else output.finish
-        if finish is not None and not self.end():
-            return False  # the caller has left meanwhile
-        if text or output.tokens or finish:
-            logprobs = None if output.logprobs is None else tuple(output.logprobs)
-            self.listener(Chunk(self.request_id, text, tuple(output.tokens), finish, logprobs))
-        return self._scanner.stopped and output.finish is None
+        return text + self._scanner.flush() if output.finish else text
 
     def fail(self, error: RaylaunchError) -> None:
-        """Ends the request with an error. Does nothing if it has ended."""
+        """Ends the request with an error. Does nothing if it has ended. Never raises."""
         if self.end():
-            self.listener(error)
+            tell(self.listener, error)
 
     def end(self) -> bool:
         """Ends the request without another word. Returns whether it had not ended before."""

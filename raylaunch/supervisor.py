@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from raylaunch.background import Background
 from raylaunch.cluster import RaySession, enter
 from raylaunch.config import LaunchConfig
 from raylaunch.driver import StepListener
-from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.errors import LaunchError, launch_error
 from raylaunch.evidence import explain_failure
 from raylaunch.group import RankGroup, StepOutcome
 from raylaunch.health import Condition, Health, RankHealth, Stall
@@ -27,6 +28,8 @@ WATCH_S = 0.5
 ASK_EVERY_S = 5.0
 STOP_S = 2.0
 CLOSE_MARGIN_S = 2.0
+
+log = logging.getLogger(__name__)
 
 
 class Supervisor:
@@ -73,7 +76,7 @@ class Supervisor:
             self._launch(began)
         except BaseException as error:
             self.condition = Condition.FAILED
-            self.error = error if isinstance(error, LaunchError) else None
+            self.error = launch_error(error)
             self._leave()
             raise
         self._watcher = threading.Thread(target=self._watch, name="raylaunch-watch", daemon=True)
@@ -153,7 +156,7 @@ class Supervisor:
                     outcome = group.ended(0)
                     if not outcome.complete:
                         error = self._explained(group, outcome, Phase.VERIFY)
-                        self.on_down(error)
+                        self._tell_down(error)
                         raise error
                 handing.raise_if_failed()
             self.report.ready = time.time()
@@ -164,9 +167,14 @@ class Supervisor:
             raise
 
     def _explained(self, group: RankGroup, outcome: StepOutcome, phase: Phase) -> LaunchError:
+        known = loss(outcome)
         answered = set(outcome.failures) | set(outcome.deaths)
         outcome.pending = tuple(member.rank for member in group.members if member.rank not in answered)
-        return explain_failure(group, outcome, None, phase, self.config.deadlines.health)
+        try:
+            return explain_failure(group, outcome, None, phase, self.config.deadlines.health)
+        except Exception:  # with less evidence the group can still be ended and rebuilt
+            log.exception("the loss could not be explained")
+            return LaunchError(known, "F07", phase.name)
 
     def _may_retry(self, error: LaunchError) -> bool:
         if not error.retryable or self.restarts_left == 0 or self._stopping.is_set():
@@ -175,6 +183,13 @@ class Supervisor:
         return True
 
     def _watch(self) -> None:
+        try:
+            self._watch_until_lost_for_good()
+        except Exception as error:  # whatever it is, nobody may go on waiting for a group that nobody keeps
+            log.exception("the group cannot be kept any more")
+            self._fail(launch_error(error, Phase.SERVE.name))
+
+    def _watch_until_lost_for_good(self) -> None:
         asked = time.monotonic()
         while not self._stopping.is_set() and self._launched is not None:
             group = self._launched.group
@@ -213,7 +228,7 @@ class Supervisor:
         group = self._launched.group
         self.error = LaunchError(loss(outcome), "F07", Phase.SERVE.name)
         self.condition = Condition.LAUNCHING
-        self.on_down(self.error)  # callers need not wait for the explanation
+        self._tell_down(self.error)  # callers need not wait for the explanation
         error = self._explained(group, outcome, Phase.SERVE)
         with self._lock:
             self._launched = None
@@ -227,14 +242,20 @@ class Supervisor:
             return
         try:
             self._launch(time.time())
-        except (LaunchError, ConfigError) as again:
-            lost = again if isinstance(again, LaunchError) else LaunchError(str(again))
+        except Exception as again:
+            lost = launch_error(again, Phase.SERVE.name)
             self.failures.append((time.time(), lost))
             self._fail(lost)
 
     def _fail(self, error: LaunchError) -> None:
         self.condition, self.error = Condition.FAILED, error
-        self.on_down(error)
+        self._tell_down(error)
+
+    def _tell_down(self, error: LaunchError) -> None:
+        try:
+            self.on_down(error)
+        except Exception:  # the user's own: the group must be ended and rebuilt all the same
+            log.exception("the group's user could not be told of its loss")
 
     def _close(self, group: RankGroup) -> None:
         """Ends the group, unless Ray has ended before it: a SIGTERM to a whole service reaches Ray's processes too."""

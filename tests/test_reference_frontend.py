@@ -11,7 +11,7 @@ import pytest
 
 from actors.reference.channel import RankZeroSockets
 from raylaunch import LaunchConfig
-from raylaunch.errors import RaylaunchError, RequestError
+from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Prepared
 from raylaunch.frontends.reference import ReferenceFrontend
 from raylaunch.requests import Chunk
@@ -92,3 +92,28 @@ def test_an_id_is_free_when_its_caller_hears_the_end_and_not_before(rank: Rank, 
     frontend._deliver([Output(rank.receive().request_id, [3], "length")])
     assert first == [Chunk("a", "", (3,), "length")]
     assert len(frontend) == len(again) == 1
+
+
+def closed_loop(item: Chunk | RaylaunchError) -> None:
+    raise RuntimeError("Event loop is closed")
+
+
+def test_a_caller_that_cannot_be_told_does_not_keep_others_from_their_tokens(
+    rank: Rank, frontend: ReferenceFrontend
+) -> None:
+    frontend.submit(Prepared([1], SamplingParams()), closed_loop, "gone")
+    _, arrived = submit(frontend, "here")
+    gone, here = rank.receive().request_id, rank.receive().request_id
+    frontend._deliver([Output(gone, [5]), Output(here, [6], "length")])
+    assert arrived == [Chunk("here", "", (6,), "length")]
+    assert rank.receive() == Abort(gone)
+    assert len(frontend) == 0
+
+
+def test_a_caller_that_cannot_be_told_of_a_loss_does_not_keep_others_waiting(frontend: ReferenceFrontend) -> None:
+    frontend.submit(Prepared([1], SamplingParams()), closed_loop, "gone")
+    _, arrived = submit(frontend, "here")
+    frontend.down(LaunchError("rank 1 is lost", "F07"))
+    (told,) = arrived
+    assert isinstance(told, RequestFailed)
+    assert str(told) == "request here was lost: LaunchError F07 rank 1 is lost"
