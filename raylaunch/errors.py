@@ -191,3 +191,8 @@ def launch_error(error: BaseException, phase: str = "") -> LaunchError:
         return error
     text = str(error) if isinstance(error, RaylaunchError) else f"{type(error).__name__}: {error}"
     return LaunchError(text, None, phase)
+
+
+def shut_down(phase: str) -> LaunchError:
+    """A launch that its own user has ended, in ``phase``."""
+    return LaunchError("the engine was shut down", None, phase)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raylaunch.diagnosis import NODE_PATTERN
-from raylaunch.errors import LaunchError
-from raylaunch.placement import Placement, release, visible_devices
+from raylaunch.errors import LaunchError, shut_down
+from raylaunch.placement import STOP_LOOK_S, Placement, release, visible_devices
 from raylaunch.protocol import Arrival, Failure, Release
 
 if TYPE_CHECKING:
@@ -104,8 +104,12 @@ class RankGroup:
     agents: dict[str, Any] = field(default_factory=dict)
     lost_nodes: set[str] = field(default_factory=set)
 
-    def start(self, specs: Sequence[RankSpec], namespace: str) -> None:
-        """Starts one actor per rank in its bundle and one agent per node. Raises :class:`LaunchError`."""
+    def start(self, specs: Sequence[RankSpec], namespace: str, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Starts one actor per rank in its bundle and one agent per node.
+
+        Raises:
+            LaunchError: one did not start, or ``stopped`` said that none is wanted any more.
+        """
         from actors.node_agent import NodeAgentActor
         from actors.rank import RankActor
 
@@ -126,23 +130,32 @@ class RankGroup:
         for node_id in {seat.node_id for seat in self.placement.seats}:
             affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
             self.agents[node_id] = NodeAgentActor.options(scheduling_strategy=affinity).remote()
-        deadline = specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs)
-        agents = [agent.ready.remote() for agent in self.agents.values()]
-        calls = [member.actor.whoami.remote() for member in self.members]
-        try:
-            processes = ray.get([*agents, *calls], timeout=deadline)[len(agents) :]
-        except GetTimeoutError:
-            done, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
-            late = ", ".join(str(rank) for rank, call in enumerate(calls) if call not in done) or "none"
-            summary = f"actors did not start within {deadline:g} s (missing ranks: {late}); deadlines.place allows more"
-            raise LaunchError(summary, "F08", "PLACE", retryable=True) from None
-        except RayError as error:
-            raise LaunchError(f"an actor could not be started: {error}", None, "PLACE") from None
+        processes = self._await_processes(specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs), stopped)
         for member, process in zip(self.members, processes, strict=True):
             member.process = process
         visible = visible_devices([(process.node_id, process.gpus) for process in processes])
         for member in self.members:
             member.boot = member.actor.boot.remote(visible[member.rank])
+
+    def _await_processes(self, deadline_s: float, stopped: Callable[[], bool]) -> list[RankProcess]:
+        """Where each rank runs, in rank order, once all of them and the agents have said so."""
+        calls = [member.actor.whoami.remote() for member in self.members]
+        pending = [*(agent.ready.remote() for agent in self.agents.values()), *calls]
+        answers: dict[Any, Any] = {}
+        end = time.monotonic() + deadline_s
+        while pending:
+            if stopped():
+                raise shut_down("PLACE")
+            if (left := end - time.monotonic()) <= 0:
+                late = ", ".join(str(rank) for rank, call in enumerate(calls) if call in pending) or "none"
+                text = f"actors did not start within {deadline_s:g} s (missing ranks: {late}); deadlines.place "
+                raise LaunchError(f"{text}allows more", "F08", "PLACE", retryable=True)
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=min(left, STOP_LOOK_S))
+            try:
+                answers |= {ref: ray.get(ref) for ref in done}
+            except RayError as error:
+                raise LaunchError(f"an actor could not be started: {error}", None, "PLACE") from None
+        return [answers[call] for call in calls]
 
     # ---- stepping
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,7 @@ def launch(
     program: str = "reference",
     sockets: SglangSockets | None = None,
     avoid: set[str] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
@@ -79,15 +80,17 @@ def launch(
         program: what the ranks run; an engine or, to measure the driver alone, ``noop``.
         sockets: where the engine ``sglang`` meets its tokenizer and detokenizer.
         avoid: ids of nodes not to use if others do; nodes that this launch finds lost are added.
+        stopped: asked all the time whether the launch is wanted no more.
     Raises:
-        LaunchError: with its cause and evidence; everything that was made has been given back.
+        LaunchError: with its cause and evidence, or because it was stopped; everything that was made has been given
+            back.
         ConfigError: the named placement group does not exist, or the device cannot do what is asked.
     """
     name = f"{config.name}-{secrets.token_hex(3)}"
     with _ray_errors_named(), span(report, "placement"):
         device = choose_device(config, cluster_nodes())
         check_compiler(config, device)
-        placement = place(config, request_for(config, device), name, given, avoid or ())
+        placement = place(config, request_for(config, device), name, given, avoid or (), stopped)
         placement.gpus_per_rank = gpus_per_rank(config, device)
     group = RankGroup(placement)
     try:
@@ -95,13 +98,14 @@ def launch(
             if sockets is not None:
                 _meets_driver(placement)
             with span(report, "actors"):
-                group.start(specs_of(config, placement, name, device, program, sockets), config.placement.namespace)
+                specs = specs_of(config, placement, name, device, program, sockets)
+                group.start(specs, config.placement.namespace, stopped)
             report.places = [
                 RankPlace(member.rank, member.process.address, member.process.pid, device)
                 for member in group.members
                 if member.process
             ]
-            arrivals = Driver(group, Protocol(plan_of(config)), config, report, listener).run()
+            arrivals = Driver(group, Protocol(plan_of(config)), config, report, listener, stopped).run()
         report.ready = time.time()
         return Launched(group, report, arrivals[0].offer)
     except BaseException as error:

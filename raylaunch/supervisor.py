@@ -14,7 +14,7 @@ from raylaunch.background import Background
 from raylaunch.cluster import RaySession, enter
 from raylaunch.config import LaunchConfig
 from raylaunch.driver import StepListener
-from raylaunch.errors import LaunchError, launch_error
+from raylaunch.errors import LaunchError, launch_error, shut_down
 from raylaunch.evidence import explain_failure
 from raylaunch.group import RankGroup, StepOutcome
 from raylaunch.health import Condition, Health, RankHealth, Stall
@@ -57,6 +57,9 @@ class Supervisor:
         self._session: RaySession | None = None
         self._launched: Launched | None = None
         self._stopping = threading.Event()
+        self._starter: threading.Thread | None = None
+        self._idle = threading.Event()  # whether no start is under way
+        self._idle.set()
         self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -66,8 +69,16 @@ class Supervisor:
         Args:
             sockets: where the ranks meet their user, if that is the engine's way.
         """
+        self._starter, self._sockets = threading.current_thread(), sockets
+        self._idle.clear()
+        try:
+            self._start()
+        finally:
+            self._starter = None
+            self._idle.set()
+
+    def _start(self) -> None:
         began = time.time()
-        self._sockets = sockets
         self.condition = Condition.LAUNCHING
         try:
             needed = {"CPU": sum(bundle.get("CPU", 0.0) for bundle in request_for(self.config, "cpu").bundles)}
@@ -75,7 +86,7 @@ class Supervisor:
             self._ray_span = Span("Ray session", began, time.time())
             self._launch(began)
         except BaseException as error:
-            self.condition = Condition.FAILED
+            self.condition = Condition.STOPPED if self._stopping.is_set() else Condition.FAILED
             self.error = launch_error(error)
             self._leave()
             raise
@@ -83,11 +94,14 @@ class Supervisor:
         self._watcher.start()
 
     def stop(self) -> None:
-        """Ends the group and leaves Ray as it was found. May be called at any time, more than once."""
+        """Ends the group and leaves Ray as it was found. May be called at any time, more than once.
+
+        A launch that is under way, the first or a rebuild, is ended and waited for.
+        """
         self._stopping.set()
-        if self._watcher is not None and threading.current_thread() is not self._watcher:
-            while self._watcher.is_alive() and not self._broken():
-                self._watcher.join(WATCH_S)
+        if self._starter is threading.current_thread():
+            return  # from within the launch, which ends at its next step and gives back what it has made
+        self._await_others()
         with self._lock:
             launched, self._launched = self._launched, None
         if launched is not None:
@@ -99,6 +113,14 @@ class Supervisor:
         if self.condition is not Condition.FAILED:
             self.condition = Condition.STOPPED
         self._leave()
+
+    def _await_others(self) -> None:
+        """Waits until nobody launches or watches the group any more; a cluster that is broken may keep them long."""
+        while not self._idle.wait(WATCH_S) and not self._broken():
+            pass
+        if self._watcher is not None and self._watcher is not threading.current_thread():
+            while self._watcher.is_alive() and not self._broken():
+                self._watcher.join(WATCH_S)
 
     def health(self, requests: int, ask_ranks: bool = True) -> Health:
         """How the group is; asks the ranks if it runs. Never raises."""
@@ -131,7 +153,7 @@ class Supervisor:
             try:
                 launched = launch(
                     self.config, self.report, self.listener, self.given, self.config.engine.kind, self._sockets,
-                    avoid=self._lost_nodes,
+                    avoid=self._lost_nodes, stopped=self._stopping.is_set,
                 )  # fmt: skip
                 self._hand_over(launched)
                 break
@@ -152,7 +174,7 @@ class Supervisor:
                 handing = Background(lambda: self.on_up(launched.offer))
                 while not handing.done(WATCH_S):
                     if self._stopping.is_set():
-                        raise LaunchError("the engine was shut down", None, Phase.VERIFY.name)
+                        raise shut_down(Phase.VERIFY.name)
                     outcome = group.ended(0)
                     if not outcome.complete:
                         error = self._explained(group, outcome, Phase.VERIFY)
@@ -243,6 +265,8 @@ class Supervisor:
         try:
             self._launch(time.time())
         except Exception as again:
+            if self._stopping.is_set():
+                return
             lost = launch_error(again, Phase.SERVE.name)
             self.failures.append((time.time(), lost))
             self._fail(lost)

@@ -27,6 +27,16 @@ def test_all_steps_are_taken_and_the_last_arrivals_returned() -> None:
     assert [record.step for record in one.report.steps] == list(PLAN.steps())
 
 
+@pytest.mark.parametrize("looks", [0, 3, 10])  # before the first step, between two, while ranks are waited for
+def test_a_launch_that_is_wanted_no_more_ends_without_waiting_for_its_ranks(
+    monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    asked = iter(range(100))
+    monkeypatch.setattr(driver, "explain_failure", None)  # nothing has failed
+    with pytest.raises(LaunchError, match="the engine was shut down"):
+        driver_of(ScriptedGroup(PLAN, hangs_at=4), stopped=lambda: next(asked) >= looks).run()
+
+
 def test_a_rank_that_is_gone_at_its_release_from_the_last_gate_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     group = ScriptedGroup(PLAN)
     group.finished = StepOutcome(deaths={1: "killed"})

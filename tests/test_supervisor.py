@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RaySystemError
 from raylaunch import LaunchConfig, LaunchError, supervisor
 from raylaunch import launch as launching
 from raylaunch.cluster import RaySession
+from raylaunch.errors import shut_down
 from raylaunch.group import StepOutcome
 from raylaunch.health import Condition
 from raylaunch.launch import Launched
@@ -139,3 +141,62 @@ def test_what_ray_fails_with_is_a_launch_error_that_may_pass(monkeypatch: pytest
     with pytest.raises(LaunchError, match=r"RaySystemError.*the control service is gone") as caught:
         launching.launch(CONFIG, LaunchReport("x"), lambda *_: None)
     assert caught.value.retryable
+
+
+def until_stopped(stopped: Callable[[], bool], **_: Any) -> Any:
+    """A launch that has hours to go."""
+    end = time.monotonic() + 5.0
+    while not stopped() and time.monotonic() < end:
+        time.sleep(0.005)
+    raise shut_down("LOAD")
+
+
+def test_a_rebuild_is_ended_when_the_engine_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, first, until_stopped)
+    kept.keeper.start()
+    lose(first)
+    kept.wait_for(Condition.LAUNCHING)
+    began = time.monotonic()
+    kept.keeper.stop()
+    assert time.monotonic() - began < 2.0
+    assert kept.keeper.condition is Condition.STOPPED
+    assert len(kept.keeper.failures) == 1
+
+
+def test_a_stop_leaves_ray_after_the_launch_that_another_thread_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def slow_to_end(stopped: Callable[[], bool], **_: Any) -> Any:
+        try:
+            until_stopped(stopped)
+        finally:
+            time.sleep(0.1)
+            events.append("given back")
+
+    kept = Kept(monkeypatch, slow_to_end)
+    monkeypatch.setattr(RaySession, "close", lambda _: events.append("left Ray"))
+
+    def start() -> None:
+        with pytest.raises(LaunchError, match="shut down"):
+            kept.keeper.start()
+
+    starter = threading.Thread(target=start)
+    starter.start()
+    kept.wait_for(Condition.LAUNCHING, restarts_left=1)
+    kept.keeper.stop()
+    starter.join()
+    assert events[:2] == ["given back", "left Ray"]
+    assert kept.keeper.condition is Condition.STOPPED
+
+
+def test_a_stop_from_within_the_launch_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def listener_stops(stopped: Callable[[], bool], **_: Any) -> Any:
+        kept.keeper.stop()
+        assert stopped()
+        raise shut_down("PLACE")
+
+    kept = Kept(monkeypatch, listener_stops)
+    with pytest.raises(LaunchError, match="shut down"):
+        kept.keeper.start()
+    assert kept.keeper.condition is Condition.STOPPED

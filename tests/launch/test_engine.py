@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from raylaunch import Engine, LaunchConfig, RequestError, RequestFailed
+from raylaunch import Engine, LaunchConfig, LaunchError, RequestError, RequestFailed
+from raylaunch.launch import launch
+from raylaunch.report import LaunchReport
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +183,31 @@ def test_f07_rank_killed_while_serving(tiny: LaunchConfig, restarts: int) -> Non
             time.sleep(0.1)
         assert engine.generate("12+30=", max_new_tokens=8).text == "42"
         assert engine.health().restarts_left == 0
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_launch_that_is_wanted_no_more_gives_back_what_it_has_made(tiny: LaunchConfig) -> None:
+    """Stopped while its actors start: long before they are there."""
+    asked: list[float] = []
+
+    def stopped() -> bool:
+        asked.append(time.monotonic())
+        return len(asked) == 2
+
+    with pytest.raises(LaunchError, match="shut down") as caught:
+        launch(tiny, LaunchReport("x"), lambda *_: None, stopped=stopped)
+    assert "2 actors, 1 placement group released" in caught.value.teardown
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("clean")
+def test_a_rebuild_ends_when_the_engine_is_shut_down(tiny: LaunchConfig) -> None:
+    engine = Engine(tiny.override("restarts=1")).start()
+    os.kill(engine.report.places[1].pid, signal.SIGKILL)
+    first, end = engine.report, time.monotonic() + 60
+    while (engine.report is first or len(engine.report.steps) < 2) and time.monotonic() < end:
+        time.sleep(0.01)
+    began = time.monotonic()
+    engine.shutdown()
+    assert time.monotonic() - began < 5
+    assert engine.health().condition == "stopped"
