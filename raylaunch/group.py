@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from raylaunch.diagnosis import NODE_PATTERN
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.placement import STOP_LOOK_S, Placement, release, visible_devices
 from raylaunch.protocol import Arrival, Failure, Release
+from raylaunch.teardown import Teardown, prove_ended
 
 if TYPE_CHECKING:
     from actors.gate import RankState
@@ -58,36 +60,6 @@ class StepOutcome:
     @property
     def complete(self) -> bool:
         return not (self.failures or self.deaths or self.pending)
-
-
-@dataclass(frozen=True)
-class Teardown:
-    """What was given back.
-
-    Attributes:
-        actors: rank actors ended.
-        placement_groups: placement groups removed.
-        forced: processes that needed a SIGKILL of our own.
-        left: processes that could not be seen to end (their node is unreachable, or they are stuck in the kernel).
-        seconds: how long it took.
-    """
-
-    actors: int = 0
-    placement_groups: int = 0
-    forced: tuple[int, ...] = ()
-    left: tuple[int, ...] = ()
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        text = f"torn down in {self.seconds:.1f} s; {count(self.actors, 'actor')}, "
-        text += f"{count(self.placement_groups, 'placement group')} released"
-        if self.left:
-            text += f"; could not prove the end of processes {', '.join(map(str, self.left))}"
-        return text
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @dataclass
@@ -152,9 +124,12 @@ class RankGroup:
                 raise LaunchError(f"{text}allows more", "F08", "PLACE", retryable=True)
             done, pending = ray.wait(pending, num_returns=len(pending), timeout=min(left, STOP_LOOK_S))
             try:
-                answers |= {ref: ray.get(ref) for ref in done}
+                for ref in done:
+                    answers[ref] = ray.get(ref)
             except RayError as error:
                 raise LaunchError(f"an actor could not be started: {error}", None, "PLACE") from None
+            for member, call in zip(self.members, calls, strict=True):
+                member.process = answers.get(call)  # also if others never answer: its end must be seen
         return [answers[call] for call in calls]
 
     # ---- stepping
@@ -273,48 +248,52 @@ class RankGroup:
         return len(done) == len(boots)
 
     def close(self, deadline_s: float) -> Teardown:
-        """Ends every process, proves it, and removes what was made. May be called at any time, more than once."""
+        """Ends every process, proves it, and removes what was made. May be called at any time, more than once. What
+        Ray refuses meanwhile is not raised: it is what could not be proven."""
         began = time.monotonic()
         for member in self.members:
-            ray.kill(member.actor, no_restart=True)
-        forced, left = self._prove_ended(began + deadline_s)
+            _kill(member.actor)
+        unseen = tuple(member.rank for member in self.members if member.process is None)
+        forced, left = prove_ended(self._processes(), self._existing, self._force, began + deadline_s)
         for agent in self.agents.values():
-            ray.kill(agent, no_restart=True)
+            _kill(agent)
         removed = 0
         if self.placement.owned:
-            removed = 1 if release(self.placement.group) else 0
+            with contextlib.suppress(RayError):
+                removed = 1 if release(self.placement.group) else 0
             self.placement.owned = False
-        done = Teardown(len(self.members), removed, forced, left, time.monotonic() - began)
+        done = Teardown(len(self.members), removed, forced, left, unseen, time.monotonic() - began)
         self.members, self.agents = [], {}
         return done
 
-    def _prove_ended(self, end: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Waits until no rank's process exists; SIGKILLs those that outlive Ray's kill by a second."""
-        forced: set[int] = set()
-        alive = {m.process.node_id: set[int]() for m in self.members if m.process}
+    def _processes(self) -> dict[str, set[int]]:
+        """The ranks' processes by the id of their node."""
+        found: dict[str, set[int]] = {}
         for member in self.members:
             if member.process:
-                alive[member.process.node_id].add(member.process.pid)
-        force_at = time.monotonic() + 1.0
-        # What ran on a node that is gone cannot be seen, and ends with its raylet.
-        unreachable = set[int]().union(*(alive.pop(node, set()) for node in self.lost_nodes))
-        while any(alive.values()):
-            for node_id, pids in list(alive.items()):
-                agent = self.agents.get(node_id)
-                try:
-                    states = ray.get(agent.process_states.remote(list(pids)), timeout=2.0) if agent else {}
-                except RayError:
-                    unreachable |= pids
-                    states = {}
-                alive[node_id] = set(states)
-                if states and time.monotonic() > force_at and agent is not None:
-                    forced |= set(states)
-                    agent.kill.remote(list(states))
-            if time.monotonic() > end:
-                break
-            if any(alive.values()):
-                time.sleep(0.02)
-        return tuple(sorted(forced)), tuple(sorted(unreachable.union(*alive.values())))
+                found.setdefault(member.process.node_id, set()).add(member.process.pid)
+        return found
+
+    def _existing(self, node: str, pids: set[int], timeout_s: float) -> set[int] | None:
+        """Which of a node's processes exist; None if it does not say so in time. Raises ``LookupError`` if it never
+        will: what ran on a node that is gone cannot be seen, and ends with its raylet."""
+        agent = self.agents.get(node)
+        if agent is None or node in self.lost_nodes:
+            raise LookupError(node)
+        try:
+            return set(ray.get(agent.process_states.remote(list(pids)), timeout=timeout_s))
+        except ActorDiedError as error:
+            raise LookupError(node) from error
+        except RayError:
+            return None
+
+    def _force(self, node: str, pids: set[int]) -> None:
+        self.agents[node].kill.remote(list(pids))
+
+
+def _kill(actor: Any) -> None:
+    with contextlib.suppress(RayError):
+        ray.kill(actor, no_restart=True)
 
 
 def _sort_in(outcome: StepOutcome, calls: dict[Any, int], done: Sequence[Any]) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from raylaunch.group import StepOutcome, Teardown
+from raylaunch.group import StepOutcome
 from raylaunch.protocol import LaunchPlan, Release
+from raylaunch.teardown import Teardown
 from tests.protocol.builders import arrivals
 
 
