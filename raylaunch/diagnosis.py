@@ -19,6 +19,7 @@ VICTIM_PATTERN = re.compile(
 )
 NODE_PATTERN = re.compile(r"node (has |was )?(died|dead|failed|terminated)|its node")
 NODE_LOST = "F15"
+SIGKILLED = ("-9", "137")  # how a process ends that the kernel, or anybody else, has killed
 
 
 class Fate(enum.Enum):
@@ -85,19 +86,24 @@ def may_help_to_retry(cause: Observation | None) -> bool:
 
 
 def cause_of_death(ray_message: str, log_tail: str, oom_kills: int) -> str:
-    """Why a process ended, in a phrase, from Ray's message, its last log lines and the kernel's count."""
+    """Why a process ended, in a phrase, from Ray's message, its last log lines and the kernel's recent kills.
+
+    The kernel says only that it has killed something for want of memory: what says more of this process comes first.
+    """
     code = re.search(r"exit code (-?\d+)", ray_message)
     crash = re.search(r"Fatal Python error: ([^\n]+)", log_tail)
-    if oom_kills > 0:
-        return "killed by the kernel: out of memory"
     if NODE_PATTERN.search(ray_message):
         return "its node died"
-    if re.search(r"memory pressure|low on memory|OutOfMemory|OUT_OF_MEMORY", ray_message):
-        return "killed by Ray: the node ran low on memory"
     if crash:
         return f"crashed: {crash.group(1).strip()}"
-    if code:
+    if code and code.group(1) not in SIGKILLED:
         return f"exited with code {code.group(1)}"
+    if re.search(r"memory pressure|low on memory|OutOfMemory|OUT_OF_MEMORY", ray_message):
+        return "killed by Ray: the node ran low on memory"
+    if oom_kills > 0:
+        return "killed by the kernel: out of memory"
+    if code:
+        return f"exited with code {code.group(1)}: SIGKILL"
     return "ended without a message (SIGKILL, or a crash outside Python)"
 
 
