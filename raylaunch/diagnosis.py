@@ -18,6 +18,9 @@ VICTIM_PATTERN = re.compile(
     r"|Timed out waiting .* for (send|recv) operation"
 )
 NODE_PATTERN = re.compile(r"node (has |was )?(died|dead|failed|terminated)|its node")
+WAITING_PATTERN = re.compile(
+    r"actors/communicator/|torch/distributed/|torch/cuda/(__init__|streams)\.py\", line \d+, in synchronize"
+)
 NODE_LOST = "F15"
 SIGKILLED = ("-9", "137")  # how a process ends that the kernel, or anybody else, has killed
 
@@ -107,6 +110,11 @@ def cause_of_death(ray_message: str, log_tail: str, oom_kills: int) -> str:
     return "ended without a message (SIGKILL, or a crash outside Python)"
 
 
+def ended_by_watchdog(log_tail: str) -> bool:
+    """Whether a process was ended by PyTorch because a peer did not come to NCCL's collective: a victim's death."""
+    return "Watchdog caught collective operation timeout" in log_tail
+
+
 def inside_collective(stack: str) -> bool:
-    """Whether a rank's Python stack shows that it waits for its peers."""
-    return "actors/communicator/" in stack or "torch/distributed/" in stack
+    """Whether a rank's Python stack shows that it waits for its peers: in a collective, or for a GPU that is in one."""
+    return bool(WAITING_PATTERN.search(stack))

@@ -50,12 +50,15 @@ class StepOutcome:
         failures: ranks that reported an error.
         deaths: ranks whose actor is gone, with Ray's message.
         pending: ranks that said nothing by the deadline, or by the end of the grace after the first failure.
+        waited_s: seconds without a sign of life or of work after which the pending ranks were given up, where that is
+            known.
     """
 
     arrivals: dict[int, Arrival] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
     deaths: dict[int, str] = field(default_factory=dict)
     pending: tuple[int, ...] = ()
+    waited_s: float = 0.0
 
     @property
     def complete(self) -> bool:

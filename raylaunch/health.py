@@ -73,3 +73,7 @@ class Stall:
         stuck = now - self._since
         self.reason = f"no step for {stuck:.0f} s while {running} requests run" if stuck >= self.unready_s else ""
         return stuck >= self.lost_s
+
+    def lasts(self, now: float) -> float:
+        """Seconds since the last step, or since there was nothing to do."""
+        return now - self._since

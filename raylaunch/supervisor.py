@@ -193,7 +193,7 @@ class Supervisor:
         answered = set(outcome.failures) | set(outcome.deaths)
         outcome.pending = tuple(member.rank for member in group.members if member.rank not in answered)
         try:
-            return explain_failure(group, outcome, None, phase, self.config.deadlines.health)
+            return explain_failure(group, outcome, None, phase, outcome.waited_s)
         except Exception:  # with less evidence the group can still be ended and rebuilt
             log.exception("the loss could not be explained")
             return LaunchError(known, "F07", phase.name)
@@ -239,9 +239,9 @@ class Supervisor:
         states = group.states(ranks, self.config.deadlines.health)
         silent = set(ranks) - set(states)
         if silent:
-            outcome.pending = tuple(sorted(silent))
+            outcome.pending, outcome.waited_s = tuple(sorted(silent)), self.config.deadlines.health
         elif self._stall.look(time.monotonic(), states[0].counters):
-            outcome.pending = tuple(ranks)
+            outcome.pending, outcome.waited_s = tuple(ranks), self._stall.lasts(time.monotonic())
         return outcome
 
     def _lost(self, outcome: StepOutcome) -> None:

@@ -8,6 +8,7 @@ from raylaunch.diagnosis import (
     Fate,
     Observation,
     cause_of_death,
+    ended_by_watchdog,
     fault_code,
     inside_collective,
     is_victim,
@@ -151,12 +152,21 @@ def test_cause_of_death(message, log, kills, cause):
     assert cause_of_death(message, log, kills) == cause
 
 
+def test_a_rank_that_the_watchdog_has_ended_is_no_cause():
+    log = "[rank0]:[E] [PG ID 0] [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)\nFatal ..."
+    assert ended_by_watchdog(log)
+    assert not ended_by_watchdog("Fatal Python error: Aborted")
+
+
 @pytest.mark.parametrize(
     ("stack", "inside"),
     [
         ('File "/x/actors/communicator/shared_memory.py", line 9, in _wait', True),
         ('File "/y/torch/distributed/distributed_c10d.py", line 2, in barrier', True),
         ('File "/x/actors/graphs/capture.py", line 30, in capture', False),
+        ('File "/y/torch/cuda/__init__.py", line 1108, in synchronize', True),
+        ('File "/y/torch/cuda/streams.py", line 228, in synchronize', True),
+        ('File "/y/torch/cuda/__init__.py", line 400, in _lazy_init', False),
         ("", False),
     ],
 )
