@@ -5,18 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ray
+
+COUNT_EVERY_S = 1.0
+RECENT_S = 15.0  # a death is seen at once, and explained within seconds
 
 
 class NodeAgent:
     """Answers for the ranks of one node, also for those that are dead or stopped."""
 
     def __init__(self) -> None:
-        self._oom_kills_at_start = oom_kills()
+        self._kills = KillCount()
+        threading.Thread(target=self._keep_counting, name="oom-kills", daemon=True).start()
 
     def ready(self) -> bool:
         return True
@@ -49,8 +56,8 @@ class NodeAgent:
         return ""
 
     def out_of_memory_kills(self) -> int:
-        """Processes the kernel has killed for want of memory since this agent started; 0 if it cannot be told."""
-        return oom_kills() - self._oom_kills_at_start
+        """Processes the kernel has killed for want of memory in the last seconds; 0 if it cannot be told."""
+        return self._kills.look(time.monotonic(), oom_kills())
 
     def process_states(self, pids: Iterable[int]) -> dict[int, str]:
         """State letter of each process that still exists (``T`` stopped, ``D`` in the kernel); zombies are gone.
@@ -70,6 +77,31 @@ class NodeAgent:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 
+    def _keep_counting(self) -> None:
+        while True:
+            self.out_of_memory_kills()
+            time.sleep(COUNT_EVERY_S)
+
+
+@dataclass
+class KillCount:
+    """Which of the kernel's kills are recent: it counts them since the machine started, and says of none when.
+
+    One that is older than ``RECENT_S`` cannot explain a death that is being explained now.
+    """
+
+    _looks: deque[tuple[float, int]] = field(default_factory=deque)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def look(self, now: float, count: int) -> int:
+        """Takes note of the kernel's count. Returns how many kills were recent; of what was before the first look,
+        none."""
+        with self._lock:
+            self._looks.append((now, count))
+            while len(self._looks) > 1 and self._looks[1][0] <= now - RECENT_S:
+                self._looks.popleft()
+            return count - self._looks[0][1]
+
 
 def process_state(pid: int) -> str:
     """State letter from ``/proc``, or "" if there is no such process."""
@@ -88,13 +120,18 @@ def threads_of(pid: int) -> int:
         return 0
 
 
-def oom_kills() -> int:
-    """The kernel's count of out-of-memory kills for this machine or container; 0 where it keeps none."""
-    for file, key in (("/proc/vmstat", "oom_kill"), ("/sys/fs/cgroup/memory.events", "oom_kill")):
+def oom_kills(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """The kernel's count of out-of-memory kills: of this process's control group, which has the ranks in it; else of
+    the container; else of the whole machine. 0 where it keeps none."""
+    own = cgroups
+    with contextlib.suppress(OSError):
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+        own = cgroups / next((line[4:] for line in lines if line.startswith("0::/")), "")
+    for file in (own / "memory.events", cgroups / "memory.events", proc / "vmstat"):
         with contextlib.suppress(OSError, ValueError):
-            for line in Path(file).read_text().splitlines():
+            for line in file.read_text().splitlines():
                 name, _, value = line.partition(" ")
-                if name == key:
+                if name == "oom_kill":
                     return int(value)
     return 0
 

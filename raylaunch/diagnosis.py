@@ -18,7 +18,11 @@ VICTIM_PATTERN = re.compile(
     r"|Timed out waiting .* for (send|recv) operation"
 )
 NODE_PATTERN = re.compile(r"node (has |was )?(died|dead|failed|terminated)|its node")
+WAITING_PATTERN = re.compile(
+    r"actors/communicator/|torch/distributed/|torch/cuda/(__init__|streams)\.py\", line \d+, in synchronize"
+)
 NODE_LOST = "F15"
+SIGKILLED = ("-9", "137")  # how a process ends that the kernel, or anybody else, has killed
 
 
 class Fate(enum.Enum):
@@ -85,22 +89,32 @@ def may_help_to_retry(cause: Observation | None) -> bool:
 
 
 def cause_of_death(ray_message: str, log_tail: str, oom_kills: int) -> str:
-    """Why a process ended, in a phrase, from Ray's message, its last log lines and the kernel's count."""
+    """Why a process ended, in a phrase, from Ray's message, its last log lines and the kernel's recent kills.
+
+    The kernel says only that it has killed something for want of memory: what says more of this process comes first.
+    """
     code = re.search(r"exit code (-?\d+)", ray_message)
     crash = re.search(r"Fatal Python error: ([^\n]+)", log_tail)
-    if oom_kills > 0:
-        return "killed by the kernel: out of memory"
     if NODE_PATTERN.search(ray_message):
         return "its node died"
-    if re.search(r"memory pressure|low on memory|OutOfMemory|OUT_OF_MEMORY", ray_message):
-        return "killed by Ray: the node ran low on memory"
     if crash:
         return f"crashed: {crash.group(1).strip()}"
-    if code:
+    if code and code.group(1) not in SIGKILLED:
         return f"exited with code {code.group(1)}"
+    if re.search(r"memory pressure|low on memory|OutOfMemory|OUT_OF_MEMORY", ray_message):
+        return "killed by Ray: the node ran low on memory"
+    if oom_kills > 0:
+        return "killed by the kernel: out of memory"
+    if code:
+        return f"exited with code {code.group(1)}: SIGKILL"
     return "ended without a message (SIGKILL, or a crash outside Python)"
 
 
+def ended_by_watchdog(log_tail: str) -> bool:
+    """Whether a process was ended by PyTorch because a peer did not come to NCCL's collective: a victim's death."""
+    return "Watchdog caught collective operation timeout" in log_tail
+
+
 def inside_collective(stack: str) -> bool:
-    """Whether a rank's Python stack shows that it waits for its peers."""
-    return "actors/communicator/" in stack or "torch/distributed/" in stack
+    """Whether a rank's Python stack shows that it waits for its peers: in a collective, or for a GPU that is in one."""
+    return bool(WAITING_PATTERN.search(stack))

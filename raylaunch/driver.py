@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raylaunch.config import LaunchConfig
+from raylaunch.errors import shut_down
 from raylaunch.evidence import explain_failure, explain_violation
 from raylaunch.group import RankGroup
 from raylaunch.node_watch import ASK_EVERY_S, NodeWatch
@@ -55,7 +56,11 @@ class Deadline:
 
 
 class Driver:
-    """Takes a group from its first gate to its last."""
+    """Takes a group from its first gate to its last.
+
+    Args:
+        stopped: asked at least once a second whether the launch is wanted no more.
+    """
 
     def __init__(
         self,
@@ -64,20 +69,24 @@ class Driver:
         config: LaunchConfig,
         report: LaunchReport,
         listener: StepListener,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.group, self.protocol, self.config = group, protocol, config
-        self.report, self.listener = report, listener
+        self.report, self.listener, self.stopped = report, listener, stopped
         self.watch = NodeWatch(group.agents, config.deadlines.health)
 
-    def run(self) -> tuple[Release, tuple[Arrival, ...]]:
-        """Runs all steps but the release from the last gate, which it returns with the arrivals there.
+    def run(self) -> tuple[Arrival, ...]:
+        """Runs all steps and releases every rank from the last gate; returns the arrivals there.
 
         Raises:
-            LaunchError: the first failure or broken rule, explained; nothing has been torn down yet.
+            LaunchError: the first failure or broken rule, explained, or that the launch was stopped; nothing has been
+                torn down yet.
         """
         release: Release | None = None
         while not self.protocol.done:
             step = self.protocol.expected()
+            if self.stopped():
+                raise shut_down(step.phase.name)
             self.listener(step, len(self.protocol.history), len(self.protocol.steps))
             arrivals = self._step(release, step)
             outcome = self.protocol.submit(arrivals)
@@ -86,7 +95,14 @@ class Driver:
             release = outcome
             self.report.steps.append(StepRecord(step, self.protocol.history[step], time.time()))
         assert release is not None
-        return release, self.protocol.history[release.step]
+        self._finish(release)
+        return self.protocol.history[release.step]
+
+    def _finish(self, release: Release) -> None:
+        began, phase = time.monotonic(), release.step.phase
+        outcome = self.group.finish(release, self.config.deadlines.health)
+        if not outcome.complete:
+            raise explain_failure(self.group, outcome, release.step, phase, time.monotonic() - began)
 
     def _step(self, release: Release | None, step: Step) -> tuple[Arrival, ...]:
         began = time.monotonic()
@@ -94,6 +110,8 @@ class Driver:
         deadline = Deadline(window, window * self.config.deadlines.stretch, began)
 
         def wait(pending: tuple[int, ...]) -> float:
+            if self.stopped():
+                return 0.0
             if self.watch.lost() and self.group.find_lost_nodes(range(len(self.group.members))):
                 return 0.0
             if deadline.wants_look(time.monotonic()):
@@ -103,6 +121,8 @@ class Driver:
 
         outcome = self.group.advance(release, wait)
         if not outcome.complete:
+            if self.stopped():
+                raise shut_down(step.phase.name)
             # Inside CAPTURE a rank is in the iteration that it was let into, not yet at the gate that is due.
             left = release.step if release and release.step.gate is Gate.ITERATION else step
             raise explain_failure(self.group, outcome, left, step.phase, time.monotonic() - began)

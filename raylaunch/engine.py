@@ -18,12 +18,13 @@ from raylaunch.driver import StepListener
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends import frontend_of
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running
+from raylaunch.health import Condition, Health
 from raylaunch.model_check import ModelShape, check_model
 from raylaunch.protocol import Step
 from raylaunch.report import LaunchReport
 from raylaunch.requests import Chunk, Completion
 from raylaunch.sampling import SamplingParams
-from raylaunch.supervisor import Condition, Health, Supervisor
+from raylaunch.supervisor import Supervisor
 
 
 class Engine:

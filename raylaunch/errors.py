@@ -183,3 +183,16 @@ class LaunchError(RaylaunchError):
             "retryable",
         )
         return type(self), tuple(getattr(self, name) for name in fields)
+
+
+def launch_error(error: BaseException, phase: str = "") -> LaunchError:
+    """``error`` itself if it is a :class:`LaunchError`; else one that says what was raised, in ``phase``."""
+    if isinstance(error, LaunchError):
+        return error
+    text = str(error) if isinstance(error, RaylaunchError) else f"{type(error).__name__}: {error}"
+    return LaunchError(text, None, phase)
+
+
+def shut_down(phase: str) -> LaunchError:
+    """A launch that its own user has ended, in ``phase``."""
+    return LaunchError("the engine was shut down", None, phase)

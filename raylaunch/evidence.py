@@ -11,6 +11,7 @@ from raylaunch.diagnosis import (
     Fate,
     Observation,
     cause_of_death,
+    ended_by_watchdog,
     fault_code,
     inside_collective,
     is_victim,
@@ -28,6 +29,8 @@ OWN_CODE = re.compile(r"[/\\\\](actors|raylaunch)[/\\\\]")
 PROBE_S = 1.0
 LATE_PROBE_S = 2.0  # more for ranks that did not answer at once: there may be fewer cores than ranks
 VICTIM_PROBE_S = 2.0
+LOG_LINES = 400  # a process that aborts writes its threads' stacks after the reason
+SHOWN_LINES = 20
 
 
 def explain_failure(
@@ -166,9 +169,13 @@ def _observe_all(group: RankGroup, outcome: StepOutcome) -> tuple[list[Observati
 def _observe_reported(group: RankGroup, rank: int, outcome: StepOutcome, tails: dict[int, str]) -> Observation:
     """A rank that has arrived, failed or died."""
     if rank in outcome.deaths:
-        tails[rank] = group.ask_agent(rank, "log_tail", _log_files(group, rank), default="<its log cannot be read>")
+        unread = "<its log cannot be read>"
+        log = group.ask_agent(rank, "log_tail", _log_files(group, rank), LOG_LINES, default=unread)
+        tails[rank] = "\n".join(log.splitlines()[-SHOWN_LINES:])
+        if ended_by_watchdog(log):
+            return Observation(rank, Fate.VICTIM, "NCCL's watchdog ended it: a peer did not come to a collective")
         kills = group.ask_agent(rank, "out_of_memory_kills", default=0)
-        return Observation(rank, Fate.DIED, cause_of_death(outcome.deaths[rank], tails[rank], kills))
+        return Observation(rank, Fate.DIED, cause_of_death(outcome.deaths[rank], log, kills))
     if rank in outcome.failures:
         failure = outcome.failures[rank]
         fate = Fate.VICTIM if is_victim(failure) else Fate.FAILED

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raylaunch.diagnosis import NODE_PATTERN
-from raylaunch.errors import LaunchError
-from raylaunch.placement import Placement, gpus_seen, release
+from raylaunch.errors import LaunchError, shut_down
+from raylaunch.placement import STOP_LOOK_S, Placement, gpus_seen, release
 from raylaunch.protocol import Arrival, Failure, Release
+from raylaunch.teardown import Teardown, prove_ended
 
 if TYPE_CHECKING:
     from actors.gate import RankState
     from actors.rank import RankProcess, RankSpec
 
 SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
-FINISH_S = 60.0
 GRACE_S = 0.3
 NODE_PROBE_S = 3.0
 
@@ -49,46 +50,19 @@ class StepOutcome:
         failures: ranks that reported an error.
         deaths: ranks whose actor is gone, with Ray's message.
         pending: ranks that said nothing by the deadline, or by the end of the grace after the first failure.
+        waited_s: seconds without a sign of life or of work after which the pending ranks were given up, where that is
+            known.
     """
 
     arrivals: dict[int, Arrival] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
     deaths: dict[int, str] = field(default_factory=dict)
     pending: tuple[int, ...] = ()
+    waited_s: float = 0.0
 
     @property
     def complete(self) -> bool:
         return not (self.failures or self.deaths or self.pending)
-
-
-@dataclass(frozen=True)
-class Teardown:
-    """What was given back.
-
-    Attributes:
-        actors: rank actors ended.
-        placement_groups: placement groups removed.
-        forced: processes that needed a SIGKILL of our own.
-        left: processes that could not be seen to end (their node is unreachable, or they are stuck in the kernel).
-        seconds: how long it took.
-    """
-
-    actors: int = 0
-    placement_groups: int = 0
-    forced: tuple[int, ...] = ()
-    left: tuple[int, ...] = ()
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        text = f"torn down in {self.seconds:.1f} s; {count(self.actors, 'actor')}, "
-        text += f"{count(self.placement_groups, 'placement group')} released"
-        if self.left:
-            text += f"; could not prove the end of processes {', '.join(map(str, self.left))}"
-        return text
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @dataclass
@@ -105,8 +79,12 @@ class RankGroup:
     agents: dict[str, Any] = field(default_factory=dict)
     lost_nodes: set[str] = field(default_factory=set)
 
-    def start(self, specs: Sequence[RankSpec], namespace: str) -> None:
-        """Starts one actor per rank in its bundle and one agent per node. Raises :class:`LaunchError`."""
+    def start(self, specs: Sequence[RankSpec], namespace: str, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Starts one actor per rank in its bundle and one agent per node.
+
+        Raises:
+            LaunchError: one did not start, or ``stopped`` said that none is wanted any more.
+        """
         from actors.node_agent import NodeAgentActor
         from actors.rank import RankActor
 
@@ -127,23 +105,35 @@ class RankGroup:
         for node_id in {seat.node_id for seat in self.placement.seats}:
             affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
             self.agents[node_id] = NodeAgentActor.options(scheduling_strategy=affinity).remote()
-        deadline = specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs)
-        agents = [agent.ready.remote() for agent in self.agents.values()]
-        calls = [member.actor.whoami.remote() for member in self.members]
-        try:
-            processes = ray.get([*agents, *calls], timeout=deadline)[len(agents) :]
-        except GetTimeoutError:
-            done, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
-            late = ", ".join(str(rank) for rank, call in enumerate(calls) if call not in done) or "none"
-            summary = f"actors did not start within {deadline:g} s (missing ranks: {late}); deadlines.place allows more"
-            raise LaunchError(summary, "F08", "PLACE", retryable=True) from None
-        except RayError as error:
-            raise LaunchError(f"an actor could not be started: {error}", None, "PLACE") from None
+        processes = self._await_processes(specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs), stopped)
         for member, process in zip(self.members, processes, strict=True):
             member.process = process
         seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
         for member in self.members:
             member.boot = member.actor.boot.remote(seen[member.rank])
+
+    def _await_processes(self, deadline_s: float, stopped: Callable[[], bool]) -> list[RankProcess]:
+        """Where each rank runs, in rank order, once all of them and the agents have said so."""
+        calls = [member.actor.whoami.remote() for member in self.members]
+        pending = [*(agent.ready.remote() for agent in self.agents.values()), *calls]
+        answers: dict[Any, Any] = {}
+        end = time.monotonic() + deadline_s
+        while pending:
+            if stopped():
+                raise shut_down("PLACE")
+            if (left := end - time.monotonic()) <= 0:
+                late = ", ".join(str(rank) for rank, call in enumerate(calls) if call in pending) or "none"
+                text = f"actors did not start within {deadline_s:g} s (missing ranks: {late}); deadlines.place "
+                raise LaunchError(f"{text}allows more", "F08", "PLACE", retryable=True)
+            done, pending = ray.wait(pending, num_returns=len(pending), timeout=min(left, STOP_LOOK_S))
+            try:
+                for ref in done:
+                    answers[ref] = ray.get(ref)
+            except RayError as error:
+                raise LaunchError(f"an actor could not be started: {error}", None, "PLACE") from None
+            for member, call in zip(self.members, calls, strict=True):
+                member.process = answers.get(call)  # also if others never answer: its end must be seen
+        return [answers[call] for call in calls]
 
     # ---- stepping
 
@@ -170,9 +160,18 @@ class RankGroup:
         outcome.pending = tuple(sorted(calls[ref] for ref in pending))
         return outcome
 
-    def finish(self, leave: Release) -> None:
-        """Releases every rank from the last gate. Raises ``RayError`` if one is gone."""
-        ray.get([member.actor.finish.remote(leave) for member in self.members], timeout=FINISH_S)
+    def finish(self, leave: Release, timeout_s: float) -> StepOutcome:
+        """Releases every rank from the last gate, after which none arrives anywhere; the outcome has those that did
+        not take it."""
+        calls = {member.actor.finish.remote(leave): member.rank for member in self.members}
+        done, late = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
+        outcome = StepOutcome(pending=tuple(calls[ref] for ref in late))
+        for ref in done:
+            try:
+                ray.get(ref)
+            except RayError as error:
+                outcome.deaths[calls[ref]] = str(error)
+        return outcome
 
     # ---- watching
 
@@ -252,48 +251,52 @@ class RankGroup:
         return len(done) == len(boots)
 
     def close(self, deadline_s: float) -> Teardown:
-        """Ends every process, proves it, and removes what was made. May be called at any time, more than once."""
+        """Ends every process, proves it, and removes what was made. May be called at any time, more than once. What
+        Ray refuses meanwhile is not raised: it is what could not be proven."""
         began = time.monotonic()
         for member in self.members:
-            ray.kill(member.actor, no_restart=True)
-        forced, left = self._prove_ended(began + deadline_s)
+            _kill(member.actor)
+        unseen = tuple(member.rank for member in self.members if member.process is None)
+        forced, left = prove_ended(self._processes(), self._existing, self._force, began + deadline_s)
         for agent in self.agents.values():
-            ray.kill(agent, no_restart=True)
+            _kill(agent)
         removed = 0
         if self.placement.owned:
-            removed = 1 if release(self.placement.group) else 0
+            with contextlib.suppress(RayError):
+                removed = 1 if release(self.placement.group) else 0
             self.placement.owned = False
-        done = Teardown(len(self.members), removed, forced, left, time.monotonic() - began)
+        done = Teardown(len(self.members), removed, forced, left, unseen, time.monotonic() - began)
         self.members, self.agents = [], {}
         return done
 
-    def _prove_ended(self, end: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Waits until no rank's process exists; SIGKILLs those that outlive Ray's kill by a second."""
-        forced: set[int] = set()
-        alive = {m.process.node_id: set[int]() for m in self.members if m.process}
+    def _processes(self) -> dict[str, set[int]]:
+        """The ranks' processes by the id of their node."""
+        found: dict[str, set[int]] = {}
         for member in self.members:
             if member.process:
-                alive[member.process.node_id].add(member.process.pid)
-        force_at = time.monotonic() + 1.0
-        # What ran on a node that is gone cannot be seen, and ends with its raylet.
-        unreachable = set[int]().union(*(alive.pop(node, set()) for node in self.lost_nodes))
-        while any(alive.values()):
-            for node_id, pids in list(alive.items()):
-                agent = self.agents.get(node_id)
-                try:
-                    states = ray.get(agent.process_states.remote(list(pids)), timeout=2.0) if agent else {}
-                except RayError:
-                    unreachable |= pids
-                    states = {}
-                alive[node_id] = set(states)
-                if states and time.monotonic() > force_at and agent is not None:
-                    forced |= set(states)
-                    agent.kill.remote(list(states))
-            if time.monotonic() > end:
-                break
-            if any(alive.values()):
-                time.sleep(0.02)
-        return tuple(sorted(forced)), tuple(sorted(unreachable.union(*alive.values())))
+                found.setdefault(member.process.node_id, set()).add(member.process.pid)
+        return found
+
+    def _existing(self, node: str, pids: set[int], timeout_s: float) -> set[int] | None:
+        """Which of a node's processes exist; None if it does not say so in time. Raises ``LookupError`` if it never
+        will: what ran on a node that is gone cannot be seen, and ends with its raylet."""
+        agent = self.agents.get(node)
+        if agent is None or node in self.lost_nodes:
+            raise LookupError(node)
+        try:
+            return set(ray.get(agent.process_states.remote(list(pids)), timeout=timeout_s))
+        except ActorDiedError as error:
+            raise LookupError(node) from error
+        except RayError:
+            return None
+
+    def _force(self, node: str, pids: set[int]) -> None:
+        self.agents[node].kill.remote(list(pids))
+
+
+def _kill(actor: Any) -> None:
+    with contextlib.suppress(RayError):
+        ray.kill(actor, no_restart=True)
 
 
 def _sort_in(outcome: StepOutcome, calls: dict[Any, int], done: Sequence[Any]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
 from raylaunch.config import LaunchConfig, ServeConfig
@@ -67,6 +68,7 @@ def launch(
     program: str = "reference",
     sockets: SglangSockets | None = None,
     avoid: set[str] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
@@ -77,30 +79,32 @@ def launch(
         program: what the ranks run; an engine or, to measure the driver alone, ``noop``.
         sockets: where the engine ``sglang`` meets its tokenizer and detokenizer.
         avoid: ids of nodes not to use if others do; nodes that this launch finds lost are added.
+        stopped: asked all the time whether the launch is wanted no more.
     Raises:
-        LaunchError: with its cause and evidence; everything that was made has been given back.
+        LaunchError: with its cause and evidence, or because it was stopped; everything that was made has been given
+            back.
         ConfigError: the named placement group does not exist, or the device cannot do what is asked.
     """
     name = f"{config.name}-{secrets.token_hex(3)}"
-    nodes = cluster_nodes()
-    device = choose_device(config, nodes)
-    check_compiler(config, device)
-    with span(report, "placement"):
-        placement = place(config, request_for(config, device), name, given, avoid or ())
+    with _ray_errors_named(), span(report, "placement"):
+        device = choose_device(config, cluster_nodes())
+        check_compiler(config, device)
+        placement = place(config, request_for(config, device), name, given, avoid or (), stopped)
         placement.gpus_per_rank = gpus_per_rank(config, device)
     group = RankGroup(placement)
     try:
-        if sockets is not None:
-            _meets_driver(placement)
-        with span(report, "actors"):
-            group.start(specs_of(config, placement, name, device, program, sockets), config.placement.namespace)
-        report.places = [
-            RankPlace(member.rank, member.process.address, member.process.pid, device)
-            for member in group.members
-            if member.process
-        ]
-        release, arrivals = Driver(group, Protocol(plan_of(config)), config, report, listener).run()
-        group.finish(release)
+        with _ray_errors_named():
+            if sockets is not None:
+                _meets_driver(placement)
+            with span(report, "actors"):
+                specs = specs_of(config, placement, name, device, program, sockets)
+                group.start(specs, config.placement.namespace, stopped)
+            report.places = [
+                RankPlace(member.rank, member.process.address, member.process.pid, device)
+                for member in group.members
+                if member.process
+            ]
+            arrivals = Driver(group, Protocol(plan_of(config)), config, report, listener, stopped).run()
         report.ready = time.time()
         return Launched(group, report, arrivals[0].offer)
     except BaseException as error:
@@ -110,6 +114,16 @@ def launch(
         if isinstance(error, LaunchError):
             error.teardown = str(teardown)
         raise
+
+
+@contextmanager
+def _ray_errors_named() -> Iterator[None]:
+    """What Ray fails with, such as a node that is gone, becomes a LaunchError; it may pass, unless code raised it."""
+    try:
+        yield
+    except RayError as error:
+        retryable = not isinstance(error, RayTaskError)
+        raise LaunchError(f"Ray failed: {type(error).__name__}: {error}", retryable=retryable) from error
 
 
 def _meets_driver(placement: Placement) -> None:

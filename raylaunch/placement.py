@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ from ray.util.placement_group import (
 )
 
 from raylaunch.config import LaunchConfig
-from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.errors import ConfigError, LaunchError, shut_down
 
+STOP_LOOK_S = 1  # whole seconds: Ray cuts the rest off
 Resources = Mapping[str, float]
 
 
@@ -212,6 +213,7 @@ def place(
     name: str,
     given: PlacementGroup | None = None,
     avoid: Collection[str] = (),
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Placement:
     """A placement group that is ready, ours or the given one. Raises :class:`LaunchError` F13 at the deadline.
 
@@ -219,6 +221,7 @@ def place(
 
     Args:
         avoid: ids of nodes not to use if others do: lost ones, which Ray may take for alive for a minute.
+        stopped: asked once a second whether the placement is wanted no more, which is a :class:`LaunchError`.
     """
     world, deadline = config.parallel.tensor_parallel_size, config.deadlines.place
     group, owned = given or _named(config), False
@@ -232,7 +235,7 @@ def place(
         left_out = {node.node_id for node in nodes} - {node.node_id for node in usable(request, nodes, avoid)}
         group, owned = _new_group(request, name, left_out), True
     try:
-        if not group.wait(deadline):
+        if not _ready(group, deadline, stopped):
             text = unsatisfied(
                 request,
                 cluster_nodes(),
@@ -245,6 +248,16 @@ def place(
         if owned:
             release(group)
         raise
+
+
+def _ready(group: PlacementGroup, deadline_s: float, stopped: Callable[[], bool]) -> bool:
+    end = time.monotonic() + deadline_s
+    while not group.wait(STOP_LOOK_S):
+        if stopped():
+            raise shut_down("PLACE")
+        if time.monotonic() >= end:
+            return False
+    return True
 
 
 def _new_group(request: Request, name: str, left_out: Collection[str]) -> PlacementGroup:

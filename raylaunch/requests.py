@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from raylaunch.errors import EngineBusy, RaylaunchError, RequestError, RequestFa
 from raylaunch.sampling import SamplingParams
 from raylaunch.text import Detokenizer, StopScanner
 from raylaunch.wire import FinishReason, Output, TokenLogprob
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,26 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
+def tell(listener: Callable[[Chunk | RaylaunchError], object], item: Chunk | RaylaunchError) -> bool:
+    """Calls a request's listener. Whether it could take the item: a caller's event loop may be closed already, and
+    must not keep the other callers from what is theirs."""
+    try:
+        listener(item)
+    except Exception:
+        log.exception("the caller of a request could not be told")
+        return False
+    return True
+
+
 @dataclass
 class RunningRequest:
-    """One request between its submission and its last chunk.
+    """One request between its submission and its last chunk. Ends once, whichever thread is the first to end it.
 
     Attributes:
         listener: called with each chunk, or with the error that ends the request, on the receiving thread.
+        wire_id: what the ranks know it by. They may still run a request whose caller has its end, and gives its id to
+            another.
+        on_end: called once, before the listener hears of the end.
     """
 
     request_id: str
@@ -57,7 +74,10 @@ class RunningRequest:
     params: SamplingParams
     tokenizer: Any
     listener: Callable[[Chunk | RaylaunchError], object]
+    wire_id: str = ""
+    on_end: Callable[[], object] = lambda: None
     finished: bool = False
+    _ending: threading.Lock = field(default_factory=threading.Lock)
     _scanner: StopScanner = field(init=False)
     _detokenizer: Detokenizer | None = field(init=False)
 
@@ -71,30 +91,48 @@ class RunningRequest:
         return len(self.prompt)
 
     def take(self, output: Output) -> bool:
-        """Passes on what an output adds. Returns whether the rank must be told to abort: a stop string was found."""
+        """Passes on what an output adds. Returns whether the rank must be told to abort: a stop string was found, the
+        output cannot be made text, or the caller cannot be told any more. Never raises."""
         if self.finished:
             return False
         if output.finish == "error":
             self.fail(RequestFailed(f"request {self.request_id}: {output.message}"))
             return False
+        try:
+            text = self._text(output)
+        except Exception as error:  # of the model's tokenizer, which may run code of its own
+            log.exception("tokens of request %s cannot be made text", self.request_id)
+            self.fail(RequestFailed(f"request {self.request_id}: its tokens cannot be made text: {error}"))
+            return output.finish is None
+        finish = "stop" if self._scanner.stopped else output.finish
+        if finish is not None and not self.end():
+            return False  # the caller has left meanwhile
+        told = True
+        if text or output.tokens or finish:
+            logprobs = None if output.logprobs is None else tuple(output.logprobs)
+            told = tell(self.listener, Chunk(self.request_id, text, tuple(output.tokens), finish, logprobs))
+        gone = not told and self.end()
+        return output.finish is None and (self._scanner.stopped or gone)
+
+    def _text(self, output: Output) -> str:
         text = self._detokenizer.push(output.tokens) if self._detokenizer else ""
         if output.finish and self._detokenizer:
             text += self._detokenizer.flush()
         text = self._scanner.push(text)
-        if output.finish:
-            text += self._scanner.flush()
-        finish = "stop" if self._scanner.stopped else output.finish
-        self.finished = finish is not None
-        if text or output.tokens or finish:
-            logprobs = None if output.logprobs is None else tuple(output.logprobs)
-            self.listener(Chunk(self.request_id, text, tuple(output.tokens), finish, logprobs))
-        return self._scanner.stopped and output.finish is None
+        return text + self._scanner.flush() if output.finish else text
 
     def fail(self, error: RaylaunchError) -> None:
-        """Ends the request with an error. Does nothing if it has ended."""
-        if not self.finished:
-            self.finished = True
-            self.listener(error)
+        """Ends the request with an error. Does nothing if it has ended. Never raises."""
+        if self.end():
+            tell(self.listener, error)
+
+    def end(self) -> bool:
+        """Ends the request without another word. Returns whether it had not ended before."""
+        with self._ending:
+            ended, self.finished = self.finished, True
+        if not ended:
+            self.on_end()
+        return not ended
 
 
 class Identified(Protocol):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import enum
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from ray.util.placement_group import PlacementGroup
@@ -15,9 +14,10 @@ from raylaunch.background import Background
 from raylaunch.cluster import RaySession, enter
 from raylaunch.config import LaunchConfig
 from raylaunch.driver import StepListener
-from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.errors import LaunchError, launch_error, shut_down
 from raylaunch.evidence import explain_failure
 from raylaunch.group import RankGroup, StepOutcome
+from raylaunch.health import Condition, Health, RankHealth, Stall
 from raylaunch.launch import Launched, launch, span
 from raylaunch.placement import request_for
 from raylaunch.protocol import Phase
@@ -29,74 +29,7 @@ ASK_EVERY_S = 5.0
 STOP_S = 2.0
 CLOSE_MARGIN_S = 2.0
 
-
-class Condition(enum.Enum):
-    """What a supervised group is in. ``FAILED`` and ``STOPPED`` are final."""
-
-    NEW = "new"
-    LAUNCHING = "launching"
-    READY = "ready"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True)
-class RankHealth:
-    """One rank's health as last seen. ``counters`` are the engine's figures."""
-
-    rank: int
-    answers: bool
-    activity: str
-    counters: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Health:
-    """Whether requests are answered now, and if not why.
-
-    Attributes:
-        ready: a request sent now would be served.
-        condition: ``launching``, ``ready``, ``failed``, ``stopped``.
-        reason: why it is not ready, in one line.
-        ranks: each rank's own answer, when asked for.
-        restarts_left: how often a lost group will still be rebuilt.
-        requests: running or waiting.
-    """
-
-    ready: bool
-    condition: str
-    reason: str
-    ranks: tuple[RankHealth, ...]
-    restarts_left: int
-    requests: int
-
-
-@dataclass
-class Stall:
-    """Notices that requests run and nothing moves: no step is made, and no kernel is compiled for one.
-
-    Attributes:
-        unready_s: seconds without a step after which the group is not ready.
-        lost_s: seconds after which it is lost.
-        reason: why the group is not ready, or "".
-    """
-
-    unready_s: float
-    lost_s: float
-    reason: str = ""
-    _moved: Sequence[tuple[int, int]] = ()
-    _since: float = 0.0
-
-    def look(self, now: float, counters: Sequence[Mapping[str, int]]) -> bool:
-        """Takes note of all ranks' counters, rank 0's first. Returns whether the group must be given up."""
-        moved = [(rank.get("steps", 0), rank.get("compiling", 0)) for rank in counters]
-        running = counters[0].get("running", 0)
-        if running == 0 or moved != self._moved:
-            self._moved, self._since, self.reason = moved, now, ""
-            return False
-        stuck = now - self._since
-        self.reason = f"no step for {stuck:.0f} s while {running} requests run" if stuck >= self.unready_s else ""
-        return stuck >= self.lost_s
+log = logging.getLogger(__name__)
 
 
 class Supervisor:
@@ -124,6 +57,9 @@ class Supervisor:
         self._session: RaySession | None = None
         self._launched: Launched | None = None
         self._stopping = threading.Event()
+        self._starter: threading.Thread | None = None
+        self._idle = threading.Event()  # whether no start is under way
+        self._idle.set()
         self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -133,8 +69,16 @@ class Supervisor:
         Args:
             sockets: where the ranks meet their user, if that is the engine's way.
         """
+        self._starter, self._sockets = threading.current_thread(), sockets
+        self._idle.clear()
+        try:
+            self._start()
+        finally:
+            self._starter = None
+            self._idle.set()
+
+    def _start(self) -> None:
         began = time.time()
-        self._sockets = sockets
         self.condition = Condition.LAUNCHING
         try:
             needed = {"CPU": sum(bundle.get("CPU", 0.0) for bundle in request_for(self.config, "cpu").bundles)}
@@ -142,19 +86,22 @@ class Supervisor:
             self._ray_span = Span("Ray session", began, time.time())
             self._launch(began)
         except BaseException as error:
-            self.condition = Condition.FAILED
-            self.error = error if isinstance(error, LaunchError) else None
+            self.condition = Condition.STOPPED if self._stopping.is_set() else Condition.FAILED
+            self.error = launch_error(error)
             self._leave()
             raise
         self._watcher = threading.Thread(target=self._watch, name="raylaunch-watch", daemon=True)
         self._watcher.start()
 
     def stop(self) -> None:
-        """Ends the group and leaves Ray as it was found. May be called at any time, more than once."""
+        """Ends the group and leaves Ray as it was found. May be called at any time, more than once.
+
+        A launch that is under way, the first or a rebuild, is ended and waited for.
+        """
         self._stopping.set()
-        if self._watcher is not None and threading.current_thread() is not self._watcher:
-            while self._watcher.is_alive() and not self._broken():
-                self._watcher.join(WATCH_S)
+        if self._starter is threading.current_thread():
+            return  # from within the launch, which ends at its next step and gives back what it has made
+        self._await_others()
         with self._lock:
             launched, self._launched = self._launched, None
         if launched is not None:
@@ -166,6 +113,14 @@ class Supervisor:
         if self.condition is not Condition.FAILED:
             self.condition = Condition.STOPPED
         self._leave()
+
+    def _await_others(self) -> None:
+        """Waits until nobody launches or watches the group any more; a cluster that is broken may keep them long."""
+        while not self._idle.wait(WATCH_S) and not self._broken():
+            pass
+        if self._watcher is not None and self._watcher is not threading.current_thread():
+            while self._watcher.is_alive() and not self._broken():
+                self._watcher.join(WATCH_S)
 
     def health(self, requests: int, ask_ranks: bool = True) -> Health:
         """How the group is; asks the ranks if it runs. Never raises."""
@@ -198,7 +153,7 @@ class Supervisor:
             try:
                 launched = launch(
                     self.config, self.report, self.listener, self.given, self.config.engine.kind, self._sockets,
-                    avoid=self._lost_nodes,
+                    avoid=self._lost_nodes, stopped=self._stopping.is_set,
                 )  # fmt: skip
                 self._hand_over(launched)
                 break
@@ -219,11 +174,11 @@ class Supervisor:
                 handing = Background(lambda: self.on_up(launched.offer))
                 while not handing.done(WATCH_S):
                     if self._stopping.is_set():
-                        raise LaunchError("the engine was shut down", None, Phase.VERIFY.name)
+                        raise shut_down(Phase.VERIFY.name)
                     outcome = group.ended(0)
                     if not outcome.complete:
                         error = self._explained(group, outcome, Phase.VERIFY)
-                        self.on_down(error)
+                        self._tell_down(error)
                         raise error
                 handing.raise_if_failed()
             self.report.ready = time.time()
@@ -234,9 +189,14 @@ class Supervisor:
             raise
 
     def _explained(self, group: RankGroup, outcome: StepOutcome, phase: Phase) -> LaunchError:
+        known = loss(outcome)
         answered = set(outcome.failures) | set(outcome.deaths)
         outcome.pending = tuple(member.rank for member in group.members if member.rank not in answered)
-        return explain_failure(group, outcome, None, phase, self.config.deadlines.health)
+        try:
+            return explain_failure(group, outcome, None, phase, outcome.waited_s)
+        except Exception:  # with less evidence the group can still be ended and rebuilt
+            log.exception("the loss could not be explained")
+            return LaunchError(known, "F07", phase.name)
 
     def _may_retry(self, error: LaunchError) -> bool:
         if not error.retryable or self.restarts_left == 0 or self._stopping.is_set():
@@ -245,6 +205,13 @@ class Supervisor:
         return True
 
     def _watch(self) -> None:
+        try:
+            self._watch_until_lost_for_good()
+        except Exception as error:  # whatever it is, nobody may go on waiting for a group that nobody keeps
+            log.exception("the group cannot be kept any more")
+            self._fail(launch_error(error, Phase.SERVE.name))
+
+    def _watch_until_lost_for_good(self) -> None:
         asked = time.monotonic()
         while not self._stopping.is_set() and self._launched is not None:
             group = self._launched.group
@@ -272,9 +239,9 @@ class Supervisor:
         states = group.states(ranks, self.config.deadlines.health)
         silent = set(ranks) - set(states)
         if silent:
-            outcome.pending = tuple(sorted(silent))
+            outcome.pending, outcome.waited_s = tuple(sorted(silent)), self.config.deadlines.health
         elif self._stall.look(time.monotonic(), [states[rank].counters for rank in ranks]):
-            outcome.pending = tuple(ranks)
+            outcome.pending, outcome.waited_s = tuple(ranks), self._stall.lasts(time.monotonic())
         return outcome
 
     def _lost(self, outcome: StepOutcome) -> None:
@@ -283,7 +250,7 @@ class Supervisor:
         group = self._launched.group
         self.error = LaunchError(loss(outcome), "F07", Phase.SERVE.name)
         self.condition = Condition.LAUNCHING
-        self.on_down(self.error)  # callers need not wait for the explanation
+        self._tell_down(self.error)  # callers need not wait for the explanation
         error = self._explained(group, outcome, Phase.SERVE)
         with self._lock:
             self._launched = None
@@ -297,14 +264,22 @@ class Supervisor:
             return
         try:
             self._launch(time.time())
-        except (LaunchError, ConfigError) as again:
-            lost = again if isinstance(again, LaunchError) else LaunchError(str(again))
+        except Exception as again:
+            if self._stopping.is_set():
+                return
+            lost = launch_error(again, Phase.SERVE.name)
             self.failures.append((time.time(), lost))
             self._fail(lost)
 
     def _fail(self, error: LaunchError) -> None:
         self.condition, self.error = Condition.FAILED, error
-        self.on_down(error)
+        self._tell_down(error)
+
+    def _tell_down(self, error: LaunchError) -> None:
+        try:
+            self.on_down(error)
+        except Exception:  # the user's own: the group must be ended and rebuilt all the same
+            log.exception("the group's user could not be told of its loss")
 
     def _close(self, group: RankGroup) -> None:
         """Ends the group, unless Ray has ended before it: a SIGTERM to a whole service reaches Ray's processes too."""

@@ -8,6 +8,7 @@ from raylaunch.diagnosis import (
     Fate,
     Observation,
     cause_of_death,
+    ended_by_watchdog,
     fault_code,
     inside_collective,
     is_victim,
@@ -133,7 +134,12 @@ RAY_SIGKILL = (
             0,
             "crashed: Segmentation fault",
         ),
+        (RAY_SIGKILL, "Fatal Python error: Aborted", 1, "crashed: Aborted"),
         ("Worker exits with an exit code 3.", "", 0, "exited with code 3"),
+        ("Worker exits with an exit code 3.", "", 2, "exited with code 3"),
+        ("Worker exits with an exit code -9.", "", 2, "killed by the kernel: out of memory"),
+        ("Worker exits with an exit code 137.", "", 0, "exited with code 137: SIGKILL"),
+        ("The actor died because its node has died. Node Id: 4f2", "", 1, "its node died"),
         ("Worker exits with an exit code -6.", "", 0, "exited with code -6"),
         ("The actor died because its node has died. Node Id: 4f2", "", 0, "its node died"),
         ("Task was killed due to the node running low on memory.", "", 0, "killed by Ray: the node ran low on memory"),
@@ -146,12 +152,21 @@ def test_cause_of_death(message, log, kills, cause):
     assert cause_of_death(message, log, kills) == cause
 
 
+def test_a_rank_that_the_watchdog_has_ended_is_no_cause():
+    log = "[rank0]:[E] [PG ID 0] [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)\nFatal ..."
+    assert ended_by_watchdog(log)
+    assert not ended_by_watchdog("Fatal Python error: Aborted")
+
+
 @pytest.mark.parametrize(
     ("stack", "inside"),
     [
         ('File "/x/actors/communicator/shared_memory.py", line 9, in _wait', True),
         ('File "/y/torch/distributed/distributed_c10d.py", line 2, in barrier', True),
         ('File "/x/actors/graphs/capture.py", line 30, in capture', False),
+        ('File "/y/torch/cuda/__init__.py", line 1108, in synchronize', True),
+        ('File "/y/torch/cuda/streams.py", line 228, in synchronize', True),
+        ('File "/y/torch/cuda/__init__.py", line 400, in _lazy_init', False),
         ("", False),
     ],
 )

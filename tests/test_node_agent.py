@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from actors.node_agent import NodeAgent, process_state, threads_of
+import pytest
+
+from actors.node_agent import KillCount, NodeAgent, oom_kills, process_state, threads_of
 
 # The first thread ends by the system call alone, so that the process lives on in its second thread.
 LEADER_ENDS = """
@@ -33,3 +36,46 @@ def test_a_process_whose_first_thread_has_ended_is_still_there() -> None:
     assert NodeAgent().process_states([process.pid]) == {}  # not waited for: a zombie, which holds nothing
     process.wait()
     assert process_state(process.pid) == ""
+
+
+def test_only_recent_kills_count() -> None:
+    kills = KillCount()
+    assert kills.look(100.0, 7) == 0  # before this agent was there
+    assert kills.look(110.0, 7) == 0
+    assert kills.look(111.0, 8) == 1
+    assert kills.look(120.0, 9) == 2
+    assert kills.look(125.0, 9) == 2
+    assert kills.look(127.0, 9) == 1
+    assert kills.look(300.0, 9) == 0
+
+
+def test_a_kill_between_two_distant_looks_counts() -> None:
+    kills = KillCount()
+    kills.look(0.0, 0)
+    assert kills.look(1000.0, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({}, 0),
+        ({"proc/vmstat": "pgfault 12\noom_kill 5\n"}, 5),
+        ({"proc/vmstat": "oom_kill 5", "cgroup/memory.events": "oom 3\noom_kill 2\noom_group_kill 0\n"}, 2),
+        (
+            {
+                "proc/vmstat": "oom_kill 5",
+                "proc/self/cgroup": "0::/user/job\n",
+                "cgroup/memory.events": "oom_kill 2",
+                "cgroup/user/job/memory.events": "oom_kill 1",
+            },
+            1,
+        ),
+        ({"proc/self/cgroup": "0::/outside/of/this/container\n", "cgroup/memory.events": "oom_kill 2"}, 2),
+        ({"proc/self/cgroup": "4:memory:/a\n", "proc/vmstat": "oom_kill 5"}, 5),
+    ],
+)
+def test_kills_are_counted_as_near_to_the_ranks_as_can_be(tmp_path: Path, files: dict[str, str], count: int) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert oom_kills(tmp_path / "proc", tmp_path / "cgroup") == count

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.rank import RankProcess
+from raylaunch import placement
 from raylaunch.config import LaunchConfig
-from raylaunch.errors import ConfigError
+from raylaunch.errors import ConfigError, LaunchError
 from raylaunch.placement import (
     Node,
     Request,
@@ -168,3 +170,10 @@ def test_lost_nodes_are_avoided_where_others_can_hold_the_group(present, avoid, 
     request = Request((ONE, ONE), "STRICT_SPREAD")
     nodes = [node(name, {"CPU": 4}) for name in present]
     assert usable(request, nodes, {name * 8 for name in avoid}) == [node(name, {"CPU": 4}) for name in left]
+
+
+def test_a_placement_that_is_wanted_no_more_is_not_waited_for():
+    pending = SimpleNamespace(wait=lambda seconds: False)
+    with pytest.raises(LaunchError, match="shut down"):
+        placement._ready(pending, 3600.0, lambda: True)
+    assert not placement._ready(pending, 0.01, lambda: False)

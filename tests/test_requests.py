@@ -87,6 +87,17 @@ def test_an_error_of_the_rank_ends_the_request():
     assert running.finished
 
 
+def test_tokens_that_cannot_be_made_text_end_the_request_and_are_aborted():
+    class Broken:
+        def decode(self, ids, skip_special_tokens=True):
+            raise KeyError(ids[0])
+
+    running, arrived = request(tokenizer=Broken())
+    assert running.take(out(3))
+    assert [str(one) for one in arrived] == ["request r: its tokens cannot be made text: 3"]
+    assert running.finished
+
+
 def test_only_the_first_end_counts():
     running, arrived = request()
     running.take(out(1, finish="stop"))

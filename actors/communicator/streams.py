@@ -38,6 +38,16 @@ def padded(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(x.view(-1), (0, extra))
 
 
+def wait_for(device: torch.device) -> None:
+    """Waits until a GPU has done all it was given; on a CPU nothing is outstanding.
+
+    Where a peer does not come to an all-reduce this is where a rank stands, so that its stack, which shows this
+    folder, tells it from the rank that everybody waits for.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class NothingRecorded(NothingToRegister):
     """For communicators whose graphs hold kernels of a library, which find the peers by themselves."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from actors.communicator.base import Communicator, RecordedCall, RecordsStreams, require_capture
+from actors.communicator.streams import wait_for
 from actors.graphs.backend import GraphLabel, require_registered
 from raylaunch.errors import CaptureError, RankFault
 
@@ -101,7 +102,7 @@ class CudaGraphs:
         """See :meth:`actors.graphs.backend.GraphBackend.capture`; nothing runs, so the outputs hold nothing yet."""
         require_capture(self.communicator, str(label))
         graph = CudaPieceGraph(label, self.communicator)
-        torch.cuda.synchronize()
+        wait_for(self.device)
         # Not torch.cuda.graph(): it collects garbage and empties the cache each time, a second for every shape.
         recording = self.communicator.recording(label.round, label.shape, label.piece)
         with torch.no_grad(), torch.cuda.stream(self._stream), recording as calls:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from actors.communicator.base import Communicator
+from actors.communicator.streams import wait_for
 from actors.graphs import context
 from actors.graphs.addresses import FixedAddresses
 from actors.graphs.backend import GraphBackend
@@ -164,7 +165,9 @@ class ModelRunner:
         inputs.ids[0, :real] = torch.tensor(plan.tokens, device=self.device)
         inputs.positions[..., :real] = torch.tensor(plan.positions, device=self.device)
         batch: AttentionBatch | StaticDecodeBatch = self._batch(plan)
-        return self._run(ForwardContext(mode, plan.round, plan.shape, batch), inputs)[0]
+        result = self._run(ForwardContext(mode, plan.round, plan.shape, batch), inputs)[0]
+        wait_for(self.device)  # as the copy of the rows' numbers to the GPU would, in a place that has a name
+        return result
 
     def forward(self, plan: StepPlan, mode: Mode | None = None) -> Tensor:
         """Runs a step.

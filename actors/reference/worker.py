@@ -10,6 +10,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from actors.communicator.streams import wait_for
 from actors.reference.channel import FollowerSocket, RankZeroSockets
 from actors.reference.runner import ModelRunner
 from actors.reference.sampling import NO_TOKEN, make_generator, sample, token_logprob
@@ -137,16 +138,23 @@ class RankZeroWorker:
         return self._book(outputs)
 
     def _sample(self, step: Step, logits: Tensor) -> tuple[list[int], list[Output]]:
-        """A token for each wanting request. One that cannot be sampled fails by itself; the others go on."""
+        """A token for each wanting request. One that cannot be sampled fails by itself; the others go on.
+
+        Raises ``torch.AcceleratorError``, which is nobody's request: the GPU answers no further call.
+        """
         failures: dict[str, str] = {}
         try:
             tokens = self._draw(step.wanting, logits)
+        except torch.AcceleratorError:
+            raise
         except Exception as error:  # whatever it is, find the rows that cause it
             log.warning("sampling %d requests failed, trying one by one: %s", len(step.wanting), error)
             tokens = []
             for row, request in enumerate(step.wanting):
                 try:
                     tokens += self._draw((request,), logits[row : row + 1])
+                except torch.AcceleratorError:
+                    raise
                 except Exception as own:
                     tokens.append(NO_TOKEN)
                     failures[request.id] = f"sampling failed: {type(own).__name__}: {own}"
@@ -158,7 +166,9 @@ class RankZeroWorker:
 
     def _draw(self, requests: tuple[Request, ...], logits: Tensor) -> list[int]:
         generators = [self._generators.get(request.id) for request in requests]
-        tokens: list[int] = sample(logits, [request.submit.sampling for request in requests], generators).tolist()
+        drawn = sample(logits, [request.submit.sampling for request in requests], generators)
+        wait_for(self.runner.device)
+        tokens: list[int] = drawn.tolist()
         return tokens
 
     def _dismiss_followers(self, stop: threading.Event) -> None:
@@ -200,6 +210,7 @@ class FollowerWorker:
             while (plan := self.socket.receive(stop)) is not None and not isinstance(plan, Stop):
                 hidden = self.runner.forward(plan)
                 self.runner.logits(hidden)  # a collective where the head is divided
+                wait_for(self.runner.device)
                 self.counters.steps += 1
         except CollectiveAborted:
             if not stop.is_set():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +31,7 @@ class ReferenceFrontend:
         self._shape: ModelShape | None = None
         limit = config.engine.max_running_requests + config.engine.max_waiting_requests
         self._requests = RequestTable[RunningRequest](limit)
+        self._numbers = itertools.count()
         self._kv_tokens = 0
         self.tokenizer: Any = None
 
@@ -89,43 +92,43 @@ class ReferenceFrontend:
         ids, params, client = prepared.ids, prepared.params, self._client
         if client is None:
             raise RequestFailed("the engine is not ready: it has no ranks")
-        request = RunningRequest(request_id, ids, params, self.tokenizer, listener)
+        wire_id = f"{request_id}#{next(self._numbers)}"
+        request = RunningRequest(
+            request_id, ids, params, self.tokenizer, listener, wire_id, lambda: self._requests.remove(request_id)
+        )
         self._requests.add(request)
         try:
-            client.send(Submit(request_id, ids, params.on_wire()))
+            client.send(Submit(wire_id, ids, params.on_wire()))
         except RequestFailed:
-            self._requests.remove(request_id)
+            request.end()
             raise
         return request
 
     def forget(self, request: Running) -> None:
         assert isinstance(request, RunningRequest)
-        if not request.finished:
-            request.finished = True
-            self._requests.remove(request.request_id)
-            if self._client is not None:
-                try:
-                    self._client.send(Abort(request.request_id))
-                except RequestFailed:
-                    return
+        if request.end():
+            self._abort(request)
 
     def abort(self, request_id: str) -> bool:
-        request = self._requests.get(request_id)
-        if request is None or self._client is None:
+        request, client = self._requests.get(request_id), self._client
+        if request is None or client is None:
             return False
-        self._client.send(Abort(request_id))
+        client.send(Abort(request.wire_id))
         return True
 
     def __len__(self) -> int:
         return len(self._requests)
 
+    # ---- inside
+
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
-            request = self._requests.get(output.request_id)
-            if request is None:
-                continue
-            stopped_early = request.take(output)
-            if request.finished:
-                self._requests.remove(output.request_id)
-            if stopped_early and self._client is not None:
-                self._client.send(Abort(output.request_id))
+            request = self._requests.get(output.request_id.rpartition("#")[0])
+            if request is not None and request.wire_id == output.request_id and request.take(output):
+                self._abort(request)
+
+    def _abort(self, request: RunningRequest) -> None:
+        """Tells rank 0 that nobody waits for a request any more."""
+        if self._client is not None:
+            with contextlib.suppress(RequestFailed):  # closed meanwhile: the ranks are gone
+                self._client.send(Abort(request.wire_id))

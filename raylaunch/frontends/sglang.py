@@ -18,7 +18,7 @@ from raylaunch.errors import ConfigError, LaunchError, RankFault, RaylaunchError
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
 from raylaunch.model_check import ModelShape
 from raylaunch.protocol import Phase
-from raylaunch.requests import Chunk, RequestTable
+from raylaunch.requests import Chunk, RequestTable, tell
 from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.arguments import keeps_figures, server_arguments
 from raylaunch.sglang.detokenizer_keeper import DetokenizerKeeper
@@ -226,7 +226,7 @@ class SglangFrontend:
             ended, request.finished = request.finished, True
         if not ended:
             self._requests.remove(request.request_id)
-            request.listener(item)
+            tell(request.listener, item)
 
     # ---- inside
 

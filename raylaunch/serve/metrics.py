@@ -20,10 +20,10 @@ from prometheus_client.registry import Collector
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
 from raylaunch.engine import Engine
+from raylaunch.health import Health
 from raylaunch.protocol import Phase
 from raylaunch.serve.limits import max_concurrent
 from raylaunch.serve.watch import GroupWatch
-from raylaunch.supervisor import Health
 
 METRICS = "/metrics"
 BUCKETS_S = (

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from raylaunch.engine import Engine
-from raylaunch.supervisor import Health
+from raylaunch.health import Health
 
 FRESH_S = 1.0
 T = TypeVar("T")

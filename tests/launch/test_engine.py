@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from raylaunch import Engine, LaunchConfig, RequestError, RequestFailed
+from raylaunch import Engine, LaunchConfig, LaunchError, RequestError, RequestFailed
+from raylaunch.launch import launch
+from raylaunch.report import LaunchReport
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,14 @@ def test_abort_ends_a_request(engine: Engine) -> None:
     assert engine.abort("long")
     assert list(stream)[-1].finish_reason == "abort"
     assert not engine.abort("long")
+
+
+def test_an_id_may_be_used_again_as_soon_as_its_caller_has_the_end(engine: Engine) -> None:
+    """Rank 0 may still run a request that a stop string has ended here: its tokens are not the next one's."""
+    for _ in range(30):
+        (*_, end) = engine.stream("12+30=", max_new_tokens=200, ignore_eos=True, stop="4", request_id="again")
+        assert end.finish_reason == "stop"
+        assert "".join(chunk.text for chunk in engine.stream("7+8=", max_new_tokens=8, request_id="again")) == "15"
 
 
 def test_leaving_a_stream_frees_its_rows(engine: Engine) -> None:
@@ -173,3 +183,31 @@ def test_f07_rank_killed_while_serving(tiny: LaunchConfig, restarts: int) -> Non
             time.sleep(0.1)
         assert engine.generate("12+30=", max_new_tokens=8).text == "42"
         assert engine.health().restarts_left == 0
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_launch_that_is_wanted_no_more_gives_back_what_it_has_made(tiny: LaunchConfig) -> None:
+    """Stopped while its actors start: long before they are there."""
+    asked: list[float] = []
+
+    def stopped() -> bool:
+        asked.append(time.monotonic())
+        return len(asked) == 2
+
+    with pytest.raises(LaunchError, match="shut down") as caught:
+        launch(tiny, LaunchReport("x"), lambda *_: None, stopped=stopped)
+    assert "2 actors, 1 placement group released" in caught.value.teardown
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("clean")
+def test_a_rebuild_ends_when_the_engine_is_shut_down(tiny: LaunchConfig) -> None:
+    engine = Engine(tiny.override("restarts=1")).start()
+    os.kill(engine.report.places[1].pid, signal.SIGKILL)
+    first, end = engine.report, time.monotonic() + 60
+    while (engine.report is first or len(engine.report.steps) < 2) and time.monotonic() < end:
+        time.sleep(0.01)
+    began = time.monotonic()
+    engine.shutdown()
+    assert time.monotonic() - began < 5
+    assert engine.health().condition == "stopped"

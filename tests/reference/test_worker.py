@@ -144,6 +144,19 @@ def test_one_request_whose_sampling_fails_does_not_take_the_others_with_it(
     assert driver.worker.scheduler.taken_rows == {}
 
 
+def test_an_error_of_the_gpu_ends_the_rank_and_no_request_is_blamed(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> torch.Tensor:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(worker_module, "sample", broken)
+    worker = RankZeroWorker(runner, Scheduler(runner.limits), None)
+    worker.submit(Submit("a", [1, 2, 3], Sampling(max_new_tokens=4)))
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        worker.run_until_idle()
+
+
 @pytest.mark.parametrize("how", ["event", "message"])
 def test_stopping_takes_less_than_a_second_and_ends_every_request(driver: Driver, how: str) -> None:
     driver.send(*(Submit(str(i), [1 + i], Sampling(max_new_tokens=500)) for i in range(3)))

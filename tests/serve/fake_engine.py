@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, RankEvidence
+from raylaunch.health import Health, RankHealth
 from raylaunch.report import LaunchReport
-from raylaunch.supervisor import Health, RankHealth
 from tests.protocol.builders import PLAN
 from tests.test_report import report_of
 

@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
+from raylaunch.health import Health, RankHealth
 from raylaunch.serve import metrics as module
 from raylaunch.serve.metrics import Metrics, running_and_waiting
-from raylaunch.supervisor import Health, RankHealth
 from tests.serve.fake_engine import FakeEngine, lost
 
 

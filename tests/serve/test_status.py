@@ -20,9 +20,9 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from raylaunch.config import ServeConfig
+from raylaunch.health import Health
 from raylaunch.serve import metrics, status
 from raylaunch.serve.app import build_app
-from raylaunch.supervisor import Health
 from tests.serve.fake_engine import FakeEngine, lost
 
 FOLDER = Path(status.__file__).with_name("status")

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from raylaunch.health import Health
 from raylaunch.serve.run import bind, exposed, serve
-from raylaunch.supervisor import Health
 from tests.serve.fake_engine import FakeEngine
 from tests.sglang.conftest import CONFIG, LOST, needs_sglang, wait_until
 from tests.sglang.scripted_rank import OFFER

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raylaunch.supervisor import Stall
+from raylaunch.health import Stall
 
 
 def both(**counters: int) -> list[dict[str, int]]:
@@ -19,6 +19,7 @@ def test_no_step_while_requests_run() -> None:
     assert not stall.look(111, working)
     assert stall.reason == "no step for 11 s while 2 requests run"
     assert stall.look(160, working)
+    assert stall.lasts(160) == 60
 
 
 def test_a_step_or_an_idle_group_starts_anew() -> None:

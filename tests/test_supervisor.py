@@ -1,0 +1,202 @@
+"""The supervisor of a group: whatever goes wrong, it ends in a condition that says so."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.exceptions import GetTimeoutError, RaySystemError
+
+from raylaunch import LaunchConfig, LaunchError, supervisor
+from raylaunch import launch as launching
+from raylaunch.cluster import RaySession
+from raylaunch.errors import shut_down
+from raylaunch.group import StepOutcome
+from raylaunch.health import Condition
+from raylaunch.launch import Launched
+from raylaunch.report import LaunchReport
+from raylaunch.supervisor import Supervisor
+from tests.protocol.builders import PLAN
+from tests.scripted_group import ScriptedGroup
+
+CONFIG = LaunchConfig.default(["restarts=1"])
+
+
+class Kept:
+    """A supervisor whose launches are written in the test: each is a group, or a function that is run for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *launches: ScriptedGroup | Callable[..., Any]) -> None:
+        self.left = list(launches)
+        self.told: list[LaunchError] = []
+        self.keeper = Supervisor(CONFIG, lambda *_: None, lambda _: None, self.told.append)
+        monkeypatch.setattr(supervisor, "WATCH_S", 0.01)
+        monkeypatch.setattr(supervisor, "enter", lambda *_: RaySession())
+        monkeypatch.setattr(supervisor, "launch", self._launch)
+        monkeypatch.setattr(supervisor, "explain_failure", lambda *_: LaunchError("rank 1 died", "F07"))
+
+    def _launch(self, config: LaunchConfig, report: LaunchReport, *_: object, **more: Any) -> Launched:
+        one = self.left.pop(0)
+        group = one if isinstance(one, ScriptedGroup) else one(**more)
+        return Launched(group, report, None)  # type: ignore[arg-type]
+
+    def wait_for(self, condition: Condition, restarts_left: int = 0) -> None:
+        end = time.monotonic() + 5.0
+        while (self.keeper.condition, self.keeper.restarts_left) != (condition, restarts_left):
+            assert time.monotonic() < end, (self.keeper.condition, self.keeper.error)
+            time.sleep(0.005)
+
+
+def lose(group: ScriptedGroup) -> None:
+    group.lives.put(StepOutcome(deaths={1: "killed"}))
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def function(*_: object, **__: object) -> Any:
+        raise error
+
+    return function
+
+
+def test_a_lost_group_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = ScriptedGroup(PLAN), ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, first, second)
+    kept.keeper.start()
+    lose(first)
+    kept.wait_for(Condition.READY)
+    assert [error.headline() for error in kept.told] == ["LaunchError F07 [SERVE] rank 1 is lost"]
+    assert [str(error.summary) for _, error in kept.keeper.failures] == ["rank 1 died"]
+    kept.keeper.stop()
+    assert (first.closed, second.closed, kept.keeper.condition) == (1, 1, Condition.STOPPED)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("no such key"), "ValueError: no such key"),
+        (GetTimeoutError("late"), "GetTimeoutError: late"),
+        (LaunchError("a rule is broken", "F03"), "LaunchError F03 a rule is broken"),
+    ],
+)
+def test_a_rebuild_that_raises_anything_ends_in_failed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
+) -> None:
+    first = ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, first, raising(error))
+    kept.keeper.start()
+    lose(first)
+    kept.wait_for(Condition.FAILED)
+    assert text in kept.keeper.health(0).reason
+    assert text in kept.told[-1].headline()
+    kept.keeper.stop()
+
+
+def test_a_user_that_cannot_be_told_of_a_loss_does_not_keep_the_group_from_being_rebuilt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, first, ScriptedGroup(PLAN))
+    kept.keeper.on_down = raising(RuntimeError("Event loop is closed"))
+    kept.keeper.start()
+    lose(first)
+    kept.wait_for(Condition.READY)
+    kept.keeper.stop()
+
+
+def test_a_loss_that_cannot_be_explained_is_made_good_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, first, ScriptedGroup(PLAN))
+    monkeypatch.setattr(supervisor, "explain_failure", raising(RaySystemError("no answer")))
+    kept.keeper.start()
+    lose(first)
+    kept.wait_for(Condition.READY)
+    assert first.closed == 1
+    assert kept.keeper.failures[0][1].summary == "rank 1 is lost"
+    kept.keeper.stop()
+
+
+def test_a_watcher_that_raises_ends_in_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, group)
+    monkeypatch.setattr(RaySession, "broken", raising(OSError("too many open files")))
+    kept.keeper.start()
+    kept.wait_for(Condition.FAILED, restarts_left=1)
+    assert "too many open files" in kept.keeper.health(0).reason
+    monkeypatch.undo()
+    kept.keeper.stop()
+    assert group.closed == 1
+
+
+def test_a_first_launch_that_raises_anything_is_failed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(monkeypatch, raising(ZeroDivisionError("division by zero")))
+    with pytest.raises(ZeroDivisionError):
+        kept.keeper.start()
+    assert kept.keeper.health(0).reason == "LaunchError ZeroDivisionError: division by zero"
+
+
+def test_what_ray_fails_with_is_a_launch_error_that_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "cluster_nodes", raising(RaySystemError("the control service is gone")))
+    with pytest.raises(LaunchError, match=r"RaySystemError.*the control service is gone") as caught:
+        launching.launch(CONFIG, LaunchReport("x"), lambda *_: None)
+    assert caught.value.retryable
+
+
+def until_stopped(stopped: Callable[[], bool], **_: Any) -> Any:
+    """A launch that has hours to go."""
+    end = time.monotonic() + 5.0
+    while not stopped() and time.monotonic() < end:
+        time.sleep(0.005)
+    raise shut_down("LOAD")
+
+
+def test_a_rebuild_is_ended_when_the_engine_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, first, until_stopped)
+    kept.keeper.start()
+    lose(first)
+    kept.wait_for(Condition.LAUNCHING)
+    began = time.monotonic()
+    kept.keeper.stop()
+    assert time.monotonic() - began < 2.0
+    assert kept.keeper.condition is Condition.STOPPED
+    assert len(kept.keeper.failures) == 1
+
+
+def test_a_stop_leaves_ray_after_the_launch_that_another_thread_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def slow_to_end(stopped: Callable[[], bool], **_: Any) -> Any:
+        try:
+            until_stopped(stopped)
+        finally:
+            time.sleep(0.1)
+            events.append("given back")
+
+    kept = Kept(monkeypatch, slow_to_end)
+    monkeypatch.setattr(RaySession, "close", lambda _: events.append("left Ray"))
+
+    def start() -> None:
+        with pytest.raises(LaunchError, match="shut down"):
+            kept.keeper.start()
+
+    starter = threading.Thread(target=start)
+    starter.start()
+    kept.wait_for(Condition.LAUNCHING, restarts_left=1)
+    kept.keeper.stop()
+    starter.join()
+    assert events[:2] == ["given back", "left Ray"]
+    assert kept.keeper.condition is Condition.STOPPED
+
+
+def test_a_stop_from_within_the_launch_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def listener_stops(stopped: Callable[[], bool], **_: Any) -> Any:
+        kept.keeper.stop()
+        assert stopped()
+        raise shut_down("PLACE")
+
+    kept = Kept(monkeypatch, listener_stops)
+    with pytest.raises(LaunchError, match="shut down"):
+        kept.keeper.start()
+    assert kept.keeper.condition is Condition.STOPPED
