@@ -41,7 +41,7 @@ def explain_failure(
     Args:
         step: where ranks were that can no longer say so themselves.
         phase: the phase that failed.
-        waited_s: seconds that the step took.
+        waited_s: seconds for which the ranks that did not come were waited for; 0 if that is not known.
     """
     _take_in_ended(group, outcome)
     observations, stacks, tails = _observe_all(group, outcome)
@@ -218,7 +218,8 @@ def _summary(cause: Observation | None, waited_s: float) -> str:
         return "the launch failed and every rank says that it is fine"
     name = f"rank {cause.rank}"
     if cause.fate in (Fate.HUNG, Fate.WAITING, Fate.SILENT):
-        return f"{name} made no progress for {waited_s:.0f} s: {cause.detail}"
+        waited = f" for {waited_s:.0f} s" if waited_s else ""
+        return f"{name} made no progress{waited}: {cause.detail}"
     if cause.fate is Fate.DIED:
         return f"{name} died: {cause.detail}"
     if cause.fate is Fate.VICTIM:
