@@ -75,6 +75,17 @@ def test_endpoints(engine):
     served(engine, ask)
 
 
+def answers_to_the_lost(engine, frontend, posts):
+    """Loses the group; the answers to the requests that were running, which come at once and say so."""
+    began = time.monotonic()
+    engine.now = GONE
+    frontend.down(LOST)
+    answers = [post.result() for post in posts]
+    assert all("rank 1 is lost" in answer.text for answer in answers)
+    assert time.monotonic() - began < 1.0
+    return answers
+
+
 def test_a_lost_group(engine, frontend, rank):
     def ask(client):
         rank.hold.set()
@@ -83,14 +94,8 @@ def test_a_lost_group(engine, frontend, rank):
             operator = pool.submit(client.get, "/server_info")  # waits for the ranks in a way of its own
             wait_until(lambda: len(rank.seen) == len(LOSABLE))
             time.sleep(0.2)
-            began = time.monotonic()
-            engine.now = GONE
-            frontend.down(LOST)
-            for post in posts:
-                answer = post.result()
-                assert "rank 1 is lost" in answer.text
+            for answer in answers_to_the_lost(engine, frontend, posts):
                 assert answer.status_code == 503 or "data: [DONE]" in answer.text
-            assert time.monotonic() - began < 1.0
             assert operator.result().status_code == 503
         for path in ("/health", "/health_generate", "/v1/models", "/ready"):
             assert client.get(path).status_code == 503, path
@@ -161,14 +166,8 @@ def test_several_samples_of_a_lost_group(engine, frontend, rank, reading):
             posts = [pool.submit(client.post, path, json=body) for path, body in several]
             wait_until(lambda: len(rank.seen) == len(several) * (1 if reading else 3))
             time.sleep(0.1)
-            began = time.monotonic()
-            engine.now = GONE
-            frontend.down(LOST)
-            for post in posts:
-                answer = post.result()
-                assert "rank 1 is lost" in answer.text
+            for answer in answers_to_the_lost(engine, frontend, posts):
                 assert answer.status_code == 503 or re.search('code": ?503', answer.text)
-            assert time.monotonic() - began < 1.0
         manager = frontend.side.manager
         assert not any([manager.rid_to_state, manager.logical_rid_to_child_rids, manager.child_rid_to_logical_rid])
 
