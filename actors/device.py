@@ -57,7 +57,13 @@ def identity(spec: RankSpec, device: torch.device, prints: Mapping[str, str]) ->
     """What a rank says of itself at MEET: the fingerprint ``prints``, to which its GPU's are added."""
     gpu = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
     return Identity(
-        platform.node(), os.getpid(), str(device), spec.local_rank, gpu, {**prints, **device_prints(device)}
+        hostname=platform.node(),
+        pid=os.getpid(),
+        device=str(device),
+        local_rank=spec.local_rank,
+        gpu=gpu,
+        fingerprint={**prints, **device_prints(device)},
+        niceness=os.nice(0),
     )
 
 

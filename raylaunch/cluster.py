@@ -22,6 +22,7 @@ import psutil
 import ray
 
 from raylaunch.errors import LaunchError
+from raylaunch.protocol import NICENESS
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 AGENT_GRACE_S = 1.0
@@ -119,15 +120,16 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
                 ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level="ERROR")
             else:
                 _private_token(session)
-                ray.init(
-                    address="local",
-                    namespace=namespace,
-                    num_cpus=max(os.cpu_count() or 1, math.ceil(needed.get("CPU", 0))),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    object_store_memory=100 << 20,
-                )
+                with _workers_as_important_as_others():
+                    ray.init(
+                        address="local",
+                        namespace=namespace,
+                        num_cpus=max(os.cpu_count() or 1, math.ceil(needed.get("CPU", 0))),
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level="ERROR",
+                        object_store_memory=100 << 20,
+                    )
             host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
             session._head = (host.strip("[]"), int(port))
         _no_worker_lines()
@@ -140,6 +142,19 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
         session.close()
         raise
     return session
+
+
+@contextlib.contextmanager
+def _workers_as_important_as_others() -> Iterator[None]:
+    """Starts Ray's processes with a niceness of 0 for workers, unless the user has chosen one."""
+    if NICENESS in os.environ:
+        yield
+        return
+    os.environ[NICENESS] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(NICENESS, None)
 
 
 def _require_listener(address: str) -> None:

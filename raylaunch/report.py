@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.protocol import (
+    NICENESS,
     Arrival,
     CaptureFacts,
     CommunicatorFacts,
     Gate,
+    Identity,
     LoadFacts,
     MeasuredSize,
     Phase,
@@ -160,7 +162,7 @@ class LaunchReport:
         by_gate = {record.step.gate: record.arrivals[0].facts for record in self.steps if record.arrivals}
         if phase is Phase.PLACE:
             nodes = len({place.node for place in self.places})
-            return f"{len(self.places)} ranks on {nodes} node{'s' if nodes != 1 else ''}"
+            return f"{len(self.places)} ranks on {nodes} node{'s' if nodes != 1 else ''}{self._describe_niceness()}"
         if phase is Phase.CONNECT and isinstance(facts := by_gate.get(Gate.CONNECTED), CommunicatorFacts):
             return _describe_all_reduce(facts)
         if phase is Phase.LOAD and isinstance(facts := by_gate.get(Gate.LOADED), LoadFacts):
@@ -175,6 +177,11 @@ class LaunchReport:
         if phase is Phase.VERIFY and isinstance(facts := by_gate.get(Gate.VERIFIED), VerifyFacts):
             return _describe_verify(facts)
         return ""
+
+    def _describe_niceness(self) -> str:
+        said = [one.facts for _, arrivals in self.facts(Gate.MEET) for one in arrivals]
+        nicest = max((one.niceness for one in said if isinstance(one, Identity)), default=0)
+        return f"; at nice {nicest}, behind other processes: start Ray with {NICENESS}=0" if nicest > 0 else ""
 
     def _describe_capture(self) -> str:
         shapes: dict[str, set[int]] = {}

@@ -77,6 +77,17 @@ def test_a_launch_without_graphs():
     ]
 
 
+def test_ranks_that_come_after_other_processes():
+    report = report_of()
+    (index,) = [i for i, record in enumerate(report.steps) if record.step.gate is Gate.MEET]
+    record = report.steps[index]
+    nice = [replace(one, facts=replace(one.facts, niceness=15 * one.rank)) for one in record.arrivals]
+    report.steps[index] = replace(record, arrivals=tuple(nice))
+    assert report.describe(Phase.PLACE) == (
+        "2 ranks on 2 nodes; at nice 15, behind other processes: start Ray with RAY_worker_niceness=0"
+    )
+
+
 def test_table():
     lines = [line for line in report_of().table().splitlines() if line.strip()]
     assert lines[0].strip().startswith("tiny: ready after ")

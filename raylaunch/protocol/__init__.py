@@ -8,6 +8,7 @@ is imported here, so every launch can be replayed in a unit test.
 """
 
 from raylaunch.protocol.facts import (
+    NICENESS,
     CaptureFacts,
     CommunicatorFacts,
     Facts,
@@ -38,6 +39,7 @@ from raylaunch.protocol.phases import (
 from raylaunch.protocol.rounds import RoundName, RoundPlan
 
 __all__ = [
+    "NICENESS",
     "Arrival",
     "CaptureFacts",
     "CommunicatorFacts",

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from raylaunch.protocol.rounds import RoundPlan
 
+NICENESS = "RAY_worker_niceness"
+"""Ray's variable for how nice its workers are, 15 unless it is set where Ray is started."""
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -19,6 +22,7 @@ class Identity:
         local_rank: index among the group's ranks on its node.
         gpu: uuid of its GPU, as CUDA names it; "" on a CPU.
         fingerprint: versions, settings and environment that must be equal on all ranks.
+        niceness: of the thread that computes; above 0 it comes after whatever else its node does.
     """
 
     hostname: str
@@ -27,6 +31,7 @@ class Identity:
     local_rank: int
     gpu: str = ""
     fingerprint: Mapping[str, str] = field(default_factory=dict)
+    niceness: int = 0
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,18 @@ def test_faults_are_named(two_ranks: LaunchConfig, fault: str, code: str, phase:
     assert [one.device for one in caught.value.ranks] == ["gpu 0", "gpu 1" if gpus() > 1 else "gpu 0"]
 
 
+@pytest.mark.parametrize(
+    ("at", "phase"), [("capture prefill 32 2", "CAPTURE"), ("capture decode", "CAPTURE"), ("verify", "VERIFY")]
+)
+def test_a_hang_is_blamed_on_the_rank_that_hangs(two_ranks: LaunchConfig, at: str, phase: str) -> None:
+    """The peer waits meanwhile, at a gate or on its GPU for a sum that never comes: it must not be blamed."""
+    settings = ("capture.granularity=shape", "deadlines.capture=20", "deadlines.verify=20")
+    with pytest.raises(LaunchError) as caught:
+        Engine(two_ranks.override(f"faults=[{{action: sleep, rank: 1, at: {at}}}]", *settings)).start()
+    assert (caught.value.code, caught.value.phase, caught.value.rank) == ("F08", phase, 1), caught.value
+    assert "time.sleep" in caught.value.ranks[1].stacks
+
+
 def test_f17_a_table_of_just_the_planned_inputs_is_large_enough(two_ranks: LaunchConfig) -> None:
     texts, _ = answers(two_ranks.override("communicator.table_rows=24"))
     assert texts == [str(a + b) for a, b in SUMS]
