@@ -1,4 +1,4 @@
-"""Ray Serve from Python: one replica with its own rank group, asked over HTTP, then shut down.
+"""Ray Serve from Python: one replica with its own rank group, asked over HTTP, drained and shut down.
 
 Needs ``pip install 'raylaunch[serve]'``. On a cluster, ``serve run`` and ``serve deploy`` do the same from a shell:
 
@@ -28,7 +28,8 @@ def main() -> None:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/generate", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         print(json.load(answer))
-    serve.shutdown()  # running answers end first; the ranks and their placement group go
+    serve.delete("tiny")  # running answers end first; the ranks and their placement group go
+    serve.shutdown()  # would cut them: it kills the proxies at once
     ray.shutdown()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -24,6 +26,7 @@ from raylaunch.serve.deployment import app, application
 from tests.head import ROOT, Head, free_ports
 
 EXAMPLE = ROOT / "examples" / "serve" / "tiny.yaml"
+NONE = EXAMPLE.with_name("none.yaml")
 SERVES_OWN = {"actor-ServeController", "actor-ProxyActor"}
 
 
@@ -76,6 +79,27 @@ class Served:
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"content-type": "application/json"})
         return urllib.request.urlopen(request, timeout=60)
+
+    @contextlib.contextmanager
+    def streaming(self, tokens: int) -> Iterator[list[bytes]]:
+        """The lines of an answer that has begun. They grow meanwhile; after the block it has ended, cut or not."""
+        lines: list[bytes] = []
+        started = threading.Event()
+
+        def follow() -> None:
+            sampling = {"max_new_tokens": tokens, "ignore_eos": True}
+            answer = self.ask(text="1+1=", sampling_params=sampling, stream=True)
+            with answer, contextlib.suppress(http.client.HTTPException, ConnectionError):
+                for line in answer:
+                    lines.append(line)
+                    started.set()
+
+        client = threading.Thread(target=follow)
+        client.start()
+        assert started.wait(30)
+        yield lines
+        client.join(60)
+        assert not client.is_alive()
 
     def add(self, left: int, right: int) -> str:
         answer = json.load(self.ask(text=f"{left}+{right}=", sampling_params={"max_new_tokens": 8}))
@@ -169,25 +193,25 @@ class TestTwoReplicas:
         served.wait(lambda: served.status("wrong").get("status") == "DEPLOY_FAILED")
         assert "capture.enabeld = False: unknown key; did you mean 'enabled'?" in served.status("wrong")["message"]
 
-    def test_it_drains_and_leaves_nothing(self, served: Served) -> None:
-        long = {"max_new_tokens": 1500, "ignore_eos": True}
-        lines: list[bytes] = []
-        started = threading.Event()
-
-        def follow() -> None:
-            with served.ask(text="1+1=", sampling_params=long, stream=True) as answer:
-                for line in answer:
-                    lines.append(line)
-                    started.set()
-
-        client = threading.Thread(target=follow)
-        client.start()
-        assert started.wait(30)
-        served.serve("shutdown", "-y")
-        client.join(60)
+    def test_taking_the_application_away_lets_a_stream_end(self, served: Served) -> None:
+        with served.streaming(tokens=2000) as lines, ThreadPoolExecutor(1) as operator:
+            command = operator.submit(served.serve, "deploy", str(NONE))
+            served.wait(lambda: served.status("tiny").get("status") == "DELETING")
+            seen = len(lines)
+            command.result(60)
+        print(f"Serve began to stop it after {seen} of {len(lines)} lines")
         assert lines[-2:] == [b"data: [DONE]\n", b"\n"], "the answer that ran was finished"
-        served.wait(lambda: not served.ranks())
+        assert seen < len(lines), "it had ended before Serve began to stop it: that shows nothing"
         served.wait(lambda: served.held() == set(), 30)
+
+    def test_serve_shutdown_in_the_middle_of_a_stream_leaves_nothing(self, served: Served) -> None:
+        """Serve kills its proxies at once, and the stream with them: nobody is promised its end."""
+        served.deploy()
+        served.wait(served.running)
+        with served.streaming(tokens=2000):
+            served.serve("shutdown", "-y")
+        served.wait(lambda: not served.ranks())
+        served.wait(lambda: served.head.held() == set(), 30)
 
 
 @pytest.mark.slow
