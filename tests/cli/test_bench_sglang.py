@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import psutil
 import pytest
 
 from raylaunch.commands.bench.sglang import show
@@ -16,7 +17,7 @@ import http.server, json, sys, time
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        time.sleep(len(asked["input_ids"]) / 10_000)
+        time.sleep(len(asked["input_ids"]) / (3_333 if "slow" in sys.argv else 10_000))
         body = json.dumps({"meta_info": {"completion_tokens": asked["sampling_params"]["max_new_tokens"]}}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
@@ -27,17 +28,24 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 WORK = Work(lengths=(100, 400), repeat=3, concurrent=2, new_tokens=5, vocabulary=1000)
 
 
-def test_a_server_is_started_measured_and_ended(tmp_path):
-    measured = measure(lambda port: [sys.executable, "-c", SERVER, str(port)], tmp_path / "log", WORK)
-    assert 0 < measured.ready_s < 30
-    assert measured.prefill_ms[100] >= 10
-    assert measured.prefill_ms[400] >= 40
-    assert measured.decode_tokens_per_s > 0
+def server(*options):
+    return lambda port: [sys.executable, "-c", SERVER, str(port), *options]
+
+
+def test_servers_are_started_measured_in_turn_and_ended(tmp_path):
+    measured = measure({"one": server(), "slow": server("slow")}, tmp_path, WORK)
+    for factor, name in ((1, "one"), (3, "slow")):
+        assert 0 < measured[name].ready_s < 30
+        assert measured[name].prefill_ms[100] >= 10 * factor
+        assert measured[name].prefill_ms[400] >= 40 * factor
+        assert measured[name].decode_tokens_per_s > 0
+    running = {word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ()}
+    assert SERVER not in running
 
 
 def test_a_server_that_ends_is_an_error_with_its_last_words(tmp_path):
     with pytest.raises(LaunchError, match="ended with code 3") as caught:
-        measure(lambda port: [sys.executable, "-c", "print('no memory'); exit(3)"], tmp_path / "log", WORK)
+        measure({"one": lambda port: [sys.executable, "-c", "print('no memory'); exit(3)"]}, tmp_path, WORK)
     assert "no memory" in str(caught.value)
 
 

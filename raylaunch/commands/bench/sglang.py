@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -19,7 +18,7 @@ from raylaunch.commands.progress import stderr_console
 from raylaunch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raylaunch.commands.bench.timed_server import Served
+    from raylaunch.commands.bench.timed_server import Command, Served
     from raylaunch.config import LaunchConfig
 
 
@@ -32,6 +31,9 @@ def bench_sglang(
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each of them generates.")] = 64,
     warm: Annotated[bool, typer.Option(help="First start one untimed, to fill the caches of kernels.")] = True,
     starts: Annotated[int, typer.Option(min=1, help="How often each is started, in turn; the medians count.")] = 2,
+    together: Annotated[
+        bool, typer.Option(help="Have both up and ask them in turn: each needs half of the memory.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Compare raylaunch with SGLang's own launcher: time to ready, prefill latency, decode throughput."""
@@ -52,16 +54,17 @@ def bench_sglang(
             servers = commands(chosen, Path(folder))
             if warm:
                 stderr_console().print("sglang, untimed")
-                measure(servers["sglang"], Path(folder) / "warm.log", work.shortest())
-            for name, command in [*servers.items()] * starts:
-                measured = measure(command, Path(folder) / f"{name}.log", work)
-                stderr_console().print(f"{name}: {measured}")
-                figures.setdefault(name, []).append(measured)
+                measure({"sglang": servers["sglang"]}, Path(folder), work.shortest())
+            at_once = [servers] if together else [{name: command} for name, command in servers.items()]
+            for group in at_once * starts:
+                for name, measured in measure(group, Path(folder), work).items():
+                    stderr_console().print(f"{name}: {measured}")
+                    figures.setdefault(name, []).append(measured)
         typer.echo("\n".join(show(machine, figures)))
         write_figures(json_file, machine, {name: [asdict(one) for one in each] for name, each in figures.items()})
 
 
-def commands(config: LaunchConfig, folder: Path) -> dict[str, Callable[[int], list[str]]]:
+def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
     """How each server is started on a port. Both get the same server arguments."""
     import sys
 

@@ -1,4 +1,4 @@
-"""Starts a server in a process group of its own, measures it over HTTP, and ends it. The same for every server."""
+"""Starts servers in process groups of their own, measures them over HTTP, and ends them: all in the same way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,46 +72,65 @@ class Work:
         return replace(self, lengths=self.lengths[:1], repeat=1)
 
 
-def measure(command: Callable[[int], list[str]], log: Path, work: Work) -> Served:
-    """Starts a server, measures it and ends it.
+Command = Callable[[int], list[str]]
+"""The command line of a server, given its port."""
+
+
+def measure(servers: Mapping[str, Command], folder: Path, work: Work) -> dict[str, Served]:
+    """Starts servers one after another, sends the same requests to each of them in turn, and ends them.
+
+    Several can be told apart by less than what the machine's speed changes by meanwhile. Each must leave the others
+    their part of the GPUs' memory.
 
     Args:
-        command: its command line, given its port.
-        log: file that gets what it prints.
+        servers: by name.
+        folder: gets what each prints, in ``<name>.log``.
     Raises:
-        LaunchError: it did not start, or did not answer.
+        LaunchError: one did not start, or did not answer.
     """
-    draw = random.Random(0)  # the same prompts for every server
+    draw = random.Random(0)  # the same prompts at every start
 
-    def prompt(length: int) -> list[int]:
-        return [draw.randrange(FIRST_TOKEN_ID, work.vocabulary) for _ in range(length)]
+    def prompts(count: int, length: int) -> list[list[int]]:
+        return [[draw.randrange(FIRST_TOKEN_ID, work.vocabulary) for _ in range(length)] for _ in range(count)]
 
-    port = free_port()
-    with running(command(port), log) as (process, began):
-        wait_for_answer(process, port, prompt(4), log)
-        ready_s = time.monotonic() - began
-        prefill = {one: prefill_ms(port, [prompt(one) for _ in range(work.repeat + 1)]) for one in work.lengths}
-        rounds = [[prompt(DECODE_PROMPT) for _ in range(work.concurrent)] for _ in range(ROUNDS + 1)]
-        rates = [tokens_per_s(port, prompts, work.new_tokens) for prompts in rounds]
-    return Served(ready_s, prefill, median_high(rates[1:]))
+    ports, ready_s = {}, {}
+    with contextlib.ExitStack() as stack:
+        for name, command in servers.items():
+            log = folder / f"{name}.log"
+            ports[name] = free_port()
+            process, began = stack.enter_context(running(command(ports[name]), log))
+            wait_for_answer(process, ports[name], prompts(1, 4)[0], log)
+            ready_s[name] = time.monotonic() - began
+        prefill = {one: prefill_ms(ports, prompts(work.repeat + 1, one)) for one in work.lengths}
+        rounds = [prompts(work.concurrent, DECODE_PROMPT) for _ in range(ROUNDS + 1)]
+        rates = tokens_per_s(ports, rounds, work.new_tokens)
+    return {
+        name: Served(ready_s[name], {length: took[name] for length, took in prefill.items()}, rates[name])
+        for name in servers
+    }
 
 
-def prefill_ms(port: int, prompts: Sequence[list[int]]) -> float:
-    """Median milliseconds of requests of one token; the first is not counted."""
-    took = []
+def prefill_ms(ports: Mapping[str, int], prompts: Sequence[list[int]]) -> dict[str, float]:
+    """By server, median milliseconds of requests of one token; the first is not counted."""
+    took: dict[str, list[float]] = {name: [] for name in ports}
     for prompt in prompts:
-        began = time.perf_counter()
-        generate(port, prompt, 1)
-        took.append((time.perf_counter() - began) * 1e3)
-    return median_high(took[1:])
+        for name, port in ports.items():
+            began = time.perf_counter()
+            generate(port, prompt, 1)
+            took[name].append((time.perf_counter() - began) * 1e3)
+    return {name: median_high(each[1:]) for name, each in took.items()}
 
 
-def tokens_per_s(port: int, prompts: Sequence[list[int]], new_tokens: int) -> float:
-    """New tokens per second of requests that are all sent at once."""
-    with ThreadPoolExecutor(len(prompts)) as pool:
-        began = time.perf_counter()
-        counts = list(pool.map(lambda prompt: generate(port, prompt, new_tokens), prompts))
-        return sum(counts) / (time.perf_counter() - began)
+def tokens_per_s(ports: Mapping[str, int], rounds: Sequence[list[list[int]]], new_tokens: int) -> dict[str, float]:
+    """By server, median new tokens per second of a round of requests sent at once; the first round is not counted."""
+    rates: dict[str, list[float]] = {name: [] for name in ports}
+    for prompts in rounds:
+        for name, port in ports.items():
+            with ThreadPoolExecutor(len(prompts)) as pool:
+                began = time.perf_counter()
+                count = sum(pool.map(lambda prompt, port=port: generate(port, prompt, new_tokens), prompts))
+                rates[name].append(count / (time.perf_counter() - began))
+    return {name: median_high(each[1:]) for name, each in rates.items()}
 
 
 def generate(port: int, prompt: list[int], new_tokens: int, timeout_s: float = ANSWER_S) -> int:
