@@ -26,6 +26,7 @@ class RankState:
         waiting: whether it stands at a gate.
         activity: what it reported last, such as ``loading 12 of 40 tensors``.
         progress: grows with every report and every gate: a rank whose count grows is not hung.
+        gates: how many it has come to, those included that it may pass alone: who has come to fewest is behind.
         serving: whether the last gate was released.
         counters: figures of the running engine.
     """
@@ -35,6 +36,7 @@ class RankState:
     waiting: bool
     activity: str
     progress: int
+    gates: int
     serving: bool
     counters: dict[str, int]
 
@@ -53,6 +55,7 @@ class RankGate:
         self._left = time.time()
         self._activity = "starting"
         self._progress = 0
+        self._gates = 0
         self._serving = False
 
     # ---- the rank's own thread
@@ -73,6 +76,7 @@ class RankGate:
     ) -> Release:
         """Reports an arrival and blocks until the driver releases it; returns all ranks' offers."""
         step = Step(gate, round, shape, iteration)
+        self._gates += 1
         if gate is Gate.ITERATION and iteration is not None and not self.plan.stops_at(round or "", iteration):
             self.progress(f"capturing {step}")
             return Release(step, ())
@@ -153,6 +157,7 @@ class RankGate:
             waiting,
             self._activity,
             self._progress,
+            self._gates,
             self._serving,
             self.read_counters(),
         )

@@ -48,6 +48,7 @@ class Observation:
         when: seconds since the epoch at which it happened, 0 if unknown.
         step: where it was.
         code: fault number, if the rank knew it.
+        gates: how many gates it had come to, 0 if unknown.
     """
 
     rank: int
@@ -56,6 +57,7 @@ class Observation:
     when: float = 0.0
     step: Step | None = None
     code: str | None = None
+    gates: int = 0
 
 
 def is_victim(failure: Failure) -> bool:
@@ -64,12 +66,12 @@ def is_victim(failure: Failure) -> bool:
 
 
 def root_cause(observations: Sequence[Observation]) -> Observation | None:
-    """The rank to blame: by fate, then by time, then by rank. None if all have arrived."""
+    """The rank to blame: by fate, by time, by who is furthest behind, by rank. None if all have arrived."""
     order = list(Fate)
     suspects = [one for one in observations if one.fate not in (Fate.ARRIVED, Fate.WAITING)]
     if not suspects:
         suspects = [one for one in observations if one.fate is Fate.WAITING]
-    return min(suspects, key=lambda one: (order.index(one.fate), one.when, one.rank), default=None)
+    return min(suspects, key=lambda one: (order.index(one.fate), one.when, one.gates, one.rank), default=None)
 
 
 def fault_code(cause: Observation, phase: Phase) -> str | None:

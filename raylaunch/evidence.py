@@ -188,10 +188,9 @@ def _observe_reported(group: RankGroup, rank: int, outcome: StepOutcome, tails: 
 def _observe_answering(rank: int, state: RankState, stack: str) -> Observation:
     """A rank that has not come and says what it is doing."""
     if inside_collective(stack):
-        return Observation(
-            rank, Fate.WAITING, f"waits for its peers in a collective ({state.activity})", step=state.step
-        )
-    return Observation(rank, Fate.HUNG, f"still busy: {state.activity}", step=state.step)
+        detail = f"waits for its peers in a collective ({state.activity})"
+        return Observation(rank, Fate.WAITING, detail, step=state.step, gates=state.gates)
+    return Observation(rank, Fate.HUNG, f"still busy: {state.activity}", step=state.step, gates=state.gates)
 
 
 def _observe_silent(group: RankGroup, rank: int, stacks: dict[int, str], tails: dict[int, str]) -> Observation:

@@ -50,6 +50,13 @@ def test_root_cause(fates, blamed):
     assert (cause and cause.rank) == blamed
 
 
+@pytest.mark.parametrize("fate", [HUNG, WAITING])
+@pytest.mark.parametrize(("gates", "blamed"), [((5, 4), 1), ((4, 5), 0), ((4, 4), 0), ((5, 6, 4), 2)])
+def test_of_ranks_that_do_the_same_the_one_behind_is_to_blame(fate, gates, blamed):
+    """A rank that may pass gates alone stands in native code for want of a peer that passed fewer."""
+    assert root_cause([Observation(rank, fate, gates=passed) for rank, passed in enumerate(gates)]).rank == blamed
+
+
 @pytest.mark.parametrize("culprit", [DIED, FAILED, SILENT, HUNG])
 def test_a_healthy_rank_is_not_blamed_because_it_spoke_first(culprit):
     """When a node dies its peers' collectives break seconds before Ray says so."""

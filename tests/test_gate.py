@@ -150,3 +150,4 @@ def test_granularity_decides_where_a_rank_stops_but_never_lets_a_third_iteration
         rank.join(PATIENCE_S)
         assert not rank.is_alive()
     assert gate.state().progress >= 3
+    assert gate.state().gates == 3

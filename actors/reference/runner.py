@@ -144,6 +144,7 @@ class ModelRunner:
 
         Returns hidden states ``[1, shape, hidden]``, meaningless and overwritten by the next pass.
         """
+        wait_for(self.device)  # as what is copied to the GPU below would, in a place that has a name
         inputs = self._static(round_, shape)
         inputs.ids.zero_()
         inputs.positions.zero_()

@@ -7,7 +7,7 @@ import sys
 import psutil
 import pytest
 
-from raylaunch.commands.bench.sglang import show
+from raylaunch.commands.bench.sglang import groups, show
 from raylaunch.commands.bench.timed_server import Served, Work, measure
 from raylaunch.commands.machine import describe_machine
 from raylaunch.errors import LaunchError
@@ -47,6 +47,13 @@ def test_a_server_that_ends_is_an_error_with_its_last_words(tmp_path):
     with pytest.raises(LaunchError, match="ended with code 3") as caught:
         measure({"one": lambda port: [sys.executable, "-c", "print('no memory'); exit(3)"]}, tmp_path, WORK)
     assert "no memory" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("together", "order"), [(False, [["a"], ["b"], ["a"], ["b"]]), (True, [["a", "b"], ["b", "a"]])]
+)
+def test_the_order_of_starts(together, order):
+    assert [list(group) for group in groups({"a": server(), "b": server()}, 2, together)] == order
 
 
 def test_a_ratio_above_one_is_for_raylaunch():

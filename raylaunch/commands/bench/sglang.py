@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -55,13 +56,24 @@ def bench_sglang(
             if warm:
                 stderr_console().print("sglang, untimed")
                 measure({"sglang": servers["sglang"]}, Path(folder), work.shortest())
-            at_once = [servers] if together else [{name: command} for name, command in servers.items()]
-            for group in at_once * starts:
+            for group in groups(servers, starts, together):
                 for name, measured in measure(group, Path(folder), work).items():
                     stderr_console().print(f"{name}: {measured}")
                     figures.setdefault(name, []).append(measured)
         typer.echo("\n".join(show(machine, figures)))
         write_figures(json_file, machine, {name: [asdict(one) for one in each] for name, each in figures.items()})
+
+
+def groups(servers: Mapping[str, Command], starts: int, together: bool) -> list[dict[str, Command]]:
+    """What is measured one after another; those of one group are up at the same time.
+
+    Together they are started in an order that is turned round each time: where a process comes to lie on a machine
+    with busy processors is decided at its start.
+    """
+    one_way = dict(servers)
+    if together:
+        return [one_way if start % 2 == 0 else dict(reversed(one_way.items())) for start in range(starts)]
+    return [{name: command} for name, command in one_way.items()] * starts
 
 
 def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
