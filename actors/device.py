@@ -63,7 +63,7 @@ def identity(spec: RankSpec, device: torch.device, prints: Mapping[str, str]) ->
         local_rank=spec.local_rank,
         gpu=gpu,
         fingerprint={**prints, **device_prints(device)},
-        niceness=os.nice(0),
+        niceness=os.nice(0) if device.type == "cuda" else 0,
     )
 
 

@@ -1,4 +1,7 @@
-"""The priority of a rank's threads: Ray starts its workers at nice 15, behind everything else that a node does."""
+"""The priority of a rank's threads: Ray starts its workers at nice 15, behind everything else that a node does.
+
+A GPU waits for the processor that gives it work. Ranks on CPUs stay behind: Ray itself needs what they compute on.
+"""
 
 from __future__ import annotations
 

@@ -105,7 +105,8 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
     """Uses the session of this process, else joins ``address`` or ``RAY_ADDRESS``, else starts a private cluster.
 
     Args:
-        needed: resources that a private cluster must offer; more CPUs than the machine has are only a number.
+        needed: resources that a private cluster must offer; more CPUs than the machine has are only a number, and Ray
+            finds GPUs by itself.
     Raises:
         LaunchError: no cluster answers at the address.
     """
@@ -120,7 +121,7 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
                 ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level="ERROR")
             else:
                 _private_token(session)
-                with _workers_as_important_as_others():
+                with _workers_as_important_as_others() if needed.get("GPU") else contextlib.nullcontext():
                     ray.init(
                         address="local",
                         namespace=namespace,
@@ -146,7 +147,7 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
 
 @contextlib.contextmanager
 def _workers_as_important_as_others() -> Iterator[None]:
-    """Starts Ray's processes with a niceness of 0 for workers, unless the user has chosen one."""
+    """Starts Ray with a niceness of 0 for its workers, unless the user has chosen one: see :mod:`actors.priority`."""
     if NICENESS in os.environ:
         yield
         return

@@ -81,7 +81,8 @@ class Supervisor:
         began = time.time()
         self.condition = Condition.LAUNCHING
         try:
-            needed = {"CPU": sum(bundle.get("CPU", 0.0) for bundle in request_for(self.config, "cpu").bundles)}
+            bundles = request_for(self.config, "cuda" if self.config.engine.device == "cuda" else "cpu").bundles
+            needed = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
             self._session = enter(self.config.placement.address, needed, self.config.placement.namespace)
             self._ray_span = Span("Ray session", began, time.time())
             self._launch(began)

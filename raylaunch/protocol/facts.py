@@ -22,7 +22,7 @@ class Identity:
         local_rank: index among the group's ranks on its node.
         gpu: uuid of its GPU, as CUDA names it; "" on a CPU.
         fingerprint: versions, settings and environment that must be equal on all ranks.
-        niceness: of the thread that computes; above 0 it comes after whatever else its node does.
+        niceness: of the thread that gives a GPU its work; above 0 it comes after whatever else its node does.
     """
 
     hostname: str

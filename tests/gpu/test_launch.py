@@ -36,6 +36,7 @@ def test_two_ranks_register_their_inputs(two_ranks: LaunchConfig) -> None:
     met = [arrival.facts for arrival in engine.report.facts(Gate.MEET)[0][1]]
     assert [one.device for one in met] == (["cuda:0", "cuda:1"] if gpus() > 1 else ["cuda:0"] * 2)
     assert len({one.gpu for one in met} - {""}) == min(2, gpus())
+    assert {one.niceness for one in met} == {0}, "Ray starts workers at 15"
     for name in ("GPU", "version of the GPU driver", "version of NCCL"):
         assert met[0].fingerprint[name] == met[1].fingerprint[name] != "unknown"
 
