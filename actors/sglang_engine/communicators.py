@@ -37,18 +37,25 @@ def active() -> list[Any]:
 
 
 class Warnings(logging.Handler):
-    """Why SGLang makes no custom all-reduce: it only warns. A context, around what makes it."""
+    """Why SGLang makes no custom all-reduce: it only warns. A context, around what makes it.
+
+    Inside it there are warnings whatever SGLang's log level is.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
+        self._log = logging.getLogger(LOG)
+        self._level = self._log.level
         self._texts: dict[str, None] = {}  # in order, each once: every group of ranks says it anew
 
     def __enter__(self) -> Warnings:
-        logging.getLogger(LOG).addHandler(self)
+        self._log.addHandler(self)
+        self._log.setLevel(min(logging.WARNING, self._log.getEffectiveLevel()))
         return self
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger(LOG).removeHandler(self)
+        self._log.removeHandler(self)
+        self._log.setLevel(self._level)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes note of a warning about the custom all-reduce, without how to silence it."""

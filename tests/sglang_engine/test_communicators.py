@@ -101,6 +101,14 @@ def test_kinds_of_gpus_are_refused_on_cpus(made):
         communicators.connected(spec("jit", device="cpu"), "")
 
 
+@pytest.fixture
+def sglang_log():
+    log = logging.getLogger("sglang")
+    before = log.level
+    yield log
+    log.setLevel(before)
+
+
 @pytest.mark.parametrize(
     ("said", "off", "reason"),
     [
@@ -112,11 +120,14 @@ def test_kinds_of_gpus_are_refused_on_cpus(made):
         ([], True, "SGLang has settled its argument disable_custom_all_reduce to be true"),
     ],
 )
-def test_the_reason_is_what_sglang_has_warned_of(said, off, reason):
+@pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
+def test_the_reason_is_what_sglang_has_warned_of(said, off, reason, level, sglang_log):
+    sglang_log.setLevel(level)
     with communicators.Warnings() as warnings:
         for logger, text in said:
             logging.getLogger(logger).warning(text)
-    logging.getLogger(UTILS).warning("custom_all_reduce: said later")
+    assert logging.getLogger(UTILS).getEffectiveLevel() == level
+    logging.getLogger(UTILS).critical("custom_all_reduce: said later")
     assert warnings.reason(off) == reason
 
 
