@@ -65,7 +65,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     """Connects, measures, passes the gates that are left, and waits for the stop."""
     torch.set_num_threads(spec.config.engine.threads)
     sizes, repeats = tuple(json.loads(os.environ[SIZES])), int(os.environ[REPEATS])
-    with Connection(spec, Path()) as connection:
+    with Connection(spec, Path(spec.config.model.path).expanduser()) as connection:
         device = meet(connection, gate)
         dtype = DTYPES.get(spec.config.model.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
         arena = arena_bytes_needed(spec.config.communicator.max_bytes, 1, 1, max(sizes), 1) + ARENA_SPARE

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,13 +31,17 @@ OF_A_NODE = ("_IFNAME", "_HOSTID")  # names of interfaces and hosts differ from 
 SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
-def fingerprint(spec: RankSpec) -> dict[str, str]:
-    """Versions, processor, a digest of the configuration, and the environment variables that change results."""
+def fingerprint(spec: RankSpec, model: Path) -> dict[str, str]:
+    """Versions, processor, a digest of the configuration, and the environment variables that change results.
+
+    Args:
+        model: the model's folder on this node.
+    """
     prints = {f"version of {name}": package_version(name) for name in PACKAGES}
     prints["version of python"] = platform.python_version()
     prints["processor"] = platform.machine()
     prints["configuration"] = hashlib.sha256(spec.config.model_dump_json().encode()).hexdigest()[:16]
-    prints["model files"] = model_digest(spec.config.model.path)
+    prints["model files"] = model_digest(model)
     return prints | environment_prints(os.environ, spec.group)
 
 
@@ -63,16 +68,27 @@ def package_version(name: str) -> str:
         return "absent"
 
 
-def model_digest(path: str) -> str:
-    """Digest of the model folder's file names and sizes and of its config.json; ``not a folder`` for a Hub name."""
-    if not os.path.isdir(path):
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder of the Hub's local cache holds; None for any other folder."""
+    cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.name if cached else None
+
+
+def model_digest(folder: Path) -> str:
+    """What model is in the folder; ``not a folder`` if there is none.
+
+    Of a Hub model it is the commit: nodes differ in what of it they have fetched already. Of another it is a digest of
+    the files' names and sizes and of ``config.json``.
+    """
+    if not folder.is_dir():
         return "not a folder"
+    if commit := commit_of(folder):
+        return f"commit {commit}"
     digest = hashlib.sha256()
-    for name in sorted(os.listdir(path)):
-        if name.endswith((".json", ".safetensors")):
-            digest.update(f"{name} {os.path.getsize(os.path.join(path, name))}\n".encode())
-    config = os.path.join(path, "config.json")
-    if os.path.isfile(config):
-        with open(config, "rb") as file:
-            digest.update(file.read())
+    for file in sorted(folder.iterdir()):
+        if file.name.endswith((".json", ".safetensors")):
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+    config = folder / "config.json"
+    if config.is_file():
+        digest.update(config.read_bytes())
     return digest.hexdigest()[:16]

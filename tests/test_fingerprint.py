@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from actors.device import device_prints, driver_version
-from actors.fingerprint import environment_prints
+from actors.fingerprint import commit_of, environment_prints, model_digest
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,25 @@ def test_f19_a_secret_is_compared_and_not_shown(name):
 def test_a_cpu_has_no_prints_of_a_gpu_and_no_driver_is_no_crash():
     assert device_prints(torch.device("cpu")) == {}
     assert driver_version()
+
+
+def test_f19_of_a_folder_names_sizes_and_configuration_are_compared(tmp_path):
+    assert model_digest(tmp_path / "Qwen" / "Qwen3-8B") == "not a folder"
+    (tmp_path / "config.json").write_text("{}")
+    digests = [model_digest(tmp_path)]
+    (tmp_path / "config.json").write_text("[]")
+    digests.append(model_digest(tmp_path))
+    (tmp_path / "model.safetensors").write_text("w")
+    digests.append(model_digest(tmp_path))
+    (tmp_path / "README.md").touch()
+    assert len(set(digests)) == 3
+    assert model_digest(tmp_path) == digests[-1]
+    assert commit_of(tmp_path) is None
+
+
+def test_f19_of_a_hub_model_the_commit_is_compared_and_not_what_is_fetched_already(tmp_path):
+    one, other = (tmp_path / node / "models--a--b" / "snapshots" / "0f" for node in ("one", "other"))
+    for folder in (one, other):
+        folder.mkdir(parents=True)
+    (other / "model.safetensors").touch()
+    assert model_digest(one) == model_digest(other) == "commit 0f"

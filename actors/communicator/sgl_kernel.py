@@ -309,6 +309,11 @@ def table_bytes(inputs: int) -> int:
     return (inputs + 1) * ROW_BYTES
 
 
+def table_inputs(nbytes: int) -> int:
+    """Recorded inputs that a table of this size holds beside the staging buffers."""
+    return nbytes // ROW_BYTES - 1
+
+
 def require_shareable(runtime: CudaRuntime) -> None:
     """Raises RankFault F16 if memory of torch's allocator, where graphs have their inputs, cannot be shared."""
     probe = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")

@@ -99,6 +99,6 @@ def meet(connection: Connection, gate: RankGate) -> torch.device:
     spec = connection.spec
     rendezvous = connection.listen() if spec.rank == 0 else None
     device = rank_device(spec)
-    who = identity(spec, device, fingerprint(spec))
+    who = identity(spec, device, fingerprint(spec, connection.path))
     connection.meet(gate.arrive(Gate.MEET, who, offer=rendezvous).offers[0])
     return device

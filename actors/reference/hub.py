@@ -13,12 +13,13 @@ SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTS = ("*.safetensors",)  # no pickled ones
 
 
-def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool) -> Path:
+def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool, commit: str | None = None) -> Path:
     """The model's folder on this node. What is missing of a Hub model is fetched into the local cache.
 
     Args:
         gate: told while something arrives, also if it is another rank of this node that fetches it.
         weights: whether the weights are wanted already, which may take long; dummies are never fetched.
+        commit: the one to take of a Hub model; else it is what ``model.revision`` means now, on the Hub if it answers.
 
     Raises:
         RankFault: it cannot be had.
@@ -39,6 +40,6 @@ def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool) -> Path:
         patterns.append("*.py")
     try:
         with reported(gate, f"fetching {model.path}", lambda: bytes_fetched(model.path)):
-            return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
+            return Path(snapshot_download(model.path, revision=commit or model.revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise RankFault(None, f"{model.path} cannot be fetched from the Hub: {error}") from error

@@ -11,6 +11,7 @@ import torch
 
 from actors.communicator.base import Communicator
 from actors.device import memory_in_use, rank_device
+from actors.fingerprint import commit_of
 from actors.gate import RankGate
 from actors.graphs import ops
 from actors.graphs.backend import GraphBackend
@@ -51,7 +52,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     with Connection(spec, path) as connection:
         communicator = connect(connection, gate)
         with _peers_freed_on_failure(gate, communicator):
-            loaded, limits = load(spec, gate)
+            loaded, limits = load(spec, gate, commit_of(path))
             runner, capture = warm_up(spec, gate, loaded, limits, communicator)
             for plan in spec.plan.rounds:
                 capture_round(gate, plan, runner, capture, communicator)
@@ -63,14 +64,17 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             worker.serve(gate.stop_requested)
 
 
-def load(spec: RankSpec, gate: RankGate) -> tuple[LoadedModel, Limits]:
+def load(spec: RankSpec, gate: RankGate, commit: str | None) -> tuple[LoadedModel, Limits]:
     """LOAD: this rank's part of the weights, and the sizes that all ranks have room for.
 
-    Raises RankFault where the checkpoint cannot be had or does not fit the model, or the model leaves no room for a
-    request.
+    Args:
+        commit: of a Hub model, the one that the ranks have compared.
+
+    Raises:
+        RankFault: the checkpoint cannot be had or does not fit the model, or the model leaves no room for a request.
     """
     model = spec.config.model
-    path = model_folder(model, gate, weights=True)
+    path = model_folder(model, gate, weights=True, commit=commit)
     loaded = load_model(
         path,
         spec.rank,

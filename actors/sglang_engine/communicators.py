@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from actors.communicator.cuda_memory import CudaRuntime
-from actors.communicator.sgl_kernel import require_shareable
+from actors.communicator.sgl_kernel import require_shareable, table_inputs
 from raylaunch.errors import RankFault
 from raylaunch.protocol import CommunicatorFacts
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from actors.rank import RankSpec
 
 KINDS = {"CustomAllreduce": "sgl_kernel", "CustomAllReduceV2": "jit"}
+LOG = "sglang.srt.distributed"
+OF_ITS_SET_UP = ("custom_all_reduce", "custom allreduce")
 GROUPS = ("_TP", "_PP", "_DCP", "_ATTN_TP", "_MOE_EP", "_MOE_TP")
 
 
@@ -33,29 +36,77 @@ def active() -> list[Any]:
     return [one for one in custom_all_reduces() if not getattr(one, "disabled", True)]
 
 
-def connected(spec: RankSpec) -> CommunicatorFacts:
+class Warnings(logging.Handler):
+    """Why SGLang makes no custom all-reduce: it only warns. A context, around what makes it.
+
+    Inside it there are warnings whatever SGLang's log level is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._log = logging.getLogger(LOG)
+        self._level = self._log.level
+        self._texts: dict[str, None] = {}  # in order, each once: every group of ranks says it anew
+
+    def __enter__(self) -> Warnings:
+        self._log.addHandler(self)
+        self._log.setLevel(min(logging.WARNING, self._log.getEffectiveLevel()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._log.removeHandler(self)
+        self._log.setLevel(self._level)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes note of a warning about the custom all-reduce, without how to silence it."""
+        text = record.getMessage()
+        if any(word in f"{record.name} {text}".lower() for word in OF_ITS_SET_UP):
+            self._texts[text.partition(" To silence this")[0].rstrip(".")] = None
+
+    def reason(self, off: bool) -> str:
+        """What SGLang has said, in a phrase.
+
+        Args:
+            off: its settled argument ``disable_custom_all_reduce``: then it does not try, and says nothing here.
+        """
+        if off:
+            return "SGLang has settled its argument disable_custom_all_reduce to be true"
+        return "; ".join(self._texts) or "SGLang did not say why: see the log"
+
+
+def connected(spec: RankSpec, problem: str) -> CommunicatorFacts:
     """What SGLang has settled on for the tensor-parallel group.
 
-    SGLang only warns when its custom all-reduce cannot be set up on a rank; peers would then disagree, which the
-    driver refuses to let pass.
+    Args:
+        problem: why there is no custom all-reduce, if there is none.
+
+    Raises:
+        RankFault: F18, it is not the one that ``communicator.kind`` names; F16, it is and graphs have their inputs in
+            memory that cannot be shared.
     """
     world_size, wanted = spec.world_size, spec.config.communicator.kind
+    named = wanted in KINDS.values()
     if world_size == 1:
         return CommunicatorFacts("single", "one rank", 0, 1)
     if spec.device == "cpu":
+        if named:
+            raise RankFault(None, f"communicator.kind={wanted} needs GPUs")
         return CommunicatorFacts("gloo", "SGLang's, on CPUs", 0, world_size)
     usable = active()
     if not usable:
-        reason = "as configured" if wanted == "library" else "SGLang could not set up its own: see the log"
-        return CommunicatorFacts("nccl", reason, 0, world_size)
+        if named:
+            text = f"communicator.kind={wanted} is impossible here: {problem}; communicator.kind=custom would take NCCL"
+            raise RankFault("F18", text)
+        return CommunicatorFacts("nccl", "as configured" if wanted == "library" else problem, 0, world_size)
     first = usable[0]
     kind = KINDS.get(type(first).__name__, type(first).__name__)
-    if wanted in KINDS.values() and kind != wanted:
-        raise RankFault("F18", f"communicator.kind = {wanted} was asked for and SGLang chose {kind}: see the log")
+    if named and kind != wanted:
+        raise RankFault("F18", f"communicator.kind={wanted} was asked for and SGLang chose {kind}: see the log")
+    rows = None  # `jit` has a table too, which is needed by some messages only, and refuses by itself to overflow it
     if kind == "sgl_kernel":
         require_shareable(CudaRuntime.load())
+        rows = table_inputs(first.rank_data.nbytes)
     limit = int(getattr(first, "max_size", 0))
-    rows = spec.config.communicator.table_rows if kind == "sgl_kernel" else None
     return CommunicatorFacts(kind, f"SGLang's {type(first).__name__}", limit, world_size, rows)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.communicator.process_group import StoreServer, open_store
@@ -59,7 +60,8 @@ def run(spec: RankSpec, gate: RankGate) -> None:
 
 def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     """MEET: says who it is before anything slow is imported; rank 0 binds the store. Raises RankFault F09, F10."""
-    prints = fingerprint(spec)
+    # Of a Hub model there is nothing to compare: all ranks are on one node and have its cache.
+    prints = fingerprint(spec, Path(spec.config.model.path).expanduser())
     environment.prepare(spec)  # after the fingerprint, as some of it differs from rank to rank, and before CUDA
     device = rank_device(spec)
     store = None

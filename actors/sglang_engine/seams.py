@@ -47,28 +47,26 @@ def life_seams(rounds: Rounds) -> list[Seam]:
     """Ends of phases that SGLang runs through by itself."""
     runner = "sglang.srt.model_executor.model_runner"
     return [
-        Seam(runner, "ModelRunner.init_torch_distributed", _then(lambda model: _connected(rounds, model))),
+        Seam(runner, "ModelRunner.init_torch_distributed", _connected(rounds)),
         Seam(runner, "ModelRunner.load_model", _loaded(rounds)),
         Seam("sglang.srt.utils.watchdog", "WatchdogRaw.__init__", _watchdog),
     ]
 
 
-def _then(after: Callable[[Any], None]) -> Wrapper:
+def _connected(rounds: Rounds) -> Wrapper:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def method(self: Any, *arguments: Any, **options: Any) -> Any:
-            result = original(self, *arguments, **options)
-            if not getattr(self, "is_draft_worker", False):
-                after(self)
+        def init_torch_distributed(self: Any, *arguments: Any, **options: Any) -> Any:
+            with communicators.Warnings() as warnings:
+                result = original(self, *arguments, **options)
+            if not self.is_draft_worker:
+                rounds.model_runner = self
+                problem = warnings.reason(off=self.server_args.disable_custom_all_reduce)
+                rounds.gate.arrive(Gate.CONNECTED, communicators.connected(rounds.spec, problem))
             return result
 
-        return method
+        return init_torch_distributed
 
     return wrap
-
-
-def _connected(rounds: Rounds, model_runner: Any) -> None:
-    rounds.model_runner = model_runner
-    rounds.gate.arrive(Gate.CONNECTED, communicators.connected(rounds.spec))
 
 
 def _loaded(rounds: Rounds) -> Wrapper:
@@ -126,6 +124,18 @@ def capture_seams(rounds: Rounds) -> list[Seam]:
         Seam(PIECES, "CUDAPiecewiseBackend.__call__", _before(rounds.before_piece)),
         *(Seam(module, path, _capture_one(rounds)) for module, path in CAPTURE_ONE),
     ]
+
+
+def _then(after: Callable[[Any], None]) -> Wrapper:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Any, *arguments: Any, **options: Any) -> Any:
+            result = original(self, *arguments, **options)
+            after(self)
+            return result
+
+        return method
+
+    return wrap
 
 
 def _before(check: Callable[..., None]) -> Wrapper:

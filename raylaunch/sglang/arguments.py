@@ -131,6 +131,10 @@ def check_sglang(config: LaunchConfig) -> None:
     if "memory_fraction" in config.engine.model_fields_set:
         expected = "is of the memory beside the weights; SGLang's is of all: engine.sglang.args.mem_fraction_static"
         raise ConfigError("engine.memory_fraction", config.engine.memory_fraction, expected)
+    for name in ("table_rows", "max_bytes"):
+        if name in config.communicator.model_fields_set:
+            expected = "is of the engine 'reference'; SGLang sizes its all-reduces itself"
+            raise ConfigError(f"communicator.{name}", getattr(config.communicator, name), expected)
     if config.parallel.nodes > 1:
         raise ConfigError("parallel.nodes", config.parallel.nodes, f"must be 1 with this engine: {ONE_NODE}")
     known = known_arguments(folder)

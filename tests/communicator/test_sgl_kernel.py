@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.communicator.sgl_kernel import ROW_BYTES, SglKernelAllReduce, table_bytes
+from actors.communicator.sgl_kernel import ROW_BYTES, SglKernelAllReduce, table_bytes, table_inputs
 
 
 def test_messages_beyond_the_staging_buffer_take_a_row_for_each_part():
@@ -18,3 +18,5 @@ def test_messages_beyond_the_staging_buffer_take_a_row_for_each_part():
 
 def test_f17_the_staging_buffers_take_no_row_of_the_recorded_inputs():
     assert table_bytes(64) == 65 * ROW_BYTES
+    assert table_inputs(table_bytes(64)) == 64
+    assert table_inputs(8 << 20) == 131_071  # SGLang's table

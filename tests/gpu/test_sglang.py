@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from raylaunch import Engine, LaunchConfig, LaunchError
-from raylaunch.protocol import CaptureFacts, Gate, RegisterFacts
+from raylaunch.protocol import CaptureFacts, CommunicatorFacts, Gate, RegisterFacts
 from tests.gpu.conftest import gpus, memory_of
 from tests.gpu.shapes import IMAGE, make_model
 from tests.sglang.loss import lose_rank_1
@@ -83,6 +83,8 @@ def test_a_model_is_launched_and_answers_twice_alike(name: str, backend: str, tm
     config = config_for(make_model(tmp_path / name, name, LAYERS, tokenizer="vl" in name), prefill_graphs(backend))
     with Engine(config) as engine:
         print(engine.report.table(200))
+        connected = [one.facts for one in engine.report.facts(Gate.CONNECTED)[0][1]]
+        assert all(isinstance(one, CommunicatorFacts) and one.capacity == 131_071 for one in connected)
         captured = engine.report.facts(Gate.CAPTURED)
         assert [step.round for step, _ in captured] == ["prefill", "decode"]
         for _, arrivals in captured:
@@ -122,6 +124,16 @@ def test_implementation_2_needs_no_registration(tmp_path: Path) -> None:
     with Engine(config_for(make_model(tmp_path / "m", MODELS[0], LAYERS), "communicator.kind=jit")) as engine:
         assert "jit" in engine.report.table(200)
         assert engine.generate([[7] * 1025], max_new_tokens=4)[0].token_ids
+
+
+def test_an_all_reduce_that_is_named_and_impossible(tmp_path: Path) -> None:
+    """F18: deterministic inference has SGLang reduce by NCCL alone; only a kind that is not named falls back."""
+    folder = make_model(tmp_path / "m", MODELS[0], 2)
+    config = config_for(folder, "engine.sglang.args.enable_deterministic_inference=true")
+    with pytest.raises(LaunchError, match="disable_custom_all_reduce") as caught, Engine(config):
+        pass
+    assert (caught.value.code, caught.value.phase) == ("F18", "CONNECT")
+    assert gone([one.pid for one in caught.value.ranks])
 
 
 FAULTS = [

@@ -21,6 +21,11 @@ FILES = {
 PARTS, PART_S = 8, 0.03
 
 
+def commit_of(revision: str) -> str:
+    """A revision that is no branch is a commit."""
+    return COMMIT if revision == "main" else revision
+
+
 class Hub(BaseHTTPRequestHandler):
     """What ``huggingface_hub`` asks for: the model's commit, the list of its files, and the files."""
 
@@ -35,7 +40,8 @@ class Hub(BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         path = self.path.partition("?")[0]
         if path.startswith(f"/api/models/{MODEL}/revision/"):
-            info = {"id": MODEL, "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
+            commit = commit_of(path.rpartition("/")[2])
+            info = {"id": MODEL, "sha": commit, "siblings": [{"rfilename": name} for name in FILES]}
             self._send(json.dumps(info).encode(), with_body)
         elif path.startswith(f"/api/models/{MODEL}/tree/"):
             tree = [
@@ -44,19 +50,20 @@ class Hub(BaseHTTPRequestHandler):
             ]
             self._send(json.dumps(tree).encode(), with_body)
         elif path.startswith(f"/{MODEL}/resolve/"):
-            name = path.rpartition("/")[2]
-            self._send(FILES[name], with_body, PART_S if name.endswith(".safetensors") else 0.0)
+            revision, name = path.split("/")[-2:]
+            pause_s = PART_S if name.endswith(".safetensors") else 0.0
+            self._send(FILES[name], with_body, pause_s, commit_of(revision))
         else:
             self.send_response(404)
             self.send_header("X-Error-Code", "RepoNotFound")
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-    def _send(self, data: bytes, with_body: bool, pause_s: float = 0.0) -> None:
+    def _send(self, data: bytes, with_body: bool, pause_s: float = 0.0, commit: str = "") -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.end_headers()
         step = max(1, len(data) // PARTS)
         for start in range(0, len(data) if with_body else 0, step):

@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import constants
 
 from actors import progress
+from actors.fingerprint import commit_of, model_digest
 from actors.gate import RankGate
 from actors.reference.hub import model_folder
 from raylaunch.config import ModelConfig
@@ -44,6 +45,16 @@ def test_f08_weights_come_after_connect_and_a_rank_that_waits_for_them_says_so(g
     state = gate.state()
     assert state.progress >= before + 3  # once for the begin, and whenever more has arrived
     assert state.activity == f"fetching {hub.MODEL}"
+
+
+def test_f19_the_weights_are_of_the_commit_that_was_compared(gate, monkeypatch):
+    model = ModelConfig(path=hub.MODEL)
+    settings = model_folder(model, gate, weights=False)
+    assert model_digest(settings) == f"commit {hub.COMMIT}"
+    monkeypatch.setattr(hub, "COMMIT", "1" * 40)  # somebody pushes
+    assert model_digest(model_folder(model, gate, weights=False)) == f"commit {hub.COMMIT}"
+    assert model_folder(model, gate, weights=True, commit=commit_of(settings)) == settings
+    assert "model.safetensors" in names(settings)
 
 
 def test_dummies_need_no_weights_and_code_is_fetched_where_it_is_trusted(gate):

@@ -78,6 +78,8 @@ def installed(tmp_path, monkeypatch):
     ("setting", "key", "said"),
     [
         ("parallel={nodes: 2, tensor_parallel_size: 4}", "parallel.nodes", "must be 1 with this engine"),
+        ("communicator.table_rows=64", "communicator.table_rows", "is of the engine 'reference'"),
+        ("communicator.max_bytes=4096", "communicator.max_bytes", "is of the engine 'reference'"),
         ("engine.sglang.args.tp_size=2", "engine.sglang.args.tp_size", "use parallel.tensor_parallel_size"),
         ("engine.sglang.args.is_embedding=true", "engine.sglang.args.is_embedding", "is not supported"),
         ("engine.sglang.args.weight_cache_mode=daemon", "engine.sglang.args.weight_cache_mode", "is not supported"),
