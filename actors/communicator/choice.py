@@ -142,7 +142,7 @@ def _one_each(offers: Sequence[Offer], world_size: int) -> list[Offer]:
 def choose(
     wanted: AllReduce, options: Sequence[Option], world_size: int, largest: int = 0, max_bytes: int = 0
 ) -> Choice:
-    """What to use.
+    """What to use. A kind that is asked for by name is taken or refused; ``custom`` and ``auto`` fall back.
 
     Args:
         wanted: what the configuration asks for.
@@ -152,7 +152,7 @@ def choose(
         max_bytes: largest message that the kernel takes at once.
 
     Raises:
-        RankFault: nothing is possible, or what is asked for does not exist on this device.
+        RankFault: nothing is possible, or what is asked for by name is not, or does not exist on this device.
     """
     custom, library = options[0], options[-1]
     possible = [option for option in options if not option.problem]
@@ -163,7 +163,7 @@ def choose(
             raise RankFault(library.code, f"communicator.kind=library: {library.kind}: {library.problem}")
         return _only(library, "asked for by communicator.kind")
     if wanted == "symmetric_memory":
-        return _symmetric(options, library, world_size)
+        return _symmetric(options, world_size)
     if not possible:
         problems = "; ".join(f"{option.kind}: {option.problem}" for option in (custom, library))
         raise RankFault(custom.code, f"no all-reduce is possible between these ranks: {problems}")
@@ -171,6 +171,8 @@ def choose(
         return Choice(tuple(option.kind for option in possible), (), "the fastest of what is possible here")
     if wanted == "sgl_kernel" and custom.kind != "sgl_kernel":
         raise RankFault(None, f"communicator.kind={wanted} needs GPUs")
+    if wanted == "sgl_kernel" and custom.problem:
+        raise _impossible(wanted, custom)
     if custom.problem:
         if library.problem:
             raise RankFault(custom.code, f"{custom.problem}; and {library.kind} is impossible: {library.problem}")
@@ -194,14 +196,17 @@ def _custom(custom: Option, library: Option, largest: int, max_bytes: int) -> Ch
     return Choice((custom.kind, library.kind), routes, custom.note)
 
 
-def _symmetric(options: Sequence[Option], library: Option, world_size: int) -> Choice:
+def _impossible(wanted: AllReduce, option: Option) -> RankFault:
+    text = f"communicator.kind={wanted} is impossible here: {option.problem}; kind=custom would take another"
+    return RankFault(option.code, text)
+
+
+def _symmetric(options: Sequence[Option], world_size: int) -> Choice:
     found = [option for option in options if option.kind in SYMMETRIC]
     if not found:
         raise RankFault(None, "communicator.kind=symmetric_memory needs GPUs")
     if found[0].problem:
-        if library.problem:
-            raise RankFault("F18", f"{found[0].problem}; and {library.kind} is impossible: {library.problem}")
-        return _only(library, f"no symmetric memory: {found[0].problem}")
+        raise _impossible("symmetric_memory", found[0])
     one_shot, two_shot = found
     limit = ONE_SHOT_BYTES.get(world_size, ONE_SHOT_BYTES_OF_MORE)
     if limit is None:

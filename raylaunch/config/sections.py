@@ -155,9 +155,9 @@ class CommunicatorConfig(Section):
     Attributes:
         kind: ``custom`` reads the peers' memory (shared memory on CPUs, ``sgl_kernel`` on GPUs), or takes the
             library where that is impossible; ``library`` is gloo or NCCL; ``auto`` measures what is possible and
-            takes the fastest for each message size; ``symmetric_memory`` is PyTorch's, on GPUs; ``sgl_kernel`` and
-            ``jit`` name the two custom all-reduces of the ``sglang`` engine, which then takes no other: where the
-            named one is impossible the launch ends in CONNECT. With that engine ``auto`` is ``custom``.
+            takes the fastest for each message size. ``symmetric_memory`` (PyTorch's) and ``sgl_kernel`` name one for
+            GPUs, ``sgl_kernel`` and ``jit`` the two of the engine ``sglang``; where the one that is named is impossible
+            the launch ends in CONNECT and says why. With the engine ``sglang`` ``auto`` is ``custom``.
         table_rows: inputs of captured all-reduces that can be registered, on GPUs. Of the engine ``reference``;
             SGLang's own table has a size of its own.
         max_bytes: largest message of the custom all-reduce; larger ones are left to the library, or split. Of the

@@ -83,7 +83,6 @@ FAR = {"place": GpuPlace("gpu1", ("gpu1",), ("gpu1",))}
             [(256 << 10, "symmetric-one-shot"), (None, "symmetric-two-shot")],
             "8 GPUs",
         ),
-        (gpus(2, (0, {"symmetric": "old torch"})), "symmetric_memory", [(None, "nccl")], "old torch"),
         (sharing_one_gpu(), "custom", [(None, "sgl_kernel")], "ranks 0 and 1 share one GPU"),
         (sharing_one_gpu(nccl_host="elsewhere"), "library", [(None, "nccl")], "asked for"),
     ],
@@ -111,12 +110,20 @@ def test_large_messages_go_to_nccl_or_are_split_where_there_is_none():
         (sharing_one_gpu(signals=None, reason="expandable"), "custom", "F16", "expandable.*nccl.*share one GPU"),
         (sharing_one_gpu(), "library", "F18", "which NCCL does not take"),
         (sharing_one_gpu(signals=None, reason="not asked for"), "library", "F18", "which NCCL does not take"),
-        (sharing_one_gpu(), "symmetric_memory", "F18", "share one GPU; and nccl is impossible"),
-        (sharing_one_gpu(signals=None, reason="not asked for"), "symmetric_memory", "F18", "share one GPU; and nccl"),
+        (sharing_one_gpu(), "symmetric_memory", "F18", "is impossible here: .*share one GPU"),
+        (sharing_one_gpu(signals=None, reason="not asked for"), "symmetric_memory", "F18", "impossible.*share one GPU"),
+        (gpus(2, (0, {"symmetric": "old torch"})), "symmetric_memory", "F18", "impossible here: .*old torch"),
+        (
+            gpus(2, (1, FAR)),
+            "sgl_kernel",
+            "F18",
+            "rank 1's GPU cannot read.*custom would take another",
+        ),
+        (gpus(2, (1, {"staging": None, "reason": "no kernel"})), "sgl_kernel", "F16", "impossible here: .*no kernel"),
         (sharing_one_gpu(signals=None, reason="full"), "auto", "F16", "no all-reduce is possible.*full"),
     ],
 )
-def test_f16_f18_where_nothing_is_possible(made, wanted, code, said):
+def test_f16_f18_where_nothing_is_possible_or_not_what_is_named(made, wanted, code, said):
     with pytest.raises(RankFault, match=said) as caught:
         choose(wanted, gpu_options(made, ["n", "n"]), 2)
     assert caught.value.code == code
