@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.frontends.base import Prepared
+from raylaunch.sglang.fields import check_fields
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
 from raylaunch.sglang.sampling import check_parameters
 
@@ -59,7 +60,7 @@ class TokenizerSide:
         # user's, at SIGTERM and at any error. It does not once it has a loop.
         self.manager.event_loop = asyncio.get_running_loop()
         self._let_lost_requests_end()
-        self._check_parameters_first()
+        self._check_first()
         self._receiving = asyncio.create_task(self._receive())
 
     async def probe(self, info: Mapping[str, Any] | None = None) -> None:
@@ -170,13 +171,17 @@ class TokenizerSide:
 
         self.manager._raise_if_logical_rid_aborted = raise_if_ended
 
-    def _check_parameters_first(self) -> None:
+    def _check_first(self) -> None:
+        from sglang.srt.managers.io_struct import GenerateReqInput, SessionParams
+
         generate = self.manager.generate_request
 
         def generate_request(request: Any, caller: Any = None) -> Any:
             given = request.sampling_params or {}
             for parameters in given if isinstance(given, list) else [given]:
                 self.check_parameters(parameters)
+            if isinstance(request, GenerateReqInput):
+                check_fields(request, SessionParams)
             return generate(request, caller)
 
         self.manager.generate_request = generate_request
