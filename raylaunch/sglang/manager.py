@@ -21,12 +21,6 @@ LAST_WORDS_S = 1.0  # for answers that say that the ranks are lost
 log = logging.getLogger(__name__)
 
 
-class Unavailable(ValueError):
-    """Ends a stream before its request went to the ranks. SGLang answers with its status."""
-
-    status_code = HTTPStatus.SERVICE_UNAVAILABLE.value
-
-
 class TokenizerSide:
     """Everything that touches SGLang's objects. All methods are called on the loop that :meth:`open` ran on.
 
@@ -164,8 +158,6 @@ class TokenizerSide:
             reason = getattr(state, "lost_for", None)
             if reason is None:
                 raise_if_aborted(request_id)
-            elif getattr(state.obj, "stream", False):
-                raise Unavailable(reason)
             else:
                 raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, reason)
 
