@@ -141,7 +141,10 @@ class TokenizerSide:
         }
         for request_id, state in list(self.manager.rid_to_state.items()):
             if state.dispatched:
-                self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
+                try:
+                    self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
+                except Exception:  # of what it has said so far no answer can be made: the others must still end
+                    log.exception("request %s could not be told that it is lost", request_id)
             else:  # on its way to the ranks, or of several samples, which are requests of their own there
                 state.lost_for = reason
         asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(self.callers))

@@ -200,6 +200,27 @@ def test_several_samples_of_a_lost_group(engine, frontend, rank, reading):
     served(engine, ask)
 
 
+def test_a_request_that_cannot_be_told_of_the_loss_keeps_no_other_from_it(engine, frontend, rank, monkeypatch):
+    tell = frontend.side.manager._handle_abort_req
+
+    def fails_once(message):
+        monkeypatch.setattr(frontend.side.manager, "_handle_abort_req", tell)
+        raise TypeError("'>' not supported")
+
+    def ask(client):
+        rank.hold.set()
+        monkeypatch.setattr(frontend.side.manager, "_handle_abort_req", fails_once)
+        with ThreadPoolExecutor() as pool:
+            posts = [pool.submit(client.post, "/generate", json={"text": "1+1="}) for _ in range(3)]
+            wait_until(lambda: len(rank.seen) == len(posts))
+            engine.now = GONE
+            frontend.down(LOST)
+            for answer in [post.result() for post in posts]:
+                assert (answer.status_code, "rank 1 is lost" in answer.text) == (503, True)
+
+    served(engine, ask)
+
+
 def test_an_output_that_cannot_be_delivered(engine, frontend, rank, monkeypatch):
     """The requests that run end, since nobody can tell whose it was; the server answers as before."""
     deliver = frontend.side.manager._handle_batch_output
