@@ -50,7 +50,9 @@ class Engine:
         self.config = config
         self._listener = listener
         self.frontend = frontend_of(config)
-        self._supervisor = Supervisor(config, self._step, self.frontend.up, self.frontend.down, placement_group)
+        self._supervisor = Supervisor(
+            config, self._step, self.frontend.up, self.frontend.down, self.frontend.failure, placement_group
+        )
         self._shape: ModelShape | None = None
 
     # ---- life

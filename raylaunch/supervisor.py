@@ -33,7 +33,12 @@ log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Owns the Ray session and the group. ``on_up`` and ``on_down`` tell its user when ranks come and go."""
+    """Owns the Ray session and the group.
+
+    Args:
+        on_up, on_down: tell its user when ranks come and go.
+        failure: asked all the time why its user can use no ranks any more; None if it can.
+    """
 
     def __init__(
         self,
@@ -41,10 +46,11 @@ class Supervisor:
         listener: StepListener,
         on_up: Callable[[Any], None],
         on_down: Callable[[LaunchError], None],
+        failure: Callable[[], LaunchError | None] = lambda: None,
         given: PlacementGroup | None = None,
     ) -> None:
         self.config, self.listener, self.given = config, listener, given
-        self.on_up, self.on_down = on_up, on_down
+        self.on_up, self.on_down, self.failure = on_up, on_down, failure
         self.report = LaunchReport(config.name)
         self._ray_span: Span | None = None
         self.condition = Condition.NEW
@@ -210,7 +216,7 @@ class Supervisor:
             self._watch_until_lost_for_good()
         except Exception as error:  # whatever it is, nobody may go on waiting for a group that nobody keeps
             log.exception("the group cannot be kept any more")
-            self._fail(launch_error(error, Phase.SERVE.name))
+            self._give_up(launch_error(error, Phase.SERVE.name))
 
     def _watch_until_lost_for_good(self) -> None:
         asked = time.monotonic()
@@ -228,6 +234,9 @@ class Supervisor:
                 return
             if self._broken():
                 self._fail(LaunchError("the private Ray cluster has ended", "F15", Phase.SERVE.name))
+                return
+            if (failure := self.failure()) is not None:
+                self._give_up(failure)
                 return
             if not outcome.complete:
                 self._lost(outcome)
@@ -253,10 +262,7 @@ class Supervisor:
         self.condition = Condition.LAUNCHING
         self._tell_down(self.error)  # callers need not wait for the explanation
         error = self._explained(group, outcome, Phase.SERVE)
-        with self._lock:
-            self._launched = None
-        error.teardown = str(group.close(self.config.deadlines.shutdown))
-        self._lost_nodes |= group.lost_nodes
+        self._tear_down(error)
         error.retryable = True
         self.error = error
         self.failures.append((time.time(), error))
@@ -271,6 +277,20 @@ class Supervisor:
             lost = launch_error(again, Phase.SERVE.name)
             self.failures.append((time.time(), lost))
             self._fail(lost)
+
+    def _give_up(self, error: LaunchError) -> None:
+        """Ranks that nobody can use, or nobody keeps, are ended: they would hold their GPUs until the engine is."""
+        self._fail(error)
+        self.failures.append((time.time(), error))
+        self._tear_down(error)
+
+    def _tear_down(self, error: LaunchError) -> None:
+        """Ends the group, for which ``error`` is the reason."""
+        with self._lock:
+            launched, self._launched = self._launched, None
+        if launched is not None:
+            error.teardown = str(launched.group.close(self.config.deadlines.shutdown))
+            self._lost_nodes |= launched.group.lost_nodes
 
     def _fail(self, error: LaunchError) -> None:
         self.condition, self.error = Condition.FAILED, error

@@ -31,7 +31,8 @@ class Kept:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *launches: ScriptedGroup | Callable[..., Any]) -> None:
         self.left = list(launches)
         self.told: list[LaunchError] = []
-        self.keeper = Supervisor(CONFIG, lambda *_: None, lambda _: None, self.told.append)
+        self.failed: LaunchError | None = None
+        self.keeper = Supervisor(CONFIG, lambda *_: None, lambda _: None, self.told.append, lambda: self.failed)
         monkeypatch.setattr(supervisor, "WATCH_S", 0.01)
         monkeypatch.setattr(supervisor, "enter", lambda *_: RaySession())
         monkeypatch.setattr(supervisor, "launch", self._launch)
@@ -43,10 +44,14 @@ class Kept:
         return Launched(group, report, None)  # type: ignore[arg-type]
 
     def wait_for(self, condition: Condition, restarts_left: int = 0) -> None:
-        end = time.monotonic() + 5.0
-        while (self.keeper.condition, self.keeper.restarts_left) != (condition, restarts_left):
-            assert time.monotonic() < end, (self.keeper.condition, self.keeper.error)
-            time.sleep(0.005)
+        wait_until(lambda: (self.keeper.condition, self.keeper.restarts_left) == (condition, restarts_left))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5.0
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def lose(group: ScriptedGroup) -> None:
@@ -124,9 +129,29 @@ def test_a_watcher_that_raises_ends_in_failed(monkeypatch: pytest.MonkeyPatch) -
     kept.keeper.start()
     kept.wait_for(Condition.FAILED, restarts_left=1)
     assert "too many open files" in kept.keeper.health(0).reason
+    wait_until(lambda: group.closed == 1)
     monkeypatch.undo()
     kept.keeper.stop()
     assert group.closed == 1
+
+
+@pytest.mark.parametrize("a_rank_too", [False, True], ids=["the ranks are well", "a rank is lost too"])
+def test_ranks_whose_user_has_failed_for_good_are_torn_down(monkeypatch: pytest.MonkeyPatch, a_rank_too: bool) -> None:
+    """Without a rebuild, which could not be used, and without waiting for the user to shut down."""
+    group = ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, group)
+    kept.keeper.start()
+    kept.failed = failed = LaunchError("the detokenizer was killed, after it was started again 3 times", None, "SERVE")
+    if a_rank_too:
+        lose(group)
+    kept.wait_for(Condition.FAILED, restarts_left=1)
+    wait_until(lambda: group.closed == 1)
+    assert kept.keeper.health(0).reason == failed.headline()
+    assert kept.told == [failed]
+    kept.keeper.stop()
+    assert (group.closed, kept.keeper.condition, kept.keeper.error) == (1, Condition.FAILED, failed)
+    assert "2 actors" in failed.teardown
+    assert [error for _, error in kept.keeper.failures] == [failed]
 
 
 def test_a_first_launch_that_raises_anything_is_failed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

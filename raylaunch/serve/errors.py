@@ -119,9 +119,14 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
+def internal() -> ApiError:
+    """The answer to an error of the server's own."""
+    return ApiError(500, "an error inside the server; its log says more", code="internal_error")
+
+
 async def unexpected(request: Request, error: Exception) -> Response:
     """The answer to any other exception. Starlette raises it again after that, so the server's log has it."""
-    return ApiError(500, "an error inside the server; its log says more", code="internal_error").response()
+    return internal().response()
 
 
 def install(app: FastAPI) -> None:

@@ -14,6 +14,7 @@ from raylaunch.errors import ConfigError
 from raylaunch.frontends.sglang import SglangFrontend
 from raylaunch.serve import errors, metrics, status
 from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
+from raylaunch.serve.first_event import FirstEvent
 from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.running import GroupUnavailable, rebuilt
 from raylaunch.sglang.manager import TokenizerSide
@@ -50,7 +51,8 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     if not isinstance(frontend, SglangFrontend) or frontend.side is None:
         raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
     theirs = sglang_application(frontend)
-    app: ASGIApp = Guard(engine, settings, frontend.side, _operators_only(theirs) if exposed else theirs)
+    app: ASGIApp = FirstEvent(_operators_only(theirs) if exposed else theirs)
+    app = Guard(engine, settings, frontend.side, app)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
     app = Split(own_application(engine, settings), app)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.frontends.base import Prepared
+from raylaunch.sglang.fields import check_fields
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
 from raylaunch.sglang.sampling import check_parameters
 
@@ -18,12 +19,6 @@ PROBE_TOKENS = 4
 LAST_WORDS_S = 1.0  # for answers that say that the ranks are lost
 
 log = logging.getLogger(__name__)
-
-
-class Unavailable(ValueError):
-    """Ends a stream before its request went to the ranks. SGLang answers with its status."""
-
-    status_code = HTTPStatus.SERVICE_UNAVAILABLE.value
 
 
 class TokenizerSide:
@@ -59,7 +54,7 @@ class TokenizerSide:
         # user's, at SIGTERM and at any error. It does not once it has a loop.
         self.manager.event_loop = asyncio.get_running_loop()
         self._let_lost_requests_end()
-        self._check_parameters_first()
+        self._check_first()
         self._receiving = asyncio.create_task(self._receive())
 
     async def probe(self, info: Mapping[str, Any] | None = None) -> None:
@@ -146,7 +141,10 @@ class TokenizerSide:
         }
         for request_id, state in list(self.manager.rid_to_state.items()):
             if state.dispatched:
-                self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
+                try:
+                    self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
+                except Exception:  # of what it has said so far no answer can be made: the others must still end
+                    log.exception("request %s could not be told that it is lost", request_id)
             else:  # on its way to the ranks, or of several samples, which are requests of their own there
                 state.lost_for = reason
         asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(self.callers))
@@ -163,20 +161,22 @@ class TokenizerSide:
             reason = getattr(state, "lost_for", None)
             if reason is None:
                 raise_if_aborted(request_id)
-            elif getattr(state.obj, "stream", False):
-                raise Unavailable(reason)
             else:
                 raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, reason)
 
         self.manager._raise_if_logical_rid_aborted = raise_if_ended
 
-    def _check_parameters_first(self) -> None:
+    def _check_first(self) -> None:
+        from sglang.srt.managers.io_struct import GenerateReqInput, SessionParams
+
         generate = self.manager.generate_request
 
         def generate_request(request: Any, caller: Any = None) -> Any:
             given = request.sampling_params or {}
             for parameters in given if isinstance(given, list) else [given]:
                 self.check_parameters(parameters)
+            if isinstance(request, GenerateReqInput):
+                check_fields(request, SessionParams)
             return generate(request, caller)
 
         self.manager.generate_request = generate_request

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -22,12 +22,8 @@ def check_parameters(parameters: Mapping[str, Any], kind: type[Any], tokenizer: 
     Raises:
         RequestError: names the parameter; SGLang's server answers 400, as to any ``ValueError``.
     """
-    types = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    for name in parameters:
-        if name not in types:
-            close = difflib.get_close_matches(str(name), types, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise RequestError(f"SGLang has no sampling parameter {name!r}{hint}")
+    types = field_types(kind)
+    refuse_unknown("sampling parameter", parameters, types)
     try:
         made = kind(**parameters)
         values = {name: getattr(made, name) for name in parameters}  # null is a default by now
@@ -36,16 +32,31 @@ def check_parameters(parameters: Mapping[str, Any], kind: type[Any], tokenizer: 
     except ValueError as error:
         raise RequestError(str(error)) from None
     except TypeError as error:
-        _refuse_first_unlike(parameters, types)
+        refuse_first_unlike("sampling parameter", parameters, types)
         raise RequestError(f"sampling parameters {dict(parameters)!r}: {error}") from None
-    _refuse_first_unlike(values, types)
+    refuse_first_unlike("sampling parameter", values, types)
 
 
-def _refuse_first_unlike(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+def field_types(kind: type[Any]) -> dict[str, Any]:
+    """What the fields of one of SGLang's classes may be."""
+    return {field.name: field.type for field in msgspec.structs.fields(kind)}
+
+
+def refuse_unknown(what: str, names: Iterable[str], types: Mapping[str, Any]) -> None:
+    """Raises :class:`RequestError` for the first name that no field has. ``what`` is what the names are of."""
+    for name in names:
+        if name not in types:
+            close = difflib.get_close_matches(str(name), types, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise RequestError(f"SGLang has no {what} {name!r}{hint}")
+
+
+def refuse_first_unlike(what: str, values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Raises :class:`RequestError` for the first value that its field cannot be."""
     for name, value in values.items():
         try:
             # As SGLang does: 5.0 is 5, and a text is no number.
             msgspec.convert(value, types[name], strict=not isinstance(value, int | float))
         except msgspec.ValidationError as error:
             text = str(error)
-            raise RequestError(f"sampling parameter {name} = {value!r}: {text[:1].lower() + text[1:]}") from None
+            raise RequestError(f"{what} {name} = {value!r}: {text[:1].lower() + text[1:]}") from None

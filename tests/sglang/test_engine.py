@@ -14,7 +14,7 @@ from raylaunch import supervisor as supervision
 from raylaunch.errors import LaunchError
 from raylaunch.launch import launch
 from raylaunch.protocol import Phase
-from tests.sglang.conftest import CONFIG, needs_sglang
+from tests.sglang.conftest import CONFIG, needs_sglang, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
 pytestmark = [pytest.mark.slow, needs_sglang]
@@ -80,3 +80,35 @@ def test_a_rank_that_dies_during_the_first_request_is_named(idle_ranks, monkeypa
     assert caught.value.rank == 1
     assert "2 actors" in caught.value.teardown
     assert time.monotonic() - began < 60
+
+
+def test_a_detokenizer_that_is_lost_for_good_takes_the_ranks_along(idle_ranks):
+    """Nobody can use them any more: they must not hold their GPUs until the engine is shut down."""
+    engine = Engine(CONFIG.override("restarts=1"))
+    begin = engine.frontend.begin
+    ranks: list[ScriptedRank] = []
+
+    def begin_with_rank(shape):
+        begin(shape)
+        ranks.append(ScriptedRank(engine.frontend.sockets).__enter__())
+
+    engine.frontend.begin = begin_with_rank
+    with engine:
+        pids = [place.pid for place in engine.report.places]
+        ranks[0].hold.set()
+        stream = engine.stream("1+1=", request_id="lost")
+        keeper = engine.frontend._detokenizer
+        keeper._restarts_left = 0
+        os.kill(keeper.pid, signal.SIGKILL)
+        with pytest.raises(RequestFailed, match="detokenizer was killed by signal 9"):
+            list(stream)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        health = engine.health()
+        assert (health.condition, health.ranks) == ("failed", ())
+        assert "killed by signal 9, after it was started again" in health.reason
+        with pytest.raises(RequestFailed, match="after it was started again"):
+            engine.generate("1+1=")
+        wait_until(lambda: "2 actors, 1 placement group" in str(engine.last_error))
+        assert engine.restarts == 0
+    engine.shutdown()
+    ranks[0].__exit__()

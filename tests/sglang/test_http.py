@@ -94,8 +94,9 @@ def test_a_lost_group(engine, frontend, rank):
             operator = pool.submit(client.get, "/server_info")  # waits for the ranks in a way of its own
             wait_until(lambda: len(rank.seen) == len(LOSABLE))
             time.sleep(0.2)
-            for answer in answers_to_the_lost(engine, frontend, posts):
-                assert answer.status_code == 503 or "data: [DONE]" in answer.text
+            plain, streamed, *openai = answers_to_the_lost(engine, frontend, posts)
+            assert {answer.status_code for answer in (plain, *openai)} == {503}
+            assert '"status_code":503' in streamed.text, "an output like others, and the last"
             assert operator.result().status_code == 503
         for path in ("/health", "/health_generate", "/v1/models", "/ready"):
             assert client.get(path).status_code == 503, path
@@ -134,14 +135,39 @@ def test_wrong_sampling_parameters(engine, rank, parameters, text):
         first, last, _ = streamed.text.split("\n\n")
         error = json.loads(first.removeprefix("data: "))["error"]
         assert (error["code"], text in error["message"], last) == (400, True, "data: [DONE]")
+        assert streamed.status_code == 400
         assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
 
     served(engine, ask)
 
 
-def test_an_error_inside_sglang(engine):
+@pytest.mark.parametrize("stream", [False, True])
+def test_other_wrong_fields(engine, rank, stream):
+    """What SGLang refuses by itself, what it would fail over, and what would have ended the ranks."""
+
     def ask(client):
-        answer = client.post("/generate", json={"text": "1+1=", "session_params": {"nothing": 1}})
+        for body, text in [
+            ({"text": 5}, "Input should be a valid string"),
+            ({"input_ids": "text"}, "must be list or null; got str"),
+            ({"text": ""}, "texts cannot be empty"),
+            ({"text": "1", "rid": ["a", "b"]}, "rid is a list"),
+            ({"text": ["1", "2"], "sampling_params": [{}]}, "sampling_params has length 1"),
+            ({"text": "1", "return_logprob": True, "top_logprobs_num": [1]}, "top_logprobs_num is a list"),
+            ({"text": "1", "session_params": {"nothing": 1}}, "no session parameter 'nothing'"),
+            ({"input_embeds": [[]]}, "the prompt is empty"),
+        ]:
+            answer = client.post("/generate", json={**body, "stream": stream})
+            assert (answer.status_code, text in answer.text) == (400, True), body
+        assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
+
+    served(engine, ask)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_inside_sglang(engine, stream):
+    def ask(client):
+        body = {"text": ["1", "2"], "bootstrap_room": [1], "stream": stream}
+        answer = client.post("/generate", json=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
 
     served(engine, ask)
@@ -156,7 +182,7 @@ def test_several_samples_of_a_lost_group(engine, frontend, rank, reading):
         ("/generate", {"text": "1+1=", "sampling_params": endless}),
         ("/generate", {"text": "1+1=", "sampling_params": endless, "stream": True}),
         ("/v1/completions", openai),
-        *([] if reading else [("/v1/completions", {**openai, "stream": True})]),
+        ("/v1/completions", {**openai, "stream": True}),
     ]
 
     def ask(client):
@@ -167,9 +193,30 @@ def test_several_samples_of_a_lost_group(engine, frontend, rank, reading):
             wait_until(lambda: len(rank.seen) == len(several) * (1 if reading else 3))
             time.sleep(0.1)
             for answer in answers_to_the_lost(engine, frontend, posts):
-                assert answer.status_code == 503 or re.search('code": ?503', answer.text)
+                assert answer.status_code == 503 or (not reading and re.search('code": ?503', answer.text))
         manager = frontend.side.manager
         assert not any([manager.rid_to_state, manager.logical_rid_to_child_rids, manager.child_rid_to_logical_rid])
+
+    served(engine, ask)
+
+
+def test_a_request_that_cannot_be_told_of_the_loss_keeps_no_other_from_it(engine, frontend, rank, monkeypatch):
+    tell = frontend.side.manager._handle_abort_req
+
+    def fails_once(message):
+        monkeypatch.setattr(frontend.side.manager, "_handle_abort_req", tell)
+        raise TypeError("'>' not supported")
+
+    def ask(client):
+        rank.hold.set()
+        monkeypatch.setattr(frontend.side.manager, "_handle_abort_req", fails_once)
+        with ThreadPoolExecutor() as pool:
+            posts = [pool.submit(client.post, "/generate", json={"text": "1+1="}) for _ in range(3)]
+            wait_until(lambda: len(rank.seen) == len(posts))
+            engine.now = GONE
+            frontend.down(LOST)
+            for answer in [post.result() for post in posts]:
+                assert (answer.status_code, "rank 1 is lost" in answer.text) == (503, True)
 
     served(engine, ask)
 

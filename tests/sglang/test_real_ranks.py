@@ -202,8 +202,11 @@ def test_it_is_served_with_sglangs_interface(tmp_path: Path) -> None:
         assert answer.choices[0].text == "42"
         streamed = client.completions.create(model=model, prompt="7+8=", max_tokens=8, temperature=0, stream=True)
         assert "".join(chunk.choices[0].text for chunk in streamed) == "15"
-        wrong = {"text": "12+30=", "sampling_params": {"json_schema": {"type": "object"}}}  # would end the ranks
-        assert httpx.post(f"{url}/generate", json=wrong, timeout=60).status_code == 400
+        for wrong in (  # either would end the ranks
+            {"sampling_params": {"json_schema": {"type": "object"}}},
+            {"return_logprob": True, "top_logprobs_num": [1], "stream": True},
+        ):
+            assert httpx.post(f"{url}/generate", json={"text": "12+30=", **wrong}, timeout=60).status_code == 400
         samples = client.completions.create(model=model, prompt="12+30=", max_tokens=8, temperature=0, n=2)
         assert [choice.text for choice in samples.choices] == ["42", "42"]
         body = {"input_ids": [3] * 1025, "sampling_params": {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}}
