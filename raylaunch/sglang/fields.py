@@ -14,16 +14,20 @@ ONE_PER_PROMPT = (
 """Fields that are one value for all prompts, or a list with one for each."""
 
 
-def check_fields(request: Any, session: type[Any]) -> None:
+def check_fields(request: Any, session: type[Any], vocab_size: int) -> None:
     """Refuses fields of the right types that do not fit together: over some SGLang would fail, over others its ranks.
 
     Args:
         request: a ``GenerateReqInput`` as it came, with sampling parameters that were checked.
         session: SGLang's class of ``session_params``.
+        vocab_size: token ids are below it.
     Raises:
         RequestError: names the field; SGLang's server answers 400, as to any ``ValueError``.
     """
     listed = _listed_prompts(request)
+    if request.text is None and request.input_ids is not None:
+        for ids in request.input_ids if listed else [request.input_ids]:
+            _check_ids(ids, vocab_size)
     prompts = 1 if listed is None and _samples(request.sampling_params) > 1 else listed
     for name in ONE_PER_PROMPT:
         value = getattr(request, name)
@@ -54,6 +58,14 @@ def _listed_prompts(request: Any) -> int | None:
     if empty:
         raise RequestError("the prompt is empty: it needs at least one token")
     return len(prompts) if listed else None
+
+
+def _check_ids(ids: list[int], vocab_size: int) -> None:
+    """SGLang hands any to its ranks: one that the model has not is read from beside its embeddings."""
+    if min(ids) >= 0 and max(ids) < vocab_size:
+        return
+    position, token = next((i, one) for i, one in enumerate(ids) if not 0 <= one < vocab_size)
+    raise RequestError(f"token {position} of the prompt is {token}: token ids are integers from 0 to {vocab_size - 1}")
 
 
 def _samples(parameters: Any) -> int:

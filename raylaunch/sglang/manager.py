@@ -10,6 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from raylaunch.errors import RequestError
 from raylaunch.frontends.base import Prepared
 from raylaunch.sglang.fields import check_fields
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
@@ -173,10 +174,15 @@ class TokenizerSide:
 
         def generate_request(request: Any, caller: Any = None) -> Any:
             given = request.sampling_params or {}
-            for parameters in given if isinstance(given, list) else [given]:
-                self.check_parameters(parameters)
-            if isinstance(request, GenerateReqInput):
-                check_fields(request, SessionParams)
+            try:
+                for parameters in given if isinstance(given, list) else [given]:
+                    self.check_parameters(parameters)
+                if isinstance(request, GenerateReqInput):
+                    check_fields(request, SessionParams, self.manager.model_config.vocab_size)
+            except RequestError:
+                # Two seconds after a stream SGLang aborts what it asked for: nothing, and no other request of that id.
+                request.is_single, request.rid = False, []
+                raise
             return generate(request, caller)
 
         self.manager.generate_request = generate_request

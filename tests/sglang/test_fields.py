@@ -21,7 +21,7 @@ class Session(msgspec.Struct, kw_only=True, array_like=True):
 
 
 def check(fields):
-    check_fields(SimpleNamespace(**{**dict.fromkeys(FIELDS), **fields}), Session)
+    check_fields(SimpleNamespace(**{**dict.fromkeys(FIELDS), **fields}), Session, 16)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,7 @@ def check(fields):
         {"input_ids": [5, 6], "lora_path": "one"},
         {"input_ids": [[5, 6], [7]], "lora_path": ["one", None]},
         {"text": "a", "input_ids": []},  # is not looked at
+        {"input_ids": [0, 15]},
         {"input_embeds": [[0.5, 0.5]], "top_logprobs_num": 3},
         {"input_embeds": [[[0.5, 0.5]]], "top_logprobs_num": [3]},
         {"text": "a", "session_params": {"id": "s", "offset": 3}},
@@ -52,6 +53,8 @@ def test_what_sglang_takes(fields):
         ({}, "there is no prompt: give text, input_ids or input_embeds"),
         ({"input_ids": []}, "the prompt is empty"),
         ({"input_ids": [[5], []]}, "the prompt is empty"),
+        ({"input_ids": [5, 16]}, "token 1 of the prompt is 16: token ids are integers from 0 to 15"),
+        ({"input_ids": [[5], [-1]]}, "token 0 of the prompt is -1: token ids are integers from 0 to 15"),
         ({"input_embeds": []}, "the prompt is empty"),
         ({"input_embeds": [[]]}, "the prompt is empty"),
         ({"text": "a", "rid": ["r"]}, "rid is a list, and the prompt is in none: give one value"),

@@ -155,10 +155,30 @@ def test_other_wrong_fields(engine, rank, stream):
             ({"text": "1", "return_logprob": True, "top_logprobs_num": [1]}, "top_logprobs_num is a list"),
             ({"text": "1", "session_params": {"nothing": 1}}, "no session parameter 'nothing'"),
             ({"input_embeds": [[]]}, "the prompt is empty"),
+            ({"input_ids": [3, 99999]}, "token 1 of the prompt is 99999"),
+            ({"input_ids": [[3], [-1]]}, "token 0 of the prompt is -1"),
         ]:
             answer = client.post("/generate", json={**body, "stream": stream})
             assert (answer.status_code, text in answer.text) == (400, True), body
         assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
+
+    served(engine, ask)
+
+
+def test_a_refused_stream_ends_no_other_request_of_its_id(engine, rank):
+    """SGLang aborts a stream's requests two seconds after its answer, whoever else has sent one by the same id."""
+
+    def ask(client):
+        rank.hold.set()
+        with ThreadPoolExecutor() as pool:
+            post = pool.submit(client.post, "/generate", json={"text": "1+1=", "rid": "mine"})
+            wait_until(lambda: len(rank.seen) == 1)
+            refused = {"text": "1", "rid": "mine", "stream": True, "top_logprobs_num": [1]}
+            assert client.post("/generate", json=refused).status_code == 400
+            time.sleep(2.5)
+            assert rank.aborted == []
+            rank.hold.clear()
+            assert post.result().json()["text"] == "42"
 
     served(engine, ask)
 
