@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -169,8 +170,9 @@ def installed_folder() -> Path | None:
     return Path(folders[0]) if folders else None
 
 
-def known_arguments(folder: Path) -> list[str]:
-    """Names of all server arguments, read from SGLang's source: its import takes many seconds.
+@functools.cache
+def known_arguments(folder: Path) -> tuple[str, ...]:
+    """Names of all server arguments, read once from SGLang's source: its import takes many seconds.
 
     Raises:
         ConfigError: the source is not as expected.
@@ -183,5 +185,5 @@ def known_arguments(folder: Path) -> list[str]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == "ServerArgs":
             fields = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
-            return [target.id for target in fields if isinstance(target, ast.Name)]
+            return tuple(target.id for target in fields if isinstance(target, ast.Name))
     raise ConfigError("engine.kind", "sglang", f"{file} has no class ServerArgs")
