@@ -19,7 +19,7 @@ from raylaunch.evidence import explain_failure
 from raylaunch.group import RankGroup, StepOutcome
 from raylaunch.health import Condition, Health, RankHealth, Stall
 from raylaunch.launch import Launched, launch, span
-from raylaunch.placement import request_for
+from raylaunch.placement import choose_device, request_for
 from raylaunch.protocol import Phase
 from raylaunch.report import LaunchReport, Span
 from raylaunch.sglang.sockets import SglangSockets
@@ -87,7 +87,7 @@ class Supervisor:
         began = time.time()
         self.condition = Condition.LAUNCHING
         try:
-            bundles = request_for(self.config, "cuda" if self.config.engine.device == "cuda" else "cpu").bundles
+            bundles = request_for(self.config, choose_device(self.config, ())).bundles  # no node is known yet
             needed = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
             self._session = enter(self.config.placement.address, needed, self.config.placement.namespace)
             self._ray_span = Span("Ray session", began, time.time())
@@ -280,8 +280,8 @@ class Supervisor:
 
     def _give_up(self, error: LaunchError) -> None:
         """Ranks that nobody can use, or nobody keeps, are ended: they would hold their GPUs until the engine is."""
-        self._fail(error)
         self.failures.append((time.time(), error))
+        self._fail(error)
         self._tear_down(error)
 
     def _tear_down(self, error: LaunchError) -> None:

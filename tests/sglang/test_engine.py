@@ -34,8 +34,8 @@ def idle_ranks(monkeypatch):
     monkeypatch.setattr(supervision, "launch", launched)
 
 
-def test_requests_a_lost_rank_and_the_end(idle_ranks):
-    engine = Engine(CONFIG.override("restarts=1"))
+def with_scripted_rank(engine):
+    """Gives the rank that answers requests, in a list that is filled when the frontend begins."""
     begin = engine.frontend.begin
     ranks: list[ScriptedRank] = []
 
@@ -45,6 +45,12 @@ def test_requests_a_lost_rank_and_the_end(idle_ranks):
         ranks[0].script = lambda ids, sampling: [*engine.tokenizer("42")["input_ids"], 2]
 
     engine.frontend.begin = begin_with_rank
+    return ranks
+
+
+def test_requests_a_lost_rank_and_the_end(idle_ranks):
+    engine = Engine(CONFIG.override("restarts=1"))
+    ranks = with_scripted_rank(engine)
     with engine:
         assert [answer.text for answer in engine.generate(["1+1=", "2+2="])] == ["42", "42"]
         assert [span.name for span in engine.report.driver if span.phase is Phase.VERIFY] == ["first request"]
@@ -85,14 +91,7 @@ def test_a_rank_that_dies_during_the_first_request_is_named(idle_ranks, monkeypa
 def test_a_detokenizer_that_is_lost_for_good_takes_the_ranks_along(idle_ranks):
     """Nobody can use them any more: they must not hold their GPUs until the engine is shut down."""
     engine = Engine(CONFIG.override("restarts=1"))
-    begin = engine.frontend.begin
-    ranks: list[ScriptedRank] = []
-
-    def begin_with_rank(shape):
-        begin(shape)
-        ranks.append(ScriptedRank(engine.frontend.sockets).__enter__())
-
-    engine.frontend.begin = begin_with_rank
+    ranks = with_scripted_rank(engine)
     with engine:
         pids = [place.pid for place in engine.report.places]
         ranks[0].hold.set()
