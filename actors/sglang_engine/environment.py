@@ -37,6 +37,8 @@ DEFAULTS = {
     "CUTE_DSL_LOG_LEVEL": "30",
     # Segments in /dev/shm that nothing in one tensor-parallel group uses, and that stay when a rank is killed.
     "SGLANG_USE_MESSAGE_QUEUE_BROADCASTER": "0",
+    # Its launcher starts each rank under numactl, which nothing can do for an actor: the rank binds itself instead.
+    "SGLANG_NUMA_BIND_V2": "0",
 }
 ASKED = {
     "enable_nccl_nvls": {"NCCL_NVLS_ENABLE": "1"},

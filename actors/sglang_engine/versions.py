@@ -101,12 +101,15 @@ def use_store(address: str) -> None:
 
 def make_scheduler(spec: RankSpec, args: Any) -> Any:
     """Builds SGLang's scheduler on this thread: connects, loads, warms up and captures, passing the hooked gates."""
+    from sglang.srt.environ import envs
     from sglang.srt.managers.scheduler import Scheduler, configure_scheduler_process
     from sglang.srt.runtime_context import publish
 
     assert spec.sockets is not None  # run() has checked
     ranks = {"attn_cp_rank": 0, "moe_dp_rank": 0, "moe_ep_rank": 0, "pp_rank": 0, "dp_rank": None}
     configure_scheduler_process(args, spec.device_index, spec.rank, **ranks)
+    if envs.SGLANG_SET_CPU_AFFINITY.get():  # that was for the process's first thread, and this is another
+        os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
     publish(args, role="scheduler")
     return Scheduler(
         server_args=args, port_args=port_args(spec.sockets), gpu_id=spec.device_index, tp_rank=spec.rank, **ranks
