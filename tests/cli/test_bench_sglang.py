@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 
-from raylaunch.commands.bench.sglang import groups, show
-from raylaunch.commands.bench.timed_server import Served, Work, measure
+from raylaunch.commands.bench.processors import confine, deals, family
+from raylaunch.commands.bench.sglang import groups, require_comparable, show, standard_error
+from raylaunch.commands.bench.timed_server import Served, Work, measure, plan
 from raylaunch.commands.machine import describe_machine
-from raylaunch.errors import LaunchError
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError, LaunchError
 
 SERVER = """
 import http.server, json, sys, time
@@ -25,6 +32,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
+THREADS = """
+import threading, time
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+print("up", flush=True)
+time.sleep(60)
+"""
 WORK = Work(lengths=(100, 400), repeat=3, concurrent=2, new_tokens=5, vocabulary=1000)
 
 
@@ -36,9 +49,9 @@ def test_servers_are_started_measured_in_turn_and_ended(tmp_path):
     measured = measure({"one": server(), "slow": server("slow")}, tmp_path, WORK)
     for factor, name in ((1, "one"), (3, "slow")):
         assert 0 < measured[name].ready_s < 30
-        assert measured[name].prefill_ms[100] >= 10 * factor
-        assert measured[name].prefill_ms[400] >= 40 * factor
-        assert measured[name].decode_tokens_per_s > 0
+        assert [min(ms) >= length / 10 * factor for length, ms in measured[name].prefill_ms.items()] == [True, True]
+        assert {len(each) for each in (*measured[name].prefill_ms.values(), measured[name].decode_tokens_per_s)} == {2}
+        assert min(measured[name].decode_tokens_per_s) > 0
     running = {word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ()}
     assert SERVER not in running
 
@@ -58,8 +71,72 @@ def test_the_order_of_starts(together, order):
 
 def test_a_ratio_above_one_is_for_raylaunch():
     figures = {
-        "sglang": [Served(50.0, {256: 10.0}, 3000.0), Served(60.0, {256: 12.0}, 3000.0)],
-        "raylaunch": [Served(44.0, {256: 10.0}, 3300.0)],
+        "sglang": [Served(50.0, {256: [9.0, 11.0]}, [3000.0]), Served(60.0, {256: [12.0, 12.0]}, [3000.0])],
+        "raylaunch": [Served(44.0, {256: [10.0, 10.0]}, [3300.0])],
     }
     lines = show(describe_machine(), figures)
-    assert [line.split()[-2:] for line in lines[-3:]] == [["1.250", "0.833"], ["1.100", "0.833"], ["1.100", "1.000"]]
+    shown = [line.split()[-3:] for line in lines[-3:]]
+    assert shown == [["1.250", "-", "0.833"], ["1.100", "-", "0.833"], ["1.100", "-", "1.000"]]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "error"),
+    [
+        ([[10.0, 30.0, 20.0, 20.0]], [[30.0, 10.0, 20.0, 20.0]], 0.0),  # it was the processors
+        ([[10.0, 10.0], [10.0, 10.0]], [[11.0, 11.0], [9.0, 9.0]], 0.1),
+    ],
+)
+def test_the_error_of_a_ratio(theirs, ours, error):
+    assert standard_error(theirs, ours) == pytest.approx(error)
+
+
+@pytest.mark.parametrize(
+    ("count", "servers", "planned"), [(15, 1, (1, 15)), (1, 2, (2, 3)), (12, 2, (4, 3)), (13, 2, (6, 3))]
+)
+def test_how_often_processors_are_dealt_out(count, servers, planned):
+    assert plan(count, servers) == planned
+
+
+def test_every_hand_gets_every_part_of_a_deal():
+    dealing = deals(range(7), 3, random.Random(0))
+    for _ in range(5):
+        turns = [next(dealing) for _ in range(3)]
+        assert all(len(part) == 2 for turn in turns for part in turn)
+        assert len(set().union(*turns[0])) == 6
+        assert all(sorted(map(sorted, hand)) == sorted(map(sorted, turns[0])) for hand in zip(*turns, strict=True))
+    with pytest.raises(ValueError, match="2 processors"):
+        next(deals(range(2), 3, random.Random(0)))
+
+
+def test_a_whole_family_is_confined():
+    command = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {THREADS!r}])"
+    process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "up\n"
+        pids = family(process.pid)
+        assert len(pids) == 2
+        one = {max(os.sched_getaffinity(0))}
+        confine([*pids, ended_pid()], one)
+        threads = [int(thread.name) for pid in pids for thread in Path(f"/proc/{pid}/task").iterdir()]
+        assert len(threads) >= 3
+        assert all(os.sched_getaffinity(thread) == one for thread in threads)
+    finally:
+        for pid in family(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def ended_pid():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_together_needs_a_ray_that_raylaunch_starts(monkeypatch):
+    config = LaunchConfig.default(["engine.kind=sglang"])
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    require_comparable(config, together=False)
+    with pytest.raises(ConfigError, match="--together"):
+        require_comparable(config, together=True)
+    with pytest.raises(ConfigError, match=r"engine\.kind"):
+        require_comparable(LaunchConfig.default(), together=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +35,7 @@ def bench_sglang(
     warm: Annotated[bool, typer.Option(help="First start one untimed, to fill the caches of kernels.")] = True,
     starts: Annotated[int, typer.Option(min=1, help="How often each is started, in turn; the medians count.")] = 2,
     together: Annotated[
-        bool, typer.Option(help="Have both up and ask them in turn: each needs half of the memory.")
+        bool, typer.Option(help="Have both up, each with half of the memory; deal processors out to them.")
     ] = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -42,8 +44,7 @@ def bench_sglang(
         chosen = load_config(config, settings)
         lengths = numbers_of("--prompts", prompts, "prompt lengths such as 256,1024")
         require_writable("--json", json_file)
-        if chosen.engine.kind != "sglang":
-            raise ConfigError("engine.kind", chosen.engine.kind, "must be sglang: the same engine is launched twice")
+        require_comparable(chosen, together)
         from raylaunch.commands.bench.timed_server import Work, measure
         from raylaunch.commands.machine import describe_machine
         from raylaunch.model_check import check_model
@@ -62,6 +63,16 @@ def bench_sglang(
                     figures.setdefault(name, []).append(measured)
         typer.echo("\n".join(show(machine, figures)))
         write_figures(json_file, machine, {name: [asdict(one) for one in each] for name, each in figures.items()})
+
+
+def require_comparable(config: LaunchConfig, together: bool) -> None:
+    """Raises :class:`ConfigError` where the two launchers would not be measured alike."""
+    if config.engine.kind != "sglang":
+        raise ConfigError("engine.kind", config.engine.kind, "must be sglang: the same engine is launched twice")
+    address = config.placement.address or os.environ.get("RAY_ADDRESS")
+    if together and address:
+        expected = "must not be set, nor RAY_ADDRESS, with --together: processors are dealt out to what a server starts"
+        raise ConfigError("placement.address", address, expected)
 
 
 def groups(servers: Mapping[str, Command], starts: int, together: bool) -> list[dict[str, Command]]:
@@ -100,22 +111,44 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
 
 
 def show(machine: dict[str, Any], figures: dict[str, list[Served]]) -> list[str]:
-    """The medians as lines for people; a ratio above 1 is for raylaunch.
+    """The means as lines for people; a ratio above 1 is for raylaunch.
 
-    ``alike`` is the ratio of SGLang's own starts, smallest to largest: what comes of nothing but another start.
+    ``+-`` is the standard error of the ratio, from the deals of the processors; ``alike`` is the ratio of SGLang's own
+    starts, smallest to largest: what comes of nothing but another start.
     """
     theirs, ours = (rows(figures[name]) for name in ("sglang", "raylaunch"))
-    lines = [machine_line(machine), "", f"{'':<26} {'sglang':>10} {'raylaunch':>10} {'ratio':>7} {'alike':>7}"]
+    lines = [
+        machine_line(machine),
+        "",
+        f"{'':<26} {'sglang':>10} {'raylaunch':>10} {'ratio':>7} {'+-':>7} {'alike':>7}",
+    ]
     for name, values in theirs.items():
-        before, after = median(values), median(ours[name])
+        starts = [fmean(one) for one in values]
+        before, after = median(starts), median(fmean(one) for one in ours[name])
         ratio = after / before if name.endswith("tokens/s") else before / after
-        lines.append(f"{name:<26} {before:10.2f} {after:10.2f} {ratio:7.3f} {min(values) / max(values):7.3f}")
+        error = f"{standard_error(values, ours[name]):7.3f}" if len(values[0]) > 2 else f"{'-':>7}"
+        alike = min(starts) / max(starts)
+        lines.append(f"{name:<26} {before:10.2f} {after:10.2f} {ratio:7.3f} {error} {alike:7.3f}")
     return lines
 
 
-def rows(starts: list[Served]) -> dict[str, list[float]]:
-    """Figures of one launcher's starts by the name of the row that shows them."""
-    made = {"ready, s": [one.ready_s for one in starts]}
+def standard_error(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> float:
+    """Of the ratio of two servers, from the ratios of all pairs of deals in which they had the same processors.
+
+    Args:
+        theirs, ours: figures of each start, one for each deal, as many for both.
+    """
+    ratios = [
+        fmean(mine[deal : deal + 2]) / fmean(other[deal : deal + 2])
+        for mine, other in zip(ours, theirs, strict=True)
+        for deal in range(0, len(mine), 2)
+    ]
+    return stdev(ratios) / math.sqrt(len(ratios))
+
+
+def rows(starts: list[Served]) -> dict[str, list[list[float]]]:
+    """Figures of one launcher's starts, and of their deals, by the name of the row that shows them."""
+    made = {"ready, s": [[one.ready_s] for one in starts]}
     for length in starts[0].prefill_ms:
         made[f"prefill {length} tokens, ms"] = [one.prefill_ms[length] for one in starts]
     made["decode, tokens/s"] = [one.decode_tokens_per_s for one in starts]

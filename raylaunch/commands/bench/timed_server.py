@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import os
 import random
 import signal
@@ -14,17 +15,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from statistics import median_high
+from statistics import fmean, median_high
 
 from raylaunch.children import end, last_lines
+from raylaunch.commands.bench.processors import confine, deals, family
 from raylaunch.errors import LaunchError
 
 READY_S = 1800.0
 ANSWER_S = 600.0
 END_S = 90.0
 POLL_S = 0.1
-ROUNDS = 3
+ROUNDS, PREFILLS_A_ROUND = 3, 10
+EACH_DEAL = 3
 DECODE_PROMPT = 32
 LOG_LINES = 25
 FIRST_TOKEN_ID = 10
@@ -36,17 +40,19 @@ class Served:
 
     Attributes:
         ready_s: from the start of its process to its first answer, one token long.
-        prefill_ms: by prompt length, median milliseconds of a request of one new token.
-        decode_tokens_per_s: new tokens per second of many requests at once; median of the rounds.
+        prefill_ms: by prompt length, median milliseconds of a request of one new token: one median for each deal of
+            the processors, or one in all for a server that was measured alone.
+        decode_tokens_per_s: new tokens per second of many requests at once, likewise.
     """
 
     ready_s: float
-    prefill_ms: dict[int, float]
-    decode_tokens_per_s: float
+    prefill_ms: dict[int, list[float]]
+    decode_tokens_per_s: list[float]
 
     def __str__(self) -> str:
-        prefill = ", ".join(f"{length} tokens {ms:.2f} ms" for length, ms in self.prefill_ms.items())
-        return f"ready after {self.ready_s:.1f} s; prefill {prefill}; decode {self.decode_tokens_per_s:.0f} tokens/s"
+        prefill = ", ".join(f"{length} tokens {fmean(ms):.2f} ms" for length, ms in self.prefill_ms.items())
+        decode = fmean(self.decode_tokens_per_s)
+        return f"ready after {self.ready_s:.1f} s; prefill {prefill}; decode {decode:.0f} tokens/s"
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def measure(servers: Mapping[str, Command], folder: Path, work: Work) -> dict[st
     """Starts servers one after another, sends the same requests to each of them in turn, and ends them.
 
     Several can be told apart by less than what the machine's speed changes by meanwhile. Each must leave the others
-    their part of the GPUs' memory.
+    their part of the GPUs' memory, and gets its part of the processors: see :mod:`raylaunch.commands.bench.processors`.
 
     Args:
         servers: by name.
@@ -93,7 +99,7 @@ def measure(servers: Mapping[str, Command], folder: Path, work: Work) -> dict[st
     def prompts(count: int, length: int) -> list[list[int]]:
         return [[draw.randrange(FIRST_TOKEN_ID, work.vocabulary) for _ in range(length)] for _ in range(count)]
 
-    ports, ready_s = {}, {}
+    ports, families, ready_s = {}, {}, {}
     with contextlib.ExitStack() as stack:
         for name, command in servers.items():
             log = folder / f"{name}.log"
@@ -101,36 +107,83 @@ def measure(servers: Mapping[str, Command], folder: Path, work: Work) -> dict[st
             process, began = stack.enter_context(running(command(ports[name]), log))
             wait_for_answer(process, ports[name], prompts(1, 4)[0], log)
             ready_s[name] = time.monotonic() - began
-        prefill = {one: prefill_ms(ports, prompts(work.repeat + 1, one)) for one in work.lengths}
-        rounds = [prompts(work.concurrent, DECODE_PROMPT) for _ in range(ROUNDS + 1)]
-        rates = tokens_per_s(ports, rounds, work.new_tokens)
+            families[name] = family(process.pid)
+        side_by_side = SideBySide(ports, families)
+        prefill = {one: side_by_side.medians(prefill_ms, partial(prompts, 1, one), work.repeat) for one in work.lengths}
+        decode = side_by_side.medians(
+            partial(tokens_per_s, new_tokens=work.new_tokens),
+            partial(prompts, work.concurrent, DECODE_PROMPT),
+            max(ROUNDS, work.repeat // PREFILLS_A_ROUND),
+        )
     return {
-        name: Served(ready_s[name], {length: took[name] for length, took in prefill.items()}, rates[name])
+        name: Served(ready_s[name], {length: medians[name] for length, medians in prefill.items()}, decode[name])
         for name in servers
     }
 
 
-def prefill_ms(ports: Mapping[str, int], prompts: Sequence[list[int]]) -> dict[str, float]:
-    """By server, median milliseconds of requests of one token; the first is not counted."""
-    took: dict[str, list[float]] = {name: [] for name in ports}
-    for prompt in prompts:
-        for name, port in ports.items():
-            began = time.perf_counter()
-            generate(port, prompt, 1)
-            took[name].append((time.perf_counter() - began) * 1e3)
-    return {name: median_high(each[1:]) for name, each in took.items()}
+Prompts = list[list[int]]
 
 
-def tokens_per_s(ports: Mapping[str, int], rounds: Sequence[list[list[int]]], new_tokens: int) -> dict[str, float]:
-    """By server, median new tokens per second of a round of requests sent at once; the first round is not counted."""
-    rates: dict[str, list[float]] = {name: [] for name in ports}
-    for prompts in rounds:
-        for name, port in ports.items():
-            with ThreadPoolExecutor(len(prompts)) as pool:
-                began = time.perf_counter()
-                count = sum(pool.map(lambda prompt, port=port: generate(port, prompt, new_tokens), prompts))
-                rates[name].append(count / (time.perf_counter() - began))
-    return {name: median_high(each[1:]) for name, each in rates.items()}
+class SideBySide:
+    """Servers that are up at the same time and are asked the same in turn.
+
+    Args:
+        ports: by name.
+        families: of each, its process and all that it has started.
+    """
+
+    def __init__(self, ports: Mapping[str, int], families: Mapping[str, Sequence[int]]) -> None:
+        self._ports, self._families = ports, families
+        self._deals = deals(sorted(os.sched_getaffinity(0)), len(ports), random.Random(0))
+
+    def medians(
+        self, figure: Callable[[int, Prompts], float], prompts: Callable[[], Prompts], count: int
+    ) -> dict[str, list[float]]:
+        """By server, medians of a figure: one for each deal of the processors, or one in all if there is one server.
+
+        Args:
+            figure: made of a port and prompts; the first after a deal is not counted.
+            count: how many figures of each server count, at least.
+        """
+        turns, each = plan(count, len(self._ports))
+        medians: dict[str, list[float]] = {name: [] for name in self._ports}
+        for _ in range(turns):
+            self._deal()
+            taken: dict[str, list[float]] = {name: [] for name in self._ports}
+            for _ in range(each + 1):
+                asked = prompts()
+                for name, port in self._ports.items():
+                    taken[name].append(figure(port, asked))
+            for name, figures in taken.items():
+                medians[name].append(median_high(figures[1:]))
+        return medians
+
+    def _deal(self) -> None:
+        if len(self._ports) > 1:
+            for pids, processors in zip(self._families.values(), next(self._deals), strict=True):
+                confine(pids, processors)
+
+
+def plan(count: int, servers: int) -> tuple[int, int]:
+    """How often the processors are dealt out, each time for all servers in turn, and how many figures each time."""
+    if servers == 1:
+        return 1, count
+    return servers * math.ceil(count / (EACH_DEAL * servers)), EACH_DEAL
+
+
+def prefill_ms(port: int, prompts: Prompts) -> float:
+    """Milliseconds of a request of one token."""
+    began = time.perf_counter()
+    generate(port, prompts[0], 1)
+    return (time.perf_counter() - began) * 1e3
+
+
+def tokens_per_s(port: int, prompts: Prompts, new_tokens: int) -> float:
+    """New tokens per second of requests sent at once."""
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        began = time.perf_counter()
+        count = sum(pool.map(lambda prompt: generate(port, prompt, new_tokens), prompts))
+        return count / (time.perf_counter() - began)
 
 
 def generate(port: int, prompt: list[int], new_tokens: int, timeout_s: float = ANSWER_S) -> int:
