@@ -1,8 +1,8 @@
 """Faults provoked on purpose in one rank, to see that each ends in its named error.
 
-Two kinds: an action at a gate (raise, be killed, hang), and a twist of the engine that breaks one rule of the
-protocol. The engine itself knows nothing of them: twists are patched in from here, those of the engine ``sglang``
-from ``actors.sglang_engine.twists``.
+Three kinds: other surroundings than the rank was promised, an action at a gate (raise, be killed, hang), and a twist
+of the engine that breaks one rule of the protocol. The engine itself knows nothing of them: twists are patched in from
+here, those of the engine ``sglang`` from ``actors.sglang_engine.twists``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ FOREVER_S = 1_000_000
 def provoke(spec: RankSpec, gate: RankGate) -> RankGate:
     """Installs the faults that are configured for this rank; returns the gate to use."""
     faults = [fault for fault in spec.config.faults if fault.rank == spec.rank]
+    for fault in faults:
+        if fault.action in SURROUNDINGS:
+            SURROUNDINGS[fault.action]()
     if spec.program == "sglang":
         from actors.sglang_engine import twists
 
@@ -122,6 +125,38 @@ ACTIONS: dict[str, Callable[[], object]] = {
     "sleep": lambda: time.sleep(FOREVER_S),
     "hold_gil": _hold_gil,
     "illegal_access": _illegal_access,
+}
+
+
+# ---- surroundings: variables that say something else of this node than is true -----------------------------------
+
+
+def _other_nccl_host() -> None:
+    """NCCL takes this rank for one of another host: it then serves two ranks on one GPU, over sockets."""
+    os.environ["NCCL_HOSTID"] = f"raylaunch-{os.getpid()}"
+
+
+def _visible_gpus() -> list[str]:
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if len(gpus) < 2:
+        raise RankFault(None, f"there are no GPUs to number otherwise: CUDA_VISIBLE_DEVICES is {','.join(gpus)!r}")
+    return gpus
+
+
+def _reversed_gpus() -> None:
+    """CUDA counts this rank's GPUs from the other end."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(reversed(_visible_gpus()))
+
+
+def _hidden_gpus() -> None:
+    """CUDA sees the first of this rank's GPUs only."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus()[0]
+
+
+SURROUNDINGS: dict[str, Callable[[], None]] = {
+    "other_nccl_host": _other_nccl_host,
+    "reversed_gpus": _reversed_gpus,
+    "hidden_gpus": _hidden_gpus,
 }
 
 
@@ -240,11 +275,6 @@ def _no_peer_access(fault: FaultConfig) -> None:
     topology.gpu_place = lambda: dataclasses.replace(original(), peers=(), nvlinked=())
 
 
-def _other_nccl_host(fault: FaultConfig) -> None:
-    """NCCL takes this rank for one of another host: it then serves two ranks on one GPU, over sockets."""
-    os.environ["NCCL_HOSTID"] = f"raylaunch-rank{fault.rank}"
-
-
 def _strip_symbols(fault: FaultConfig) -> None:
     """Drops what ``split_module`` needs to hand sizes to pieces, as a graph pass that forgets metadata would."""
     from actors.graphs import split
@@ -313,5 +343,4 @@ TWISTS: dict[str, Callable[[FaultConfig], None]] = {
     "free_recorded": _free_recorded,
     "no_shared_memory": _no_shared_memory,
     "no_peer_access": _no_peer_access,
-    "other_nccl_host": _other_nccl_host,
 }

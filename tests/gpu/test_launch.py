@@ -57,6 +57,24 @@ def test_faults_are_named(two_ranks: LaunchConfig, fault: str, code: str, phase:
     assert [one.device for one in caught.value.ranks] == ["gpu 0", "gpu 1" if gpus() > 1 else "gpu 0"]
 
 
+@pytest.mark.skipif(gpus() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(
+    ("action", "rank", "text"),
+    [
+        ("reversed_gpus", None, "ranks 0 and 1 were given cuda:0 and cuda:1 and are on one GPU"),
+        ("hidden_gpus", 1, "rank 1 wants GPU 1 of those visible, which are 1"),
+    ],
+)
+def test_f09_gpus_that_are_numbered_otherwise(
+    two_ranks: LaunchConfig, action: str, rank: int | None, text: str
+) -> None:
+    with pytest.raises(LaunchError, match=text) as caught:
+        Engine(two_ranks.override(f"faults=[{{action: {action}, rank: 1}}]")).start()
+    assert (caught.value.code, caught.value.phase, caught.value.rank) == ("F09", "CONNECT", rank), caught.value
+    texts, _ = answers(two_ranks)  # on the same GPUs
+    assert texts == [str(a + b) for a, b in SUMS]
+
+
 @pytest.mark.parametrize(
     ("at", "phase"), [("capture prefill 32 2", "CAPTURE"), ("capture decode", "CAPTURE"), ("verify", "VERIFY")]
 )

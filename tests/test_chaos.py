@@ -1,0 +1,36 @@
+"""Faults that are variables: what a rank is told of its node."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from actors import chaos
+from actors.gate import RankGate
+from raylaunch import LaunchConfig
+from raylaunch.errors import RankFault
+from raylaunch.protocol import LaunchPlan
+
+
+def provoke(action, rank):
+    config = LaunchConfig.default([f"faults=[{{action: {action}, rank: 1}}]"])
+    gate = RankGate(rank, LaunchPlan(2))
+    assert chaos.provoke(types.SimpleNamespace(config=config, rank=rank, program="reference"), gate) is gate
+
+
+@pytest.mark.parametrize(
+    ("action", "rank", "seen"),
+    [("reversed_gpus", 1, "2,1,0"), ("hidden_gpus", 1, "0"), ("hidden_gpus", 0, "0,1,2")],
+)
+def test_gpus_are_numbered_otherwise_on_one_rank(action, rank, seen, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    provoke(action, rank)
+    assert chaos.os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+@pytest.mark.parametrize("visible", ["", "0"])
+def test_a_rank_without_other_gpus_says_so(visible, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(RankFault, match="no GPUs to number otherwise"):
+        provoke("reversed_gpus", 1)
