@@ -19,7 +19,7 @@ from raylaunch.evidence import explain_failure
 from raylaunch.group import RankGroup, StepOutcome
 from raylaunch.health import Condition, Health, RankHealth, Stall
 from raylaunch.launch import Launched, launch, span
-from raylaunch.placement import choose_device, request_for
+from raylaunch.placement import request_for
 from raylaunch.protocol import Phase
 from raylaunch.report import LaunchReport, Span
 from raylaunch.sglang.sockets import SglangSockets
@@ -87,9 +87,8 @@ class Supervisor:
         began = time.time()
         self.condition = Condition.LAUNCHING
         try:
-            bundles = request_for(self.config, choose_device(self.config, ())).bundles  # no node is known yet
-            needed = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
-            self._session = enter(self.config.placement.address, needed, self.config.placement.namespace)
+            cpus = request_for(self.config, self.config.engine.device).cpus  # as many wherever `auto` leads
+            self._session = enter(self.config.placement.address, cpus, self.config.placement.namespace)
             self._ray_span = Span("Ray session", began, time.time())
             self._launch(began)
         except BaseException as error:
