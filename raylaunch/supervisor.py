@@ -261,11 +261,11 @@ class Supervisor:
         self.condition = Condition.LAUNCHING
         self._tell_down(self.error)  # callers need not wait for the explanation
         error = self._explained(group, outcome, Phase.SERVE)
-        self._tear_down(error)
+        torn_down = self._tear_down(error)
         error.retryable = True
         self.error = error
         self.failures.append((time.time(), error))
-        if not self._may_retry(error):
+        if not (torn_down and self._may_retry(error)):
             self._fail(error)
             return
         try:
@@ -283,13 +283,20 @@ class Supervisor:
         self._fail(error)
         self._tear_down(error)
 
-    def _tear_down(self, error: LaunchError) -> None:
-        """Ends the group, for which ``error`` is the reason."""
+    def _tear_down(self, error: LaunchError) -> bool:
+        """Ends the group, for which ``error`` is the reason and stays it. Whether that could be done; never raises."""
         with self._lock:
             launched, self._launched = self._launched, None
-        if launched is not None:
+        if launched is None:
+            return True
+        try:
             error.teardown = str(launched.group.close(self.config.deadlines.shutdown))
-            self._lost_nodes |= launched.group.lost_nodes
+        except Exception as problem:
+            log.exception("the group could not be torn down")
+            error.teardown = f"could not be torn down: {type(problem).__name__}: {problem}"
+            return False
+        self._lost_nodes |= launched.group.lost_nodes
+        return True
 
     def _fail(self, error: LaunchError) -> None:
         self.condition, self.error = Condition.FAILED, error
