@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-import psutil
 import pytest
 
 from raylaunch.commands.bench.sglang import groups, show
@@ -13,7 +13,8 @@ from raylaunch.commands.machine import describe_machine
 from raylaunch.errors import LaunchError
 
 SERVER = """
-import http.server, json, sys, time
+import http.server, json, os, sys, time
+print(os.getpgrp(), flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -39,8 +40,10 @@ def test_servers_are_started_measured_in_turn_and_ended(tmp_path):
         assert measured[name].prefill_ms[100] >= 10 * factor
         assert measured[name].prefill_ms[400] >= 40 * factor
         assert measured[name].decode_tokens_per_s > 0
-    running = {word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ()}
-    assert SERVER not in running
+        group = int((tmp_path / f"{name}.log").read_text().split()[0])
+        assert group != os.getpgrp()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(group, 0)
 
 
 def test_a_server_that_ends_is_an_error_with_its_last_words(tmp_path):
