@@ -128,7 +128,7 @@ def enter(address: str | None, cpus: float, namespace: str) -> RaySession:
                     log_to_driver=False,
                     logging_level="ERROR",
                     object_store_memory=100 << 20,
-                    # Ranks settle their own, which may always become nicer: see actors.priority.
+                    # Every process may become nicer and few less so: ranks choose by their device, see actors.priority.
                     _system_config={"worker_niceness": int(os.environ.get(NICENESS, "0"))},
                 )
             host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
