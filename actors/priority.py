@@ -1,6 +1,7 @@
-"""The priority of a rank's threads: Ray starts its workers at nice 15, behind everything else that a node does.
+"""The priority of a rank's threads: Ray starts the workers of a cluster at nice 15, raylaunch those of its own at 0.
 
-A GPU waits for the processor that gives it work. Ranks on CPUs stay behind: Ray itself needs what they compute on.
+A GPU waits for the processor that gives it work, so its rank goes before what else its node does. A rank on a CPU stays
+behind: Ray itself needs what it computes on.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ from pathlib import Path
 from raylaunch.protocol import NICENESS
 
 THREADS = Path("/proc/self/task")
+BEHIND = 15
+"""How nice Ray makes workers unless it is told otherwise."""
 
 
-def restore() -> None:
-    """Sets every thread of this process to nice 0, unless the cluster was told how nice its workers are to be.
+def settle(device: str) -> None:
+    """Sets nice 0 for a rank on ``cuda`` and 15 for one on ``cpu``, unless whoever started Ray has chosen for both.
 
-    Linux keeps the niceness of each thread; threads that are started later inherit it. A process that may not (it
-    needs the capability ``SYS_NICE``, which containers rarely have) stays as it is, which ``Identity.niceness`` tells.
+    Linux keeps the niceness of each thread; threads that are started later inherit that of the calling one. On a CPU it
+    alone is moved: Ray's own threads, which carry calls and answers, are at 0 in every worker. On a GPU all are. A
+    process that may not (it needs the capability ``SYS_NICE``, which containers rarely have) stays as it is, which
+    ``Identity.niceness`` tells.
     """
-    if NICENESS in os.environ or not THREADS.is_dir():
+    if NICENESS in os.environ:
         return
-    for thread in THREADS.iterdir():
+    if device == "cpu":
+        os.setpriority(os.PRIO_PROCESS, 0, max(os.nice(0), BEHIND))
+        return
+    for thread in THREADS.iterdir() if THREADS.is_dir() else ():
         with contextlib.suppress(PermissionError, ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, int(thread.name), 0)

@@ -93,8 +93,7 @@ class Rank:
     """A rank as a plain class; ``RankActor`` is the same as a Ray actor. One thread runs ``boot`` for life."""
 
     def __init__(self, spec: RankSpec) -> None:
-        if spec.device == "cuda":
-            priority.restore()  # before there are threads of libraries
+        priority.settle(spec.device)  # before there are threads of libraries
         os.environ.update(spec.environment)
         if spec.core_file:  # CUDA makes no folders
             Path(spec.core_file).parent.mkdir(parents=True, exist_ok=True)

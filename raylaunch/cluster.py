@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -101,12 +101,11 @@ def abandoned() -> bool:
     return _ABANDONED.is_set()
 
 
-def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> RaySession:
+def enter(address: str | None, cpus: float, namespace: str) -> RaySession:
     """Uses the session of this process, else joins ``address`` or ``RAY_ADDRESS``, else starts a private cluster.
 
     Args:
-        needed: resources that a private cluster must offer; more CPUs than the machine has are only a number, and Ray
-            finds GPUs by itself.
+        cpus: what a private cluster must offer; more than the machine has are only a number. Ray finds GPUs by itself.
     Raises:
         LaunchError: no cluster answers at the address.
     """
@@ -121,16 +120,17 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
                 ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level="ERROR")
             else:
                 _private_token(session)
-                with _workers_as_important_as_others() if needed.get("GPU") else contextlib.nullcontext():
-                    ray.init(
-                        address="local",
-                        namespace=namespace,
-                        num_cpus=max(os.cpu_count() or 1, math.ceil(needed.get("CPU", 0))),
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level="ERROR",
-                        object_store_memory=100 << 20,
-                    )
+                ray.init(
+                    address="local",
+                    namespace=namespace,
+                    num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    object_store_memory=100 << 20,
+                    # Every process may become nicer and few less so: ranks choose by their device, see actors.priority.
+                    _system_config={"worker_niceness": int(os.environ.get(NICENESS, "0"))},
+                )
             host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
             session._head = (host.strip("[]"), int(port))
         _no_worker_lines()
@@ -143,19 +143,6 @@ def enter(address: str | None, needed: Mapping[str, float], namespace: str) -> R
         session.close()
         raise
     return session
-
-
-@contextlib.contextmanager
-def _workers_as_important_as_others() -> Iterator[None]:
-    """Starts Ray with a niceness of 0 for its workers, unless the user has chosen one: see :mod:`actors.priority`."""
-    if NICENESS in os.environ:
-        yield
-        return
-    os.environ[NICENESS] = "0"
-    try:
-        yield
-    finally:
-        os.environ.pop(NICENESS, None)
 
 
 def _require_listener(address: str) -> None:

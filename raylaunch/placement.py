@@ -41,6 +41,11 @@ class Request:
     bundles: tuple[dict[str, float], ...]
     strategy: str
 
+    @property
+    def cpus(self) -> float:
+        """CPUs of all bundles."""
+        return sum(bundle.get("CPU", 0.0) for bundle in self.bundles)
+
 
 @dataclass(frozen=True)
 class Seat:

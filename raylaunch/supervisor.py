@@ -19,7 +19,7 @@ from raylaunch.evidence import explain_failure
 from raylaunch.group import RankGroup, StepOutcome
 from raylaunch.health import Condition, Health, RankHealth, Stall
 from raylaunch.launch import Launched, launch, span
-from raylaunch.placement import choose_device, request_for
+from raylaunch.placement import request_for
 from raylaunch.protocol import Phase
 from raylaunch.report import LaunchReport, Span
 from raylaunch.sglang.sockets import SglangSockets
@@ -87,9 +87,8 @@ class Supervisor:
         began = time.time()
         self.condition = Condition.LAUNCHING
         try:
-            bundles = request_for(self.config, choose_device(self.config, ())).bundles  # no node is known yet
-            needed = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
-            self._session = enter(self.config.placement.address, needed, self.config.placement.namespace)
+            cpus = request_for(self.config, self.config.engine.device).cpus  # as many wherever `auto` leads
+            self._session = enter(self.config.placement.address, cpus, self.config.placement.namespace)
             self._ray_span = Span("Ray session", began, time.time())
             self._launch(began)
         except BaseException as error:
@@ -262,11 +261,11 @@ class Supervisor:
         self.condition = Condition.LAUNCHING
         self._tell_down(self.error)  # callers need not wait for the explanation
         error = self._explained(group, outcome, Phase.SERVE)
-        self._tear_down(error)
+        torn_down = self._tear_down(error)
         error.retryable = True
         self.error = error
         self.failures.append((time.time(), error))
-        if not self._may_retry(error):
+        if not (torn_down and self._may_retry(error)):
             self._fail(error)
             return
         try:
@@ -284,13 +283,20 @@ class Supervisor:
         self._fail(error)
         self._tear_down(error)
 
-    def _tear_down(self, error: LaunchError) -> None:
-        """Ends the group, for which ``error`` is the reason."""
+    def _tear_down(self, error: LaunchError) -> bool:
+        """Ends the group, for which ``error`` is the reason and stays it. Whether that could be done; never raises."""
         with self._lock:
             launched, self._launched = self._launched, None
-        if launched is not None:
+        if launched is None:
+            return True
+        try:
             error.teardown = str(launched.group.close(self.config.deadlines.shutdown))
-            self._lost_nodes |= launched.group.lost_nodes
+        except Exception as problem:
+            log.exception("the group could not be torn down")
+            error.teardown = f"could not be torn down: {type(problem).__name__}: {problem}"
+            return False
+        self._lost_nodes |= launched.group.lost_nodes
+        return True
 
     def _fail(self, error: LaunchError) -> None:
         self.condition, self.error = Condition.FAILED, error

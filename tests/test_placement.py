@@ -52,6 +52,7 @@ GPU = {"CPU": 1.0, "GPU": 1.0}
 def test_what_is_asked_of_ray(ranks, nodes, device, placement, bundles, strategy):
     made = config(parallel={"tensor_parallel_size": ranks, "nodes": nodes}, placement=placement)
     assert request_for(made, device) == Request(bundles, strategy)
+    assert request_for(made, device).cpus == (0.0 if placement.get("resources_per_rank") else ranks)
 
 
 @pytest.mark.parametrize(

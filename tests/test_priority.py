@@ -1,4 +1,4 @@
-"""The priority of a process's threads, in a process of its own."""
+"""The priority of a process's threads, in a process of its own, whatever that of the tests is."""
 
 from __future__ import annotations
 
@@ -8,25 +8,30 @@ import sys
 
 import pytest
 
+from actors.priority import BEHIND
 from raylaunch.protocol import NICENESS
 
 PROGRAM = """
-import os, threading
+import os, sys, threading
 from actors import priority
-os.nice(15)
-started, done = threading.Event(), threading.Event()
-def other():
-    started.set()
-    done.wait()
-    print(os.nice(0))
-thread = threading.Thread(target=other)
-thread.start()
-started.wait()
-priority.restore()
-done.set()
-thread.join()
-print(os.nice(0))
+os.nice(3)
+settled = threading.Event()
+shown = [0, 0, 0]
+def show(index):
+    settled.wait()
+    shown[index] = os.nice(0)
+earlier, later = (threading.Thread(target=show, args=(index,)) for index in (0, 2))
+earlier.start()
+priority.settle(sys.argv[1])
+shown[1] = os.nice(0)
+later.start()
+settled.set()
+earlier.join()
+later.join()
+print(*shown)
 """
+BEFORE = min(os.nice(0) + 3, 19)
+AFTER = max(BEFORE, BEHIND)
 
 
 def may_become_less_nice() -> bool:
@@ -41,10 +46,19 @@ def may_become_less_nice() -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-@pytest.mark.parametrize(("chosen", "niceness"), [({}, "0"), ({NICENESS: "15"}, "15")])
-def test_every_thread_is_as_important_as_others_unless_the_cluster_says_otherwise(chosen, niceness):
-    if not chosen and not may_become_less_nice():
-        niceness = "15"
+@pytest.mark.parametrize(
+    ("device", "chosen", "wanted"),
+    [
+        ("cuda", {}, [0, 0, 0]),
+        ("cpu", {}, [BEFORE, AFTER, AFTER]),
+        ("cuda", {NICENESS: "5"}, [BEFORE] * 3),
+        ("cpu", {NICENESS: "0"}, [BEFORE] * 3),
+    ],
+)
+def test_the_thread_before_the_rank_the_rank_and_those_it_starts(device, chosen, wanted):
+    if device == "cuda" and not chosen and not may_become_less_nice():
+        wanted = [BEFORE] * 3
     environment = {name: value for name, value in os.environ.items() if name != NICENESS} | chosen
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [niceness, niceness]
+    command = [sys.executable, "-c", PROGRAM, device]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert [int(word) for word in done.stdout.split()] == wanted

@@ -154,6 +154,26 @@ def test_ranks_whose_user_has_failed_for_good_are_torn_down(monkeypatch: pytest.
     assert [error for _, error in kept.keeper.failures] == [failed]
 
 
+@pytest.mark.parametrize("how", ["the user fails", "a rank is lost"])
+def test_a_teardown_that_raises_does_not_replace_the_cause(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Nor is a group rebuilt beside one that may still hold its GPUs."""
+    group = ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, group)
+    monkeypatch.setattr(group, "close", raising(KeyError("node 3")))
+    kept.keeper.start()
+    if how == "a rank is lost":
+        lose(group)
+    else:
+        kept.failed = LaunchError("rank 1 died", "F07")
+    wait_until(lambda: kept.keeper.error is not None and kept.keeper.error.teardown != "")
+    kept.wait_for(Condition.FAILED, restarts_left=1)
+    kept.keeper.stop()
+    assert kept.keeper.error is not None
+    assert "rank 1 died" in kept.keeper.error.headline()
+    assert kept.keeper.error.teardown == "could not be torn down: KeyError: 'node 3'"
+    assert [error for _, error in kept.keeper.failures] == [kept.keeper.error] == kept.told[-1:]
+
+
 def test_a_first_launch_that_raises_anything_is_failed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept(monkeypatch, raising(ZeroDivisionError("division by zero")))
     with pytest.raises(ZeroDivisionError):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import pairwise
+from statistics import median_high
+from typing import Any, Protocol
 
 import torch
 
@@ -18,6 +20,7 @@ from actors.graphs.cuda import CudaGraphs
 
 CALLS = 10  # all-reduces in a graph: one alone would mostly time its launch
 WARM = 2
+QUEUED = 16  # runs ahead of the GPU: more than a pause of the host, fewer launches than CUDA takes without waiting
 Run = Callable[[], object]
 
 
@@ -94,28 +97,56 @@ class Probes:
         return lambda: [communicator.all_reduce(x) for _ in range(CALLS)]
 
     def measure(self, run: Run, repeats: int) -> float:
-        """Microseconds of one all-reduce: the median of ``repeats`` runs."""
+        """Microseconds of one all-reduce: the median of ``repeats`` runs.
+
+        On a GPU one run follows the other without a gap, as layers do: how long a launch takes to arrive and how far
+        ranks are apart when they begin is not in it, unless the host is slower than the GPU.
+        """
         for _ in range(WARM):
             run()
-        clock = _gpu_seconds if self.device.type == "cuda" else _seconds
-        taken = sorted(clock(run) for _ in range(repeats))
-        return taken[len(taken) // 2] / CALLS * 1e6
+        times = _gpu_times if self.device.type == "cuda" else _cpu_times
+        return median_microseconds(times(run, repeats))
 
     def drop_graphs(self) -> None:
         """Forgets the graphs; the memory of registered inputs stays."""
         self._graphs.clear()
 
 
-def _seconds(run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+class Mark(Protocol):
+    """A place in a stream, such as ``torch.cuda.Event``."""
+
+    def record(self) -> None:
+        """Puts it behind all that is enqueued."""
+
+    def synchronize(self) -> None:
+        """Returns when the device has come to it."""
 
 
-def _gpu_seconds(run: Run) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
+def enqueue(run: Run, marks: Sequence[Mark]) -> None:
+    """Enqueues a run between each two marks, at most ``QUEUED`` ahead of the device; returns when all are done."""
+    marks[0].record()
+    for number, mark in enumerate(marks[1:]):
+        if number >= QUEUED:
+            marks[number - QUEUED + 1].synchronize()
+        run()
+        mark.record()
+    marks[-1].synchronize()
+
+
+def median_microseconds(times: Sequence[float]) -> float:
+    """Microseconds of one all-reduce, from when the first run began and when each one ended, in seconds."""
+    return median_high(end - begin for begin, end in pairwise(times)) / CALLS * 1e6
+
+
+def _cpu_times(run: Run, repeats: int) -> list[float]:
+    times = [time.perf_counter()]
+    for _ in range(repeats):
+        run()
+        times.append(time.perf_counter())
+    return times
+
+
+def _gpu_times(run: Run, repeats: int) -> list[float]:
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    enqueue(run, marks)
+    return [0.0, *(float(marks[0].elapsed_time(mark)) / 1e3 for mark in marks[1:])]

@@ -67,8 +67,7 @@ def private_node(config: LaunchConfig, machine: dict[str, Any]) -> Node:
     """The one node of the private cluster that a launch would start here."""
     from raylaunch.placement import Node, request_for
 
-    needed = sum(bundle.get("CPU", 0.0) for bundle in request_for(config, "cpu").bundles)
-    total = {"CPU": max(float(machine["cpus"]), needed)}
+    total = {"CPU": max(float(machine["cpus"]), request_for(config, "cpu").cpus)}
     if machine["gpus"]:
         total["GPU"] = float(len(machine["gpus"]))
     return Node("this-machine", machine["host"], total, total)
@@ -204,7 +203,7 @@ def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None]:
     from raylaunch.cluster import enter
     from raylaunch.placement import cluster_nodes
 
-    session = enter(address, {}, config.placement.namespace)
+    session = enter(address, 0, config.placement.namespace)
     try:
         return address, cluster_nodes()
     except Exception as error:

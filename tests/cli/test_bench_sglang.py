@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from raylaunch.commands.bench.processors import confine, deals, family
@@ -20,7 +19,8 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
 
 SERVER = """
-import http.server, json, sys, time
+import http.server, json, os, sys, time
+print(os.getpgrp(), flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -52,8 +52,10 @@ def test_servers_are_started_measured_in_turn_and_ended(tmp_path):
         assert [min(ms) >= length / 10 * factor for length, ms in measured[name].prefill_ms.items()] == [True, True]
         assert {len(each) for each in (*measured[name].prefill_ms.values(), measured[name].decode_tokens_per_s)} == {2}
         assert min(measured[name].decode_tokens_per_s) > 0
-    running = {word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ()}
-    assert SERVER not in running
+        group = int((tmp_path / f"{name}.log").read_text().split()[0])
+        assert group != os.getpgrp()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(group, 0)
 
 
 def test_a_server_that_ends_is_an_error_with_its_last_words(tmp_path):

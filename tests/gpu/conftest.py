@@ -24,7 +24,7 @@ def gpus() -> int:
 def session() -> Iterator[None]:
     if gpus() == 0:
         pytest.skip("there is no CUDA device, or torch is a CPU build")
-    ray_session = enter(None, {"CPU": 4}, "raylaunch")
+    ray_session = enter(None, 4, "raylaunch")
     yield
     ray_session.close()
 

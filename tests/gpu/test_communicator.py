@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from functools import partial
 
+import pytest
+import torch
+
+from actors.communicator.probes import QUEUED, Probes
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.protocol import CommunicatorFacts, Gate, Route
 from tests.gpu.conftest import gpus
@@ -76,6 +80,13 @@ def test_auto_measures_every_kind_and_takes_the_fastest(two_ranks: LaunchConfig)
     for one in facts.measured:
         assert {"sgl_kernel", "nccl"} <= set(one.microseconds)
         assert one.chosen == min(one.microseconds, key=one.microseconds.__getitem__)
+
+
+def test_a_launch_takes_no_part_of_what_is_timed() -> None:
+    """Runs of a tenth of the length take a tenth of the time."""
+    probes = Probes({}, (), torch.float32, torch.device("cuda"))
+    short, long = (probes.measure(partial(torch.cuda._sleep, cycles), 5 * QUEUED) for cycles in (50_000, 500_000))
+    assert 8.5 < long / short < 10.5
 
 
 def test_symmetric_memory_or_the_reason_why_not(two_ranks: LaunchConfig) -> None:

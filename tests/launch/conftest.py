@@ -19,7 +19,7 @@ from raylaunch.cluster import enter
 @pytest.fixture(scope="session")
 def session() -> Iterator[None]:
     """One private cluster with four CPUs: starting it costs more than a launch in it."""
-    ray_session = enter(None, {"CPU": 4}, "raylaunch")
+    ray_session = enter(None, 4, "raylaunch")
     yield
     ray_session.close()
 

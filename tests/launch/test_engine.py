@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import ray
 
+from actors.priority import BEHIND
 from raylaunch import Engine, LaunchConfig, LaunchError, RequestError, RequestFailed
 from raylaunch.launch import launch
 from raylaunch.report import LaunchReport
@@ -141,6 +143,14 @@ def test_report_and_health(engine: Engine) -> None:
     health = engine.health()
     assert health.ready
     assert [rank.answers for rank in health.ranks] == [True, True]
+
+
+def test_ranks_on_cpus_and_no_other_workers_of_a_private_cluster_are_behind(engine: Engine) -> None:
+    workers = psutil.Process().children(recursive=True)
+    agent = next(one.pid for one in workers if "NodeAgent" in " ".join(one.cmdline()))
+    nice = [psutil.Process(pid).nice() for pid in (agent, *(place.pid for place in engine.report.places))]
+    own = os.nice(0)
+    assert nice == [own, max(own, BEHIND), max(own, BEHIND)]
 
 
 def test_works_inside_a_ray_actor(session: None) -> None:

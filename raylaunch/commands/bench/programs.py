@@ -18,7 +18,7 @@ def ray_session(config: LaunchConfig, cpus: float) -> Iterator[None]:
     """The Ray session that ``config`` asks for, or a private one with ``cpus`` CPUs. Raises :class:`LaunchError`."""
     from raylaunch.cluster import enter
 
-    session = enter(config.placement.address, {"CPU": cpus}, config.placement.namespace)
+    session = enter(config.placement.address, cpus, config.placement.namespace)
     try:
         yield
     finally:
