@@ -173,8 +173,9 @@ def test_a_refused_stream_ends_no_other_request_of_its_id(engine, rank):
         with ThreadPoolExecutor() as pool:
             post = pool.submit(client.post, "/generate", json={"text": "1+1=", "rid": "mine"})
             wait_until(lambda: len(rank.seen) == 1)
-            refused = {"text": "1", "rid": "mine", "stream": True, "top_logprobs_num": [1]}
-            assert client.post("/generate", json=refused).status_code == 400
+            stream = {"text": "1", "rid": "mine", "stream": True}
+            for refused in (stream, {**stream, "top_logprobs_num": [1]}, {**stream, "text": ["1"], "rid": ["mine"]}):
+                assert client.post("/generate", json=refused).status_code == 400
             time.sleep(2.5)
             assert rank.aborted == []
             rank.hold.clear()
@@ -237,6 +238,44 @@ def test_a_request_that_cannot_be_told_of_the_loss_keeps_no_other_from_it(engine
             frontend.down(LOST)
             for answer in [post.result() for post in posts]:
                 assert (answer.status_code, "rank 1 is lost" in answer.text) == (503, True)
+
+    served(engine, ask)
+
+
+def test_a_stream_that_cannot_be_told_of_the_loss_ends_at_once(engine, frontend, rank, monkeypatch):
+    """Its client has the status already, and would wait for ever."""
+
+    def fails(message):
+        raise TypeError("'>' not supported")
+
+    monkeypatch.setattr(frontend.side.manager, "_handle_abort_req", fails)
+    sampling = {"max_new_tokens": 1500, "ignore_eos": True}
+    several = [
+        ("/generate", {"text": "1+1=", "sampling_params": sampling, "return_logprob": True}),
+        ("/v1/completions", {"model": "m", "prompt": "1+1=", "max_tokens": 1500, "ignore_eos": True, "logprobs": 1}),
+    ]
+
+    def begun(client, path, body, first):
+        with client.stream("POST", path, json={**body, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            first.release()
+            return answer.status_code, "".join(lines)
+
+    def ask(client):
+        first = threading.Semaphore(0)
+        with ThreadPoolExecutor() as pool:
+            posts = [pool.submit(begun, client, path, body, first) for path, body in several]
+            assert all(first.acquire(timeout=10) for _ in posts)
+            rank.hold.set()
+            time.sleep(0.2)
+            began = time.monotonic()
+            engine.now = GONE
+            frontend.down(LOST)
+            for status, rest in [post.result() for post in posts]:
+                assert (status, "rank 1 is lost" in rest, "[DONE]" in rest) == (200, True, True)
+            assert time.monotonic() - began < 1.0
+        assert not frontend.side.manager.rid_to_state
 
     served(engine, ask)
 
