@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.frontends.base import Prepared
-from raylaunch.sglang.fields import check_fields
+from raylaunch.sglang.fields import Limits, check_fields, embeds_problem
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
 from raylaunch.sglang.sampling import check_parameters
 
@@ -178,7 +178,7 @@ class TokenizerSide:
     def _check_first(self) -> None:
         from sglang.srt.managers.io_struct import GenerateReqInput, SessionParams
 
-        generate = self.manager.generate_request
+        generate, limits = self.manager.generate_request, self._limits()
 
         async def generate_request(request: Any, caller: Any = None) -> AsyncIterator[Any]:
             given = request.sampling_params or {}
@@ -186,7 +186,7 @@ class TokenizerSide:
                 for parameters in given if isinstance(given, list) else [given]:
                     self.check_parameters(parameters)
                 if isinstance(request, GenerateReqInput):
-                    check_fields(request, SessionParams, self.manager.model_config.vocab_size)
+                    check_fields(request, SessionParams, limits)
                 async with contextlib.aclosing(generate(request, caller)) as outputs:
                     async for output in outputs:
                         yield output
@@ -197,6 +197,12 @@ class TokenizerSide:
                 raise
 
         self.manager.generate_request = generate_request
+
+    def _limits(self) -> Limits:
+        model, arguments = self.manager.model_config, self.server_args
+        no_embeds = embeds_problem(str(model.dtype).removeprefix("torch."), arguments.max_running_requests)
+        labels = frozenset(arguments.tokenizer_metrics_allowed_custom_labels or ())
+        return Limits(model.vocab_size, model.hidden_size, no_embeds, labels if arguments.enable_metrics else None)
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Sampling parameters by SGLang's names. Raises :class:`RequestError`."""

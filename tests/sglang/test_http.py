@@ -157,9 +157,16 @@ def test_other_wrong_fields(engine, rank, stream):
             ({"input_embeds": [[]]}, "the prompt is empty"),
             ({"input_ids": [3, 99999]}, "token 1 of the prompt is 99999"),
             ({"input_ids": [[3], [-1]]}, "token 0 of the prompt is -1"),
+            ({"input_embeds": [[0.5]]}, "input_embeds: SGLang hands them to the model in bfloat16"),
+            ({"text": "1", "return_logprob": True, "top_logprobs_num": 17}, "top_logprobs_num = 17"),
+            ({"text": "1", "return_logprob": True, "token_ids_logprob": [16]}, "out-of-vocabulary token id 16"),
+            ({"text": "1", "sampling_params": {"top_k": 1 << 31}}, "top_k = 2147483648"),
         ]:
             answer = client.post("/generate", json={**body, "stream": stream})
             assert (answer.status_code, text in answer.text) == (400, True), body
+        body = {"model": "m", "prompt": "1+1=", "logprobs": 17, "stream": stream}
+        answer = client.post("/v1/completions", json=body)
+        assert (answer.status_code, "top_logprobs_num = 17" in answer.text) == (400, True)
         assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
 
     served(engine, ask)
