@@ -13,8 +13,8 @@ ONE_PER_PROMPT = (
     "rid", "sampling_params", "return_logprob", "logprob_start_len", "top_logprobs_num", "return_sampling_mask",
     "return_hidden_states", "lora_path", "custom_logit_processor", "extra_key",
 )  # fmt: skip
-"""Fields that are one value for all prompts, or a list with one for each. Those of servers that only read prompts or
-only answer them, such as ``bootstrap_room``, are left out: there are none here, and nobody looks at them."""
+"""Fields that are one value for all prompts, or a list with one for each. Left out are those of servers that only read
+prompts or only answer them, such as ``bootstrap_room``: no rank here looks at them, and nobody has cause to send them."""
 
 
 @dataclass(frozen=True)
