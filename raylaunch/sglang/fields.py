@@ -14,7 +14,7 @@ ONE_PER_PROMPT = (
     "return_hidden_states", "lora_path", "custom_logit_processor", "extra_key",
 )  # fmt: skip
 """Fields that are one value for all prompts, or a list with one for each. Left out are those of servers that only read
-prompts or only answer them, such as ``bootstrap_room``: no rank here looks at them, and nobody has cause to send them."""
+prompts or only answer them, such as ``bootstrap_room``: no rank here looks at them."""
 
 
 @dataclass(frozen=True)
