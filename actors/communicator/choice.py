@@ -172,7 +172,7 @@ def choose(
     if wanted == "sgl_kernel" and custom.kind != "sgl_kernel":
         raise RankFault(None, f"communicator.kind={wanted} needs GPUs")
     if wanted == "sgl_kernel" and custom.problem:
-        raise _impossible(wanted, custom)
+        raise impossible(wanted, custom.problem, custom.code)
     if custom.problem:
         if library.problem:
             raise RankFault(custom.code, f"{custom.problem}; and {library.kind} is impossible: {library.problem}")
@@ -196,9 +196,14 @@ def _custom(custom: Option, library: Option, largest: int, max_bytes: int) -> Ch
     return Choice((custom.kind, library.kind), routes, custom.note)
 
 
-def _impossible(wanted: AllReduce, option: Option) -> RankFault:
-    text = f"communicator.kind={wanted} is impossible here: {option.problem}; kind=custom would take another"
-    return RankFault(option.code, text)
+def impossible(wanted: AllReduce, problem: str, code: str = "F18") -> RankFault:
+    """The fault of an all-reduce that is asked for by name and cannot be had here, with the setting that can.
+
+    Args:
+        problem: why it cannot be had.
+    """
+    text = f"communicator.kind={wanted} is impossible here: {problem}; communicator.kind=custom would take another"
+    return RankFault(code, text)
 
 
 def _symmetric(options: Sequence[Option], world_size: int) -> Choice:
@@ -206,7 +211,7 @@ def _symmetric(options: Sequence[Option], world_size: int) -> Choice:
     if not found:
         raise RankFault(None, "communicator.kind=symmetric_memory needs GPUs")
     if found[0].problem:
-        raise _impossible("symmetric_memory", found[0])
+        raise impossible("symmetric_memory", found[0].problem, found[0].code)
     one_shot, two_shot = found
     limit = ONE_SHOT_BYTES.get(world_size, ONE_SHOT_BYTES_OF_MORE)
     if limit is None:

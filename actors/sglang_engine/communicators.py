@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from actors.communicator.choice import impossible
 from actors.communicator.cuda_memory import CudaRuntime
 from actors.communicator.sgl_kernel import require_shareable, table_inputs
 from raylaunch.errors import RankFault
@@ -36,7 +37,7 @@ def active() -> list[Any]:
     return [one for one in custom_all_reduces() if not getattr(one, "disabled", True)]
 
 
-class Warnings(logging.Handler):
+class SetUpLog(logging.Handler):
     """Why SGLang makes no custom all-reduce: it only warns. A context, around what makes it.
 
     Inside it there are warnings whatever SGLang's log level is.
@@ -48,7 +49,7 @@ class Warnings(logging.Handler):
         self._level = self._log.level
         self._texts: dict[str, None] = {}  # in order, each once: every group of ranks says it anew
 
-    def __enter__(self) -> Warnings:
+    def __enter__(self) -> SetUpLog:
         self._log.addHandler(self)
         self._log.setLevel(min(logging.WARNING, self._log.getEffectiveLevel()))
         return self
@@ -59,9 +60,12 @@ class Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes note of a warning about the custom all-reduce, without how to silence it."""
-        text = record.getMessage()
-        if any(word in f"{record.name} {text}".lower() for word in OF_ITS_SET_UP):
-            self._texts[text.partition(" To silence this")[0].rstrip(".")] = None
+        try:
+            text = record.getMessage()
+            if any(word in f"{record.name} {text}".lower() for word in OF_ITS_SET_UP):
+                self._texts[text.partition(" To silence this")[0].rstrip(".")] = None
+        except Exception:  # or it would end what SGLang was about to do
+            self.handleError(record)
 
     def reason(self, off: bool) -> str:
         """What SGLang has said, in a phrase.
@@ -95,8 +99,7 @@ def connected(spec: RankSpec, problem: str) -> CommunicatorFacts:
     usable = active()
     if not usable:
         if named:
-            text = f"communicator.kind={wanted} is impossible here: {problem}; communicator.kind=custom would take NCCL"
-            raise RankFault("F18", text)
+            raise impossible(wanted, problem)
         return CommunicatorFacts("nccl", "as configured" if wanted == "library" else problem, 0, world_size)
     first = usable[0]
     kind = KINDS.get(type(first).__name__, type(first).__name__)

@@ -56,11 +56,11 @@ def life_seams(rounds: Rounds) -> list[Seam]:
 def _connected(rounds: Rounds) -> Wrapper:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def init_torch_distributed(self: Any, *arguments: Any, **options: Any) -> Any:
-            with communicators.Warnings() as warnings:
+            with communicators.SetUpLog() as said:
                 result = original(self, *arguments, **options)
             if not self.is_draft_worker:
                 rounds.model_runner = self
-                problem = warnings.reason(off=self.server_args.disable_custom_all_reduce)
+                problem = said.reason(off=self.server_args.disable_custom_all_reduce)
                 rounds.gate.arrive(Gate.CONNECTED, communicators.connected(rounds.spec, problem))
             return result
 

@@ -84,8 +84,13 @@ def of(error: RaylaunchError) -> ApiError:
     if isinstance(error, RequestError):
         return wrong(str(error))
     if isinstance(error, GroupUnavailable):
-        return ApiError(503, str(error), code="engine_unavailable", headers={"retry-after": RETRY_AFTER_S})
+        return unavailable(str(error))
     return ApiError(500, str(error), code="request_failed")
+
+
+def unavailable(message: str) -> ApiError:
+    """The answer while there are no ranks, or if they were lost before there was another."""
+    return ApiError(503, message, code="engine_unavailable", headers={"retry-after": RETRY_AFTER_S})
 
 
 def of_validation(errors: Sequence[Any]) -> ApiError:

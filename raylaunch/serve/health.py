@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from raylaunch.errors import RaylaunchError
 from raylaunch.sampling import SamplingParams
-from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
+from raylaunch.serve.errors import ApiError, unavailable
 from raylaunch.serve.running import Serving, closed
 from raylaunch.serve.streaming import json_answer
 
@@ -77,5 +77,4 @@ def _require_ready(serving: Serving) -> None:
 
 
 def _unready(reason: str) -> ApiError:
-    message = f"the engine is not ready: {reason}"
-    return ApiError(503, message, code="engine_unavailable", headers={"retry-after": RETRY_AFTER_S})
+    return unavailable(f"the engine is not ready: {reason}")

@@ -13,7 +13,7 @@ from raylaunch import __version__
 from raylaunch.errors import ConfigError
 from raylaunch.frontends.sglang import SglangFrontend
 from raylaunch.serve import errors, metrics, status
-from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
+from raylaunch.serve.errors import ApiError, unavailable
 from raylaunch.serve.first_event import FirstEvent
 from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.running import GroupUnavailable, rebuilt
@@ -98,11 +98,6 @@ def own_application(engine: Engine, settings: ServeConfig) -> FastAPI:
 
     errors.install(app)
     return app
-
-
-def unavailable(message: str) -> ApiError:
-    """The answer while there are no ranks."""
-    return ApiError(503, message, code="engine_unavailable", headers={"retry-after": RETRY_AFTER_S})
 
 
 class Split:

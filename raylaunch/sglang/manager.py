@@ -10,9 +10,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from raylaunch.errors import RequestError
 from raylaunch.frontends.base import Prepared
-from raylaunch.sglang.fields import check_fields
+from raylaunch.sglang.fields import Limits, check_fields, embeds_problem
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
 from raylaunch.sglang.sampling import check_parameters
 
@@ -144,11 +143,20 @@ class TokenizerSide:
             if state.dispatched:
                 try:
                     self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
-                except Exception:  # of what it has said so far no answer can be made: the others must still end
-                    log.exception("request %s could not be told that it is lost", request_id)
+                except Exception:  # of what it has said so far no answer can be made
+                    log.exception("request %s ends without what it has said so far", request_id)
+                    self._end_bare(request_id, state, finish)
             else:  # on its way to the ranks, or of several samples, which are requests of their own there
                 state.lost_for = reason
         asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(self.callers))
+
+    def _end_bare(self, request_id: str, state: Any, finish: Mapping[str, Any]) -> None:
+        """Ends a request with an output of nothing but the reason, as SGLang's own would: it is the last."""
+        self.manager._remove_req_state(request_id)
+        meta = {"id": request_id, "finish_reason": finish, "completion_tokens": 0, "output_token_logprobs_length": 0}
+        state.finished = True
+        state.out_list.append({"text": "", "output_ids": [], "meta_info": meta})
+        state.event.set()
 
     def _let_lost_requests_end(self) -> None:
         """Has SGLang's look, taken before each step of a request on its way, find the ranks lost too. To remove the
@@ -170,22 +178,31 @@ class TokenizerSide:
     def _check_first(self) -> None:
         from sglang.srt.managers.io_struct import GenerateReqInput, SessionParams
 
-        generate = self.manager.generate_request
+        generate, limits = self.manager.generate_request, self._limits()
 
-        def generate_request(request: Any, caller: Any = None) -> Any:
+        async def generate_request(request: Any, caller: Any = None) -> AsyncIterator[Any]:
             given = request.sampling_params or {}
             try:
                 for parameters in given if isinstance(given, list) else [given]:
                     self.check_parameters(parameters)
                 if isinstance(request, GenerateReqInput):
-                    check_fields(request, SessionParams, self.manager.model_config.vocab_size)
-            except RequestError:
-                # Two seconds after a stream SGLang aborts what it asked for: nothing, and no other request of that id.
+                    check_fields(request, SessionParams, limits)
+                async with contextlib.aclosing(generate(request, caller)) as outputs:
+                    async for output in outputs:
+                        yield output
+            except ValueError:
+                # Refused, here or by SGLang, and what it had begun is ended by now. Two seconds after a stream SGLang
+                # aborts what it asked for: that must be nothing, or it is another request of the same id.
                 request.is_single, request.rid = False, []
                 raise
-            return generate(request, caller)
 
         self.manager.generate_request = generate_request
+
+    def _limits(self) -> Limits:
+        model, arguments = self.manager.model_config, self.server_args
+        no_embeds = embeds_problem(str(model.dtype).removeprefix("torch."), arguments.max_running_requests)
+        labels = frozenset(arguments.tokenizer_metrics_allowed_custom_labels or ())
+        return Limits(model.vocab_size, model.hidden_size, no_embeds, labels if arguments.enable_metrics else None)
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Sampling parameters by SGLang's names. Raises :class:`RequestError`."""

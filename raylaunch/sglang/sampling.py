@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,15 +11,27 @@ import msgspec
 
 from raylaunch.errors import RequestError
 
+LARGEST_NUMBER = 1e30
+"""Of what is added to a model's numbers: divided by any temperature it is still finite in 32 bits."""
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "n": (1, 4096),  # SGLang makes as many requests at once
+    "top_k": (-1, (1 << 31) - 1),  # a tensor of 32 bits on the ranks
+    "sampling_seed": (-(1 << 63), (1 << 63) - 1),
+    "repetition_penalty": (1e-6, 2.0),  # the ranks divide by it: no probability is left where that is infinite
+}
+"""Least and greatest of what SGLang does not bound, or not enough."""
+
 
 def check_parameters(parameters: Mapping[str, Any], kind: type[Any], tokenizer: Any, vocab_size: int) -> None:
     """Refuses what SGLang refuses, and what it would fail over: of its own it catches neither names that it does not
-    know nor values that it cannot compare or count, and a ``json_schema`` that is no text ends the ranks.
+    know nor values that it cannot compare or count, and over a ``json_schema`` that is no text, a stop token that the
+    model has not or a number out of its tensors' range the ranks end.
 
     Args:
         parameters: by SGLang's names.
         kind: SGLang's own class of them, whose fields say what they may be.
         tokenizer: the model's, or None.
+        vocab_size: token ids are below it.
     Raises:
         RequestError: names the parameter; SGLang's server answers 400, as to any ``ValueError``.
     """
@@ -29,12 +42,30 @@ def check_parameters(parameters: Mapping[str, Any], kind: type[Any], tokenizer: 
         values = {name: getattr(made, name) for name in parameters}  # null is a default by now
         made.normalize(tokenizer)
         made.verify(vocab_size)
+    except re.error as error:
+        raise RequestError(f"sampling parameter stop_regex = {parameters.get('stop_regex')!r}: {error}") from None
     except ValueError as error:
         raise RequestError(str(error)) from None
     except TypeError as error:
         refuse_first_unlike("sampling parameter", parameters, types)
         raise RequestError(f"sampling parameters {dict(parameters)!r}: {error}") from None
     refuse_first_unlike("sampling parameter", values, types)
+    _check_bounds(values, vocab_size)
+
+
+def _check_bounds(values: Mapping[str, Any], vocab_size: int) -> None:
+    for name, (least, greatest) in BOUNDS.items():
+        if values.get(name) is not None:
+            _check_number(name, values[name], least, greatest)
+    for token in values.get("stop_token_ids") or ():
+        _check_number("stop_token_ids: token", token, 0, vocab_size - 1)
+    for token, bias in (values.get("logit_bias") or {}).items():
+        _check_number(f"logit_bias: bias of token {token}", bias, -LARGEST_NUMBER, LARGEST_NUMBER)
+
+
+def _check_number(what: str, number: float, least: float, greatest: float) -> None:
+    if not least <= number <= greatest:
+        raise RequestError(f"sampling parameter {what} = {number!r}: it must be from {least} to {greatest}")
 
 
 def field_types(kind: type[Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from starlette.applications import Starlette
@@ -18,6 +19,14 @@ DONE = b"data: [DONE]\n\n"
 
 def refused(code):
     return b'data: {"error":{"message":"wrong","code":%s}}\n\n' % code
+
+
+def ended(reason, **more):
+    event = {"text": "", "meta_info": {"id": "a", "finish_reason": reason}, **more}
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+LOST = {"type": "abort", "message": "rank 1 is lost", "status_code": 503}
 
 
 def exchange(*items):
@@ -54,6 +63,13 @@ def exchange(*items):
         (200, refused(b"7"), 200),
         (200, b"", 200),
         (418, refused(b"400"), 418),
+        (200, ended(LOST), 503),
+        (200, ended({**LOST, "status_code": 400}) + DONE, 400),
+        (200, ended(LOST, index=1), 200),
+        (200, ended({**LOST, "type": "stop"}), 200),
+        (200, ended({**LOST, "status_code": None}), 200),
+        (200, ended(None, text='"status_code"'), 200),
+        (200, ended({"type": "abort", "message": "Aborted"}), 200),
     ],
 )
 def test_an_errors_code_is_the_status(status, body, expected):
@@ -83,11 +99,25 @@ def test_events_are_not_held_back():
 
 def test_an_error_before_the_first_event_is_answered():
     answer = asyncio.run(exchange(HTTPException(503, "rank 1 is lost")).run())
-    assert (answer.status, answer.json()["error"]["message"], answer.ended) == (503, "rank 1 is lost", True)
-    answer = exchange(KeyError("no such field"))
-    with pytest.raises(KeyError):  # for the server's log
-        asyncio.run(answer.run())
-    assert (answer.status, answer.json()["error"]["code"], answer.ended) == (500, "internal_error", True)
+    error = answer.json()["error"]
+    assert (answer.status, error["message"], answer.ended) == (503, "rank 1 is lost", True)
+    assert (error["code"], answer.headers["retry-after"]) == ("engine_unavailable", "1")
+    answer = asyncio.run(exchange(HTTPException(429, "later", {"retry-after": "7"})).run())
+    assert (answer.status, answer.headers["retry-after"]) == (429, "7")
+    of_another = KeyError("no such field")
+    of_another.__cause__ = HTTPException(503, "an answer of another server")
+    for unexpected in (KeyError("no such field"), of_another):
+        answer = exchange(unexpected)
+        with pytest.raises(KeyError):  # for the server's log
+            asyncio.run(answer.run())
+        assert (answer.status, answer.json()["error"]["code"], answer.ended) == (500, "internal_error", True)
+
+
+def test_whoever_finds_no_ranks_is_told_to_ask_again():
+    for first in (refused(b"503"), ended(LOST)):
+        answer = asyncio.run(exchange(first, DONE).run())
+        assert (answer.status, answer.headers["retry-after"], answer.body) == (503, "1", first + DONE)
+    assert "retry-after" not in asyncio.run(exchange(refused(b"400")).run()).headers
 
 
 def test_other_answers_pass():

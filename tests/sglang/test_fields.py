@@ -6,11 +6,16 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+import torch
 
 from raylaunch.errors import RequestError
-from raylaunch.sglang.fields import ONE_PER_PROMPT, check_fields
+from raylaunch.sglang.fields import ONE_PER_PROMPT, Limits, check_fields, embeds_problem
 
-FIELDS = (*ONE_PER_PROMPT, "text", "input_ids", "input_embeds", "session_params")
+FIELDS = (
+    *ONE_PER_PROMPT, "text", "input_ids", "input_embeds", "session_params", "token_ids_logprob", "lora_id",
+    "positional_embed_overrides", "custom_labels",
+)  # fmt: skip
+LIMITS = Limits(16, 2, labels=frozenset({"team"}))
 
 
 class Session(msgspec.Struct, kw_only=True, array_like=True):
@@ -20,8 +25,12 @@ class Session(msgspec.Struct, kw_only=True, array_like=True):
     offset: int | None = None
 
 
-def check(fields):
-    check_fields(SimpleNamespace(**{**dict.fromkeys(FIELDS), **fields}), Session, 16)
+def check(fields, limits=LIMITS):
+    check_fields(SimpleNamespace(**{**dict.fromkeys(FIELDS), **fields}), Session, limits)
+
+
+def override(*rows):
+    return SimpleNamespace(positions=[0], embeds=torch.tensor(rows))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +50,14 @@ def check(fields):
         {"input_embeds": [[[0.5, 0.5]]], "top_logprobs_num": [3]},
         {"text": "a", "session_params": {"id": "s", "offset": 3}},
         {"text": "a", "session_params": {}},
+        {"text": "a", "top_logprobs_num": 16, "logprob_start_len": -1},
+        {"text": ["a", "b"], "top_logprobs_num": [0, 16], "logprob_start_len": [0, 4000]},
+        {"text": ["a", "b"], "token_ids_logprob": [3, 4, 5]},
+        {"text": ["a", "b"], "token_ids_logprob": [[3, 4, 5], [6]]},
+        {"input_embeds": [[0.5, -1e30], [0.0, 3]]},
+        {"text": "a", "positional_embed_overrides": override([0.5, 0.5])},
+        {"text": ["a", "b"], "positional_embed_overrides": [None, override([0.5, 0.5])]},
+        {"text": "a", "custom_labels": {"team": "b"}},
     ],
 )
 def test_what_sglang_takes(fields):
@@ -67,6 +84,22 @@ def test_what_sglang_takes(fields):
         ),
         ({"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params has length 1: it needs 2"),
         ({"input_ids": [[5], [6]], "return_logprob": [True]}, "return_logprob has length 1: it needs 2"),
+        ({"text": "a", "top_logprobs_num": 17}, "top_logprobs_num = 17: it must be at least 0 and at most 16"),
+        ({"text": "a", "top_logprobs_num": -1}, "top_logprobs_num = -1"),
+        ({"text": ["a", "b"], "top_logprobs_num": [3, 999]}, "top_logprobs_num = 999"),
+        ({"text": "a", "logprob_start_len": -5}, "logprob_start_len = -5: it must be at least -1$"),
+        ({"text": ["a", "b"], "logprob_start_len": [0, -2]}, "logprob_start_len = -2"),
+        ({"text": ["a", "b"], "token_ids_logprob": [[3]]}, "token_ids_logprob has length 1: it needs 2"),
+        ({"input_embeds": [[0.5, 0.5], [0.5]]}, "row 1 of input_embeds has length 1: an embedding .* has 2 numbers"),
+        ({"input_embeds": [[[0.5, 0.5]], [[0.5, 0.5, 0.5]]]}, "row 0 of input_embeds has length 3"),
+        ({"input_embeds": [[0.5, 1e300]]}, "row 0 of input_embeds has a number that is not from"),
+        ({"input_embeds": [[0.5, float("nan")]]}, "row 0 of input_embeds has a number that is not from"),
+        ({"text": "a", "positional_embed_overrides": {"positions": [0]}}, "positional_embed_overrides is SGLang's own"),
+        ({"text": ["a"], "positional_embed_overrides": [[0.5, 0.5]]}, "positional_embed_overrides is SGLang's own"),
+        ({"text": "a", "positional_embed_overrides": override([0.5])}, "in a token's place has length 1"),
+        ({"text": "a", "positional_embed_overrides": override([0.5, 1e39])}, "in a token's place has a number"),
+        ({"text": "a", "lora_id": "one"}, "lora_id is SGLang's own: name an adapter by lora_path"),
+        ({"text": "a", "custom_labels": {"team": "b", "user": "c"}}, "custom_labels has 'user'"),
         ({"text": "a", "session_params": {"ofset": 1}}, "no session parameter 'ofset'; did you mean 'offset'"),
         ({"text": "a", "session_params": {"offset": "1"}}, "session parameter offset = '1': expected `int | null`"),
     ],
@@ -74,3 +107,29 @@ def test_what_sglang_takes(fields):
 def test_what_is_refused(fields, text):
     with pytest.raises(RequestError, match=text):
         check(fields)
+
+
+def test_labels_of_figures_that_nobody_keeps():
+    check({"text": "a", "custom_labels": {"user": "c"}}, Limits(16, 2))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "max_running", "problem"),
+    [
+        ("bfloat16", 1, ""),
+        ("float32", 1, "it is in float32: set model.dtype=bfloat16"),
+        ("float16", None, "it is in float16"),
+        ("bfloat16", 8, "they meet another prompt of tokens: set engine.max_running_requests=1"),
+        ("bfloat16", None, "they meet another prompt of tokens"),
+    ],
+)
+def test_where_a_prompt_can_be_embeddings(dtype, max_running, problem):
+    found = embeds_problem(dtype, max_running)
+    assert problem in found
+    assert bool(found) == bool(problem)
+
+
+def test_embeddings_where_the_ranks_would_fail_over_them():
+    with pytest.raises(RequestError, match="input_embeds: the reason"):
+        check({"input_embeds": [[0.5, 0.5]]}, Limits(16, 2, "the reason"))
+    check({"input_ids": [3], "input_embeds": [[0.5]]}, Limits(16, 2, "the reason"))  # is not looked at

@@ -94,9 +94,9 @@ def test_a_lost_group(engine, frontend, rank):
             operator = pool.submit(client.get, "/server_info")  # waits for the ranks in a way of its own
             wait_until(lambda: len(rank.seen) == len(LOSABLE))
             time.sleep(0.2)
-            plain, streamed, *openai = answers_to_the_lost(engine, frontend, posts)
-            assert {answer.status_code for answer in (plain, *openai)} == {503}
-            assert '"status_code":503' in streamed.text, "an output like others, and the last"
+            answers = answers_to_the_lost(engine, frontend, posts)
+            assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "1")}
+            assert '"status_code":503' in answers[1].text, "an output like others, and the last"
             assert operator.result().status_code == 503
         for path in ("/health", "/health_generate", "/v1/models", "/ready"):
             assert client.get(path).status_code == 503, path
@@ -157,9 +157,16 @@ def test_other_wrong_fields(engine, rank, stream):
             ({"input_embeds": [[]]}, "the prompt is empty"),
             ({"input_ids": [3, 99999]}, "token 1 of the prompt is 99999"),
             ({"input_ids": [[3], [-1]]}, "token 0 of the prompt is -1"),
+            ({"input_embeds": [[0.5]]}, "input_embeds: SGLang hands them to the model in bfloat16"),
+            ({"text": "1", "return_logprob": True, "top_logprobs_num": 17}, "top_logprobs_num = 17"),
+            ({"text": "1", "return_logprob": True, "token_ids_logprob": [16]}, "out-of-vocabulary token id 16"),
+            ({"text": "1", "sampling_params": {"top_k": 1 << 31}}, "top_k = 2147483648"),
         ]:
             answer = client.post("/generate", json={**body, "stream": stream})
             assert (answer.status_code, text in answer.text) == (400, True), body
+        body = {"model": "m", "prompt": "1+1=", "logprobs": 17, "stream": stream}
+        answer = client.post("/v1/completions", json=body)
+        assert (answer.status_code, "top_logprobs_num = 17" in answer.text) == (400, True)
         assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
 
     served(engine, ask)
@@ -173,8 +180,9 @@ def test_a_refused_stream_ends_no_other_request_of_its_id(engine, rank):
         with ThreadPoolExecutor() as pool:
             post = pool.submit(client.post, "/generate", json={"text": "1+1=", "rid": "mine"})
             wait_until(lambda: len(rank.seen) == 1)
-            refused = {"text": "1", "rid": "mine", "stream": True, "top_logprobs_num": [1]}
-            assert client.post("/generate", json=refused).status_code == 400
+            stream = {"text": "1", "rid": "mine", "stream": True}
+            for refused in (stream, {**stream, "top_logprobs_num": [1]}, {**stream, "text": ["1"], "rid": ["mine"]}):
+                assert client.post("/generate", json=refused).status_code == 400
             time.sleep(2.5)
             assert rank.aborted == []
             rank.hold.clear()
@@ -237,6 +245,44 @@ def test_a_request_that_cannot_be_told_of_the_loss_keeps_no_other_from_it(engine
             frontend.down(LOST)
             for answer in [post.result() for post in posts]:
                 assert (answer.status_code, "rank 1 is lost" in answer.text) == (503, True)
+
+    served(engine, ask)
+
+
+def test_a_stream_that_cannot_be_told_of_the_loss_ends_at_once(engine, frontend, rank, monkeypatch):
+    """Its client has the status already, and would wait for ever."""
+
+    def fails(message):
+        raise TypeError("'>' not supported")
+
+    monkeypatch.setattr(frontend.side.manager, "_handle_abort_req", fails)
+    sampling = {"max_new_tokens": 1500, "ignore_eos": True}
+    several = [
+        ("/generate", {"text": "1+1=", "sampling_params": sampling, "return_logprob": True}),
+        ("/v1/completions", {"model": "m", "prompt": "1+1=", "max_tokens": 1500, "ignore_eos": True, "logprobs": 1}),
+    ]
+
+    def begun(client, path, body, first):
+        with client.stream("POST", path, json={**body, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            first.release()
+            return answer.status_code, "".join(lines)
+
+    def ask(client):
+        first = threading.Semaphore(0)
+        with ThreadPoolExecutor() as pool:
+            posts = [pool.submit(begun, client, path, body, first) for path, body in several]
+            assert all(first.acquire(timeout=10) for _ in posts)
+            rank.hold.set()
+            time.sleep(0.2)
+            began = time.monotonic()
+            engine.now = GONE
+            frontend.down(LOST)
+            for status, rest in [post.result() for post in posts]:
+                assert (status, "rank 1 is lost" in rest, "[DONE]" in rest) == (200, True, True)
+            assert time.monotonic() - began < 1.0
+        assert not frontend.side.manager.rid_to_state
 
     served(engine, ask)
 

@@ -202,11 +202,19 @@ def test_it_is_served_with_sglangs_interface(tmp_path: Path) -> None:
         assert answer.choices[0].text == "42"
         streamed = client.completions.create(model=model, prompt="7+8=", max_tokens=8, temperature=0, stream=True)
         assert "".join(chunk.choices[0].text for chunk in streamed) == "15"
-        for wrong in (  # either would end the ranks
+        for wrong in (  # each would end the ranks
             {"sampling_params": {"json_schema": {"type": "object"}}},
+            {"sampling_params": {"top_k": 1 << 31}},
+            {"sampling_params": {"min_new_tokens": 1, "stop_token_ids": [1 << 30]}},
+            {"sampling_params": {"logit_bias": {"3": 1e39}}},
+            {"sampling_params": {"repetition_penalty": 1e-40}},
             {"return_logprob": True, "top_logprobs_num": [1], "stream": True},
+            {"return_logprob": True, "top_logprobs_num": 999},
+            {"return_logprob": True, "logprob_start_len": -5},
+            {"positional_embed_overrides": {"positions": [0]}},
+            {"text": None, "input_embeds": [[0.5]]},
         ):
-            assert httpx.post(f"{url}/generate", json={"text": "12+30=", **wrong}, timeout=60).status_code == 400
+            assert httpx.post(f"{url}/generate", json={"text": "12+30=", **wrong}, timeout=60).status_code == 400, wrong
         samples = client.completions.create(model=model, prompt="12+30=", max_tokens=8, temperature=0, n=2)
         assert [choice.text for choice in samples.choices] == ["42", "42"]
         body = {"input_ids": [3] * 1025, "sampling_params": {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 
@@ -17,6 +19,11 @@ class Parameters(msgspec.Struct, kw_only=True, array_like=True):
     regex: str | None = None
     stop_token_ids: set[int] | None = None
     logit_bias: dict[str, float] | None = None
+    n: int = 1
+    top_k: int = -1
+    repetition_penalty: float = 1.0
+    sampling_seed: int | None = None
+    stop_regex: str | None = None
 
     def __post_init__(self) -> None:
         self.temperature = 1.0 if self.temperature is None else self.temperature
@@ -25,7 +32,9 @@ class Parameters(msgspec.Struct, kw_only=True, array_like=True):
         if self.stop_token_ids:
             self.stop_token_ids = {int(token) for token in self.stop_token_ids if token is not None}
 
-    def normalize(self, tokenizer): ...
+    def normalize(self, tokenizer):
+        if self.stop_regex is not None:
+            re.compile(self.stop_regex)
 
     def verify(self, vocab_size):
         if self.max_new_tokens is not None and self.max_new_tokens < 0:
@@ -40,6 +49,8 @@ class Parameters(msgspec.Struct, kw_only=True, array_like=True):
         {"temperature": None, "max_new_tokens": None},
         {"stop_token_ids": [3, None], "logit_bias": {"4": 1}},
         {"max_new_tokens": 5.0},
+        {"stop_token_ids": [0, 15], "logit_bias": {"4": -1e30, "5": 1e30}},
+        {"n": 4096, "top_k": 2**31 - 1, "repetition_penalty": 0.1, "sampling_seed": -(2**63), "stop_regex": "a+"},
     ],
 )
 def test_what_sglang_takes(parameters):
@@ -59,6 +70,16 @@ def test_what_sglang_takes(parameters):
         ({"stop_token_ids": 7}, "stop_token_ids = 7: expected `array | null`, got `int`"),
         ({"logit_bias": [4]}, "logit_bias = .*: expected `object | null`, got `array`"),
         ({"logit_bias": {"4": "1"}}, "logit_bias = .*: expected `float`, got `str`"),
+        ({"logit_bias": {"4": 1e39}}, r"logit_bias: bias of token 4 = 1e\+39: it must be from -1e\+30 to 1e\+30"),
+        ({"logit_bias": {"4": float("nan")}}, "bias of token 4 = nan"),
+        ({"stop_token_ids": [3, 16]}, "stop_token_ids: token = 16: it must be from 0 to 15"),
+        ({"stop_token_ids": [-3]}, "stop_token_ids: token = -3"),
+        ({"n": 0}, "n = 0: it must be from 1 to 4096"),
+        ({"n": 5000}, "n = 5000"),
+        ({"top_k": 2**31}, "top_k = 2147483648: it must be from -1 to 2147483647"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty = 1e-40: it must be from 1e-06 to 2.0"),
+        ({"sampling_seed": 2**63}, "sampling_seed = 9223372036854775808"),
+        ({"stop_regex": "("}, r"stop_regex = '\(': missing \), unterminated subpattern"),
     ],
 )
 def test_what_is_refused(parameters, text):

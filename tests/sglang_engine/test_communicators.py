@@ -78,7 +78,9 @@ def test_f18_what_was_not_asked_for_by_name_falls_back_with_the_reason(made, wan
 @pytest.mark.parametrize("found", [[], [types.SimpleNamespace(disabled=True)]], ids=["none", "not set up"])
 def test_f18_what_was_asked_for_by_name_and_is_impossible_ends_the_launch(made, wanted, found):
     made.extend(found)
-    with pytest.raises(RankFault, match=f"communicator.kind={wanted} is impossible here: no peer access;") as caught:
+    with pytest.raises(
+        RankFault, match=f"communicator.kind={wanted} is impossible here: no peer access; .*=custom would take"
+    ) as caught:
         communicators.connected(spec(wanted), "no peer access")
     assert caught.value.code == "F18"
 
@@ -123,12 +125,21 @@ def sglang_log():
 @pytest.mark.parametrize("level", [logging.INFO, logging.ERROR])
 def test_the_reason_is_what_sglang_has_warned_of(said, off, reason, level, sglang_log):
     sglang_log.setLevel(level)
-    with communicators.Warnings() as warnings:
+    with communicators.SetUpLog() as log:
         for logger, text in said:
             logging.getLogger(logger).warning(text)
     assert logging.getLogger(UTILS).getEffectiveLevel() == level
     logging.getLogger(UTILS).critical("custom_all_reduce: said later")
-    assert warnings.reason(off) == reason
+    assert log.reason(off) == reason
+
+
+def test_a_warning_that_cannot_be_written_out_ends_no_launch(sglang_log, monkeypatch, capsys):
+    monkeypatch.setattr(logging.getLogger(communicators.LOG), "propagate", False)  # pytest's own handler fails over it
+    with communicators.SetUpLog() as log:
+        logging.getLogger(UTILS).warning("world size %d of %d", 3)
+        logging.getLogger(UTILS).warning(WORLD_3)
+    assert log.reason(off=False) == WORLD_3
+    assert "world size %d of %d" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("draft", "gates"), [(False, 1), (True, 0)])

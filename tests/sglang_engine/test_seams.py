@@ -92,10 +92,10 @@ def test_f18_why_there_is_no_custom_all_reduce(monkeypatch):
     monkeypatch.setattr(utils, "in_the_same_node_as", lambda group, source_rank: [True])
     for name, value in {"get_backend": "gloo", "get_rank": 0, "get_world_size": 3}.items():
         monkeypatch.setattr(utils.dist, name, lambda *_, value=value, **__: value)
-    with communicators.Warnings() as warnings:
+    with communicators.SetUpLog() as said:
         assert utils.can_use_custom_all_reduce_with_nvlink(None, None, [2, 4], "CustomAllreduce") is None
     wanted = "CustomAllreduce is disabled due to an unsupported world size: 3. Supported world sizes: [2, 4]"
-    assert warnings.reason(off=False) == wanted
+    assert said.reason(off=False) == wanted
 
 
 def test_parsers_are_found_as_sglangs_launcher_finds_them(tmp_path):
