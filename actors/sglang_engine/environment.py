@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.fingerprint import package_version
 from raylaunch.sglang.arguments import keeps_figures
+from raylaunch.sglang.environment import implementation
 from raylaunch.sglang.sockets import FIGURES_VARIABLE
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ ASKED = {
 }
 """Arguments of SGLang's that do nothing without these variables, which ranks otherwise get with the opposite value. In
 SGLang too an argument counts more than a variable."""
-IMPLEMENTATION = "SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2"
 
 
 def prepare(spec: RankSpec) -> None:
@@ -75,11 +75,9 @@ def variables(spec: RankSpec) -> dict[str, str]:
     """What ``prepare`` sets where nothing is set."""
     config = spec.config
     folder = cache_folder(config.engine.sglang.cache_dir)
-    chosen = {**DEFAULTS, "SGLANG_RUN_ID": f"raylaunch-{secrets.token_hex(6)}"}
+    chosen = {**DEFAULTS, **implementation(config.communicator.kind)}
+    chosen["SGLANG_RUN_ID"] = f"raylaunch-{secrets.token_hex(6)}"
     chosen |= {name: str(folder / below) for name, below in CACHES.items()}
-    kind = config.communicator.kind
-    if kind in ("sgl_kernel", "jit"):
-        chosen[IMPLEMENTATION] = "1" if kind == "jit" else "0"
     if config.placement.resources_per_rank.get("GPU", 1.0) < 1:
         # NCCL refuses two ranks on one GPU of a host; on two hosts it does not look.
         chosen["NCCL_HOSTID"] = f"{spec.group}-{spec.rank}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from raylaunch.commands.bench.processors import confine, deals, family
-from raylaunch.commands.bench.sglang import groups, require_comparable, show, standard_error
+from raylaunch.commands.bench.sglang import commands, groups, require_comparable, show, standard_error
 from raylaunch.commands.bench.timed_server import Served, Work, measure, plan
 from raylaunch.commands.machine import describe_machine
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.sglang.environment import IMPLEMENTATION
 
 SERVER = """
 import http.server, json, os, sys, time
@@ -97,6 +99,17 @@ def test_the_error_of_a_ratio(theirs, ours, error):
 )
 def test_how_often_processors_are_dealt_out(count, servers, planned):
     assert plan(count, servers) == planned
+
+
+def test_both_launchers_reduce_by_the_same_implementation(tmp_path):
+    config = LaunchConfig.default(
+        ["engine.kind=sglang", "communicator.kind=sgl_kernel", "environment={NCCL_DEBUG: WARN}"]
+    )
+    made = commands(config, tmp_path)
+    _, variables = map(json.loads, made["sglang"](1)[-2:])
+    assert variables == {IMPLEMENTATION: "0", "NCCL_DEBUG": "WARN"}
+    written = LaunchConfig.from_yaml(made["raylaunch"](1)[4])
+    assert (written.communicator.kind, written.environment) == ("sgl_kernel", {"NCCL_DEBUG": "WARN"})
 
 
 def test_every_hand_gets_every_part_of_a_deal():

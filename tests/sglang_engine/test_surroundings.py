@@ -12,7 +12,7 @@ from actors.sglang_engine import environment, launch, versions
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.launch import NO_MULTICAST
-from raylaunch.sglang.environment import switches
+from raylaunch.sglang.environment import IMPLEMENTATION, switches
 
 
 def spec(*overrides, rank=1):
@@ -21,7 +21,7 @@ def spec(*overrides, rank=1):
 
 @pytest.mark.parametrize(("kind", "value"), [("sgl_kernel", "0"), ("jit", "1"), ("custom", None), ("library", None)])
 def test_the_implementation_is_chosen_by_a_variable(kind, value):
-    assert environment.variables(spec(f"communicator.kind={kind}")).get(environment.IMPLEMENTATION) == value
+    assert environment.variables(spec(f"communicator.kind={kind}")).get(IMPLEMENTATION) == value
 
 
 def test_ranks_that_share_a_gpu_look_like_two_hosts_to_nccl():

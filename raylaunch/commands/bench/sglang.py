@@ -88,20 +88,22 @@ def groups(servers: Mapping[str, Command], starts: int, together: bool) -> list[
 
 
 def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
-    """How each server is started on a port. Both get the same server arguments."""
+    """How each server is started on a port. Both get the same server arguments, and the same variables."""
     import sys
 
     from raylaunch.sglang.arguments import server_arguments
+    from raylaunch.sglang.environment import implementation
 
     file = folder / "config.yaml"  # JSON is YAML; what was not set must stay so, as some defaults are SGLang's
     open_to_all = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": None})})
     data = open_to_all.model_dump(mode="json", by_alias=True, exclude_unset=True)
     file.write_text(json.dumps(data), encoding="utf-8")
     arguments = server_arguments(config)
+    variables = json.dumps({**implementation(config.communicator.kind), **config.environment})
 
     def theirs(port: int) -> list[str]:
         text = json.dumps({**arguments, "host": "127.0.0.1", "port": port})
-        return [sys.executable, "-m", "raylaunch.commands.bench.sglang_server", text]
+        return [sys.executable, "-m", "raylaunch.commands.bench.sglang_server", text, variables]
 
     def ours(port: int) -> list[str]:
         options = ["--host", "127.0.0.1", "--port", str(port), "--no-report"]

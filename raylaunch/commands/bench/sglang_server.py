@@ -1,13 +1,16 @@
-"""SGLang's own server with its own launcher, with arguments given as JSON: one side of ``raylaunch bench sglang``."""
+"""SGLang's own server with its own launcher, one side of ``raylaunch bench sglang``: python -m ... ARGUMENTS VARIABLES,
+both JSON."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 
 def main() -> None:
     """Serves until it is killed."""
+    os.environ.update(json.loads(sys.argv[2]))  # before SGLang is imported; its processes inherit them
     from sglang.launch_server import run_server
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
