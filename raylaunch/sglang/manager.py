@@ -191,8 +191,8 @@ class TokenizerSide:
                     async for output in outputs:
                         yield output
             except Exception:
-                # Refused or failed, and what SGLang had begun is ended by now. Two seconds after a stream it aborts what
-                # was asked for: that must be nothing, or it is another request of the same id.
+                # Refused or failed, and what SGLang had begun is ended by now. Two seconds after a stream it aborts
+                # what was asked for: that must be nothing, or it is another request of the same id.
                 request.is_single, request.rid = False, []
                 raise
 
