@@ -10,7 +10,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from raylaunch.protocol import NICENESS
+from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
 
 THREADS = Path("/proc/self/task")
 BEHIND = 15
@@ -25,7 +25,7 @@ def settle(device: str) -> None:
     process that may not (it needs the capability ``SYS_NICE``, which containers rarely have) stays as it is, which
     ``Identity.niceness`` tells.
     """
-    if NICENESS in os.environ:
+    if NICENESS in os.environ and NICENESS_IS_OURS not in os.environ:
         return
     if device == "cpu":
         os.setpriority(os.PRIO_PROCESS, 0, max(os.nice(0), BEHIND))

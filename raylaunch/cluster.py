@@ -22,7 +22,7 @@ import psutil
 import ray
 
 from raylaunch.errors import LaunchError
-from raylaunch.protocol import NICENESS
+from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 AGENT_GRACE_S = 1.0
@@ -120,17 +120,16 @@ def enter(address: str | None, cpus: float, namespace: str) -> RaySession:
                 ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level="ERROR")
             else:
                 _private_token(session)
-                ray.init(
-                    address="local",
-                    namespace=namespace,
-                    num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    object_store_memory=100 << 20,
-                    # Every process may become nicer and few less so: ranks choose by their device, see actors.priority.
-                    _system_config={"worker_niceness": int(os.environ.get(NICENESS, "0"))},
-                )
+                with _workers_at_nice_0():
+                    ray.init(
+                        address="local",
+                        namespace=namespace,
+                        num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level="ERROR",
+                        object_store_memory=100 << 20,
+                    )
             host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
             session._head = (host.strip("[]"), int(port))
         _no_worker_lines()
@@ -143,6 +142,23 @@ def enter(address: str | None, cpus: float, namespace: str) -> RaySession:
         session.close()
         raise
     return session
+
+
+@contextlib.contextmanager
+def _workers_at_nice_0() -> Iterator[None]:
+    """Has Ray start its workers at nice 0, unless the user has chosen: every process may become nicer and few less so,
+    and ranks choose by their device (:mod:`actors.priority`).
+
+    By variables, which workers inherit: a version of Ray without this one ignores it, and would end over an entry of
+    ``_system_config`` that it does not know.
+    """
+    ours = {} if NICENESS in os.environ else {NICENESS: "0", NICENESS_IS_OURS: "1"}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def _require_listener(address: str) -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from actors.priority import BEHIND
-from raylaunch.protocol import NICENESS
+from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
 
 PROGRAM = """
 import os, sys, threading
@@ -53,12 +53,14 @@ def may_become_less_nice() -> bool:
         ("cpu", {}, [BEFORE, AFTER, AFTER]),
         ("cuda", {NICENESS: "5"}, [BEFORE] * 3),
         ("cpu", {NICENESS: "0"}, [BEFORE] * 3),
+        ("cpu", {NICENESS: "0", NICENESS_IS_OURS: "1"}, [BEFORE, AFTER, AFTER]),
     ],
 )
 def test_the_thread_before_the_rank_the_rank_and_those_it_starts(device, chosen, wanted):
     if device == "cuda" and not chosen and not may_become_less_nice():
         wanted = [BEFORE] * 3
-    environment = {name: value for name, value in os.environ.items() if name != NICENESS} | chosen
+    environment = {name: value for name, value in os.environ.items() if name not in (NICENESS, NICENESS_IS_OURS)}
+    environment |= chosen
     command = [sys.executable, "-c", PROGRAM, device]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert [int(word) for word in done.stdout.split()] == wanted

@@ -41,13 +41,15 @@ def serve(
         chosen = chosen.model_copy(update={"serve": changed(chosen.serve, given)})
         require_writable("--trace", trace)
         try:
-            from raylaunch.serve.run import bind
+            from raylaunch.serve.run import bind, require_key_for_code
             from raylaunch.serve.run import serve as run
         except ModuleNotFoundError as error:
             raise ConfigError("serve", error.name, "is not installed; pip install 'raylaunch[serve]'") from None
         console = stderr_console()
-        with bind(chosen.serve) as listener, launched(chosen, show_report=report, trace=trace) as engine:
-            run(engine, chosen.serve, listener, say=lambda text: console.print(text, markup=False, soft_wrap=True))
+        with bind(chosen.serve) as listener:
+            require_key_for_code(chosen, chosen.serve, listener)  # before a launch of minutes
+            with launched(chosen, show_report=report, trace=trace) as engine:
+                run(engine, chosen.serve, listener, say=lambda text: console.print(text, markup=False, soft_wrap=True))
 
 
 def changed(settings: ServeConfig, given: dict[str, Any]) -> ServeConfig:

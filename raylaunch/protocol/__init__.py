@@ -9,6 +9,7 @@ is imported here, so every launch can be replayed in a unit test.
 
 from raylaunch.protocol.facts import (
     NICENESS,
+    NICENESS_IS_OURS,
     CaptureFacts,
     CommunicatorFacts,
     Facts,
@@ -40,6 +41,7 @@ from raylaunch.protocol.rounds import RoundName, RoundPlan
 
 __all__ = [
     "NICENESS",
+    "NICENESS_IS_OURS",
     "Arrival",
     "CaptureFacts",
     "CommunicatorFacts",

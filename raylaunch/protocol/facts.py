@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from raylaunch.protocol.rounds import RoundPlan
 
 NICENESS = "RAY_worker_niceness"
+NICENESS_IS_OURS = "RAYLAUNCH_NICENESS"
 """Ray's variable for how nice its workers are, 15 unless it is set where Ray is started."""
 
 

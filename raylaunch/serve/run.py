@@ -21,7 +21,7 @@ from raylaunch.errors import ConfigError, LaunchError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from raylaunch.config import ServeConfig
+    from raylaunch.config import LaunchConfig, ServeConfig
     from raylaunch.engine import Engine
     from raylaunch.sglang.loop import LoopThread
 
@@ -29,6 +29,8 @@ WATCH_S = 0.2
 EXPLAIN_S = 60.0
 LAST_ANSWERS_S = 2.0  # for answers that only say that the group is lost
 BACKLOG = 1024
+RUNS_CODE = "enable_custom_logit_processor"
+"""SGLang's argument with which its ranks unpickle and run what clients send."""
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,13 @@ def exposed(settings: ServeConfig, listener: socket.socket) -> bool:
     return settings.api_key is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
+def require_key_for_code(config: LaunchConfig, settings: ServeConfig, listener: socket.socket) -> None:
+    """Raises :class:`ConfigError` if other machines could have their code run on the ranks without a key."""
+    if config.engine.kind == "sglang" and config.engine.sglang.args.get(RUNS_CODE) and exposed(settings, listener):
+        expected = "lets clients run code of theirs on the ranks: set serve.api_key, or serve.host=127.0.0.1"
+        raise ConfigError(f"engine.sglang.args.{RUNS_CODE}", True, expected)
+
+
 def serve(
     engine: Engine,
     settings: ServeConfig,
@@ -89,10 +98,11 @@ def serve(
         listener: a bound socket, from :func:`bind`; without one the configured address is bound now.
         say: told in words where the server listens, and when it stops.
     Raises:
-        ConfigError: the address cannot be used, or the chat template cannot be read.
+        ConfigError: the address cannot be used, the chat template cannot be read, or anybody could run code.
         LaunchError: the group was lost, and no restarts are left.
     """
     listener = bind(settings) if listener is None else listener
+    require_key_for_code(engine.config, settings, listener)
     app, loop = application(engine, settings, exposed=exposed(settings, listener))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that it leaves closed do not block
     config = uvicorn.Config(

@@ -162,10 +162,10 @@ class Guard:
             if task not in self.side.given_up:
                 raise
             task.uncancel()
-            return None if started else unavailable(self.engine.health(ask_ranks=False).reason)
+            return None if started else unavailable(self.side.given_up[task])
         finally:
             self.side.callers.discard(task)
-            self.side.given_up.discard(task)
+            self.side.given_up.pop(task, None)
         return None
 
 

@@ -34,18 +34,22 @@ class Limits:
     labels: frozenset[str] | None = None
 
 
-def embeds_problem(dtype: str, max_running: int | None) -> str:
-    """Why SGLang's ranks would fail over ``input_embeds``, or "".
+def embeds_problem(dtype: str, max_running: int | None, prefix_cache: bool) -> str:
+    """Why SGLang, or its ranks, would fail over ``input_embeds``, with all settings that are missing, or "".
 
     Args:
-        dtype: the model's, such as ``bfloat16``.
-        max_running: how many requests the ranks answer at once; None if SGLang decides.
+        dtype: the model's, such as ``bfloat16``: SGLang hands them over in that one.
+        max_running: how many requests the ranks answer at once; None if SGLang decides. They fail over embeddings in
+            one step with another prompt.
+        prefix_cache: whether SGLang looks for the beginnings of prompts, by their tokens.
     """
-    if dtype != "bfloat16":
-        return f"SGLang hands them to the model in bfloat16, and it is in {dtype}: set model.dtype=bfloat16"
-    if max_running != 1:
-        return "SGLang fails where they meet another prompt of tokens: set engine.max_running_requests=1"
-    return ""
+    right = {
+        "model.dtype=bfloat16": dtype == "bfloat16",
+        "engine.max_running_requests=1": max_running == 1,
+        "engine.sglang.args.disable_radix_cache=true": not prefix_cache,
+    }
+    missing = [setting for setting, there in right.items() if not there]
+    return f"SGLang takes them only from a server that was started with {' and '.join(missing)}" if missing else ""
 
 
 def check_fields(request: Any, session: type[Any], limits: Limits) -> None:
@@ -71,7 +75,7 @@ def check_fields(request: Any, session: type[Any], limits: Limits) -> None:
     if request.lora_id is not None:
         raise RequestError("lora_id is SGLang's own: name an adapter by lora_path")
     if request.session_params:
-        types = field_types(session)
+        types = field_types(session)  # type: ignore[arg-type]  # a class is hashable
         refuse_unknown("session parameter", request.session_params, types)
         refuse_first_unlike("session parameter", request.session_params, types)
 

@@ -30,7 +30,7 @@ class TokenizerSide:
         templates: SGLang's ``TemplateManager``.
         scheduler_info: what rank 0 said at its last gate.
         callers: tasks that may wait for the ranks in ways of SGLang's own; cancelled when those are lost.
-        given_up: those of them that were cancelled for that.
+        given_up: those of them that were cancelled for that, with what was lost.
     """
 
     def __init__(self, server_args: Any, port_args: Any) -> None:
@@ -39,7 +39,7 @@ class TokenizerSide:
         self.templates: Any = None
         self.scheduler_info: dict[str, Any] = {}
         self.callers: set[asyncio.Task[Any]] = set()
-        self.given_up: set[asyncio.Task[Any]] = set()
+        self.given_up: dict[asyncio.Task[Any], str] = {}
         self._receiving: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -148,7 +148,7 @@ class TokenizerSide:
                     self._end_bare(request_id, state, finish)
             else:  # on its way to the ranks, or of several samples, which are requests of their own there
                 state.lost_for = reason
-        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(self.callers))
+        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(self.callers), reason)
 
     def _end_bare(self, request_id: str, state: Any, finish: Mapping[str, Any]) -> None:
         """Ends a request with an output of nothing but the reason, as SGLang's own would: it is the last."""
@@ -190,9 +190,9 @@ class TokenizerSide:
                 async with contextlib.aclosing(generate(request, caller)) as outputs:
                     async for output in outputs:
                         yield output
-            except ValueError:
-                # Refused, here or by SGLang, and what it had begun is ended by now. Two seconds after a stream SGLang
-                # aborts what it asked for: that must be nothing, or it is another request of the same id.
+            except Exception:
+                # Refused or failed, and what SGLang had begun is ended by now. Two seconds after a stream it aborts
+                # what was asked for: that must be nothing, or it is another request of the same id.
                 request.is_single, request.rid = False, []
                 raise
 
@@ -200,7 +200,8 @@ class TokenizerSide:
 
     def _limits(self) -> Limits:
         model, arguments = self.manager.model_config, self.server_args
-        no_embeds = embeds_problem(str(model.dtype).removeprefix("torch."), arguments.max_running_requests)
+        dtype = str(model.dtype).removeprefix("torch.")
+        no_embeds = embeds_problem(dtype, arguments.max_running_requests, not arguments.disable_radix_cache)
         labels = frozenset(arguments.tokenizer_metrics_allowed_custom_labels or ())
         return Limits(model.vocab_size, model.hidden_size, no_embeds, labels if arguments.enable_metrics else None)
 
@@ -210,12 +211,12 @@ class TokenizerSide:
         vocab_size = manager.model_config.vocab_size
         check_parameters(parameters, manager.sampling_params_class, manager.tokenizer, vocab_size)
 
-    def _give_up(self, callers: Iterable[asyncio.Task[Any]]) -> None:
+    def _give_up(self, callers: Iterable[asyncio.Task[Any]], reason: str) -> None:
         """Ends those that wait for another answer than a request's, such as to an operator: no rank will give it."""
         from sglang.srt.managers.communicator import FanOutCommunicator
 
         for caller in self.callers.intersection(callers):
-            self.given_up.add(caller)
+            self.given_up[caller] = reason
             caller.cancel()
         for each in vars(self.manager).values():
             if isinstance(each, FanOutCommunicator) and each._mode == "watching":

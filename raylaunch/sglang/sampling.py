@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -35,7 +36,7 @@ def check_parameters(parameters: Mapping[str, Any], kind: type[Any], tokenizer: 
     Raises:
         RequestError: names the parameter; SGLang's server answers 400, as to any ``ValueError``.
     """
-    types = field_types(kind)
+    types = field_types(kind)  # type: ignore[arg-type]  # a class is hashable
     refuse_unknown("sampling parameter", parameters, types)
     try:
         made = kind(**parameters)
@@ -68,7 +69,8 @@ def _check_number(what: str, number: float, least: float, greatest: float) -> No
         raise RequestError(f"sampling parameter {what} = {number!r}: it must be from {least} to {greatest}")
 
 
-def field_types(kind: type[Any]) -> dict[str, Any]:
+@functools.cache  # asked for every request
+def field_types(kind: type[Any]) -> Mapping[str, Any]:
     """What the fields of one of SGLang's classes may be."""
     return {field.name: field.type for field in msgspec.structs.fields(kind)}
 

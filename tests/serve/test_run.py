@@ -14,10 +14,11 @@ from contextlib import contextmanager
 import httpx
 import psutil
 import pytest
+from pydantic import SecretStr
 
-from raylaunch.config import ServeConfig
+from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import ConfigError
-from raylaunch.serve.run import bind, exposed, url_of
+from raylaunch.serve.run import bind, exposed, require_key_for_code, url_of
 from tests.cli.runner import command, finish, run
 from tests.serve.conftest import events_of
 
@@ -43,6 +44,18 @@ def test_a_taken_port_is_refused_before_the_launch():
 def test_a_port_is_taken_even_before_its_server_listens():
     with bind(ServeConfig(port=0)) as first, pytest.raises(ConfigError, match=r"serve\.port.*taken"):
         bind(ServeConfig(port=first.getsockname()[1]))
+
+
+def test_clients_run_no_code_where_anybody_is_one():
+    key = "engine.sglang.args.enable_custom_logit_processor"
+    asked = LaunchConfig.default(["engine.kind=sglang", f"{key}=true"])
+    everywhere, here = ServeConfig(host="0.0.0.0", port=0), ServeConfig(port=0)
+    with bind(everywhere) as open_to_all, bind(here) as local:
+        with pytest.raises(ConfigError, match=rf"{key}.*: lets clients run code .*: set serve\.api_key"):
+            require_key_for_code(asked, everywhere, open_to_all)
+        require_key_for_code(asked, everywhere.model_copy(update={"api_key": SecretStr(KEY)}), open_to_all)
+        require_key_for_code(asked, here, local)
+        require_key_for_code(LaunchConfig.default(["engine.kind=sglang"]), everywhere, open_to_all)
 
 
 def test_a_port_that_closed_connections_still_hold_is_free():

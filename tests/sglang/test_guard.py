@@ -21,7 +21,7 @@ def statuses(now, paths):
     """The status of an answer for each path."""
     engine = FakeEngine()
     engine.now = now
-    side = SimpleNamespace(callers=set(), given_up=set())
+    side = SimpleNamespace(callers=set(), given_up={})
     guard = Guard(engine, engine.config.serve, side, PlainTextResponse("from SGLang"))
 
     async def ask():
@@ -44,3 +44,27 @@ def test_an_operator_passes_as_long_as_there_are_ranks(ready, condition, request
     now = Health(ready, condition, "no step for 11 s", (), 0, 0)
     assert statuses(now, REQUESTS) == {requests}
     assert statuses(now, OTHERS) == {others}
+
+
+def test_a_caller_that_was_given_up_is_told_what_was_lost():
+    """The engine may be ready again by then, or never have been otherwise."""
+    side = SimpleNamespace(callers=set(), given_up={})
+
+    async def waits(scope, receive, send):
+        (caller,) = side.callers
+        side.given_up[caller] = "an output could not be delivered"
+        caller.cancel()
+        await asyncio.sleep(10)
+
+    engine = FakeEngine()
+    engine.now = Health(True, "ready", "", (), 0, 0)
+
+    async def ask():
+        guard = Guard(engine, engine.config.serve, side, waits)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://x") as client:
+            return await client.get("/server_info")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error"]["message"]) == (503, "an output could not be delivered")
+    assert not side.callers
+    assert not side.given_up

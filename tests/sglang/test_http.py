@@ -157,7 +157,7 @@ def test_other_wrong_fields(engine, rank, stream):
             ({"input_embeds": [[]]}, "the prompt is empty"),
             ({"input_ids": [3, 99999]}, "token 1 of the prompt is 99999"),
             ({"input_ids": [[3], [-1]]}, "token 0 of the prompt is -1"),
-            ({"input_embeds": [[0.5]]}, "input_embeds: SGLang hands them to the model in bfloat16"),
+            ({"input_embeds": [[0.5]]}, "input_embeds: SGLang takes them only from a server"),
             ({"text": "1", "return_logprob": True, "top_logprobs_num": 17}, "top_logprobs_num = 17"),
             ({"text": "1", "return_logprob": True, "token_ids_logprob": [16]}, "out-of-vocabulary token id 16"),
             ({"text": "1", "sampling_params": {"top_k": 1 << 31}}, "top_k = 2147483648"),
