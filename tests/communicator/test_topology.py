@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.communicator.topology import GpuPlace, in_words, sharing, unlinked, unreachable
+from actors.communicator.topology import GpuPlace, in_words, sharing, speed_of_generation, unlinked, unreachable
 
 A = GpuPlace("a", ("a", "b"), ("a", "b"))
 B = GpuPlace("b", ("b", "a"), ("b", "a"))
@@ -54,3 +54,8 @@ FAST = [GpuPlace(name, ("a", "b"), ("a", "b"), 450e9) for name in "ab"]
 )
 def test_a_machine_in_words(places, text):
     assert in_words(places) == text
+
+
+@pytest.mark.parametrize(("version", "speed"), [(0, 0), (1, 0), (2, 25_000), (6, 25_000), (7, 50_000), (8, 0)])
+def test_speed_of_a_link_by_its_generation(version, speed):
+    assert speed_of_generation(version) == speed
