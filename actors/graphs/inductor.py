@@ -12,6 +12,7 @@ from raylaunch.errors import RankFault
 OPTIONS = {
     "triton.cudagraphs": False,  # the graphs are ours
     "emulate_precision_casts": True,  # rounds where eager does, so that VERIFY can hold one against the other
+    "deterministic": True,  # each rank would time kernels for itself, and two may choose sums of other orders (F12)
 }
 
 

@@ -105,10 +105,12 @@ def test_two_ranks(folder: Path) -> None:
             show_speed(engine)
 
 
-def test_compiled_pieces(folder: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_compiled_pieces(folder: Path, ranks: int) -> None:
     if folder.name != NAMES[0]:
         pytest.skip("one model is enough for the compiler")
-    with Engine(config_of(folder, 1, compiler="inductor", prefill_tokens=(128, 1032), decode_batch_sizes=(2, 8))) as e:
+    shapes = {"prefill_tokens": (128, 1032), "decode_batch_sizes": (2, 8)}
+    with Engine(config_of(folder, ranks, compiler="inductor", **shapes)) as e:
         print(f"\n{e.report.table(150)}")
         answer_twice(e, 1025)
         show_speed(e)
