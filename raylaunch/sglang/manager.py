@@ -55,6 +55,7 @@ class TokenizerSide:
         self.manager.event_loop = asyncio.get_running_loop()
         self._let_lost_requests_end()
         self._check_first()
+        self._abort_what_has_not_ended()
         self._receiving = asyncio.create_task(self._receive())
 
     async def probe(self, info: Mapping[str, Any] | None = None) -> None:
@@ -191,12 +192,29 @@ class TokenizerSide:
                     async for output in outputs:
                         yield output
             except Exception:
-                # Refused or failed, and what SGLang had begun is ended by now. Two seconds after a stream it aborts
-                # what was asked for: that must be nothing, or it is another request of the same id.
-                request.is_single, request.rid = False, []
+                request.ended = True  # refused or failed, and what SGLang had begun is ended by now
                 raise
+            request.ended = True  # but not where its caller has left
 
         self.manager.generate_request = generate_request
+
+    def _abort_what_has_not_ended(self) -> None:
+        """Two seconds after a stream SGLang aborts what was asked for, in case its client had left. Of one that has ended
+        nothing is left, and the id may be another request's by then."""
+        from starlette.background import BackgroundTask
+
+        create_abort_task = self.manager.create_abort_task
+
+        def create(request: Any) -> BackgroundTask:
+            abort = create_abort_task(request)
+
+            async def abort_unless_ended() -> None:
+                if not getattr(request, "ended", False):
+                    await abort()
+
+            return BackgroundTask(abort_unless_ended)
+
+        self.manager.create_abort_task = create
 
     def _limits(self) -> Limits:
         model, arguments = self.manager.model_config, self.server_args

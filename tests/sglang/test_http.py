@@ -191,6 +191,31 @@ def test_a_refused_stream_ends_no_other_request_of_its_id(engine, rank):
     served(engine, ask)
 
 
+def test_a_stream_that_has_ended_ends_no_later_request_of_its_id(engine, rank):
+    def ask(client):
+        assert "42" in client.post("/generate", json={"text": "1+1=", "rid": "mine", "stream": True}).text
+        rank.hold.set()
+        with ThreadPoolExecutor() as pool:
+            post = pool.submit(client.post, "/generate", json={"text": "1+1=", "rid": "mine"})
+            time.sleep(2.5)
+            assert rank.aborted == []
+            rank.hold.clear()
+            assert post.result().json()["text"] == "42"
+
+    served(engine, ask)
+
+
+def test_a_stream_whose_client_has_left_is_aborted(engine, rank):
+    def ask(client):
+        endless = {"max_new_tokens": 1500, "ignore_eos": True}
+        body = {"text": "1+1=", "rid": "mine", "stream": True, "sampling_params": endless}
+        with client.stream("POST", "/generate", json=body) as answer:
+            next(answer.iter_lines())
+        wait_until(lambda: rank.aborted == ["mine"])
+
+    served(engine, ask)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_error_inside_sglang(engine, stream):
     def ask(client):
