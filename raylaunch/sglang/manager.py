@@ -199,8 +199,8 @@ class TokenizerSide:
         self.manager.generate_request = generate_request
 
     def _abort_what_has_not_ended(self) -> None:
-        """Two seconds after a stream SGLang aborts what was asked for, in case its client had left. Of one that has ended
-        nothing is left, and the id may be another request's by then."""
+        """Two seconds after a stream SGLang aborts what was asked for, in case its client has left. Where the stream
+        has ended there is nothing to abort, and the id may be another request's by then."""
         from starlette.background import BackgroundTask
 
         create_abort_task = self.manager.create_abort_task
