@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from raylaunch.protocol.rounds import RoundPlan
 
 NICENESS = "RAY_worker_niceness"
-NICENESS_IS_OURS = "RAYLAUNCH_NICENESS"
 """Ray's variable for how nice its workers are, 15 unless it is set where Ray is started."""
+NICENESS_IS_OURS = "RAYLAUNCH_NICENESS"
+"""Set beside it where raylaunch has set it, and not the user: ranks may choose otherwise then."""
 
 
 @dataclass(frozen=True)
