@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.fingerprint import package_version
-from raylaunch.sglang.arguments import keeps_figures
-from raylaunch.sglang.environment import implementation
+from raylaunch.sglang.arguments import implementation, keeps_figures
 from raylaunch.sglang.sockets import FIGURES_VARIABLE
 
 if TYPE_CHECKING:

@@ -63,6 +63,7 @@ OF_ITS_SERVER = (
 """Arguments of SGLang's server itself. Its application is served by raylaunch, which would not heed them."""
 
 
+IMPLEMENTATION = "SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2"
 ONE_NODE = "SGLang is told of one node: it would hand out images in shared memory, and choose kernels that need one"
 """Why all ranks must be on one node."""
 
@@ -104,6 +105,12 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
     if capture.enabled and "decode_batch_sizes" in capture.model_fields_set:
         given["cuda_graph_bs_decode"] = list(capture.decode_batch_sizes)
     return {name: value for name, value in given.items() if value is not None}
+
+
+def implementation(kind: str) -> dict[str, str]:
+    """The variable that chooses SGLang's first (``sgl_kernel``) or second (``jit``) all-reduce: no argument does. None
+    for other kinds."""
+    return {IMPLEMENTATION: "1" if kind == "jit" else "0"} if kind in ("sgl_kernel", "jit") else {}
 
 
 def keeps_figures(config: LaunchConfig) -> bool:

@@ -1,4 +1,4 @@
-"""Variables that SGLang goes by: those that choose its all-reduce, and the configuration's on the driver's side."""
+"""Variables of the configuration on the driver's side, for as long as SGLang looks at them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 PREFIX = "SGLANG_"
-IMPLEMENTATION = "SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2"
-
-
-def implementation(kind: str) -> dict[str, str]:
-    """Chooses SGLang's first (``sgl_kernel``) or second (``jit``) all-reduce; none of them for other kinds."""
-    return {IMPLEMENTATION: "1" if kind == "jit" else "0"} if kind in ("sgl_kernel", "jit") else {}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from raylaunch.commands.bench.timed_server import Served, Work, measure, plan
 from raylaunch.commands.machine import describe_machine
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
-from raylaunch.sglang.environment import IMPLEMENTATION
+from raylaunch.sglang.arguments import IMPLEMENTATION
 
 SERVER = """
 import http.server, json, os, sys, time

@@ -12,7 +12,8 @@ from actors.sglang_engine import environment, launch, versions
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.launch import NO_MULTICAST
-from raylaunch.sglang.environment import IMPLEMENTATION, switches
+from raylaunch.sglang.arguments import IMPLEMENTATION
+from raylaunch.sglang.environment import switches
 
 
 def spec(*overrides, rank=1):

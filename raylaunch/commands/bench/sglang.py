@@ -91,8 +91,7 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
     """How each server is started on a port. Both get the same server arguments, and the same variables."""
     import sys
 
-    from raylaunch.sglang.arguments import server_arguments
-    from raylaunch.sglang.environment import implementation
+    from raylaunch.sglang.arguments import implementation, server_arguments
 
     file = folder / "config.yaml"  # JSON is YAML; what was not set must stay so, as some defaults are SGLang's
     open_to_all = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": None})})
