@@ -1,13 +1,15 @@
-"""The priority of a rank's threads: Ray starts the workers of a cluster at nice 15, raylaunch those of its own at 0.
+"""What a rank's thread comes before: other processes of its node, and other threads of its own.
 
-A GPU waits for the processor that gives it work, so its rank goes before what else its node does. A rank on a CPU stays
-behind: Ray itself needs what it computes on.
+Ray starts the workers of a cluster at nice 15, raylaunch those of its own at 0. A GPU waits for the processor that gives
+it work, so its rank goes before what else its node does. A rank on a CPU stays behind: Ray itself needs what it computes
+on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
@@ -15,6 +17,7 @@ from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
 THREADS = Path("/proc/self/task")
 BEHIND = 15
 """How nice Ray makes workers unless it is told otherwise."""
+SWITCH_S = 0.05
 
 
 def settle(device: str) -> None:
@@ -33,3 +36,12 @@ def settle(device: str) -> None:
     for thread in THREADS.iterdir() if THREADS.is_dir() else ():
         with contextlib.suppress(PermissionError, ProcessLookupError):
             os.setpriority(os.PRIO_PROCESS, int(thread.name), 0)
+
+
+def keep_interpreter() -> None:
+    """Lets the thread that serves keep the interpreter for longer than 5 ms once another one waits for it.
+
+    The main thread of a Ray worker looks for signals every 10 ms and takes the interpreter for that; to get it back is
+    waiting for a processor. A call to this rank may have to wait for ``SWITCH_S`` seconds now.
+    """
+    sys.setswitchinterval(SWITCH_S)

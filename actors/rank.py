@@ -151,6 +151,7 @@ class Rank:
 
     def finish(self, release: Release) -> None:
         """Releases the rank into SERVE."""
+        priority.keep_interpreter()
         self.gate.finish(release)
 
     def health(self) -> RankState:

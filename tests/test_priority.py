@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from actors.priority import BEHIND
+from actors.priority import BEHIND, SWITCH_S
+from actors.rank import Rank
 from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
 
 PROGRAM = """
@@ -64,3 +66,16 @@ def test_the_thread_before_the_rank_the_rank_and_those_it_starts(device, chosen,
     command = [sys.executable, "-c", PROGRAM, device]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert [int(word) for word in done.stdout.split()] == wanted
+
+
+def test_a_rank_that_serves_keeps_the_interpreter():
+    before = sys.getswitchinterval()
+    rank = Rank.__new__(Rank)
+    released = []
+    rank.gate = SimpleNamespace(finish=released.append)
+    try:
+        rank.finish("release")
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+        assert released == ["release"]
+    finally:
+        sys.setswitchinterval(before)
