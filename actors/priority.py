@@ -1,8 +1,8 @@
 """What a rank's thread comes before: other processes of its node, and other threads of its own.
 
-Ray starts the workers of a cluster at nice 15, raylaunch those of its own at 0. A GPU waits for the processor that gives
-it work, so its rank goes before what else its node does. A rank on a CPU stays behind: Ray itself needs what it computes
-on.
+Ray starts the workers of a cluster at nice 15, raylaunch those of its own at 0. A GPU waits for the processor that
+gives it work, so its rank goes before what else its node does. A rank on a CPU stays behind: Ray itself needs what it
+computes on.
 """
 
 from __future__ import annotations
