@@ -80,6 +80,8 @@ class Work:
 
 Command = Callable[[int], list[str]]
 """The command line of a server, given its port."""
+Prompts = list[list[int]]
+"""Token ids of requests that are sent at once."""
 
 
 def measure(servers: Mapping[str, Command], folder: Path, work: Work) -> dict[str, Served]:
@@ -96,7 +98,7 @@ def measure(servers: Mapping[str, Command], folder: Path, work: Work) -> dict[st
     """
     draw = random.Random(0)  # the same prompts at every start
 
-    def prompts(count: int, length: int) -> list[list[int]]:
+    def prompts(count: int, length: int) -> Prompts:
         return [[draw.randrange(FIRST_TOKEN_ID, work.vocabulary) for _ in range(length)] for _ in range(count)]
 
     ports, families, ready_s = {}, {}, {}
@@ -119,9 +121,6 @@ def measure(servers: Mapping[str, Command], folder: Path, work: Work) -> dict[st
         name: Served(ready_s[name], {length: medians[name] for length, medians in prefill.items()}, decode[name])
         for name in servers
     }
-
-
-Prompts = list[list[int]]
 
 
 class SideBySide:
