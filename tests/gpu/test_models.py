@@ -87,20 +87,23 @@ def test_one_rank(folder: Path) -> None:
         show_speed(engine)
 
 
-def test_two_ranks(folder: Path) -> None:
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_agree(folder: Path, ranks: int) -> None:
+    if ranks > max(2, gpus()):
+        pytest.skip(f"needs {ranks} GPUs")
     if importlib.util.find_spec("sgl_kernel") is None:
         pytest.skip("sgl_kernel (the package sglang-kernel) is not installed")
     data = json.loads((folder / "config.json").read_text())
     layers = data["num_hidden_layers"]
-    with Engine(config_of(folder, 2)) as engine:
+    with Engine(config_of(folder, ranks)) as engine:
         print(f"\n{engine.report.table(150)}")
         answer_twice(engine, 1025)
-        one, other = digests(engine)
-        assert one == other
-        assert len(one) == len(PREFILL) + len(DECODE)
+        each = digests(engine)
+        assert each == each[:1] * ranks
+        assert len(each[0]) == len(PREFILL) + len(DECODE)
         registered = [arrival.facts.registered for arrival in engine.report.facts(Gate.REGISTERED)[-1][1]]
         expected = SUMS_PER_LAYER * layers * (len(PREFILL) + len(DECODE))
-        assert registered == [expected, expected]
+        assert registered == [expected] * ranks
         if gpus() > 1:
             show_speed(engine)
 

@@ -76,11 +76,15 @@ def gone(pids: list[int]) -> bool:
     return False
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("backend", ["tc_piecewise", "breakable"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_is_launched_and_answers_twice_alike(name: str, backend: str, tmp_path: Path) -> None:
+def test_a_model_is_launched_and_answers_twice_alike(name: str, backend: str, ranks: int, tmp_path: Path) -> None:
     """The client of sglang#14193: two requests of 1025 token ids; and every shape's edge beside it."""
-    config = config_for(make_model(tmp_path / name, name, LAYERS, tokenizer="vl" in name), prefill_graphs(backend))
+    if ranks > max(2, gpus()):
+        pytest.skip(f"needs {ranks} GPUs")
+    folder = make_model(tmp_path / name, name, LAYERS, tokenizer="vl" in name)
+    config = config_for(folder, prefill_graphs(backend), ranks=ranks)
     with Engine(config) as engine:
         print(engine.report.table(200))
         connected = [one.facts for one in engine.report.facts(Gate.CONNECTED)[0][1]]
@@ -89,11 +93,11 @@ def test_a_model_is_launched_and_answers_twice_alike(name: str, backend: str, tm
         assert [step.round for step, _ in captured] == ["prefill", "decode"]
         for _, arrivals in captured:
             counts = [one.facts.recorded for one in arrivals if isinstance(one.facts, CaptureFacts)]
-            assert counts[0] == counts[1]
+            assert counts == counts[:1] * ranks
             assert all(inputs.count > 0 for inputs in counts[0].values())
         last = [one.facts for one in engine.report.facts(Gate.REGISTERED)[-1][1]]
         assert all(isinstance(one, RegisterFacts) and one.pending == 0 for one in last)
-        assert last[0].registered == last[1].registered > 0
+        assert {one.registered for one in last} == {last[0].registered} != {0}
         for length in (1025, 1152, 2048, 5):
             prompt = [1 + i % 900 for i in range(length)]
             answers = [engine.generate([prompt], max_new_tokens=8, ignore_eos=True)[0].token_ids for _ in range(2)]
@@ -149,18 +153,26 @@ FAULTS = [
     ("{action: warm_again, rank: 0}", "tc_piecewise", "F20", "CAPTURE", 0),
     ("{action: reversed_gpus, rank: 1}", "breakable", "F09", "CONNECT", None),
 ]
+FAULTS_OF_FOUR = [
+    ("{action: third_iteration, rank: 3}", "tc_piecewise", "F01", "CAPTURE", 3),
+    ("{action: raise, rank: 2, at: capture prefill 1152 2}", "breakable", "F05", "CAPTURE", 2),
+    ("{action: kill, rank: 3, at: capture decode 8 1}", "breakable", "F06", "CAPTURE", 3),
+    ("{action: zero_all_reduce, rank: 2}", "breakable", "F12", "VERIFY", None),
+]
 
 
 @pytest.mark.parametrize(
-    ("fault", "backend", "code", "phase", "rank"),
-    FAULTS,
-    ids=[f"{one[2]}-{one[1]}-{one[0].split()[1][:-1]}" for one in FAULTS],
+    ("ranks", "fault", "backend", "code", "phase", "rank"),
+    [(2, *one) for one in FAULTS] + [(4, *one) for one in FAULTS_OF_FOUR],
+    ids=[f"{one[2]}-{one[1]}-{one[0].split()[1][:-1]}" for one in FAULTS] + [f"{one[2]}-4" for one in FAULTS_OF_FOUR],
 )
-def test_faults_are_named(fault: str, backend: str, code: str, phase: str, rank: int | None, tmp_path: Path) -> None:
-    if code == "F09" and gpus() < 2:
-        pytest.skip("needs two GPUs")
+def test_faults_are_named(
+    ranks: int, fault: str, backend: str, code: str, phase: str, rank: int | None, tmp_path: Path
+) -> None:
+    if (code == "F09" or ranks > 2) and gpus() < ranks:
+        pytest.skip(f"needs {ranks} GPUs")
     folder = make_model(tmp_path / "m", MODELS[0], 2)
-    config = config_for(folder, prefill_graphs(backend), f"faults=[{fault}]", "deadlines.capture=30")
+    config = config_for(folder, prefill_graphs(backend), f"faults=[{fault}]", "deadlines.capture=30", ranks=ranks)
     with pytest.raises(LaunchError) as caught, Engine(config):
         pass
     print(caught.value)
