@@ -25,7 +25,7 @@ from raylaunch.protocol import (
     VerifyFacts,
     WarmupFacts,
 )
-from raylaunch.protocol.rules.common import human_bytes
+from raylaunch.protocol.rules.common import count, human_bytes
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class LaunchReport:
         by_gate = {record.step.gate: record.arrivals[0].facts for record in self.steps if record.arrivals}
         if phase is Phase.PLACE:
             nodes = len({place.node for place in self.places})
-            return f"{len(self.places)} ranks on {nodes} node{'s' if nodes != 1 else ''}{self._describe_niceness()}"
+            return f"{count(len(self.places), 'rank')} on {count(nodes, 'node')}{self._describe_niceness()}"
         if phase is Phase.CONNECT and isinstance(facts := by_gate.get(Gate.CONNECTED), CommunicatorFacts):
             return _describe_all_reduce(facts)
         if phase is Phase.LOAD and isinstance(facts := by_gate.get(Gate.LOADED), LoadFacts):
@@ -293,7 +293,7 @@ def describe_warmup(facts: WarmupFacts) -> str:
     if facts.pieces:
         eager = f", {len(facts.eager_pieces)} of them eager" if facts.eager_pieces else ""
         rest = f"; {whole} as one graph each" if whole else ""
-        return f"{facts.pieces} pieces{eager}, {facts.compiles} compile{rest}{cache}"
+        return f"{count(facts.pieces, 'piece')}{eager}, {count(facts.compiles, 'compile')}{rest}{cache}"
     return (f"{whole} as one graph each" if whole else "no graphs: eager") + cache
 
 
@@ -305,7 +305,7 @@ def _describe_verify(facts: VerifyFacts) -> str:
     worst = max(verdict.max_error for verdict in verdicts)
     same = "bitwise" if worst == 0 else f"within {worst:.2g}"
     graphs = sum(verdict.graphs for verdict in verdicts)
-    return f"{len(verdicts)} shapes, {graphs} graphs: replay equals eager ({same}), ranks agree"
+    return f"{count(len(verdicts), 'shape')}, {count(graphs, 'graph')}: replay equals eager ({same}), ranks agree"
 
 
 def _named_track(track: int, name: str) -> dict[str, Any]:

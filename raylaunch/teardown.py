@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from raylaunch.protocol.rules.common import count
+
 FORCE_AFTER_S = 1.0
 ANSWER_S = 2.0
 PAUSE_S = 0.02
@@ -40,10 +42,6 @@ class Teardown:
         if self.unseen:
             unproven.append(f"the processes of ranks {', '.join(map(str, self.unseen))}, which had not started")
         return f"{text}; could not prove the end of {' and of '.join(unproven)}" if unproven else text
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def prove_ended(

@@ -70,7 +70,7 @@ def test_a_launch_without_graphs():
     report = report_of(LaunchPlan(1))
     said = [report.describe(phase) for phase in (Phase.PLACE, Phase.CAPTURE, Phase.REGISTER, Phase.VERIFY)]
     assert said == [
-        "1 ranks on 1 node",
+        "1 rank on 1 node",
         "nothing captured",
         "nothing to register",
         "one request answered with 2 tokens",

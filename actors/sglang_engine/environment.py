@@ -73,10 +73,8 @@ def figures(spec: RankSpec) -> dict[str, str]:
 def variables(spec: RankSpec) -> dict[str, str]:
     """What ``prepare`` sets where nothing is set."""
     config = spec.config
-    folder = cache_folder(config.engine.sglang.cache_dir)
-    chosen = {**DEFAULTS, **implementation(config.communicator.kind)}
+    chosen = {**DEFAULTS, **implementation(config.communicator.kind), **caches(config.engine.sglang.cache_dir)}
     chosen["SGLANG_RUN_ID"] = f"raylaunch-{secrets.token_hex(6)}"
-    chosen |= {name: str(folder / below) for name, below in CACHES.items()}
     if config.placement.resources_per_rank.get("GPU", 1.0) < 1:
         # NCCL refuses two ranks on one GPU of a host; on two hosts it does not look.
         chosen["NCCL_HOSTID"] = f"{spec.group}-{spec.rank}"
@@ -84,7 +82,13 @@ def variables(spec: RankSpec) -> dict[str, str]:
     return chosen
 
 
-def cache_folder(root: str | None) -> Path:
-    """The folder of what is compiled at run time, one for each set of versions: none of them may read another's."""
+def caches(root: str | None) -> dict[str, str]:
+    """Where what is compiled at run time is kept, by variable; a folder for each set of versions, none of which may
+    read another's.
+
+    Args:
+        root: what ``engine.sglang.cache_dir`` says.
+    """
     base = Path(root).expanduser() if root else Path.home() / ".cache" / "raylaunch"
-    return base / "_".join(f"{name}-{package_version(name)}" for name in CACHED_BY)
+    folder = base / "_".join(f"{name}-{package_version(name)}" for name in CACHED_BY)
+    return {name: str(folder / below) for name, below in CACHES.items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.sglang_engine.environment import caches
 from raylaunch.commands.bench.processors import confine, deals, family
 from raylaunch.commands.bench.sglang import commands, groups, require_comparable, show, standard_error
 from raylaunch.commands.bench.timed_server import Served, Work, measure, plan
@@ -101,13 +102,13 @@ def test_how_often_processors_are_dealt_out(count, servers, planned):
     assert plan(count, servers) == planned
 
 
-def test_both_launchers_reduce_by_the_same_implementation(tmp_path):
+def test_both_launchers_get_the_same_implementation_variables_and_caches(tmp_path):
     config = LaunchConfig.default(
         ["engine.kind=sglang", "communicator.kind=sgl_kernel", "environment={NCCL_DEBUG: WARN}"]
     )
     made = commands(config, tmp_path)
-    _, variables = map(json.loads, made["sglang"](1)[-2:])
-    assert variables == {IMPLEMENTATION: "0", "NCCL_DEBUG": "WARN"}
+    variables = json.loads(made["sglang"](1)[-2])
+    assert variables == {**caches(None), IMPLEMENTATION: "0", "NCCL_DEBUG": "WARN"}
     written = LaunchConfig.from_yaml(made["raylaunch"](1)[4])
     assert (written.communicator.kind, written.environment) == ("sgl_kernel", {"NCCL_DEBUG": "WARN"})
 

@@ -54,13 +54,16 @@ def bench_sglang(
         figures: dict[str, list[Served]] = {}
         with tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder:
             servers = commands(chosen, Path(folder))
-            if warm:
-                stderr_console().print("sglang, untimed")
-                measure({"sglang": servers["sglang"]}, Path(folder), work.shortest())
-            for group in groups(servers, starts, together):
-                for name, measured in measure(group, Path(folder), work).items():
-                    stderr_console().print(f"{name}: {measured}")
-                    figures.setdefault(name, []).append(measured)
+            try:
+                if warm:
+                    stderr_console().print("sglang, untimed")
+                    measure({"sglang": servers["sglang"]}, Path(folder), work.shortest())
+                for group in groups(servers, starts, together):
+                    for name, measured in measure(group, Path(folder), work).items():
+                        stderr_console().print(f"{name}: {measured}")
+                        figures.setdefault(name, []).append(measured)
+            finally:
+                remove_segments(Path(folder).name)
         typer.echo("\n".join(show(machine, figures)))
         write_figures(json_file, machine, {name: [asdict(one) for one in each] for name, each in figures.items()})
 
@@ -88,9 +91,11 @@ def groups(servers: Mapping[str, Command], starts: int, together: bool) -> list[
 
 
 def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
-    """How each server is started on a port. Both get the same server arguments, and the same variables."""
+    """How each server is started on a port. Both get the same server arguments, the same variables, and what was
+    compiled before for either."""
     import sys
 
+    from actors.sglang_engine.environment import caches
     from raylaunch.sglang.arguments import implementation, server_arguments
 
     file = folder / "config.yaml"  # JSON is YAML; what was not set must stay so, as some defaults are SGLang's
@@ -98,17 +103,24 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
     data = open_to_all.model_dump(mode="json", by_alias=True, exclude_unset=True)
     file.write_text(json.dumps(data), encoding="utf-8")
     arguments = server_arguments(config)
-    variables = json.dumps({**implementation(config.communicator.kind), **config.environment})
+    kept = caches(config.engine.sglang.cache_dir)
+    variables = json.dumps({**kept, **implementation(config.communicator.kind), **config.environment})
 
     def theirs(port: int) -> list[str]:
         text = json.dumps({**arguments, "host": "127.0.0.1", "port": port})
-        return [sys.executable, "-m", "raylaunch.commands.bench.sglang_server", text, variables]
+        return [sys.executable, "-m", "raylaunch.commands.bench.sglang_server", text, variables, folder.name]
 
     def ours(port: int) -> list[str]:
         options = ["--host", "127.0.0.1", "--port", str(port), "--no-report"]
         return [sys.executable, "-m", "raylaunch", "serve", str(file), *options]
 
     return {"sglang": theirs, "raylaunch": ours}
+
+
+def remove_segments(marked: str) -> None:
+    """SGLang's launcher leaves shared memory behind, named after a temporary file; ours were marked."""
+    for left in Path("/dev/shm").glob(f"sglang_loads_{marked}*"):
+        left.unlink(missing_ok=True)
 
 
 def show(machine: dict[str, Any], figures: dict[str, list[Served]]) -> list[str]:

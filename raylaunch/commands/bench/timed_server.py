@@ -149,10 +149,10 @@ class SideBySide:
         for _ in range(turns):
             self._deal()
             taken: dict[str, list[float]] = {name: [] for name in self._ports}
-            for _ in range(each + 1):
+            for turn in range(each + 1):
                 asked = prompts()
-                for name, port in self._ports.items():
-                    taken[name].append(figure(port, asked))
+                for name in sorted(self._ports, reverse=turn % 2 == 1):  # in case one disturbs the next
+                    taken[name].append(figure(self._ports[name], asked))
             for name, figures in taken.items():
                 medians[name].append(median_high(figures[1:]))
         return medians

@@ -40,6 +40,11 @@ def named_shape(step: Step, name: str) -> Step:
     return Step(step.gate, "decode" if round_name == "decode" else "prefill", int(shape))
 
 
+def count(number: int, noun: str) -> str:
+    """``1 rank``, ``2 ranks``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def human_bytes(nbytes: int) -> str:
     """``nbytes`` with a binary unit: 512 B, 1.5 KiB, 73.0 MiB."""
     size = float(nbytes)
