@@ -18,7 +18,9 @@ from actors.communicator.base import CallLabel, Communicator, RecordedInput
 from actors.graphs.backend import GraphLabel
 from actors.graphs.cuda import CudaGraphs
 
-CALLS = 10  # all-reduces in a graph: one alone would mostly time its launch
+CALLS: Mapping[str, int] = {"cpu": 10, "cuda": 40}
+"""All-reduces in a graph, by device: one alone would mostly time its launch, and between two replays on a GPU are 3 us,
+in which a small one is done."""
 WARM = 2
 QUEUED = 16  # runs ahead of the GPU: more than a pause of the host, fewer launches than CUDA takes without waiting
 Run = Callable[[], object]
@@ -32,6 +34,9 @@ class Probes:
         sizes: bytes of the messages, multiples of the item size.
         dtype: of the elements.
         device: where they run.
+
+    Attributes:
+        calls: all-reduces in a run.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Probes:
         device: torch.device,
     ) -> None:
         self.communicators, self.sizes, self.dtype, self.device = communicators, tuple(sizes), dtype, device
+        self.calls = CALLS[device.type]
         self._graphs: dict[tuple[str, int], Run] = {}
         self._inputs: dict[str, torch.Tensor] = {}  # kept for ever: what is registered must stay allocated
 
@@ -67,13 +73,13 @@ class Probes:
         if self.device.type == "cuda":
             return self._cuda_graph(communicator, x)
         out = torch.empty_like(x)
-        labels = [CallLabel("probe", size, kind, index) for index in range(CALLS)]
+        labels = [CallLabel("probe", size, kind, index) for index in range(self.calls)]
         calls = [communicator.record(x, out, label) for label in labels]
         return lambda: [call.run() for call in calls]
 
     def _cuda_graph(self, communicator: Any, x: torch.Tensor) -> Run:
         def calls(x: torch.Tensor) -> None:
-            for _ in range(CALLS):
+            for _ in range(self.calls):
                 communicator.all_reduce(x)
 
         graphs = CudaGraphs(communicator, self.device)
@@ -88,13 +94,13 @@ class Probes:
     # ---- times
 
     def graph(self, kind: str, size: int) -> Run:
-        """Runs the graph of ``CALLS`` all-reduces."""
+        """Runs the graph of ``calls`` all-reduces."""
         return self._graphs[kind, size]
 
     def eager(self, kind: str, size: int) -> Run:
-        """Runs ``CALLS`` all-reduces one by one."""
+        """Runs ``calls`` all-reduces one by one."""
         x, communicator = self._input(kind, size), self.communicators[kind]
-        return lambda: [communicator.all_reduce(x) for _ in range(CALLS)]
+        return lambda: [communicator.all_reduce(x) for _ in range(self.calls)]
 
     def measure(self, run: Run, repeats: int) -> float:
         """Microseconds of one all-reduce: the median of ``repeats`` runs.
@@ -105,7 +111,7 @@ class Probes:
         for _ in range(WARM):
             run()
         times = _gpu_times if self.device.type == "cuda" else _cpu_times
-        return median_microseconds(times(run, repeats))
+        return median_microseconds(times(run, repeats), self.calls)
 
     def drop_graphs(self) -> None:
         """Forgets the graphs; the memory of registered inputs stays."""
@@ -133,9 +139,9 @@ def enqueue(run: Run, marks: Sequence[Mark]) -> None:
     marks[-1].synchronize()
 
 
-def median_microseconds(times: Sequence[float]) -> float:
-    """Microseconds of one all-reduce, from when the first run began and when each one ended, in seconds."""
-    return median_high(end - begin for begin, end in pairwise(times)) / CALLS * 1e6
+def median_microseconds(times: Sequence[float], calls: int) -> float:
+    """Microseconds of one all-reduce, from when the first run of ``calls`` began and when each ended, in seconds."""
+    return median_high(end - begin for begin, end in pairwise(times)) / calls * 1e6
 
 
 def _cpu_times(run: Run, repeats: int) -> list[float]:

@@ -21,7 +21,7 @@ from actors.communicator.probes import CALLS, QUEUED, WARM, Probes, enqueue, med
     ],
 )
 def test_the_median_of_the_differences_counts(times, microseconds):
-    assert median_microseconds(times) == pytest.approx(microseconds)
+    assert median_microseconds(times, 10) == pytest.approx(microseconds)
 
 
 class Stream:
@@ -71,4 +71,4 @@ def test_on_a_cpu_runs_are_timed_one_by_one():
 
     taken = Probes({}, (), torch.float32, torch.device("cpu")).measure(run, 3)
     assert len(runs) == WARM + 3
-    assert 1000 / CALLS <= taken < 1e6
+    assert 1000 / CALLS["cpu"] <= taken < 1e6

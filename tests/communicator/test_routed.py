@@ -129,4 +129,4 @@ def probed(channel: Channel):
 
 @pytest.mark.slow
 def test_probes_of_a_kind_that_registers_and_one_that_does_not():
-    assert check(run(2, probed)) == [(2 * CALLS, [True] * 8)] * 2
+    assert check(run(2, probed)) == [(2 * CALLS["cpu"], [True] * 8)] * 2

@@ -54,7 +54,7 @@ def bench_allreduce(
     settings: Settings = None,
     debug: Debug = None,
     sizes: Annotated[str, typer.Option(help="Message sizes in KiB.")] = "8,16,32,64,128,256,512,1024,2048,4096,8192",
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each graph of ten all-reduces; the median counts.")] = 50,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each graph; the median counts.")] = 50,
     json_file: JsonFile = None,
     plot: Plot = None,
 ) -> None:
