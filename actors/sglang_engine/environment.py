@@ -35,6 +35,7 @@ DEFAULTS = {
     "CUDA_MODULE_LOADING": "AUTO",
     "TRTLLM_ENABLE_PDL": "1",
     "CUTE_DSL_LOG_LEVEL": "30",
+    "CUTE_DSL_LOG_TO_CONSOLE": "1",
     # Segments in /dev/shm that nothing in one tensor-parallel group uses, and that stay when a rank is killed.
     "SGLANG_USE_MESSAGE_QUEUE_BROADCASTER": "0",
     # Its launcher starts each rank under numactl, which nothing can do for an actor: the rank binds itself instead.

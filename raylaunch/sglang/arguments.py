@@ -59,8 +59,11 @@ first request could generate, or need a process beside the ranks that only SGLan
 OF_ITS_SERVER = (
     "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_keyfile_password", "enable_ssl_refresh", "enable_http2",
     "grpc_port", "grpc_mode", "smg_grpc_mode", "sidecar", "encoder_only", "fastapi_root_path", "admin_api_key",
+    "log_level_http", "uvicorn_access_log_exclude_prefixes", "gc_threshold", "custom_sigquit_handler",
+    "delete_ckpt_after_loading", "debug_tensor_dump_input_file", "checkpoint_engine_wait_weights_before_ready",
 )  # fmt: skip
-"""Arguments of SGLang's server itself. Its application is served by raylaunch, which would not heed them."""
+"""Arguments of SGLang's launcher and of the server that it starts: raylaunch takes their place, and would not heed
+them."""
 
 
 IMPLEMENTATION = "SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2"
@@ -154,7 +157,7 @@ def check_sglang(config: LaunchConfig) -> None:
             raise ConfigError(key, value, "is not supported under raylaunch's phases")
         if name in OF_ITS_SERVER:
             raise ConfigError(
-                key, value, "is not heeded: raylaunch serves SGLang's HTTP application with settings of serve"
+                key, value, "is not heeded: it is for SGLang's own launcher and server, whose place raylaunch takes"
             )
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
