@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from actors.gate import RankGate
 from raylaunch.config import FaultConfig
 from raylaunch.errors import RankFault
@@ -310,6 +312,22 @@ def _zero_all_reduce(fault: FaultConfig) -> None:
     SglKernelAllReduce._reduce = zeroed  # type: ignore[method-assign]
 
 
+def _stale_decode(fault: FaultConfig) -> None:
+    """Decode replays see the positions and lengths of the capture."""
+    from actors.graphs.context import Mode
+    from actors.reference.runner import ModelRunner
+
+    original = ModelRunner.hidden
+
+    def hidden(self: ModelRunner, plan: Any, mode: Mode) -> Any:
+        if plan.round == "decode" and mode is Mode.REPLAY:
+            alone = [msgspec.structs.replace(part, kv_length=0) for part in plan.sequences]
+            plan = msgspec.structs.replace(plan, positions=[0] * len(alone), sequences=alone)
+        return original(self, plan, mode)
+
+    ModelRunner.hidden = hidden  # type: ignore[method-assign]
+
+
 def _warm_again(fault: FaultConfig) -> None:
     """The last piece warms in its capture iteration, as one that was recompiled there does."""
     from actors.graphs import context
@@ -339,6 +357,7 @@ TWISTS: dict[str, Callable[[FaultConfig], None]] = {
     "skip_registration": _skip_registration,
     "strip_symbols": _strip_symbols,
     "zero_all_reduce": _zero_all_reduce,
+    "stale_decode": _stale_decode,
     "warm_again": _warm_again,
     "free_recorded": _free_recorded,
     "no_shared_memory": _no_shared_memory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -85,6 +86,20 @@ def _zero_all_reduce(fault: FaultConfig) -> list[Seam]:
     return [Seam(ALL_REDUCE, "CustomAllreduce._all_reduce_impl", wrap)]
 
 
+def _stale_decode(fault: FaultConfig) -> list[Seam]:
+    """Decode replays see the positions and lengths of the capture."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def execute(self: Any, batch: Any, *rest: Any, **options: Any) -> Any:
+            ones = {"seq_lens": torch.ones_like(batch.seq_lens), "seq_lens_cpu": torch.ones_like(batch.seq_lens_cpu)}
+            zeros = {"positions": torch.zeros_like(batch.positions), "seq_lens_sum": len(batch.seq_lens)}
+            return original(self, dataclasses.replace(batch, **ones, **zeros), *rest, **options)
+
+        return execute
+
+    return [Seam(f"{seams.RUNNERS}.decode_cuda_graph_runner", "DecodeCudaGraphRunner.execute", wrap)]
+
+
 def _warm_again(fault: FaultConfig) -> list[Seam]:
     """A piece warms in its capture iteration, as one that was compiled again there does."""
 
@@ -111,5 +126,6 @@ TWISTS: dict[str, Callable[[FaultConfig], list[Seam]]] = {
     "extra_all_reduce": _extra_all_reduce,
     "skip_registration": _skip_registration,
     "zero_all_reduce": _zero_all_reduce,
+    "stale_decode": _stale_decode,
     "warm_again": _warm_again,
 }

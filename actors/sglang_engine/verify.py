@@ -14,6 +14,7 @@ from raylaunch.protocol import ShapeVerdict
 from raylaunch.protocol.rounds import RoundName
 
 TOKENS_BELOW = 1000  # ids that every vocabulary has
+PREFIX_TOKENS = 200  # before a decoded token: several blocks of keys, of which the last is not full
 WORDS_AT_ONCE = 1 << 22
 MIX = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9)  # odd, so that nothing is lost when a product wraps
 
@@ -37,13 +38,13 @@ def _verify(rounds: Rounds, runner: Any, name: RoundName, shape: int) -> ShapeVe
 
     model_runner = rounds.model_runner
     with (
-        rows_of_their_own(model_runner, shape) as rows,
+        request_table(model_runner) as table,
         forward_context(ForwardContext(attn_backend=model_runner.attn_backend)),
     ):
-        batch = sample_batch(runner, name, shape, rows)
-        eager = _logits(model_runner.eager_runner.execute(dataclasses.replace(batch)))
+        sample = sample_prefill if name == "prefill" else sample_decode
+        eager = _logits(model_runner.eager_runner.execute(sample(runner, shape, table, again=False)))
         before = rounds.replays
-        replayed = _logits(runner.execute(dataclasses.replace(batch)))
+        replayed = _logits(runner.execute(sample(runner, shape, table, again=True)))
         torch.cuda.synchronize()
     replays = rounds.replays - before
     whole = rounds.pieces.whole(name)
@@ -82,51 +83,104 @@ def _logits(output: Any) -> torch.Tensor:
 
 
 @contextmanager
-def rows_of_their_own(model_runner: Any, shape: int) -> Iterator[torch.Tensor]:
-    """Rows ``[shape]`` of the KV cache, one for each token, entered for request slots 0 and up; undone afterwards.
-
-    While capturing, all tokens are written to one row: what attention then reads depends on which write came last.
-    """
+def request_table(model_runner: Any) -> Iterator[torch.Tensor]:
+    """SGLang's table ``[requests, positions]`` of rows of the KV cache; what is entered is undone afterwards."""
     table = model_runner.req_to_token_pool.req_to_token
-    first = max(1, int(model_runner.page_size))
-    last = max(first + 1, int(model_runner.max_total_num_tokens))
-    # Prompts may be longer than the cache is in a launch with little memory: then rows are used more than once.
-    rows = first + torch.arange(shape, device=table.device) % (last - first)
     saved = table.clone() if table.numel() < 1 << 22 else None
-    yield rows
+    yield table
     if saved is not None:
         table.copy_(saved)
     else:
         table.zero_()
 
 
-def sample_batch(runner: Any, name: RoundName, shape: int, rows: torch.Tensor) -> Any:
-    """A batch as a request would bring it: SGLang's own dummy batch of this shape with seeded tokens of our own."""
-    made = runner.capture_prepare(shape)
-    batch = made[0]
+def sample_prefill(runner: Any, shape: int, table: torch.Tensor, *, again: bool) -> Any:
+    """A batch as prompts would bring it: SGLang's own dummy batch of this shape with seeded tokens, each in a row of
+    the KV cache of its own.
+
+    While capturing, all tokens are written to one row: what attention then reads depends on which write came last.
+    """
+    batch = runner.capture_prepare(shape)[0]
     device = batch.input_ids.device
+    first, last = rows_of_cache(runner.model_runner)
+    # Prompts may be longer than the cache is in a launch with little memory: then rows are used more than once.
+    rows = first + torch.arange(shape, device=device) % (last - first)
+    lengths = [int(length) for length in batch.extend_seq_lens_cpu if length]
+    start = 0
+    for request, length in enumerate(lengths):
+        table[request, :length] = rows[start : start + length].to(table.dtype)
+        start += length
+    positions = torch.cat([torch.arange(length) for length in lengths]).to(device, batch.positions.dtype)
+    return _changed(batch, shape, positions, rows, {"next_token_logits_buffer": None})
+
+
+def sample_decode(runner: Any, shape: int, table: torch.Tensor, *, again: bool) -> Any:
+    """A batch as running requests would: seeded tokens at different positions, after keys that prefill has left.
+
+    Args:
+        again: gives new keys other rows of the cache, so that a replay that does not write them finds none.
+    """
+    batch = runner.capture_prepare(shape)[0]
+    device = batch.input_ids.device
+    model_runner = runner.model_runner
+    first, last = rows_of_cache(model_runner)
+    context = min(table.shape[1], int(model_runner.model_config.context_len))
+    prefix, lengths, new = decode_rows(shape, int(model_runner.page_size), first, last, context, again=again)
+    before = torch.tensor(lengths, device=device)
+    rows = torch.tensor(new, device=device)
+    requests = torch.arange(shape, device=device)
+    table[:shape, :prefix] = (first + torch.arange(prefix, device=device)).to(table.dtype)
+    table[requests, before] = rows.to(table.dtype)
+    lengths_now = (before + 1).to(batch.seq_lens.dtype)
+    changes = {
+        "req_pool_indices": requests.to(batch.req_pool_indices.dtype),
+        "seq_lens": lengths_now,
+        "seq_lens_cpu": lengths_now.cpu().to(batch.seq_lens_cpu.dtype),
+        "seq_lens_sum": int(lengths_now.sum()),
+        "orig_seq_lens": lengths_now if batch.orig_seq_lens is not None else None,
+    }
+    return _changed(batch, shape, before.to(batch.positions.dtype), rows, changes)
+
+
+def rows_of_cache(model_runner: Any) -> tuple[int, int]:
+    """The first row of the KV cache that requests get, and the one after the last: the first page is for padding."""
+    first = max(1, int(model_runner.page_size))
+    return first, max(first + 1, int(model_runner.max_total_num_tokens))
+
+
+def decode_rows(
+    shape: int, page: int, first: int, last: int, context: int, *, again: bool
+) -> tuple[int, list[int], list[int]]:
+    """How many rows all requests have in common, of how many of them each sees the first, and where its new token goes.
+
+    Whole pages are common, as those of equal beginnings are, and each new token begins a page. A small cache has room
+    for less, down to new tokens alone, in rows that are used more than once.
+
+    Args:
+        shape: requests.
+        page: rows of a page.
+        first, last: rows ``first`` to ``last - 1`` may be used; ``first`` begins a page.
+        context: tokens of a request, at most.
+        again: takes other rows for the new tokens, where there are any.
+    """
+    room = last - first - 2 * shape * page
+    if room < 0:
+        return 0, [0] * shape, [first + request % (last - first) for request in range(shape)]
+    pages = min(PREFIX_TOKENS, context - 1, room) // page
+    lengths = [(pages - request % (pages // 2 + 1)) * page for request in range(shape)]
+    start = first + pages * page + (shape * page if again else 0)
+    return pages * page, lengths, [start + request * page for request in range(shape)]
+
+
+def _changed(batch: Any, shape: int, positions: torch.Tensor, rows: torch.Tensor, changes: dict[str, Any]) -> Any:
+    """The batch with seeded tokens at these positions, which go to these rows of the cache."""
     generator = torch.Generator().manual_seed(shape)
-    tokens = torch.randint(0, TOKENS_BELOW, (shape,), generator=generator).to(device, batch.input_ids.dtype)
-    table = runner.model_runner.req_to_token_pool.req_to_token
-    changes: dict[str, Any] = {"input_ids": tokens, "out_cache_loc": rows.to(batch.out_cache_loc.dtype)}
-    if name == "prefill":
-        lengths = [int(length) for length in batch.extend_seq_lens_cpu if length]
-        positions = torch.cat([torch.arange(length) for length in lengths]).to(device, batch.positions.dtype)
-        start = 0
-        for request, length in enumerate(lengths):
-            table[request, :length] = rows[start : start + length].to(table.dtype)
-            start += length
-        changes |= {"positions": positions, "next_token_logits_buffer": None}
-    else:
-        requests = torch.arange(shape, device=device)
-        changes |= {
-            "positions": torch.zeros_like(batch.positions),
-            "req_pool_indices": requests.to(batch.req_pool_indices.dtype),
-            "seq_lens": torch.ones_like(batch.seq_lens),
-            "seq_lens_cpu": torch.ones_like(batch.seq_lens_cpu),
-            "seq_lens_sum": shape,
-        }
-        table[:shape, 0] = rows.to(table.dtype)
+    tokens = torch.randint(0, TOKENS_BELOW, (shape,), generator=generator)
+    changes |= {
+        "input_ids": tokens.to(batch.input_ids.device, batch.input_ids.dtype),
+        "positions": positions,
+        "out_cache_loc": rows.to(batch.out_cache_loc.dtype),
+    }
     if batch.mrope_positions is not None:
-        changes["mrope_positions"] = changes["positions"].expand(3, shape).contiguous()
+        changes["mrope_positions"] = positions.expand(3, shape).contiguous()
     return dataclasses.replace(batch, **changes)

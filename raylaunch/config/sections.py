@@ -19,7 +19,7 @@ AllReduce = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel
 FaultAction = Literal[
     "raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "illegal_access", "third_iteration",
     "no_capture_context", "extra_all_reduce", "skip_registration", "strip_symbols", "zero_all_reduce", "warm_again",
-    "other_version", "free_recorded", "no_shared_memory", "no_peer_access", "other_nccl_host",
+    "stale_decode", "other_version", "free_recorded", "no_shared_memory", "no_peer_access", "other_nccl_host",
     "reversed_gpus", "hidden_gpus",
 ]  # fmt: skip
 

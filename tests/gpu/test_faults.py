@@ -23,6 +23,7 @@ OTHER_HOST = "{action: other_nccl_host, rank: 1}"
         ("{action: extra_all_reduce, rank: 1, at: capture prefill 32}", "F03", "CAPTURE", 1, "different all-reduce"),
         ("{action: free_recorded, rank: 1, at: capture prefill 8}", "F04", "CAPTURE", 1, "captured memory was reused"),
         ("{action: zero_all_reduce, rank: 1}", "F12", "VERIFY", None, "replay differs from eager"),
+        ("{action: stale_decode, rank: 1}", "F12", "VERIFY", None, "replay differs from eager at decode"),
     ],
 )
 def test_faults_of_graphs_are_named(

@@ -150,6 +150,7 @@ FAULTS = [
     ("{action: kill, rank: 1, at: capture prefill 64 1}", "breakable", "F06", "CAPTURE", 1),
     ("{action: sleep, rank: 1, at: capture decode 8 1}", "breakable", "F08", "CAPTURE", 1),
     ("{action: zero_all_reduce, rank: 1}", "breakable", "F12", "VERIFY", None),
+    ("{action: stale_decode, rank: 1}", "breakable", "F12", "VERIFY", None),
     ("{action: warm_again, rank: 0}", "tc_piecewise", "F20", "CAPTURE", 0),
     ("{action: reversed_gpus, rank: 1}", "breakable", "F09", "CONNECT", None),
 ]

@@ -42,6 +42,7 @@ CASES = [
          "ValueError: raised on purpose", "prefill", 8, 2),
     Case("F06-exit", "{action: exit, rank: 1, at: connect}", "F06", "CONNECT", 1, "rank 1 died"),
     Case("F06-segfault-in-load", "{action: segv, rank: 0, at: load}", "F06", "LOAD", 0, "Segmentation fault"),
+    Case("F12-stale", "{action: stale_decode, rank: 1}", "F12", "VERIFY", None, "differs from eager at decode"),
     Case("F12-zeros", "{action: zero_all_reduce, rank: 1}", "F12", "VERIFY", None, "replay differs from eager"),
     Case("F19-version", "{action: other_version, rank: 1}", "F19", "CONNECT", 1, "version of torch: '0.0.0' on rank 1"),
     Case("F20-hole", "{action: warm_again, rank: 0, at: capture decode 2}, "
