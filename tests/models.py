@@ -52,6 +52,12 @@ def qwen3_many_heads() -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(**{**_TEXT, "num_key_value_heads": 8}, head_dim=32, tie_word_embeddings=True))
 
 
+def qwen3_wide() -> PreTrainedModel:
+    """Dense, with heads as wide as those of real models, which some kernels want."""
+    config = {**_TEXT, "hidden_size": 512, "intermediate_size": 1024}
+    return Qwen3ForCausalLM(Qwen3Config(**config, head_dim=128, tie_word_embeddings=False))
+
+
 def qwen3_moe() -> PreTrainedModel:
     """Routed experts in all layers but one."""
     config = Qwen3MoeConfig(
@@ -95,7 +101,8 @@ BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_moe": qwen3_moe,
     "qwen2_5_vl": qwen2_5_vl,
 }
-MORE_BUILDERS = {"qwen3_many_heads": qwen3_many_heads}  # for groups that the others are too small for
+MORE_BUILDERS = {"qwen3_many_heads": qwen3_many_heads, "qwen3_wide": qwen3_wide}
+"""For groups that the others are too small for, and for GPUs."""
 
 
 def save(name: str, folder: Path) -> Path:
