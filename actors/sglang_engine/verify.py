@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from actors.sglang_engine.rounds import Rounds
+from actors.sglang_engine.slots import Slots, decode_rows
 from raylaunch.protocol import ShapeVerdict
 from raylaunch.protocol.rounds import RoundName
 
 TOKENS_BELOW = 1000  # ids that every vocabulary has
-PREFIX_TOKENS = 200  # before a decoded token: several blocks of keys, of which the last is not full
 WORDS_AT_ONCE = 1 << 22
 MIX = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9)  # odd, so that nothing is lost when a product wraps
 
@@ -38,13 +36,13 @@ def _verify(rounds: Rounds, runner: Any, name: RoundName, shape: int) -> ShapeVe
 
     model_runner = rounds.model_runner
     with (
-        request_table(model_runner) as table,
+        Slots(model_runner).borrowed() as slots,
         forward_context(ForwardContext(attn_backend=model_runner.attn_backend)),
     ):
         sample = sample_prefill if name == "prefill" else sample_decode
-        eager = _logits(model_runner.eager_runner.execute(sample(runner, shape, table, again=False)))
+        eager = _logits(model_runner.eager_runner.execute(sample(runner, shape, slots, again=False)))
         before = rounds.replays
-        replayed = _logits(runner.execute(sample(runner, shape, table, again=True)))
+        replayed = _logits(runner.execute(sample(runner, shape, slots, again=True)))
         torch.cuda.synchronize()
     replays = rounds.replays - before
     whole = rounds.pieces.whole(name)
@@ -82,19 +80,7 @@ def _logits(output: Any) -> torch.Tensor:
     return output.next_token_logits.clone()
 
 
-@contextmanager
-def request_table(model_runner: Any) -> Iterator[torch.Tensor]:
-    """SGLang's table ``[requests, positions]`` of rows of the KV cache; what is entered is undone afterwards."""
-    table = model_runner.req_to_token_pool.req_to_token
-    saved = table.clone() if table.numel() < 1 << 22 else None
-    yield table
-    if saved is not None:
-        table.copy_(saved)
-    else:
-        table.zero_()
-
-
-def sample_prefill(runner: Any, shape: int, table: torch.Tensor, *, again: bool) -> Any:
+def sample_prefill(runner: Any, shape: int, slots: Slots, *, again: bool) -> Any:
     """A batch as prompts would bring it: SGLang's own dummy batch of this shape with seeded tokens, each in a row of
     the KV cache of its own.
 
@@ -102,19 +88,19 @@ def sample_prefill(runner: Any, shape: int, table: torch.Tensor, *, again: bool)
     """
     batch = runner.capture_prepare(shape)[0]
     device = batch.input_ids.device
-    first, last = rows_of_cache(runner.model_runner)
     # Prompts may be longer than the cache is in a launch with little memory: then rows are used more than once.
-    rows = first + torch.arange(shape, device=device) % (last - first)
+    rows = slots.first + torch.arange(shape, device=device) % (slots.last - slots.first)
     lengths = [int(length) for length in batch.extend_seq_lens_cpu if length]
+    slots.clear_states(len(lengths))
     start = 0
     for request, length in enumerate(lengths):
-        table[request, :length] = rows[start : start + length].to(table.dtype)
+        slots.table[request, :length] = rows[start : start + length].to(slots.table.dtype)
         start += length
     positions = torch.cat([torch.arange(length) for length in lengths]).to(device, batch.positions.dtype)
     return _changed(batch, shape, positions, rows, {"next_token_logits_buffer": None})
 
 
-def sample_decode(runner: Any, shape: int, table: torch.Tensor, *, again: bool) -> Any:
+def sample_decode(runner: Any, shape: int, slots: Slots, *, again: bool) -> Any:
     """A batch as running requests would: seeded tokens at different positions, after keys that prefill has left.
 
     Args:
@@ -122,15 +108,13 @@ def sample_decode(runner: Any, shape: int, table: torch.Tensor, *, again: bool) 
     """
     batch = runner.capture_prepare(shape)[0]
     device = batch.input_ids.device
-    model_runner = runner.model_runner
-    first, last = rows_of_cache(model_runner)
-    context = min(table.shape[1], int(model_runner.model_config.context_len))
-    prefix, lengths, new = decode_rows(shape, int(model_runner.page_size), first, last, context, again=again)
+    prefix, lengths, new = decode_rows(shape, slots.page, slots.first, slots.last, slots.context, again=again)
     before = torch.tensor(lengths, device=device)
     rows = torch.tensor(new, device=device)
     requests = torch.arange(shape, device=device)
-    table[:shape, :prefix] = (first + torch.arange(prefix, device=device)).to(table.dtype)
-    table[requests, before] = rows.to(table.dtype)
+    slots.clear_states(shape)
+    slots.table[:shape, :prefix] = slots.first + torch.arange(prefix, device=device, dtype=slots.table.dtype)
+    slots.table[requests, before] = rows.to(slots.table.dtype)
     lengths_now = (before + 1).to(batch.seq_lens.dtype)
     changes = {
         "req_pool_indices": requests.to(batch.req_pool_indices.dtype),
@@ -140,36 +124,6 @@ def sample_decode(runner: Any, shape: int, table: torch.Tensor, *, again: bool) 
         "orig_seq_lens": lengths_now if batch.orig_seq_lens is not None else None,
     }
     return _changed(batch, shape, before.to(batch.positions.dtype), rows, changes)
-
-
-def rows_of_cache(model_runner: Any) -> tuple[int, int]:
-    """The first row of the KV cache that requests get, and the one after the last: the first page is for padding."""
-    first = max(1, int(model_runner.page_size))
-    return first, max(first + 1, int(model_runner.max_total_num_tokens))
-
-
-def decode_rows(
-    shape: int, page: int, first: int, last: int, context: int, *, again: bool
-) -> tuple[int, list[int], list[int]]:
-    """How many rows all requests have in common, of how many of them each sees the first, and where its new token goes.
-
-    Whole pages are common, as those of equal beginnings are, and each new token begins a page. A small cache has room
-    for less, down to new tokens alone, in rows that are used more than once.
-
-    Args:
-        shape: requests.
-        page: rows of a page.
-        first, last: rows ``first`` to ``last - 1`` may be used; ``first`` begins a page.
-        context: tokens of a request, at most.
-        again: takes other rows for the new tokens, where there are any.
-    """
-    room = last - first - 2 * shape * page
-    if room < 0:
-        return 0, [0] * shape, [first + request % (last - first) for request in range(shape)]
-    pages = min(PREFIX_TOKENS, context - 1, room) // page
-    lengths = [(pages - request % (pages // 2 + 1)) * page for request in range(shape)]
-    start = first + pages * page + (shape * page if again else 0)
-    return pages * page, lengths, [start + request * page for request in range(shape)]
 
 
 def _changed(batch: Any, shape: int, positions: torch.Tensor, rows: torch.Tensor, changes: dict[str, Any]) -> Any:

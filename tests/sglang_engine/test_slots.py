@@ -1,0 +1,86 @@
+"""Where VERIFY's batches lie: rows of the cache, of its part for windows, and places for states."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from actors.sglang_engine.slots import Slots, decode_rows
+
+
+@pytest.mark.parametrize(
+    ("shape", "page", "last", "context", "longest"),
+    [
+        (8, 1, 4096, 4096, 200),
+        (8, 64, 4096, 4096, 192),
+        (8, 1, 4096, 30, 29),
+        (8, 1, 25, 4096, 8),
+        (8, 16, 300, 4096, 16),
+        (8, 1, 17, 4096, 0),
+    ],
+)
+def test_decoded_tokens_have_rows_of_their_own_after_whole_pages(shape, page, last, context, longest):
+    first = max(1, page)
+    turns = [decode_rows(shape, page, first, last, context, again=again) for again in (False, True)]
+    for prefix, lengths, new in turns:
+        assert prefix == max(lengths) == longest
+        assert max(lengths) < context
+        assert all(length % page == 0 for length in lengths)
+        assert len(set(lengths)) == min(shape, longest // page // 2 + 1)
+        assert min(new) >= first + prefix
+        assert max(new) < last
+        assert all((row - first) % page == 0 for row in new)
+    assert turns[0][:2] == turns[1][:2]
+    assert len({*turns[0][2], *turns[1][2]}) == 2 * shape, "the replay cannot find what eager has written"
+
+
+def test_a_cache_without_room_takes_new_tokens_alone():
+    assert decode_rows(8, 1, 1, 6, 100, again=True) == (0, [0] * 8, [1, 2, 3, 4, 5, 1, 2, 3])
+
+
+class States:
+    """What Slots uses of SGLang's pool of states."""
+
+    size = 3
+
+    def __init__(self):
+        self.cleared = []
+
+    def clear_slots(self, places):
+        self.cleared.append(places.tolist())
+
+
+def runner(**more):
+    requests = SimpleNamespace(req_to_token=torch.arange(40, dtype=torch.int32).view(4, 10), **more.pop("requests", {}))
+    cache = SimpleNamespace(**more.pop("cache", {}))
+    return SimpleNamespace(
+        req_to_token_pool=requests,
+        token_to_kv_pool=cache,
+        page_size=1,
+        max_total_num_tokens=8,
+        model_config=SimpleNamespace(context_len=100),
+    )
+
+
+def test_what_is_borrowed_is_given_back():
+    windows = torch.tensor([0] * 9 + [-1])
+    states = torch.zeros(4, dtype=torch.int32)
+    requests = {"req_index_to_mamba_index_mapping": states, "mamba_pool": States()}
+    made = runner(requests=requests, cache={"full_to_swa_index_mapping": windows, "size_swa": 3})
+    with Slots(made).borrowed() as slots:
+        assert (slots.first, slots.last, slots.context) == (1, 8, 10)
+        slots.table[1, :3] = 7
+        slots.clear_states(4)
+        assert windows.tolist() == [0, 1, 2, 3, 1, 2, 3, 1, 0, -1]
+        assert states.tolist() == [1, 2, 3, 1]
+        assert requests["mamba_pool"].cleared == [[1, 2, 3, 1]]
+    assert torch.equal(made.req_to_token_pool.req_to_token, torch.arange(40, dtype=torch.int32).view(4, 10))
+    assert windows.tolist() == [0] * 9 + [-1]
+    assert states.tolist() == [0] * 4
+
+
+def test_most_models_have_neither_windows_nor_states():
+    with Slots(runner()).borrowed() as slots:
+        slots.clear_states(4)
