@@ -78,5 +78,27 @@ def test_the_rate_counts_only_what_all_share() -> None:
         decode.common_rate([[(0.0, 1), (1.0, 1)], [(1.0, 1), (2.0, 1)]])
 
 
+@pytest.mark.parametrize("requests", [1, 2, 32])
+@pytest.mark.parametrize("new_tokens", [8, 64])
+def test_the_rate_of_requests_in_step_is_that_of_the_steps(requests: int, new_tokens: int) -> None:
+    """A step takes 10 ms, its tokens come 20 us apart."""
+    arrivals = [[(step * 0.01 + row * 20e-6, 1) for step in range(new_tokens)] for row in range(requests)]
+    assert decode.common_rate(arrivals) == pytest.approx(requests * 100)
+
+
+@pytest.mark.parametrize(("requests", "error"), [(8, 0.001), (6, 0.03)])
+def test_the_rate_of_requests_that_take_turns_is_that_of_the_steps(requests: int, error: float) -> None:
+    """Four of them decode in each step: every second one, or two of three."""
+    arrivals: list[list[tuple[float, int]]] = [[(row * 20e-6, 1)] for row in range(requests)]
+    for turn in range(63 * requests):
+        step, row = divmod(turn, 4)
+        arrivals[turn % requests].append((0.01 + step * 0.01 + row * 20e-6, 1))
+    assert decode.common_rate(arrivals) == pytest.approx(400, rel=error)
+
+
+def test_the_rate_counts_tokens_and_not_chunks() -> None:
+    assert decode.common_rate([[(0.0, 1), (1.0, 2), (2.0, 2)]]) == 2.0
+
+
 def test_lines_to_draw() -> None:
     assert variants.lines_of({"eager": {8: 2.0, 4: 1.0}, "custom": {}}) == {"eager": [(4, 1.0), (8, 2.0)]}

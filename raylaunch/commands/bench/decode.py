@@ -30,7 +30,8 @@ Arrivals = Sequence[tuple[float, int]]
 class DecodeFigure:
     """While all of ``requests`` requests are being decoded: tokens per second of all, and seconds of a step.
 
-    The medians of ``runs`` runs of ``new_tokens`` tokens each.
+    The medians of ``runs`` runs of ``new_tokens`` tokens each. A step is the time between two tokens of a request:
+    several passes where requests take turns, as they are more than the largest decode shape.
     """
 
     requests: int
@@ -105,14 +106,19 @@ def time_decode(engine: Engine, requests: int, new_tokens: int, repeat: int) -> 
 def common_rate(answers: Sequence[Arrivals]) -> float:
     """Tokens per second of all requests together, while all of them were running.
 
-    Raises ``ValueError`` if they never were: one had ended before another began.
+    The sum of the requests' own rates: the tokens of each after its first chunk in that time, up to its last chunk
+    there, by the time between the two. Chunks of one step come one after another, so what is cut off at one moment for
+    all ends in the middle of a step; each request's own chunks are whole steps apart, whether all decode in every step
+    or they take turns because they are more than the largest decode shape.
+
+    Raises ``ValueError`` if they never ran together for as long as each has two chunks.
     """
     began = max(arrivals[0][0] for arrivals in answers)
     ended = min(arrivals[-1][0] for arrivals in answers)
-    if ended <= began:
-        raise ValueError("the requests never ran all at the same time: generate more tokens")
-    tokens = sum(count for arrivals in answers for when, count in arrivals if began < when <= ended)
-    return tokens / (ended - began)
+    common = [[arrival for arrival in arrivals if began <= arrival[0] <= ended] for arrivals in answers]
+    if any(len(arrivals) < 2 for arrivals in common):
+        raise ValueError("the requests never ran all at the same time for two steps: generate more tokens")
+    return sum(sum(count for _, count in own[1:]) / (own[-1][0] - own[0][0]) for own in common)
 
 
 async def _run_together(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Arrivals]:
