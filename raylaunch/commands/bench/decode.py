@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.commands.bench.figures import JsonFile, Plot, machine_line, require_outputs, write_figures
+from raylaunch.commands.bench.figures import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_figures
 from raylaunch.commands.bench.plot import draw
-from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, plain, sizes_of, variants_of
+from raylaunch.commands.bench.variants import DEFAULT, Figures, comparison, lines_of, measure_all, plain, variants_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
 
@@ -64,21 +64,25 @@ def bench_decode(
         from raylaunch.commands.machine import describe_machine
 
         machine = describe_machine()
-        figures = measure_all(
+
+        def show(figures: Figures[DecodeFigure]) -> None:
+            speeds = {name: {n: one.tokens_per_second for n, one in column.items()} for name, column in figures.items()}
+            steps = {name: {n: one.step * 1e3 for n, one in column.items()} for name, column in figures.items()}
+            title = f"decode of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: output tokens per second"
+            lines = [machine_line(machine), *comparison(title, "requests", speeds, faster_is_less=False)]
+            lines += comparison("the same: ms of a step", "requests", steps, faster_is_less=True)
+            typer.echo("\n".join(lines))
+            write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "decode": plain(figures)})
+            if plot is not None:
+                draw(plot, lines_of(speeds), title, "requests", "tokens per second")
+
+        measure_all(
             chosen,
             sizes,
             lambda engine, size: refusal(engine, size, new_tokens),
             lambda engine, size: time_decode(engine, size, new_tokens, repeat),
+            show,
         )
-        speeds = {name: {n: one.tokens_per_second for n, one in column.items()} for name, column in figures.items()}
-        steps = {name: {n: one.step * 1e3 for n, one in column.items()} for name, column in figures.items()}
-        title = f"decode of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: output tokens per second"
-        lines = [machine_line(machine), *comparison(title, "requests", speeds, faster_is_less=False)]
-        lines += comparison("the same: ms of a step", "requests", steps, faster_is_less=True)
-        typer.echo("\n".join(lines))
-        write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "decode": plain(figures)})
-        if plot is not None:
-            draw(plot, lines_of(speeds), title, "requests", "tokens per second")
 
 
 def refusal(engine: Engine, requests: int, new_tokens: int) -> str:
