@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 
+from actors.closing import close_all
 from actors.communicator.base import Communicator
 from actors.communicator.choice import Option, cpu_options
 from actors.communicator.gloo import GlooAllReduce
@@ -47,6 +48,4 @@ class CpuCommunicators:
 
     def close(self) -> None:
         """Gives back everything, opened or only offered."""
-        self._shared.close()
-        if self._joined is not None:
-            self._joined.close()
+        close_all(self._shared, self._joined)
