@@ -21,8 +21,10 @@ from raylaunch.protocol import MeasuredSize, Route
 Offer = TypeVar("Offer", ShareOffer, GpuOffer)
 KIB = 1024
 SYMMETRIC = ("symmetric-one-shot", "symmetric-two-shot")
-ONE_SHOT_BYTES = {2: None, 4: 512 * KIB}  # as sgl_kernel and vLLM switch; with two ranks both move the same bytes
-ONE_SHOT_BYTES_OF_MORE = 256 * KIB
+# Largest message for which one shot of symmetric memory is taken: from twice as much on, two shots were faster wherever
+# they were measured (docs/measurements), with two ranks and with four. With more, one shot has each read more still.
+ONE_SHOT_BYTES_OF_TWO = 256 * KIB
+ONE_SHOT_BYTES_OF_MORE = 128 * KIB
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def choose(
         wanted: what the configuration asks for.
         options: of :func:`cpu_options` or :func:`gpu_options`.
         world_size: ranks in the group.
-        largest: bytes of the largest message that the launch has planned.
+        largest: bytes of the largest message that the launch has planned, 0 where that is not known.
         max_bytes: largest message that the kernel takes at once.
 
     Raises:
@@ -163,7 +165,7 @@ def choose(
             raise RankFault(library.code, f"communicator.kind=library: {library.kind}: {library.problem}")
         return _only(library, "asked for by communicator.kind")
     if wanted == "symmetric_memory":
-        return _symmetric(options, world_size)
+        return _symmetric(options, world_size, largest)
     if not possible:
         problems = "; ".join(f"{option.kind}: {option.problem}" for option in (custom, library))
         raise RankFault(custom.code, f"no all-reduce is possible between these ranks: {problems}")
@@ -206,15 +208,15 @@ def impossible(wanted: AllReduce, problem: str, code: str = "F18") -> RankFault:
     return RankFault(code, text)
 
 
-def _symmetric(options: Sequence[Option], world_size: int) -> Choice:
+def _symmetric(options: Sequence[Option], world_size: int, largest: int) -> Choice:
     found = [option for option in options if option.kind in SYMMETRIC]
     if not found:
         raise RankFault(None, "communicator.kind=symmetric_memory needs GPUs")
     if found[0].problem:
         raise impossible("symmetric_memory", found[0].problem, found[0].code)
     one_shot, two_shot = found
-    limit = ONE_SHOT_BYTES.get(world_size, ONE_SHOT_BYTES_OF_MORE)
-    if limit is None:
+    limit = ONE_SHOT_BYTES_OF_TWO if world_size == 2 else ONE_SHOT_BYTES_OF_MORE
+    if 0 < largest <= limit:
         return _only(one_shot, one_shot.note)
     routes = (Route(limit, one_shot.kind), Route(None, two_shot.kind))
     return Choice((one_shot.kind, two_shot.kind), routes, one_shot.note)

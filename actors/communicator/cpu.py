@@ -5,10 +5,11 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 
+from actors.closing import close_all
 from actors.communicator.base import Communicator
 from actors.communicator.choice import Option, cpu_options
 from actors.communicator.gloo import GlooAllReduce
-from actors.communicator.process_group import JoinedGroup, join
+from actors.communicator.process_group import join
 from actors.communicator.settings import Settings
 from actors.communicator.shared_memory import SharedMemoryAllReduce, ShareOffer
 from actors.communicator.single import SingleRank
@@ -19,7 +20,7 @@ class CpuCommunicators:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._joined: JoinedGroup | None = None
+        self._gloo: GlooAllReduce | None = None
         self._shared = SharedMemoryAllReduce(
             settings.rank, settings.world_size, settings.max_bytes, settings.arena_bytes, settings.deadline_s
         )
@@ -42,11 +43,10 @@ class CpuCommunicators:
             return self._shared
         if kind == "single":
             return SingleRank()
-        self._joined = join(store, settings.rank, settings.world_size, settings.deadline_s, settings.bind_host)
-        return GlooAllReduce(self._joined, settings.max_bytes, settings.deadline_s)
+        joined = join(store, settings.rank, settings.world_size, settings.deadline_s, settings.bind_host)
+        self._gloo = GlooAllReduce(joined, settings.max_bytes, settings.deadline_s)
+        return self._gloo
 
     def close(self) -> None:
         """Gives back everything, opened or only offered."""
-        self._shared.close()
-        if self._joined is not None:
-            self._joined.close()
+        close_all(self._shared, self._gloo)

@@ -5,6 +5,7 @@ Taken from the CUDA runtime that torch has loaded, so that both are of one versi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from pathlib import Path
 
@@ -43,10 +44,15 @@ class CudaRuntime:
         """Zeroed memory of the current device, outside of torch's allocator. Returns its address."""
         pointer = ctypes.c_void_p()
         self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(nbytes))
-        self._call("cudaMemset", pointer, ctypes.c_int(0), ctypes.c_size_t(nbytes))
-        self._call("cudaDeviceSynchronize")
         if not pointer.value:
             raise RankFault(None, f"cudaMalloc of {nbytes} bytes gave no address")
+        try:
+            self._call("cudaMemset", pointer, ctypes.c_int(0), ctypes.c_size_t(nbytes))
+            self._call("cudaDeviceSynchronize")
+        except RankFault:
+            with contextlib.suppress(RankFault):
+                self.free(pointer.value)
+            raise
         return pointer.value
 
     def free(self, address: int) -> None:

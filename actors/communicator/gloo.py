@@ -45,7 +45,7 @@ class GlooAllReduce(NothingToRegister):
     """See :class:`actors.communicator.base.Communicator`.
 
     Args:
-        joined: this rank's membership; closed by whoever made it.
+        joined: this rank's membership, its own from here on.
         max_bytes: larger inputs are reduced in chunks.
         deadline_s: seconds that a collective may take.
     """
@@ -145,4 +145,5 @@ class GlooAllReduce(NothingToRegister):
         return GlooCall(self, x, out, label)
 
     def close(self) -> None:
-        """Holds nothing itself: the group belongs to whoever joined it."""
+        """Leaves the group."""
+        self._joined.close()

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from actors.closing import close_all
 from actors.communicator import topology
 from actors.communicator.arena import host_identity
 from actors.communicator.base import Communicator
@@ -65,5 +66,4 @@ class GpuCommunicators:
 
     def close(self) -> None:
         """Gives back everything, opened or only offered."""
-        for communicator in (*self._opened, self._custom):
-            communicator.close()
+        close_all(*self._opened, self._custom)

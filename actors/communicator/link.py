@@ -13,7 +13,7 @@ from actors.communicator.base import Communicator, RecordedInput
 from actors.communicator.choice import Choice, Option, Times, choose, fastest, spread_out
 from actors.communicator.probes import Probes
 from actors.communicator.process_group import NotOpened
-from actors.communicator.routed import routed
+from actors.communicator.routed import kinds_in, routed
 from actors.communicator.settings import Settings
 from raylaunch.errors import RankFault
 from raylaunch.protocol import CommunicatorFacts, MeasuredSize
@@ -129,10 +129,19 @@ class Link:
         return times
 
     def decide(self, of_ranks: Sequence[Times]) -> None:
-        """Takes the fastest for every size, from all ranks' times."""
+        """Takes the fastest for every size, from all ranks' times, and closes the kinds that no size goes to.
+
+        All ranks have said their times, so nobody uses those any more. One that registers inputs stays open: its peers
+        have its memory open, which must not be freed before each of them has closed it.
+        """
         routes, self._measured = fastest(of_ranks, self.choice.kinds)
         self.choice = Choice(self.choice.kinds, routes, self.choice.reason)
         self._communicator = routed(routes, self.opened)
+        used = kinds_in(routes)
+        for kind, communicator in tuple(self.opened.items()):  # in one order on all ranks
+            if kind not in used and not communicator.registers:
+                del self.opened[kind]
+                communicator.close()
 
     # ---- what came of it
 

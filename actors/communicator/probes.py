@@ -49,7 +49,7 @@ class Probes:
         self.communicators, self.sizes, self.dtype, self.device = communicators, tuple(sizes), dtype, device
         self.calls = CALLS[device.type]
         self._graphs: dict[tuple[str, int], Run] = {}
-        self._inputs: dict[str, torch.Tensor] = {}  # kept for ever: what is registered must stay allocated
+        self._inputs: dict[str, torch.Tensor] = {}
 
     # ---- graphs
 
@@ -114,7 +114,9 @@ class Probes:
         return median_microseconds(times(run, repeats), self.calls)
 
     def drop_graphs(self) -> None:
-        """Forgets the graphs; the memory of registered inputs stays."""
+        """Forgets the graphs and their inputs, but for those that are registered: they must stay allocated for ever."""
+        registered = {kind for kind, _ in self._graphs if self.communicators[kind].registers}
+        self._inputs = {kind: x for kind, x in self._inputs.items() if kind in registered}
         self._graphs.clear()
 
 

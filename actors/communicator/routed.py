@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from actors.closing import close_all
 from actors.communicator.base import CallLabel, Communicator, RecordedCall, RecordedInput
 from actors.communicator.parts import CaptureContext
 from raylaunch.protocol import Route
@@ -113,5 +114,4 @@ class RoutedAllReduce(CaptureContext):
 
     def close(self) -> None:
         """See :meth:`Communicator.close`."""
-        for member in self.members.values():
-            member.close()
+        close_all(*self.members.values())

@@ -118,12 +118,10 @@ class SglKernelAllReduce(CaptureContext):
             self._kernels = allreduce
             self._runtime = runtime = CudaRuntime.load()
             require_shareable(runtime)
-            signals = runtime.allocate(allreduce.meta_size() + self.max_bytes)
-            staging = runtime.allocate(self.max_bytes)
-            self._owned = [signals, staging]
-            return GpuOffer(
-                self.rank, self._host, place, self.max_bytes, runtime.handle_of(signals), runtime.handle_of(staging)
-            )
+            for nbytes in (allreduce.meta_size() + self.max_bytes, self.max_bytes):
+                self._owned.append(runtime.allocate(nbytes))  # each at once: close() frees what there is
+            signals, staging = (runtime.handle_of(address) for address in self._owned)
+            return GpuOffer(self.rank, self._host, place, self.max_bytes, signals, staging)
         except (RankFault, ImportError, OSError) as error:
             return GpuOffer(self.rank, self._host, place, self.max_bytes, None, None, str(error))
 
@@ -136,7 +134,7 @@ class SglKernelAllReduce(CaptureContext):
         Raises:
             RankFault: F16 if a peer's memory cannot be opened.
         """
-        if self._runtime is None or not self._owned:
+        if self._runtime is None or len(self._owned) < 2:
             raise RuntimeError("offer() comes before attach()")
         signals, staging = [], []
         for offer in offers:

@@ -15,7 +15,10 @@ from raylaunch.errors import RankFault
 CPU_TOKENS = 16_384  # a CPU's memory is not ours to fill
 ROUND_TO = 64  # tokens: the block of keys that decode attention reads at a time
 GRAPH_BYTES = 1 << 20  # what the driver keeps of one captured graph beside its tensors
-LOGIT_COPIES = 6  # of float32 logits: as computed, gathered, converted, scaled, sorted with indices
+# Of float32 logits, where most are alive. While a GPU sorts them for top-k and top-p: those that came, those of the
+# requests that draw, scaled, sorted, indices (as 2), and for up to 127 rows 8 inside of torch's sort; one to spare. A
+# CPU's sort takes less: there the most is 12, in the draw that follows.
+LOGIT_COPIES = 15
 GIB = 1 << 30
 
 

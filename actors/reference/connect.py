@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from actors.closing import close_all
 from actors.communicator.base import Communicator
 from actors.communicator.link import Link
 from actors.communicator.process_group import StoreServer, open_store
@@ -71,9 +72,11 @@ class Connection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for held in (self.link, self.follower, self.sockets, self.store):
-            if held is not None:
-                held.close()
+        try:
+            close_all(self.link, self.follower, self.sockets, self.store)
+        except Exception:
+            if error is None:  # else that is to be told, which ended the launch; this has been logged
+                raise
 
 
 def connect(connection: Connection, gate: RankGate) -> Communicator:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +13,8 @@ import pytest
 
 from raylaunch.commands.bench import decode, prefill, variants
 from raylaunch.config import LaunchConfig
-from raylaunch.errors import ConfigError
+from raylaunch.errors import ConfigError, LaunchError
+from tests.cli.runner import run
 
 
 def engine(**facts: Any) -> Any:
@@ -76,6 +81,67 @@ def test_the_rate_counts_only_what_all_share() -> None:
     assert decode.common_rate([first, second]) == 2.0  # both from 1.0 to 3.0: two tokens each
     with pytest.raises(ValueError, match="generate more tokens"):
         decode.common_rate([[(0.0, 1), (1.0, 1)], [(1.0, 1), (2.0, 1)]])
+
+
+@pytest.mark.parametrize("requests", [1, 2, 32])
+@pytest.mark.parametrize("new_tokens", [8, 64])
+def test_the_rate_of_requests_in_step_is_that_of_the_steps(requests: int, new_tokens: int) -> None:
+    """A step takes 10 ms, its tokens come 20 us apart."""
+    arrivals = [[(step * 0.01 + row * 20e-6, 1) for step in range(new_tokens)] for row in range(requests)]
+    assert decode.common_rate(arrivals) == pytest.approx(requests * 100)
+
+
+@pytest.mark.parametrize(("requests", "error"), [(8, 0.001), (6, 0.03)])
+def test_the_rate_of_requests_that_take_turns_is_that_of_the_steps(requests: int, error: float) -> None:
+    """Four of them decode in each step: every second one, or two of three."""
+    arrivals: list[list[tuple[float, int]]] = [[(row * 20e-6, 1)] for row in range(requests)]
+    for turn in range(63 * requests):
+        step, row = divmod(turn, 4)
+        arrivals[turn % requests].append((0.01 + step * 0.01 + row * 20e-6, 1))
+    assert decode.common_rate(arrivals) == pytest.approx(400, rel=error)
+
+
+def test_the_rate_counts_tokens_and_not_chunks() -> None:
+    assert decode.common_rate([[(0.0, 1), (1.0, 2), (2.0, 2)]]) == 2.0
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The variants that were launched, by a launch that starts nothing and fails for ``library``."""
+    wanted: list[str] = []
+
+    @contextmanager
+    def launch(name: str, config: LaunchConfig) -> Iterator[Any]:
+        wanted.append(name)
+        if name == "library":
+            raise LaunchError("NCCL is not there", code="F18", phase="CONNECT")
+        yield engine()
+
+    monkeypatch.setattr(variants, "_launched", launch)
+    monkeypatch.setattr(prefill, "time_prefill", lambda _, n, repeat: prefill.PrefillFigure(n, repeat, 0.5, 0.5, 0.5))
+    monkeypatch.setattr(decode, "time_decode", lambda _, n, new, repeat: decode.DecodeFigure(n, repeat, new, 2.0, 0.5))
+    return wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "row"),
+    [(("prefill", "--tokens", "8,16"), "16 500.00"), (("decode", "--batch-sizes", "1,2"), "2 2.00")],
+)
+def test_what_was_measured_is_told_though_a_later_variant_fails(
+    arguments: tuple[str, ...], row: str, launches: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "figures.json"
+    ran = run("bench", *arguments, "--variants", "eager,library,custom", "--json", str(file))
+    assert (ran.code, launches) == (1, ["eager", "library"])
+    assert "NCCL is not there" in ran.stderr.splitlines()[-1]
+    assert row in [" ".join(line.split()) for line in ran.stdout.splitlines()]
+    written = json.loads(file.read_text())[arguments[0]]
+    assert {name: len(column) for name, column in written.items()} == {"eager": 2}
+
+
+def test_where_nothing_was_measured_before_a_failure_there_is_no_table(launches: list[str], tmp_path: Path) -> None:
+    ran = run("bench", "prefill", "--tokens", "8", "--variants", "library,eager", "--json", str(tmp_path / "x.json"))
+    assert (ran.code, ran.stdout, list(tmp_path.iterdir())) == (1, "", [])
 
 
 def test_lines_to_draw() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import typer
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from raylaunch.commands.bench.allreduce import bench_config, compare
 from raylaunch.commands.bench.launch import cost_of, medians
-from raylaunch.commands.bench.plot import require_matplotlib
+from raylaunch.commands.bench.plot import require_drawable
 from raylaunch.commands.outcome import explain, reported, signals_held
 from raylaunch.commands.progress import LaunchProgress
 from raylaunch.commands.questions import Question, Reply, read_questions, score
@@ -179,4 +180,4 @@ def test_ranks_that_time_all_reduces_open_all_that_is_possible_whatever_the_engi
 def test_a_drawing_needs_matplotlib_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"raylaunch\[bench\]"):
-        require_matplotlib()
+        require_drawable(Path("x.SVG"))

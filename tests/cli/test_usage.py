@@ -73,6 +73,9 @@ def test_the_command_line_loads_nothing_heavy() -> None:
         (("bench", "decode", "--json", "no/such/folder/x.json"), "there is no folder"),
         (("generate", "--prompt", "a", "--debug", "rocm"), "debug = 'rocm': input should be 'off' or 'cuda'"),
         (("bench", "allreduce", "--sizes", "8,x"), "must be sizes in KiB"),
+        (("bench", "allreduce", "--sizes", ""), "must be sizes in KiB"),
+        (("bench", "allreduce", "--plot", "x.sgv"), "'x.sgv': must end in one of .svg, .png, .pdf"),
+        (("bench", "prefill", "--plot", "x"), "'x': must end in one of .svg, .png, .pdf"),
         (("bench", "allreduce", "--set", "parallel.tensor_parallel_size=1"), "one rank reduces nothing"),
         (("generate", "--prompt", "a", "--set", "communicator=fastest"), "communicator.kind = 'fastest'"),
         (

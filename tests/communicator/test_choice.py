@@ -76,13 +76,9 @@ FAR = {"place": GpuPlace("gpu1", ("gpu1",), ("gpu1",))}
         (gpus(2, (1, {"max_bytes": 4096})), "custom", [(None, "nccl")], "stage 8388608 and 4096 B"),
         (gpus(2, (1, {"staging": None, "reason": "no kernel"})), "custom", [(None, "nccl")], "rank 1 .*no kernel"),
         (gpus(2), "library", [(None, "nccl")], "asked for"),
-        (gpus(2), "symmetric_memory", [(None, "symmetric-one-shot")], "2 GPUs"),
-        (
-            gpus(8),
-            "symmetric_memory",
-            [(256 << 10, "symmetric-one-shot"), (None, "symmetric-two-shot")],
-            "8 GPUs",
-        ),
+        (gpus(2), "symmetric_memory", [(256 << 10, "symmetric-one-shot"), (None, "symmetric-two-shot")], "2 GPUs"),
+        (gpus(4), "symmetric_memory", [(128 << 10, "symmetric-one-shot"), (None, "symmetric-two-shot")], "4 GPUs"),
+        (gpus(8), "symmetric_memory", [(128 << 10, "symmetric-one-shot"), (None, "symmetric-two-shot")], "8 GPUs"),
         (sharing_one_gpu(), "custom", [(None, "sgl_kernel")], "ranks 0 and 1 share one GPU"),
         (sharing_one_gpu(nccl_host="elsewhere"), "library", [(None, "nccl")], "asked for"),
     ],
@@ -102,6 +98,16 @@ def test_large_messages_go_to_nccl_or_are_split_where_there_is_none():
     alone = chosen(sharing_one_gpu())
     assert alone.routes == (Route(None, "sgl_kernel"),)
     assert "larger messages in parts, as nccl is impossible: ranks 0 and 1 share one GPU" in alone.reason
+
+
+@pytest.mark.parametrize(("world", "kib"), [(2, 256), (4, 128)])
+def test_two_shots_are_not_opened_where_every_message_is_small(world, kib):
+    def chosen(largest):
+        return choose("symmetric_memory", gpu_options(gpus(world), ["n"] * world), world, largest, 8 * MIB).kinds
+
+    both = ("symmetric-one-shot", "symmetric-two-shot")
+    assert [chosen(nbytes) for nbytes in (512, kib << 10)] == [both[:1]] * 2
+    assert [chosen(nbytes) for nbytes in ((kib << 10) + 1, 0)] == [both] * 2  # 0: not known, as before a launch
 
 
 @pytest.mark.parametrize(

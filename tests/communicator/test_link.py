@@ -7,10 +7,12 @@ import types
 import pytest
 import torch
 
+from actors.communicator.choice import Option
 from actors.communicator.cpu import CpuCommunicators
-from actors.communicator.link import Link
+from actors.communicator.link import Link, MemoryOffer
 from actors.communicator.process_group import NotOpened, connect_store, open_store, opened_alike
 from actors.communicator.settings import Settings
+from actors.communicator.single import SingleRank
 from actors.reference.links import link_of
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
@@ -96,6 +98,37 @@ def test_f18_where_nothing_can_be_opened_every_reason_is_told():
     finally:
         for link in links:
             link.close()
+
+
+class Kind(SingleRank):
+    """A communicator that is only opened and closed."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.registers, self.closed = kind, kind == "registering", False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Kinds:
+    """Four of them, all possible."""
+
+    def options(self, offers, nodes):
+        return tuple(Option(kind) for kind in ("registering", "fast", "slow", "large"))
+
+    def open(self, kind, offers, store):
+        return Kind(kind)
+
+
+def test_what_no_size_goes_to_is_closed_unless_peers_have_its_memory_open():
+    link = Link(settings(0, "auto"), Kinds())
+    link.settle([MemoryOffer("n", None)] * 2, "", lambda activity: None)
+    opened = dict(link.opened)
+    times = {"registering": {8: 9.0, 64: 9.0}, "fast": {8: 1.0, 64: 2.0}, "slow": {8: 3.0, 64: 3.0}}
+    link.decide([{**times, "large": {8: 2.0, 64: 1.0}}] * 2)
+    assert [route.kind for route in link.choice.routes] == ["fast", "large"]
+    assert [kind for kind, one in opened.items() if one.closed] == ["slow"]
 
 
 def test_gpus_that_do_not_connect_leave_the_phase_time_for_another_kind():

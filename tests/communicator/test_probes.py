@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from actors.communicator.probes import CALLS, QUEUED, WARM, Probes, enqueue, median_microseconds
+from actors.communicator.single import SingleRank
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,23 @@ def test_runs_are_enqueued_back_to_back_and_not_too_many(repeats):
     assert "wait" not in stream.order[: 1 + 2 * min(repeats, QUEUED)]
     assert stream.order.count("wait") == 1 + max(0, repeats - QUEUED)
     assert stream.done == stream.enqueued == repeats
+
+
+@pytest.mark.parametrize(("registers", "graphs", "kept"), [(False, True, 0), (True, True, 64), (True, False, 0)])
+def test_inputs_stay_allocated_only_where_they_are_registered(registers, graphs, kept):
+    communicator = SingleRank()
+    communicator.registers = registers
+    probes = Probes({"single": communicator}, (32, 64), torch.float32, torch.device("cpu"))
+    if graphs:
+        probes.capture()
+    probes.measure(probes.graph("single", 64) if graphs else probes.eager("single", 64), 1)
+    assert nbytes_of(probes) == 64
+    probes.drop_graphs()
+    assert nbytes_of(probes) == kept
+
+
+def nbytes_of(probes):
+    return sum(x.nbytes for x in probes._inputs.values())
 
 
 def test_on_a_cpu_runs_are_timed_one_by_one():

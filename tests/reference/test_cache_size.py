@@ -9,6 +9,7 @@ from actors.reference.cache_size import (
     CPU_TOKENS,
     GIB,
     GRAPH_BYTES,
+    LOGIT_COPIES,
     Appetite,
     FreeMemory,
     reserve_bytes,
@@ -60,7 +61,7 @@ def test_the_reserve_grows_with_what_is_captured():
     sizes = {"prefill_shapes": (32, 1024), "decode_shapes": (8,), "max_running": 4, "vocab_size": 50}
     sizes |= {"layers": 10, "kept_width": 100, "working_width": 1000, "itemsize": 2}
     eager = reserve_bytes(graphs=False, **sizes)
-    assert eager == 1024 * 1000 * 2 + 4 * 50 * 4 * 6
+    assert eager == 1024 * 1000 * 2 + 4 * 50 * 4 * LOGIT_COPIES
     assert reserve_bytes(graphs=True, **sizes) == eager + 1056 * 10 * 100 * 2 + (11 * 2 + 1) * GRAPH_BYTES
 
 

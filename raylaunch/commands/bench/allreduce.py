@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.commands.bench.figures import JsonFile, Plot, machine_line, numbers_of, require_outputs, write_figures
+from raylaunch.commands.bench.figures import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_figures
 from raylaunch.commands.bench.plot import draw
 from raylaunch.commands.bench.programs import ray_session, run_program
 from raylaunch.commands.options import Config, Debug, Settings, load_config
@@ -61,9 +61,9 @@ def bench_allreduce(
     """Time every all-reduce that is possible between the ranks of CONFIG, in graphs and eagerly; no model is loaded."""
     with reported():
         wanted = load_config(config, settings, debug=debug)
-        kibs = numbers_of("--sizes", sizes, "sizes in KiB such as 8,64,1024")
+        kibs = sizes_of("--sizes", sizes, "sizes in KiB such as 8,64,1024")
         require_outputs(json_file, plot)
-        measuring = bench_config(wanted, [kib * KIB for kib in sorted(set(kibs))], repeats)
+        measuring = bench_config(wanted, [kib * KIB for kib in kibs], repeats)
         from raylaunch.commands.machine import describe_machine
 
         machine = describe_machine()

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.commands.bench.figures import JsonFile, Plot, machine_line, require_outputs, write_figures
+from raylaunch.commands.bench.figures import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_figures
 from raylaunch.commands.bench.plot import draw
-from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, plain, sizes_of, variants_of
+from raylaunch.commands.bench.variants import DEFAULT, Figures, comparison, lines_of, measure_all, plain, variants_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
 
@@ -30,7 +30,8 @@ Arrivals = Sequence[tuple[float, int]]
 class DecodeFigure:
     """While all of ``requests`` requests are being decoded: tokens per second of all, and seconds of a step.
 
-    The medians of ``runs`` runs of ``new_tokens`` tokens each.
+    The medians of ``runs`` runs of ``new_tokens`` tokens each. A step is the time between two tokens of a request:
+    several passes where requests take turns, as they are more than the largest decode shape.
     """
 
     requests: int
@@ -63,21 +64,25 @@ def bench_decode(
         from raylaunch.commands.machine import describe_machine
 
         machine = describe_machine()
-        figures = measure_all(
+
+        def show(figures: Figures[DecodeFigure]) -> None:
+            speeds = {name: {n: one.tokens_per_second for n, one in column.items()} for name, column in figures.items()}
+            steps = {name: {n: one.step * 1e3 for n, one in column.items()} for name, column in figures.items()}
+            title = f"decode of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: output tokens per second"
+            lines = [machine_line(machine), *comparison(title, "requests", speeds, faster_is_less=False)]
+            lines += comparison("the same: ms of a step", "requests", steps, faster_is_less=True)
+            typer.echo("\n".join(lines))
+            write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "decode": plain(figures)})
+            if plot is not None:
+                draw(plot, lines_of(speeds), title, "requests", "tokens per second")
+
+        measure_all(
             chosen,
             sizes,
             lambda engine, size: refusal(engine, size, new_tokens),
             lambda engine, size: time_decode(engine, size, new_tokens, repeat),
+            show,
         )
-        speeds = {name: {n: one.tokens_per_second for n, one in column.items()} for name, column in figures.items()}
-        steps = {name: {n: one.step * 1e3 for n, one in column.items()} for name, column in figures.items()}
-        title = f"decode of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: output tokens per second"
-        lines = [machine_line(machine), *comparison(title, "requests", speeds, faster_is_less=False)]
-        lines += comparison("the same: ms of a step", "requests", steps, faster_is_less=True)
-        typer.echo("\n".join(lines))
-        write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "decode": plain(figures)})
-        if plot is not None:
-            draw(plot, lines_of(speeds), title, "requests", "tokens per second")
 
 
 def refusal(engine: Engine, requests: int, new_tokens: int) -> str:
@@ -105,14 +110,19 @@ def time_decode(engine: Engine, requests: int, new_tokens: int, repeat: int) -> 
 def common_rate(answers: Sequence[Arrivals]) -> float:
     """Tokens per second of all requests together, while all of them were running.
 
-    Raises ``ValueError`` if they never were: one had ended before another began.
+    The sum of the requests' own rates: the tokens of each after its first chunk in that time, up to its last chunk
+    there, by the time between the two. Chunks of one step come one after another, so what is cut off at one moment for
+    all ends in the middle of a step; each request's own chunks are whole steps apart, whether all decode in every step
+    or they take turns because they are more than the largest decode shape.
+
+    Raises ``ValueError`` if they never ran together for as long as each has two chunks.
     """
     began = max(arrivals[0][0] for arrivals in answers)
     ended = min(arrivals[-1][0] for arrivals in answers)
-    if ended <= began:
-        raise ValueError("the requests never ran all at the same time: generate more tokens")
-    tokens = sum(count for arrivals in answers for when, count in arrivals if began < when <= ended)
-    return tokens / (ended - began)
+    common = [[arrival for arrival in arrivals if began <= arrival[0] <= ended] for arrivals in answers]
+    if any(len(arrivals) < 2 for arrivals in common):
+        raise ValueError("the requests never ran all at the same time for two steps: generate more tokens")
+    return sum(sum(count for _, count in own[1:]) / (own[-1][0] - own[0][0]) for own in common)
 
 
 async def _run_together(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Arrivals]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raylaunch.commands.bench.plot import require_matplotlib
+from raylaunch.commands.bench.plot import require_drawable
 from raylaunch.commands.options import require_writable
 from raylaunch.errors import ConfigError
 
@@ -24,12 +24,20 @@ def numbers_of(option: str, text: str, example: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def sizes_of(option: str, text: str, example: str) -> list[int]:
+    """The sizes in ``2,4,8``, each once, ascending. Raises :class:`ConfigError`, also if there are none."""
+    sizes = sorted(set(numbers_of(option, text, example)))
+    if not sizes:
+        raise ConfigError(option, text, f"must be {example}")
+    return sizes
+
+
 def require_outputs(json_file: Path | None, plot: Path | None) -> None:
     """Finds out before measuring that the figures could not be written or drawn. Raises :class:`ConfigError`."""
     require_writable("--json", json_file)
     require_writable("--plot", plot)
     if plot is not None:
-        require_matplotlib()
+        require_drawable(plot)
 
 
 def machine_line(machine: dict[str, Any]) -> str:

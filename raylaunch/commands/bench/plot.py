@@ -8,9 +8,13 @@ from pathlib import Path
 
 from raylaunch.errors import ConfigError
 
+FORMATS = (".svg", ".png", ".pdf")
 
-def require_matplotlib() -> None:
+
+def require_drawable(file: Path) -> None:
     """Finds out before measuring that nothing could be drawn. Raises :class:`ConfigError`."""
+    if file.suffix.lower() not in FORMATS:
+        raise ConfigError("--plot", str(file), f"must end in one of {', '.join(FORMATS)}")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("--plot", "matplotlib", 'is not installed: pip install "raylaunch[bench]"')
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.commands.bench.figures import JsonFile, Plot, machine_line, require_outputs, write_figures
+from raylaunch.commands.bench.figures import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_figures
 from raylaunch.commands.bench.plot import draw
-from raylaunch.commands.bench.variants import DEFAULT, comparison, lines_of, measure_all, plain, sizes_of, variants_of
+from raylaunch.commands.bench.variants import DEFAULT, Figures, comparison, lines_of, measure_all, plain, variants_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
 
@@ -55,13 +55,16 @@ def bench_prefill(
         from raylaunch.commands.machine import describe_machine
 
         machine = describe_machine()
-        figures = measure_all(chosen, lengths, refusal, lambda engine, length: time_prefill(engine, length, repeat))
-        medians = {name: {n: one.median * 1e3 for n, one in column.items()} for name, column in figures.items()}
-        title = f"prefill of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: ms to the first token"
-        typer.echo("\n".join([machine_line(machine), *comparison(title, "tokens", medians, faster_is_less=True)]))
-        write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "prefill": plain(figures)})
-        if plot is not None:
-            draw(plot, lines_of(medians), title, "prompt tokens", "ms")
+
+        def show(figures: Figures[PrefillFigure]) -> None:
+            medians = {name: {n: one.median * 1e3 for n, one in column.items()} for name, column in figures.items()}
+            title = f"prefill of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: ms to the first token"
+            typer.echo("\n".join([machine_line(machine), *comparison(title, "tokens", medians, faster_is_less=True)]))
+            write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "prefill": plain(figures)})
+            if plot is not None:
+                draw(plot, lines_of(medians), title, "prompt tokens", "ms")
+
+        measure_all(chosen, lengths, refusal, lambda engine, length: time_prefill(engine, length, repeat), show)
 
 
 def refusal(engine: Engine, tokens: int) -> str:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from raylaunch.commands.bench.figures import numbers_of
 from raylaunch.commands.progress import stderr_console
 from raylaunch.commands.session import launched
 from raylaunch.errors import ConfigError
@@ -44,40 +43,39 @@ def variants_of(text: str, config: LaunchConfig) -> dict[str, LaunchConfig]:
     return chosen
 
 
-def sizes_of(option: str, text: str, example: str) -> list[int]:
-    """The sizes in ``2,4,8``, each once, ascending. Raises :class:`ConfigError`, also if there are none."""
-    sizes = sorted(set(numbers_of(option, text, example)))
-    if not sizes:
-        raise ConfigError(option, text, f"must be {example}")
-    return sizes
-
-
 def measure_all(
     variants: dict[str, LaunchConfig],
     sizes: Sequence[int],
     refusal: Callable[[Engine, int], str],
     measure: Callable[[Engine, int], Figure],
-) -> Figures[Figure]:
-    """Launches each variant and measures it at each size.
+    show: Callable[[Figures[Figure]], None],
+) -> None:
+    """Launches each variant, measures it at each size, and shows all figures.
 
     Args:
         refusal: why a size cannot be measured, "" if it can; told to the user.
         measure: one figure; called in the order of the sizes.
+        show: called once; if something fails, with the figures that there are by then, unless there are none.
     Raises:
         LaunchError: a variant cannot be launched; nothing of it is left.
     """
     figures: Figures[Figure] = {}
-    for name, config in variants.items():
-        figures[name] = {}
-        with _launched(name, config) as engine:
-            for size in sizes:
-                why = refusal(engine, size)
-                if why:
-                    stderr_console().print(f"{name}: {size} is left out: {why}", markup=False)
-                    continue
-                figures[name][size] = measure(engine, size)
-                stderr_console().print(f"{name}, {size}: {figures[name][size]}", markup=False)
-    return figures
+    try:
+        for name, config in variants.items():
+            with _launched(name, config) as engine:
+                figures[name] = {}
+                for size in sizes:
+                    why = refusal(engine, size)
+                    if why:
+                        stderr_console().print(f"{name}: {size} is left out: {why}", markup=False)
+                        continue
+                    figures[name][size] = measure(engine, size)
+                    stderr_console().print(f"{name}, {size}: {figures[name][size]}", markup=False)
+    except BaseException:
+        if any(figures.values()):
+            show(figures)
+        raise
+    show(figures)
 
 
 @contextmanager
