@@ -63,10 +63,10 @@ class Step:
 class Scheduler:
     """Decides every step.
 
-    Prompts go first: chunks of as many as fit are packed into one pass of at most the largest prefill shape;
-    then all running requests decode, in groups of at most the largest decode shape, taking turns. Requests
-    are admitted
-    in the order they came: none is overtaken, none starves.
+    Prefill and decode alternate while both have something to do. A prefill pass packs chunks of as many prompts as
+    fit the largest prefill shape. A decode pass gives one more token to the requests whose prompts are computed: as
+    many as the largest decode shape holds, taking turns. So neither a stream of new prompts nor a single long one
+    holds up the requests that run. Requests are admitted in the order they came: none is overtaken, none starves.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -76,6 +76,7 @@ class Scheduler:
         self._running: list[Request] = []  # own rows; the order in which they decode next
         self._by_id: dict[str, Request] = {}
         self._in_flight: Step | None = None
+        self._prefilled = False  # whether the step planned last was one of prefill
 
     @property
     def running(self) -> int:
@@ -126,8 +127,10 @@ class Scheduler:
         """Plans a pass; None if there is nothing to do. Raises RuntimeError while a step is in flight."""
         if self._in_flight is not None:
             raise RuntimeError("next_step() before complete() of the step planned last")
-        self._in_flight = self._prefill() or self._decode()
-        return self._in_flight
+        first, second = (self._decode, self._prefill) if self._prefilled else (self._prefill, self._decode)
+        self._in_flight = step = first() or second()
+        self._prefilled = step is not None and step.plan.round == "prefill"
+        return step
 
     def complete(self, step: Step, tokens: Sequence[int]) -> list[Output]:
         """Books the sampled ``tokens`` (one for each of ``step.wanting``) and returns what to tell the
@@ -168,10 +171,12 @@ class Scheduler:
         return self._step("prefill", chunks) if chunks else None
 
     def _decode(self) -> Step | None:
-        group = self._running[: self.limits.decode_shapes[-1]]
+        able = [request for request in self._running if not request.prompt_left]
+        group = able[: self.limits.decode_shapes[-1]]
         if not group:
             return None
-        self._running = self._running[len(group) :] + group  # the others are first next time
+        chosen = set(group)
+        self._running = [r for r in self._running if r not in chosen] + group  # the others are first next time
         return self._step("decode", [(request, 1) for request in group])
 
     def _step(self, round_: Round, chunks: list[tuple[Request, int]]) -> Step:

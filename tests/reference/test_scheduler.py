@@ -94,16 +94,63 @@ def test_one_request() -> None:
     assert scheduler.taken_rows == {}
 
 
-def test_prompts_are_packed_and_chunked_before_anything_decodes() -> None:
+def test_prompts_are_packed_and_chunked_with_a_decode_step_between() -> None:
     scheduler = Scheduler(LIMITS)
     model = FakeModel(scheduler)
     for name, length in (("a", 5), ("b", 20), ("c", 3)):
         scheduler.submit(ask(name, prompt=length))
     seen = []
-    while (step := scheduler.next_step()) is not None and step.plan.round == "prefill":
+    for _ in range(4):
+        step = scheduler.next_step()
+        assert step is not None
         seen.append([(r.id, part.rows) for r, part in zip(step.requests, step.plan.sequences, strict=True)])
         model.book(scheduler.complete(step, model.run(step)))
-    assert seen == [[("a", 5), ("b", 11)], [("b", 9), ("c", 3)]]
+    assert seen == [[("a", 5), ("b", 11)], [("a", 1)], [("b", 9), ("c", 3)], [("b", 1), ("a", 1), ("c", 1)]]
+
+
+def test_a_stream_of_prompts_keeps_no_running_request_from_its_tokens() -> None:
+    scheduler = Scheduler(LIMITS)
+    model = FakeModel(scheduler)
+    scheduler.submit(ask("long", new=20))
+    asked = 0
+    for _ in range(2 * 20):
+        while scheduler.waiting < 2:  # each ends with its first token and leaves room for the next
+            asked += 1
+            scheduler.submit(ask(f"short{asked}", prompt=16, new=1))
+        model.step()
+    assert len(model.tokens("long")) == 20
+    assert sum(len(model.tokens(f"short{number}")) for number in range(1, asked + 1)) >= 19
+
+
+def test_a_long_prompt_keeps_no_running_request_from_its_tokens() -> None:
+    scheduler = Scheduler(LIMITS)
+    model = FakeModel(scheduler)
+    scheduler.submit(ask("running", new=20))
+    model.step()
+    model.step()
+    scheduler.submit(ask("long", prompt=60, new=2))
+    rounds = []
+    while "long" not in model.outputs:
+        step = scheduler.next_step()
+        assert step is not None
+        rounds.append((step.plan.round, [request.id for request in step.requests]))
+        model.book(scheduler.complete(step, model.run(step)))
+    chunk, token = ("prefill", ["long"]), ("decode", ["running"])
+    assert rounds == [chunk, token, chunk, token, chunk, token, chunk]
+    model.run_out()
+    assert [len(model.tokens(name)) for name in ("running", "long")] == [20, 2]
+
+
+def test_prefill_goes_on_where_nothing_can_decode() -> None:
+    scheduler = Scheduler(LIMITS)
+    model = FakeModel(scheduler)
+    scheduler.submit(ask("long", prompt=60))
+    for _ in range(4):
+        step = scheduler.next_step()
+        assert step is not None
+        assert step.plan.round == "prefill"
+        model.book(scheduler.complete(step, model.run(step)))
+    assert len(model.tokens("long")) == 1
 
 
 def test_decode_takes_turns_when_more_run_than_a_batch_holds() -> None:
