@@ -19,7 +19,7 @@ from raylaunch.protocol import ShapeVerdict
 from raylaunch.wire import Round, Sampling, SequencePart, StepPlan, Submit
 
 ROUNDS: tuple[Round, ...] = ("prefill", "decode")
-REQUEST_TOKENS = 4
+PROMPT_TOKENS, REQUEST_TOKENS = 8, 4  # of the first request, where there is room
 PREFIX_TOKENS = 200  # before a decoded token: several blocks of keys, of which the last is not full
 SHARP = 4.0  # times what keys usually are: then few of them count, and it shows when it is others
 CAPTURED_UNITS, COMPILED_UNITS = 16, 32
@@ -133,8 +133,10 @@ def answer_one_request(worker: Worker, limits: Limits) -> tuple[int, ...]:
     if not isinstance(worker, RankZeroWorker):
         worker.run_until_idle()
         return ()
-    prompt = [token % limits.vocab_size for token in range(1, 9)]
-    wanted = min(REQUEST_TOKENS, limits.max_context - len(prompt), limits.capacity - len(prompt))
+    room = min(limits.max_context, limits.capacity)
+    length = max(1, min(PROMPT_TOKENS, room - REQUEST_TOKENS))
+    prompt = [token % limits.vocab_size for token in range(1, 1 + length)]
+    wanted = min(REQUEST_TOKENS, room - length)
     request = Submit("verify", prompt, Sampling(max_new_tokens=wanted, ignore_eos=True))
     outputs = worker.submit(request) or worker.run_until_idle()
     tokens = tuple(token for output in outputs for token in output.tokens)

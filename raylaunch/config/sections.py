@@ -94,10 +94,10 @@ class EngineConfig(Section):
         device: ``auto`` takes GPUs if ``placement.resources_per_rank`` names them or, where that is empty, the cluster
             has one for every rank; else CPUs.
         kv_tokens: tokens that the KV cache holds, over all running requests; ``auto`` fills what ``memory_fraction``
-            leaves on a GPU, and takes 16,384 on a CPU.
+            leaves on a GPU, and takes 16,384 on a CPU. At least 2: a token of a prompt, and one of its answer.
         memory_fraction: part of the GPU memory that is free beside the weights that ``auto`` may use, graphs and
             activations included; ranks that share a GPU share it.
-        max_context: tokens of prompt and answer together, at most; None takes the model's positions.
+        max_context: tokens of prompt and answer together, at most; None takes the model's positions. At least 2.
         max_running_requests: requests that are decoded at the same time.
         max_waiting_requests: requests that may wait beside them; more are refused.
         threads: CPU threads of each rank.
@@ -108,7 +108,7 @@ class EngineConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     kv_tokens: int | Literal["auto"] = "auto"
     memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.85
-    max_context: PositiveInt | None = None
+    max_context: Annotated[int, Field(ge=2)] | None = None
     max_running_requests: PositiveInt = 32
     max_waiting_requests: PositiveInt = 1024
     threads: PositiveInt = 1
@@ -117,9 +117,9 @@ class EngineConfig(Section):
     @field_validator("kv_tokens", mode="before")
     @classmethod
     def _auto_or_tokens(cls, value: Any) -> Any:
-        if value == "auto" or (isinstance(value, int) and value > 0):
+        if value == "auto" or (isinstance(value, int) and value >= 2):
             return value
-        raise ValueError("must be auto or a number of tokens above 0")
+        raise ValueError("must be auto or a number of tokens, at least 2")
 
 
 class CaptureConfig(Section):
