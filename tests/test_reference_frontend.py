@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -76,6 +77,28 @@ def test_an_abort_names_the_request_that_runs_under_the_id_now(rank: Rank, front
         assert rank.receive() == Abort(submitted.request_id)
         frontend._deliver([Output(submitted.request_id, [], "abort")])
     assert not frontend.abort("a#0")
+
+
+def test_an_abort_does_not_overtake_the_request_that_is_being_sent(
+    rank: Rank, frontend: ReferenceFrontend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert frontend._client is not None
+    send, answers = frontend._client.send, []
+    aborting = threading.Thread(target=lambda: answers.append(frontend.abort("a")))
+
+    def abort_before(message: Any) -> None:
+        if isinstance(message, Submit):
+            aborting.start()
+            aborting.join(0.2)  # it may wait until the request is on its way
+        send(message)
+
+    monkeypatch.setattr(frontend._client, "send", abort_before)
+    submit(frontend, "a")
+    aborting.join(5)
+    first, second = rank.receive(), rank.receive()
+    assert isinstance(first, Submit)
+    assert second == Abort(first.request_id)
+    assert answers == [True]
 
 
 def test_an_id_is_free_when_its_caller_hears_the_end_and_not_before(rank: Rank, frontend: ReferenceFrontend) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ class ReferenceFrontend:
         self._shape: ModelShape | None = None
         limit = config.engine.max_running_requests + config.engine.max_waiting_requests
         self._requests = RequestTable[RunningRequest](limit)
+        self._sending = threading.Lock()  # an abort must not reach rank 0 before its request
         self._numbers = itertools.count()
         self._kv_tokens = 0
         self.tokenizer: Any = None
@@ -96,12 +98,13 @@ class ReferenceFrontend:
         request = RunningRequest(
             request_id, ids, params, self.tokenizer, listener, wire_id, lambda: self._requests.remove(request_id)
         )
-        self._requests.add(request)
-        try:
-            client.send(Submit(wire_id, ids, params.on_wire()))
-        except RequestFailed:
-            request.end()
-            raise
+        with self._sending:
+            self._requests.add(request)
+            try:
+                client.send(Submit(wire_id, ids, params.on_wire()))
+            except RequestFailed:
+                request.end()
+                raise
         return request
 
     def forget(self, request: Running) -> None:
@@ -110,11 +113,12 @@ class ReferenceFrontend:
             self._abort(request)
 
     def abort(self, request_id: str) -> bool:
-        request, client = self._requests.get(request_id), self._client
-        if request is None or client is None:
-            return False
-        client.send(Abort(request.wire_id))
-        return True
+        with self._sending:
+            request, client = self._requests.get(request_id), self._client
+            if request is None or client is None:
+                return False
+            client.send(Abort(request.wire_id))
+            return True
 
     def __len__(self) -> int:
         return len(self._requests)
