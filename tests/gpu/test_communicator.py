@@ -82,6 +82,15 @@ def test_auto_measures_every_kind_and_takes_the_fastest(two_ranks: LaunchConfig)
         assert one.chosen == min(one.microseconds, key=one.microseconds.__getitem__)
 
 
+def test_auto_without_graphs_closes_what_it_does_not_take(two_ranks: LaunchConfig) -> None:
+    config = two_ranks.override("communicator=auto", "capture.enabled=false")
+    if gpus() == 1:
+        config = config.override(OVER_SOCKETS, f"faults=[{OTHER_HOST}]")
+    with Engine(config) as engine:
+        assert engine.generate("12+30=", max_new_tokens=8).text == "42"
+        assert "fastest" in engine.report.table(200)
+
+
 def test_a_launch_takes_no_part_of_what_is_timed() -> None:
     """Runs of a tenth of the length take a tenth of the time."""
     probes = Probes({}, (), torch.float32, torch.device("cuda"))
