@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 from actors.sglang_engine.environment import caches
 from raylaunch.commands.bench.processors import confine, deals, family
-from raylaunch.commands.bench.sglang import commands, groups, require_comparable, show, standard_error
+from raylaunch.commands.bench.sglang import commands, groups, require_comparable, segments_removed, show, standard_error
 from raylaunch.commands.bench.timed_server import Served, Work, measure, plan
 from raylaunch.commands.machine import describe_machine
 from raylaunch.config import LaunchConfig
@@ -107,10 +108,24 @@ def test_both_launchers_get_the_same_implementation_variables_and_caches(tmp_pat
         ["engine.kind=sglang", "communicator.kind=sgl_kernel", "environment={NCCL_DEBUG: WARN}"]
     )
     made = commands(config, tmp_path)
-    variables = json.loads(made["sglang"](1)[-2])
+    variables = json.loads(made["sglang"](1)[-1])
     assert variables == {**caches(None), IMPLEMENTATION: "0", "NCCL_DEBUG": "WARN"}
     written = LaunchConfig.from_yaml(made["raylaunch"](1)[4])
     assert (written.communicator.kind, written.environment) == ("sgl_kernel", {"NCCL_DEBUG": "WARN"})
+
+
+def test_what_a_launcher_leaves_in_shared_memory_is_removed(tmp_path):
+    def segment(name):
+        (tmp_path / name).write_bytes(bytes(4096))
+        return tmp_path / name
+
+    earlier = segment("sglang_loads_1.shm")
+    with segments_removed(tmp_path):
+        left, used, other = segment("sgl_shm_mq_7_a"), segment("sglang_loads_2.shm"), segment("psm_3")
+        with used.open("r+b") as file:
+            mapped = mmap.mmap(file.fileno(), 4096)
+    assert [one.exists() for one in (earlier, left, used, other)] == [True, False, True, True]
+    mapped.close()
 
 
 def test_every_hand_gets_every_part_of_a_deal():

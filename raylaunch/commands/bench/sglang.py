@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -23,6 +24,8 @@ from raylaunch.errors import ConfigError
 if TYPE_CHECKING:
     from raylaunch.commands.bench.timed_server import Command, Served
     from raylaunch.config import LaunchConfig
+
+SEGMENTS = "sgl*_*"
 
 
 def bench_sglang(
@@ -54,7 +57,7 @@ def bench_sglang(
         figures: dict[str, list[Served]] = {}
         with tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder:
             servers = commands(chosen, Path(folder))
-            try:
+            with segments_removed():
                 if warm:
                     stderr_console().print("sglang, untimed")
                     measure({"sglang": servers["sglang"]}, Path(folder), work.shortest())
@@ -62,8 +65,6 @@ def bench_sglang(
                     for name, measured in measure(group, Path(folder), work).items():
                         stderr_console().print(f"{name}: {measured}")
                         figures.setdefault(name, []).append(measured)
-            finally:
-                remove_segments(Path(folder).name)
         typer.echo("\n".join(show(machine, figures)))
         write_figures(json_file, machine, {name: [asdict(one) for one in each] for name, each in figures.items()})
 
@@ -108,7 +109,7 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
 
     def theirs(port: int) -> list[str]:
         text = json.dumps({**arguments, "host": "127.0.0.1", "port": port})
-        return [sys.executable, "-m", "raylaunch.commands.bench.sglang_server", text, variables, folder.name]
+        return [sys.executable, "-m", "raylaunch.commands.bench.sglang_server", text, variables]
 
     def ours(port: int) -> list[str]:
         options = ["--host", "127.0.0.1", "--port", str(port), "--no-report"]
@@ -117,10 +118,24 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
     return {"sglang": theirs, "raylaunch": ours}
 
 
-def remove_segments(marked: str) -> None:
-    """SGLang's launcher leaves shared memory behind, named after a temporary file; ours were marked."""
-    for left in Path("/dev/shm").glob(f"sglang_loads_{marked}*"):
-        left.unlink(missing_ok=True)
+@contextlib.contextmanager
+def segments_removed(folder: Path = Path("/dev/shm")) -> Iterator[None]:
+    """SGLang's own launcher leaves shared memory behind: what is new in the end, and not mapped, is removed."""
+    before = set(folder.glob(SEGMENTS))
+    try:
+        yield
+    finally:
+        for left in set(folder.glob(SEGMENTS)) - before:
+            if not any(is_mapped(left, process) for process in Path("/proc").glob("[0-9]*")):
+                left.unlink(missing_ok=True)
+
+
+def is_mapped(file: Path, process: Path) -> bool:
+    """Whether a process, a folder of ``/proc``, has a file mapped; one that has ended has none."""
+    try:
+        return str(file) in (process / "maps").read_text(errors="replace")
+    except OSError:
+        return False
 
 
 def show(machine: dict[str, Any], figures: dict[str, list[Served]]) -> list[str]:
