@@ -115,6 +115,11 @@ def test_f03_largest_shape_that_differs_is_named_first():
     assert found.states[1].startswith("0 inputs, 0 B")
 
 
+def test_f03_at_the_gate_of_the_next_shape_no_iteration_is_named():
+    found = submit(Gate.ITERATION, say(1, recorded={32: replace(INPUTS, count=4)}), nth=2)
+    assert (found.code, found.step) == ("F03", Step(Gate.ITERATION, "prefill", 32))
+
+
 def test_f03_absent_input():
     (step,) = (s for s in PLAN.steps() if s.gate is Gate.CAPTURED and s.round == "prefill")
     ranks = say(1, sizes={32: (4096, 4096), 8: SIZES})(arrivals(PLAN, step))
