@@ -114,7 +114,7 @@ def test_a_decode_at_the_positions_of_the_capture_is_seen(
 def test_a_replay_that_reads_inputs_of_an_earlier_step_is_seen(
     rank: tuple[ModelRunner, CaptureRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if that step was the same one: only the poison is in its place."""
+    """Even if they are the right ones, as capture or an earlier step may leave them: VERIFY has poisoned them."""
     replay = PiecewiseGraph._replay
 
     def without_copies(self: PiecewiseGraph, state: ShapeState, *arguments: Any) -> Any:
