@@ -6,9 +6,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from raylaunch.config.explain import explain
+from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
 from raylaunch.config.files import read_config, shipped_configs
 from raylaunch.config.overrides import BY_KIND, apply_overrides
 
@@ -16,12 +26,6 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 AllReduce = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel", "jit"]
-FaultAction = Literal[
-    "raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "illegal_access", "third_iteration",
-    "no_capture_context", "extra_all_reduce", "skip_registration", "strip_symbols", "zero_all_reduce", "warm_again",
-    "stale_decode", "other_version", "free_recorded", "no_shared_memory", "no_peer_access", "other_nccl_host",
-    "reversed_gpus", "hidden_gpus",
-]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -260,12 +264,18 @@ class FaultConfig(Section):
     Attributes:
         action: what to do.
         rank: on which rank.
-        at: the gate before which it happens: ``capture``, or ``capture prefill 128 2``, or ``serve``.
+        at: the gate before which it happens: ``load``, or ``capture``, or ``capture prefill 128 2``. Actions that
+            need a shape take one: ``capture prefill 128``; those that have a place of their own take none.
     """
 
     action: FaultAction
     rank: Annotated[int, Field(ge=0)] = 0
-    at: str = "capture"
+    at: str = EVERYWHERE
+
+    @field_validator("at")
+    @classmethod
+    def _can_happen(cls, at: str, info: ValidationInfo) -> str:
+        return place_of(info.data["action"], at) if "action" in info.data else at
 
 
 class LaunchConfig(Section):
