@@ -75,6 +75,34 @@ def test_a_wrong_value_is_named(sections, key, value, right):
 
 
 @pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"parallel": {"tensor_parallel_size": True}}, "parallel.tensor_parallel_size"),
+        ({"parallel": {"nodes": True}}, "parallel.nodes"),
+        ({"parallel": {"rendezvous_port": False}}, "parallel.rendezvous_port"),
+        ({"engine": {"kv_tokens": True}}, "engine.kv_tokens"),
+        ({"engine": {"max_context": True}}, "engine.max_context"),
+        ({"engine": {"memory_fraction": True}}, "engine.memory_fraction"),
+        ({"capture": {"prefill_tokens": [8, True]}}, "capture.prefill_tokens.1"),
+        ({"communicator": {"max_bytes": True}}, "communicator.max_bytes"),
+        ({"placement": {"resources_per_rank": {"GPU": True}}}, "placement.resources_per_rank.GPU"),
+        ({"deadlines": {"load": True}}, "deadlines.load"),
+        ({"deadlines": {"stretch": True}}, "deadlines.stretch"),
+        ({"serve": {"port": False}}, "serve.port"),
+        ({"serve": {"max_concurrent": True}}, "serve.max_concurrent"),
+        ({"restarts": True}, "restarts"),
+        ({"faults": [{"action": "kill", "rank": True}]}, "faults.0.rank"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_true_and_false_are_no_numbers(sections, key):
+    error = refused(**sections)
+    assert error.key == key
+    assert isinstance(error.value, bool)
+    assert "number" in error.expected
+
+
+@pytest.mark.parametrize(
     ("action", "at", "right"),
     [
         ("kill", "captuer prefil", "must be connect, load, warmup, capture, register or verify"),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -22,8 +23,18 @@ from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
 from raylaunch.config.files import read_config, shipped_configs
 from raylaunch.config.overrides import BY_KIND, apply_overrides
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):  # to Python, true is the number 1
+        raise ValueError("must be a number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_boolean)]
+Float = Annotated[float, BeforeValidator(_no_boolean)]
+PositiveInt = Annotated[Int, Field(gt=0)]
+Seconds = Annotated[Float, Field(gt=0, le=86_400)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 AllReduce = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel", "jit"]
 
@@ -66,7 +77,7 @@ class ParallelConfig(Section):
 
     tensor_parallel_size: PositiveInt = 1
     nodes: PositiveInt = 1
-    rendezvous_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    rendezvous_port: Annotated[Int, Field(ge=0, le=65_535)] = 0
 
     @model_validator(mode="after")
     def _ranks_spread_equally(self) -> ParallelConfig:
@@ -111,7 +122,7 @@ class EngineConfig(Section):
     kind: Literal["reference", "sglang"] = "reference"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     kv_tokens: int | Literal["auto"] = "auto"
-    memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    memory_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.85
     max_context: PositiveInt | None = None
     max_running_requests: PositiveInt = 32
     max_waiting_requests: PositiveInt = 1024
@@ -121,7 +132,7 @@ class EngineConfig(Section):
     @field_validator("kv_tokens", mode="before")
     @classmethod
     def _auto_or_tokens(cls, value: Any) -> Any:
-        if value == "auto" or (isinstance(value, int) and value > 0):
+        if value == "auto" or (type(value) is int and value > 0):
             return value
         raise ValueError("must be auto or a number of tokens above 0")
 
@@ -171,7 +182,7 @@ class CommunicatorConfig(Section):
 
     kind: AllReduce = "custom"
     table_rows: PositiveInt = 131_072
-    max_bytes: Annotated[int, Field(ge=4096, le=1 << 30)] = 8 << 20
+    max_bytes: Annotated[Int, Field(ge=4096, le=1 << 30)] = 8 << 20
 
     @field_validator("max_bytes")
     @classmethod
@@ -194,7 +205,7 @@ class PlacementConfig(Section):
     """
 
     strategy: Literal["auto", "STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"] = "auto"
-    resources_per_rank: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    resources_per_rank: dict[str, Annotated[Float, Field(gt=0)]] = Field(default_factory=dict)
     placement_group: str | None = None
     address: str | None = None
     namespace: str = "raylaunch"
@@ -218,7 +229,7 @@ class DeadlineConfig(Section):
     register_: Seconds = Field(default=30, alias="register")
     verify: Seconds = 120
     shutdown: Seconds = 10
-    stretch: Annotated[float, Field(ge=1, le=100)] = 10
+    stretch: Annotated[Float, Field(ge=1, le=100)] = 10
     collective: Seconds = 60
     health: Seconds = 10
 
@@ -247,7 +258,7 @@ class ServeConfig(Section):
     """
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535)] = 30_000
+    port: Annotated[Int, Field(ge=0, le=65_535)] = 30_000
     api_key: SecretStr | None = None
     served_model_name: str | None = None
     chat_template: str | None = None
@@ -269,7 +280,7 @@ class FaultConfig(Section):
     """
 
     action: FaultAction
-    rank: Annotated[int, Field(ge=0)] = 0
+    rank: Annotated[Int, Field(ge=0)] = 0
     at: str = EVERYWHERE
 
     @field_validator("at")
@@ -300,7 +311,7 @@ class LaunchConfig(Section):
     placement: PlacementConfig = PlacementConfig()
     deadlines: DeadlineConfig = DeadlineConfig()
     serve: ServeConfig = ServeConfig()
-    restarts: Annotated[int, Field(ge=0, le=100)] = 0
+    restarts: Annotated[Int, Field(ge=0, le=100)] = 0
     environment: dict[str, str] = Field(default_factory=dict)
     faults: tuple[FaultConfig, ...] = ()
     debug: Literal["off", "cuda"] = "off"
