@@ -61,6 +61,7 @@ def check_model(config: LaunchConfig) -> ModelShape:
         )
     check_faults(config)
     check_communicator(config)
+    check_ignored(config)
     if sglang:
         check_sglang(config)
     elif data.get("quantization_config"):
@@ -108,6 +109,18 @@ def check_communicator(config: LaunchConfig) -> None:
         raise ConfigError("communicator.kind", kind, "needs GPUs; on CPUs there are custom, library and auto")
 
 
+def check_ignored(config: LaunchConfig) -> None:
+    """Whether all that is set would be heeded. Raises :class:`ConfigError`."""
+    args = config.engine.sglang.args
+    if args and config.engine.kind == "reference":
+        expected = "are for the engine 'sglang': set engine.kind=sglang, or leave them out"
+        raise ConfigError("engine.sglang.args", args, expected)
+    nodes, placement = config.parallel.nodes, config.placement
+    if nodes > 1 and placement.strategy == "STRICT_PACK":
+        expected = f"packs all ranks on one node, and parallel.nodes is {nodes}: must be auto, which spreads them"
+        raise ConfigError("placement.strategy", placement.strategy, expected)
+
+
 def check_device(config: LaunchConfig, device: str) -> None:
     """Whether the ``device`` has what is asked of it; ``auto`` is not known yet. Raises :class:`ConfigError`."""
     if device != "cpu":
@@ -115,6 +128,9 @@ def check_device(config: LaunchConfig, device: str) -> None:
     if config.capture.enabled and config.capture.compiler != "eager":
         expected = "needs GPUs: a CPU's graphs replay operation by operation and cannot see into compiled kernels"
         raise ConfigError("capture.compiler", config.capture.compiler, expected)
+    if config.debug == "cuda":
+        expected = "needs GPUs, and the ranks are on CPUs: must be off"
+        raise ConfigError("debug", config.debug, expected)
     for number, fault in enumerate(config.faults):
         if fault.action in OF_GPUS:
             raise ConfigError(f"faults.{number}.action", fault.action, "is a fault of GPUs, and the ranks are on CPUs")

@@ -84,6 +84,13 @@ def test_shapes_beyond_the_positions(check):
         (["faults=[{action: strip_symbols}]", "engine=sglang"], "faults.0.action", "of the engine 'reference'"),
         (["faults=[{action: warm_again, at: capture prefill 32}]", "engine=sglang"], "faults.0.at", "leave at out"),
         (["faults=[{action: extra_all_reduce, at: capture decode}]", "engine=sglang"], "faults.0.at", "the shape too"),
+        (["engine.sglang.args={page_size: 16}"], "engine.sglang.args", "for the engine 'sglang': set engine.kind"),
+        (["engine.device=cpu", "debug=cuda"], "debug", "needs GPUs, and the ranks are on CPUs"),
+        (
+            ["parallel.tensor_parallel_size=2", "parallel.nodes=2", "placement.strategy=STRICT_PACK"],
+            "placement.strategy",
+            "packs all ranks on one node, and parallel.nodes is 2: must be auto",
+        ),
         (["capture.prefill_tokens=[1,8]"], "capture.prefill_tokens", "at least 2"),
         (["capture.decode_batch_sizes=[1]"], "capture.decode_batch_sizes", "at least 2"),
         (["engine.max_context=2049"], "engine.max_context", "2048"),

@@ -24,7 +24,6 @@ from raylaunch.config.files import read_config, shipped_configs
 from raylaunch.config.overrides import BY_KIND, apply_overrides
 
 
-
 def _no_boolean(value: Any) -> Any:
     if isinstance(value, bool):  # to Python, true is the number 1
         raise ValueError("must be a number")
