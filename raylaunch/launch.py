@@ -17,7 +17,7 @@ from raylaunch.debug import core_file, debug_environment
 from raylaunch.driver import Driver, StepListener
 from raylaunch.errors import LaunchError
 from raylaunch.group import RankGroup
-from raylaunch.model_check import check_compiler
+from raylaunch.model_check import check_device
 from raylaunch.placement import (
     Placement,
     choose_device,
@@ -88,7 +88,7 @@ def launch(
     name = f"{config.name}-{secrets.token_hex(3)}"
     with _ray_errors_named(), span(report, "placement"):
         device = choose_device(config, cluster_nodes())
-        check_compiler(config, device)
+        check_device(config, device)
         placement = place(config, request_for(config, device), name, given, avoid or (), stopped)
         placement.gpus_per_rank = gpus_per_rank(config, device)
     group = RankGroup(placement)

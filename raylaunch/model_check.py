@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.config import LaunchConfig
+from raylaunch.config.faults import AT_A_GATE, OF_GPUS, OF_GRAPHS, OF_THE_REFERENCE_ENGINE
 from raylaunch.errors import ConfigError
+from raylaunch.protocol import RoundPlan
 from raylaunch.sglang.arguments import check_sglang
 
 GPU_ONLY = ("sgl_kernel", "symmetric_memory", "jit")
@@ -51,16 +53,15 @@ def check_model(config: LaunchConfig) -> ModelShape:
         )
     if not sglang:
         check_padding(config)
-    check_compiler(config, config.engine.device)
+    check_device(config, config.engine.device)
     context = config.engine.max_context
     if context is not None and context > shape.max_positions:
         raise ConfigError(
             "engine.max_context", context, f"is beyond the model's max_position_embeddings = {shape.max_positions}"
         )
-    for fault in config.faults:
-        if fault.rank >= world:
-            raise ConfigError("faults", fault.rank, f"there are only ranks 0 to {world - 1}")
+    check_faults(config)
     check_communicator(config)
+    check_ignored(config)
     if sglang:
         check_sglang(config)
     elif data.get("quantization_config"):
@@ -108,11 +109,58 @@ def check_communicator(config: LaunchConfig) -> None:
         raise ConfigError("communicator.kind", kind, "needs GPUs; on CPUs there are custom, library and auto")
 
 
-def check_compiler(config: LaunchConfig, device: str) -> None:
-    """Raises :class:`ConfigError` if pieces are to be compiled for a ``device`` whose graphs cannot hold kernels."""
-    if device == "cpu" and config.capture.enabled and config.capture.compiler != "eager":
+def check_ignored(config: LaunchConfig) -> None:
+    """Whether all that is set would be heeded. Raises :class:`ConfigError`."""
+    args = config.engine.sglang.args
+    if args and config.engine.kind == "reference":
+        expected = "are for the engine 'sglang': set engine.kind=sglang, or leave them out"
+        raise ConfigError("engine.sglang.args", args, expected)
+    nodes, placement = config.parallel.nodes, config.placement
+    if nodes > 1 and placement.strategy == "STRICT_PACK":
+        expected = f"packs all ranks on one node, and parallel.nodes is {nodes}: must be auto, which spreads them"
+        raise ConfigError("placement.strategy", placement.strategy, expected)
+
+
+def check_device(config: LaunchConfig, device: str) -> None:
+    """Whether the ``device`` has what is asked of it; ``auto`` is not known yet. Raises :class:`ConfigError`."""
+    if device != "cpu":
+        return
+    if config.capture.enabled and config.capture.compiler != "eager":
         expected = "needs GPUs: a CPU's graphs replay operation by operation and cannot see into compiled kernels"
         raise ConfigError("capture.compiler", config.capture.compiler, expected)
+    if config.debug == "cuda":
+        expected = "needs GPUs, and the ranks are on CPUs: must be off"
+        raise ConfigError("debug", config.debug, expected)
+    for number, fault in enumerate(config.faults):
+        if fault.action in OF_GPUS:
+            raise ConfigError(f"faults.{number}.action", fault.action, "is a fault of GPUs, and the ranks are on CPUs")
+
+
+def check_faults(config: LaunchConfig) -> None:
+    """Whether every fault can happen in this launch. Raises :class:`ConfigError`."""
+    world, capture, sglang = config.parallel.tensor_parallel_size, config.capture, config.engine.kind == "sglang"
+    for number, fault in enumerate(config.faults):
+        action, at = (f"faults.{number}.action", fault.action), (f"faults.{number}.at", fault.at)
+        phase, round_name, shape, iteration = [*fault.at.split(), "", "", ""][:4]
+        if fault.rank >= world:
+            raise ConfigError("faults", fault.rank, f"there are only ranks 0 to {world - 1}")
+        if sglang and fault.action in OF_THE_REFERENCE_ENGINE:
+            raise ConfigError(*action, "is a fault of the engine 'reference', and engine.kind is sglang")
+        if not capture.enabled and fault.action in OF_GRAPHS:
+            raise ConfigError(*action, "is a fault of graphs: needs capture.enabled=true")
+        if not capture.enabled and fault.action in AT_A_GATE and phase in ("capture", "register"):
+            raise ConfigError(*at, "needs capture.enabled=true; without, there are connect, load, warmup and verify")
+        if sglang:  # its ranks settle shapes and iterations themselves
+            if fault.action == "warm_again" and round_name:
+                raise ConfigError(*at, "warm_again happens in every shape of the engine 'sglang': leave at out")
+            if fault.action == "extra_all_reduce" and round_name and not shape:
+                raise ConfigError(*at, "the engine 'sglang' needs the shape too, such as capture prefill 128")
+            continue
+        shapes = capture.decode_batch_sizes if round_name == "decode" else capture.prefill_tokens
+        if shape and int(shape) not in shapes:
+            raise ConfigError(*at, f"{round_name} is captured for {', '.join(map(str, shapes))}")
+        if iteration and int(iteration) > RoundPlan.iterations:
+            raise ConfigError(*at, f"a shape has {RoundPlan.iterations} iterations")
 
 
 def read_model_config(config: LaunchConfig) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import types
+from typing import get_args
 
 import pytest
 
 from actors import chaos
 from actors.gate import RankGate
 from raylaunch import LaunchConfig
+from raylaunch.config import faults
 from raylaunch.errors import RankFault
 from raylaunch.protocol import LaunchPlan
 
@@ -34,3 +36,15 @@ def test_a_rank_without_other_gpus_says_so(visible, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(RankFault, match="no GPUs to number otherwise"):
         provoke("reversed_gpus", 1)
+
+
+def test_every_action_that_may_be_asked_for_exists():
+    from actors.sglang_engine import twists
+
+    places = {*chaos.ACTIONS, *chaos.SURROUNDINGS, "other_version"}
+    assert {*chaos.TWISTS, *twists.TWISTS} | places == set(get_args(faults.FaultAction))
+    assert set(faults.AT_A_GATE) == set(chaos.ACTIONS)
+    assert set(chaos.TWISTS) - set(twists.TWISTS) == set(faults.OF_THE_REFERENCE_ENGINE)
+    assert set(twists.TWISTS) <= set(chaos.TWISTS)
+    assert {*faults.AT_A_SHAPE, *faults.OF_GRAPHS} <= set(chaos.TWISTS)
+    assert set(faults.OF_GPUS) <= set(get_args(faults.FaultAction))

@@ -75,6 +75,73 @@ def test_a_wrong_value_is_named(sections, key, value, right):
     assert str(error).startswith(f"{key} = {value!r}: ")
 
 
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"parallel": {"tensor_parallel_size": True}}, "parallel.tensor_parallel_size"),
+        ({"parallel": {"nodes": True}}, "parallel.nodes"),
+        ({"parallel": {"rendezvous_port": False}}, "parallel.rendezvous_port"),
+        ({"engine": {"kv_tokens": True}}, "engine.kv_tokens"),
+        ({"engine": {"max_context": True}}, "engine.max_context"),
+        ({"engine": {"memory_fraction": True}}, "engine.memory_fraction"),
+        ({"capture": {"prefill_tokens": [8, True]}}, "capture.prefill_tokens.1"),
+        ({"communicator": {"max_bytes": True}}, "communicator.max_bytes"),
+        ({"placement": {"resources_per_rank": {"GPU": True}}}, "placement.resources_per_rank.GPU"),
+        ({"deadlines": {"load": True}}, "deadlines.load"),
+        ({"deadlines": {"stretch": True}}, "deadlines.stretch"),
+        ({"serve": {"port": False}}, "serve.port"),
+        ({"serve": {"max_concurrent": True}}, "serve.max_concurrent"),
+        ({"restarts": True}, "restarts"),
+        ({"faults": [{"action": "kill", "rank": True}]}, "faults.0.rank"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_true_and_false_are_no_numbers(sections, key):
+    error = refused(**sections)
+    assert error.key == key
+    assert isinstance(error.value, bool)
+    assert "number" in error.expected
+
+
+@pytest.mark.parametrize(
+    ("action", "at", "right"),
+    [
+        ("kill", "captuer prefil", "must be connect, load, warmup, capture, register or verify"),
+        ("kill", "serve now", "must be connect"),
+        ("kill", "serve", "must be connect"),
+        ("kill", "", "must be connect"),
+        ("kill", "connect prefill", "must be connect"),
+        ("kill", "register prefill 32", "must be connect"),
+        ("kill", "capture 32", "must be connect"),
+        ("kill", "capture prefill 032", "must be connect"),
+        ("kill", "capture prefill 32 2 1", "must be connect"),
+        ("extra_all_reduce", "capture prefill 32 1", "whatever the iteration: must be capture"),
+        ("warm_again", "verify", "must be capture"),
+        ("zero_all_reduce", "verify", "zero_all_reduce has a place of its own: leave at out"),
+        ("other_version", "connect", "leave at out"),
+    ],
+)
+def test_a_fault_where_it_never_happens_is_refused(action, at, right):
+    error = refused(faults=[{"action": action, "at": at}])
+    assert (error.key, error.value) == ("faults.0.at", at)
+    assert right in error.expected
+
+
+@pytest.mark.parametrize(
+    ("action", "at"),
+    [("kill", place) for place in ("connect", "load", "warmup", "capture", "register", "register decode", "verify")]
+    + [("sleep", "capture decode"), ("sleep", "capture decode 8"), ("sleep", "capture decode 8 2")]
+    + [("warm_again", "capture decode 2"), ("extra_all_reduce", "capture prefill"), ("free_recorded", "capture")]
+    + [("zero_all_reduce", "capture")],
+)
+def test_a_fault_where_it_happens(action, at):
+    assert config(faults=[{"action": action, "at": at}]).faults[0].at == at
+
+
+def test_the_place_of_a_fault_is_put_in_order():
+    assert config(faults=[{"action": "kill", "at": " Capture  prefill 8"}]).faults[0].at == "capture prefill 8"
+
+
 def test_nodes_must_divide_the_ranks():
     error = refused(parallel={"tensor_parallel_size": 3, "nodes": 2})
     assert error.key == "parallel"

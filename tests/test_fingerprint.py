@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
 from actors.device import device_prints, driver_version
-from actors.fingerprint import commit_of, environment_prints, model_digest
+from actors.fingerprint import PACKAGES, commit_of, environment_prints, fingerprint, model_digest
+from raylaunch import LaunchConfig
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,29 @@ def test_f19_a_secret_is_compared_and_not_shown(name):
     assert "sesame" not in print_of("sesame")
     assert print_of("sesame") == print_of("sesame") != print_of("open")
     assert print_of("sesame", "another launch") != print_of("sesame")
+
+
+def test_f19_a_print_has_every_key_and_each_key_shows_its_own_change(tmp_path, monkeypatch):
+    def prints(*settings):
+        spec = types.SimpleNamespace(config=LaunchConfig.default(settings), group="group")
+        return fingerprint(spec, tmp_path)
+
+    def changed():
+        after = prints()
+        return {key for key in before | after if before.get(key) != after.get(key)}
+
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    before = prints()
+    assert before == prints()
+    versions = {f"version of {name}" for name in (*PACKAGES, "python")}
+    assert set(before) >= versions | {"processor", "configuration", "model files", "environment variable NCCL_DEBUG"}
+    assert before["version of torch"] == torch.__version__
+    assert prints("engine.threads=2") == {**before, "configuration": prints("engine.threads=2")["configuration"]}
+    assert prints("engine.threads=2") != before
+    (tmp_path / "model.safetensors").touch()
+    assert changed() == {"model files"}
+    monkeypatch.setenv("NCCL_DEBUG", "WARN")
+    assert changed() == {"model files", "environment variable NCCL_DEBUG"}
 
 
 def test_a_cpu_has_no_prints_of_a_gpu_and_no_driver_is_no_crash():

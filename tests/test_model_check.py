@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 
 from raylaunch.config import LaunchConfig
+from raylaunch.config.faults import OF_GPUS
 from raylaunch.errors import ConfigError
 from raylaunch.model_check import ModelShape, check_heads, check_model
 from raylaunch.sglang.arguments import installed_folder
@@ -73,6 +74,23 @@ def test_shapes_beyond_the_positions(check):
     ("overrides", "key", "text"),
     [
         (["faults=[{action: kill, rank: 2}]", "parallel.tensor_parallel_size=2"], "faults", "only ranks 0 to 1"),
+        (["faults=[{action: kill, at: capture prefill 33}]"], "faults.0.at", "captured for 32, 128, 512, 1032"),
+        (["faults=[{action: raise}, {action: kill, at: capture decode 3}]"], "faults.1.at", "captured for 2, 8, 32"),
+        (["faults=[{action: warm_again, at: capture decode 3}]"], "faults.0.at", "captured for 2, 8, 32"),
+        (["faults=[{action: kill, at: capture decode 2 3}]"], "faults.0.at", "a shape has 2 iterations"),
+        (["faults=[{action: kill}]", "capture.enabled=false"], "faults.0.at", "needs capture.enabled=true"),
+        (["faults=[{action: kill, at: register}]", "capture.enabled=false"], "faults.0.at", "capture.enabled=true"),
+        (["faults=[{action: warm_again}]", "capture.enabled=false"], "faults.0.action", "needs capture.enabled=true"),
+        (["faults=[{action: strip_symbols}]", "engine=sglang"], "faults.0.action", "of the engine 'reference'"),
+        (["faults=[{action: warm_again, at: capture prefill 32}]", "engine=sglang"], "faults.0.at", "leave at out"),
+        (["faults=[{action: extra_all_reduce, at: capture decode}]", "engine=sglang"], "faults.0.at", "the shape too"),
+        (["engine.sglang.args={page_size: 16}"], "engine.sglang.args", "for the engine 'sglang': set engine.kind"),
+        (["engine.device=cpu", "debug=cuda"], "debug", "needs GPUs, and the ranks are on CPUs"),
+        (
+            ["parallel.tensor_parallel_size=2", "parallel.nodes=2", "placement.strategy=STRICT_PACK"],
+            "placement.strategy",
+            "packs all ranks on one node, and parallel.nodes is 2: must be auto",
+        ),
         (["capture.prefill_tokens=[1,8]"], "capture.prefill_tokens", "at least 2"),
         (["capture.decode_batch_sizes=[1]"], "capture.decode_batch_sizes", "at least 2"),
         (["engine.max_context=2049"], "engine.max_context", "2048"),
@@ -84,6 +102,16 @@ def test_settings_that_do_not_go_together(check, overrides, key, text):
         check(GOOD, *overrides)
     assert caught.value.key == key
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("action", OF_GPUS)
+def test_faults_of_gpus_need_gpus(check, action):
+    """Where the device is ``auto``, it is known only once the cluster is."""
+    fault = f"faults=[{{action: {action}}}]"
+    with pytest.raises(ConfigError, match=rf"^faults\.0\.action = '{action}': is a fault of GPUs"):
+        check(GOOD, fault, "engine.device=cpu")
+    check(GOOD, fault, "engine.device=cuda")
+    check(GOOD, fault)
 
 
 @pytest.mark.skipif(installed_folder() is not None, reason="sglang is installed")

@@ -6,22 +6,36 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from raylaunch.config.explain import explain
+from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
 from raylaunch.config.files import read_config, shipped_configs
 from raylaunch.config.overrides import BY_KIND, apply_overrides
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):  # to Python, true is the number 1
+        raise ValueError("must be a number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_boolean)]
+Float = Annotated[float, BeforeValidator(_no_boolean)]
+PositiveInt = Annotated[Int, Field(gt=0)]
+Seconds = Annotated[Float, Field(gt=0, le=86_400)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 AllReduce = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel", "jit"]
-FaultAction = Literal[
-    "raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "illegal_access", "third_iteration",
-    "no_capture_context", "extra_all_reduce", "skip_registration", "strip_symbols", "zero_all_reduce", "warm_again",
-    "stale_decode", "other_version", "free_recorded", "no_shared_memory", "no_peer_access", "other_nccl_host",
-    "reversed_gpus", "hidden_gpus",
-]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -62,7 +76,7 @@ class ParallelConfig(Section):
 
     tensor_parallel_size: PositiveInt = 1
     nodes: PositiveInt = 1
-    rendezvous_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    rendezvous_port: Annotated[Int, Field(ge=0, le=65_535)] = 0
 
     @model_validator(mode="after")
     def _ranks_spread_equally(self) -> ParallelConfig:
@@ -107,8 +121,8 @@ class EngineConfig(Section):
     kind: Literal["reference", "sglang"] = "reference"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     kv_tokens: int | Literal["auto"] = "auto"
-    memory_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.85
-    max_context: Annotated[int, Field(ge=2)] | None = None
+    memory_fraction: Annotated[Float, Field(gt=0, lt=1)] = 0.85
+    max_context: Annotated[PositiveInt, Field(ge=2)] | None = None
     max_running_requests: PositiveInt = 32
     max_waiting_requests: PositiveInt = 1024
     threads: PositiveInt = 1
@@ -117,7 +131,7 @@ class EngineConfig(Section):
     @field_validator("kv_tokens", mode="before")
     @classmethod
     def _auto_or_tokens(cls, value: Any) -> Any:
-        if value == "auto" or (isinstance(value, int) and value >= 2):
+        if value == "auto" or (type(value) is int and value >= 2):
             return value
         raise ValueError("must be auto or a number of tokens, at least 2")
 
@@ -167,7 +181,7 @@ class CommunicatorConfig(Section):
 
     kind: AllReduce = "custom"
     table_rows: PositiveInt = 131_072
-    max_bytes: Annotated[int, Field(ge=4096, le=1 << 30)] = 8 << 20
+    max_bytes: Annotated[Int, Field(ge=4096, le=1 << 30)] = 8 << 20
 
     @field_validator("max_bytes")
     @classmethod
@@ -190,7 +204,7 @@ class PlacementConfig(Section):
     """
 
     strategy: Literal["auto", "STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"] = "auto"
-    resources_per_rank: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    resources_per_rank: dict[str, Annotated[Float, Field(gt=0)]] = Field(default_factory=dict)
     placement_group: str | None = None
     address: str | None = None
     namespace: str = "raylaunch"
@@ -214,7 +228,7 @@ class DeadlineConfig(Section):
     register_: Seconds = Field(default=30, alias="register")
     verify: Seconds = 120
     shutdown: Seconds = 10
-    stretch: Annotated[float, Field(ge=1, le=100)] = 10
+    stretch: Annotated[Float, Field(ge=1, le=100)] = 10
     collective: Seconds = 60
     health: Seconds = 10
 
@@ -243,7 +257,7 @@ class ServeConfig(Section):
     """
 
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535)] = 30_000
+    port: Annotated[Int, Field(ge=0, le=65_535)] = 30_000
     api_key: SecretStr | None = None
     served_model_name: str | None = None
     chat_template: str | None = None
@@ -260,12 +274,18 @@ class FaultConfig(Section):
     Attributes:
         action: what to do.
         rank: on which rank.
-        at: the gate before which it happens: ``capture``, or ``capture prefill 128 2``, or ``serve``.
+        at: the gate before which it happens: ``load``, or ``capture``, or ``capture prefill 128 2``. Actions that
+            need a shape take one: ``capture prefill 128``; those that have a place of their own take none.
     """
 
     action: FaultAction
-    rank: Annotated[int, Field(ge=0)] = 0
-    at: str = "capture"
+    rank: Annotated[Int, Field(ge=0)] = 0
+    at: str = EVERYWHERE
+
+    @field_validator("at")
+    @classmethod
+    def _can_happen(cls, at: str, info: ValidationInfo) -> str:
+        return place_of(info.data["action"], at) if "action" in info.data else at
 
 
 class LaunchConfig(Section):
@@ -290,7 +310,7 @@ class LaunchConfig(Section):
     placement: PlacementConfig = PlacementConfig()
     deadlines: DeadlineConfig = DeadlineConfig()
     serve: ServeConfig = ServeConfig()
-    restarts: Annotated[int, Field(ge=0, le=100)] = 0
+    restarts: Annotated[Int, Field(ge=0, le=100)] = 0
     environment: dict[str, str] = Field(default_factory=dict)
     faults: tuple[FaultConfig, ...] = ()
     debug: Literal["off", "cuda"] = "off"

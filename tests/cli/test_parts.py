@@ -12,13 +12,14 @@ import typer
 from rich.console import Console
 
 from raylaunch.commands.bench.allreduce import bench_config, compare
-from raylaunch.commands.bench.launch import cost_of, medians
+from raylaunch.commands.bench.launch import cost_of, medians, noop_config
 from raylaunch.commands.bench.plot import require_drawable
 from raylaunch.commands.outcome import explain, reported, signals_held
 from raylaunch.commands.progress import LaunchProgress
 from raylaunch.commands.questions import Question, Reply, read_questions, score
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RankEvidence, RequestError, RequestFailed
+from raylaunch.model_check import check_device
 from raylaunch.protocol import Gate, LaunchPlan, RoundPlan, Step
 from raylaunch.report import LaunchReport, StepRecord
 
@@ -165,6 +166,11 @@ def test_bandwidths_and_ratios_of_an_all_reduce() -> None:
     assert ours.of_link == pytest.approx(ours.bus_bandwidth / 100e9)
     (alone,) = compare({"shared-memory in graph": {8192: 4.0}}, ranks=2, link=None)
     assert (alone.of_link, alone.of_library) == (None, None)
+
+
+def test_idle_ranks_are_asked_for_nothing_that_only_gpus_have() -> None:
+    gpus = ["engine.device=cuda", "debug=cuda", "capture.compiler=inductor", "faults=[{action: illegal_access}]"]
+    check_device(noop_config(LaunchConfig.default(gpus), 4), "cpu")
 
 
 def test_ranks_that_time_all_reduces_open_all_that_is_possible_whatever_the_engine() -> None:

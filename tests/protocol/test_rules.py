@@ -16,7 +16,7 @@ from raylaunch.protocol import (
     Step,
     Violation,
 )
-from raylaunch.protocol.rules import RULES
+from raylaunch.protocol.rules import RULES, check
 from raylaunch.protocol.rules.arrivals import FACTS
 from raylaunch.protocol.rules.capture import first_difference
 from raylaunch.protocol.rules.common import human_bytes, named_shape, odd_one
@@ -115,6 +115,11 @@ def test_f03_largest_shape_that_differs_is_named_first():
     assert found.states[1].startswith("0 inputs, 0 B")
 
 
+def test_f03_at_the_gate_of_the_next_shape_no_iteration_is_named():
+    found = submit(Gate.ITERATION, say(1, recorded={32: replace(INPUTS, count=4)}), nth=2)
+    assert (found.code, found.step) == ("F03", Step(Gate.ITERATION, "prefill", 32))
+
+
 def test_f03_absent_input():
     (step,) = (s for s in PLAN.steps() if s.gate is Gate.CAPTURED and s.round == "prefill")
     ranks = say(1, sizes={32: (4096, 4096), 8: SIZES})(arrivals(PLAN, step))
@@ -201,6 +206,15 @@ def test_f17_table_of_registered_inputs(planned, capacity, right):
     if found:
         assert (found.code, found.rank) == ("F17", 0)
         assert "9 all-reduce inputs would be registered but sgl_kernel has 8 rows" in found.summary
+
+
+def test_f17_is_asked_before_anything_is_captured():
+    (step,) = (step for step in PLAN.steps() if step.gate is Gate.WARMED)
+    connected = Step(Gate.CONNECTED)
+    history = {connected: every(capacity=8)(arrivals(PLAN, connected))}
+    found = check(PLAN, step, every(planned_inputs=9)(arrivals(PLAN, step)), history)
+    assert isinstance(found, Violation)
+    assert (found.code, found.step) == ("F17", step)
 
 
 def test_f18_fallback_decided_differently():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from actors.communicator.single import SingleRank
 from actors.graphs import context, ops
 from actors.graphs.capture import CaptureRunner
 from actors.graphs.context import Mode
+from actors.graphs.piecewise import PiecewiseGraph, ShapeState
 from actors.graphs.recorded import RecordedGraphs
 from actors.graphs.split import CompiledOnce, PieceBackend
+from actors.reference import verify
 from actors.reference.attention import AttentionBatch
 from actors.reference.limits import Limits
 from actors.reference.runner import ModelRunner
@@ -106,6 +109,21 @@ def test_a_decode_at_the_positions_of_the_capture_is_seen(
 
     monkeypatch.setattr(ModelRunner, "hidden", stale)
     assert wrong_shapes(rank) == {"decode 2", "decode 8"}
+
+
+def test_a_replay_that_reads_inputs_of_an_earlier_step_is_seen(
+    rank: tuple[ModelRunner, CaptureRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if they are the right ones, as capture or an earlier step may leave them: VERIFY has poisoned them."""
+    replay = PiecewiseGraph._replay
+
+    def without_copies(self: PiecewiseGraph, state: ShapeState, *arguments: Any) -> Any:
+        return replay(self, dataclasses.replace(state, copies=[]), *arguments)
+
+    monkeypatch.setattr(verify, "ROUNDS", ("prefill",))
+    assert wrong_shapes(rank) == set()
+    monkeypatch.setattr(PiecewiseGraph, "_replay", without_copies)
+    assert wrong_shapes(rank) == {"prefill 32"}
 
 
 def test_a_prefill_that_keeps_nothing_is_seen(

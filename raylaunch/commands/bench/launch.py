@@ -71,8 +71,10 @@ def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
         "engine.device=cpu",
         "placement.resources_per_rank={}",
         "faults=[]",
+        "debug=off",
         "capture.enabled=true",
         "capture.granularity=iteration",
+        "capture.compiler=eager",
         f"capture.prefill_tokens={list(range(2, NOOP_SHAPES + 2))}",
         "capture.decode_batch_sizes=[2]",
     )

@@ -51,7 +51,7 @@ def same_inputs(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: Hi
         if odd is not None:
             states = {rank: f"{one.count} inputs, {human_bytes(one.nbytes)}" for rank, one in of_shape.items()}
             states[odd] += first_difference(arrivals, shape, odd)
-            found = Step(step.gate, step.round, shape, step.iteration)
+            found = Step(step.gate, step.round, shape)  # not ``step.iteration``: that one is still to come
             return Violation("F03", "ranks recorded different all-reduce inputs", found, odd, states)
     return None
 
