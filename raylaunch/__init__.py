@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.errors import ConfigError, LaunchError, RaylaunchError, RequestError, RequestFailed
+from raylaunch.errors import ConfigError, EngineBusy, LaunchError, RaylaunchError, RequestError, RequestFailed
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
@@ -20,6 +20,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "Engine",
+    "EngineBusy",
     "LaunchConfig",
     "LaunchError",
     "LaunchReport",

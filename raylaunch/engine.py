@@ -63,6 +63,7 @@ class Engine:
         Raises:
             ConfigError: the configuration cannot be launched; nothing was started.
             LaunchError: the launch failed; everything that was started has been given back.
+            RaylaunchError: it was started before.
         """
         if self._supervisor.condition is not Condition.NEW:
             raise RaylaunchError("an Engine is started once; make a new one")
@@ -146,7 +147,7 @@ class Engine:
 
     @property
     def max_context(self) -> int:
-        """Tokens of a prompt and its answer together, at most."""
+        """Tokens of a prompt and its answer together, at most. Raises :class:`RequestError` before the start."""
         positions = self.shape.max_positions
         return min(positions, self.config.engine.max_context or positions, self.kv_tokens or positions)
 
@@ -181,12 +182,12 @@ class Engine:
         """Answers one prompt, or several at once, and waits for all.
 
         Args:
-            prompts: text, a list of texts, or a list of lists of token ids.
+            prompts: text, a list of texts, or a list of lists of token ids: one prompt of ids is a list in a list.
             params: sampling parameters; ``changes`` are single ones by name, such as ``max_new_tokens=8``.
             images: what a vision model looks at, one for each image token in the prompt: a path, a URL, a data URI,
                 the file's bytes, or an image of Pillow. For several prompts a list per prompt.
         Raises:
-            RequestError: a request was refused: too long, malformed, one too many.
+            RequestError: a request was refused: too long, malformed; :class:`EngineBusy` if it was one too many.
             RequestFailed: a request could not be finished.
 
             Of either, the first; the other requests end with it.
@@ -194,6 +195,8 @@ class Engine:
         sampling = SamplingParams.of(params, changes)
         if isinstance(prompts, str):
             return Waiter(self.frontend, self._start(prompts, sampling, images)).completion()
+        if any(isinstance(prompt, int) for prompt in prompts):
+            raise RequestError("these prompts are numbers: one prompt of token ids is a list in a list, [[1, 2, 3]]")
         if images and len(images) != len(prompts):
             raise RequestError(f"there are {len(prompts)} prompts and {len(images)} lists of images: one per prompt")
         each: Sequence[Sequence[Image]] = images or [()] * len(prompts)
@@ -228,7 +231,10 @@ class Engine:
     async def agenerate(
         self, prompt: Prompt, params: SamplingParams | None = None, *, images: Sequence[Image] = (), **changes: Any
     ) -> Completion:
-        """Answers a prompt without blocking the event loop; cancelling it aborts the request."""
+        """Answers a prompt without blocking the event loop; cancelling it aborts the request.
+
+        Raises as :meth:`generate`.
+        """
         start = self._start(prompt, SamplingParams.of(params, changes), images)
         return await AsyncWaiter(self.frontend, start).completion()
 
@@ -241,7 +247,10 @@ class Engine:
         request_id: str | None = None,
         **changes: Any,
     ) -> AsyncIterator[Chunk]:
-        """Answers a prompt chunk by chunk without blocking the event loop; leaving early aborts the request."""
+        """Answers a prompt chunk by chunk without blocking the event loop; leaving early aborts the request.
+
+        Raises as :meth:`generate`.
+        """
         sampling = SamplingParams.of(params, changes)
         waiter = AsyncWaiter(self.frontend, self._start(prompt, sampling, images, request_id))
         try:

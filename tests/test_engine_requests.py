@@ -6,7 +6,7 @@ import pytest
 
 from raylaunch.config import LaunchConfig
 from raylaunch.engine import Engine
-from raylaunch.errors import EngineBusy, LaunchError, RequestFailed
+from raylaunch.errors import EngineBusy, LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Prepared
 from raylaunch.requests import Chunk, RequestTable, RunningRequest
 from raylaunch.supervisor import Condition
@@ -80,3 +80,8 @@ def test_a_frontend_that_has_failed_for_good_is_a_failed_engine(engine):
     assert (health.ready, health.condition, health.reason) == (False, "failed", engine.frontend.failed.headline())
     assert engine.last_error is engine.frontend.failed
     assert not engine.wait_ready(1)
+
+
+def test_one_prompt_of_token_ids_is_a_list_in_a_list():
+    with pytest.raises(RequestError, match="list in a list"):
+        Engine(LaunchConfig.default()).generate([1, 2, 3])

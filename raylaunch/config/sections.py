@@ -211,11 +211,11 @@ class PlacementConfig(Section):
 
 
 class DeadlineConfig(Section):
-    """Seconds that each phase may take without progress; a rank that reports progress is waited for.
+    """Seconds that each barrier of a phase may take without progress; a rank that reports progress is waited for.
 
     Attributes:
         place: for the placement group; the ranks' processes may then take as long once more, and 5 s for each rank.
-        stretch: how many times its deadline a phase may take in all while ranks report progress.
+        stretch: how many times its deadline one barrier may take in all while ranks report progress.
         collective: how long a rank waits for its peers inside one collective.
         health: how long a rank may leave a health question unanswered while serving.
     """
@@ -292,7 +292,7 @@ class LaunchConfig(Section):
     """Everything that decides a launch. ``LaunchConfig.default()`` is the model that ships with raylaunch.
 
     Attributes:
-        name: of the group: its actors are ``NAME/rank0`` and so on.
+        name: of the group; its actors are ``NAME-xxxxxx/rank0`` and so on, with six hexadecimal digits of the launch.
         restarts: how many times a group that lost a rank is rebuilt.
         environment: variables that every rank gets before it imports anything, such as ``NCCL_DEBUG: INFO``.
         faults: faults to provoke on purpose; empty in production.
