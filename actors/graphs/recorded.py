@@ -21,7 +21,6 @@ class RecordedGraph:
 
     Attributes:
         calls: its all-reduces, in order.
-        operations: how many operations a replay runs.
     """
 
     def __init__(self, label: GraphLabel, communicator: RecordsCalls) -> None:
@@ -36,11 +35,6 @@ class RecordedGraph:
     def recorded_inputs(self) -> int:
         """How many all-reduce inputs it holds that have to be registered."""
         return sum(call.needs_peers for call in self.calls)
-
-    @property
-    def operations(self) -> int:
-        """How many operations a replay runs."""
-        return len(self._program)
 
     def replay(self) -> Any:
         """See :meth:`Graph.replay`."""
