@@ -177,7 +177,7 @@ def test_a_mistyped_folder_does_not_wait_for_a_hub_that_is_not_there(monkeypatch
     template = "http://127.0.0.1:1/{repo_id}/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("tries for half a minute"))
-    with pytest.raises(ConfigError, match="no such folder here, and the Hub does not give it: .*refused"):
+    with pytest.raises(ConfigError, match=r"no such folder here, and the Hub does not give it: .*refused"):
         check_model(LaunchConfig.from_dict({"model": {"path": "models/nowhere"}}))
 
 

@@ -34,16 +34,18 @@ def doctor(
         from raylaunch.commands.machine import describe_machine
 
         machine = describe_machine()
-        unreachable = ""
+        unreachable = trouble = ""
         address: str = wanted.placement.address or os.environ.get("RAY_ADDRESS", "")
         nodes: list[Node] | None
         try:
-            address, nodes = cluster_of(wanted)
+            address, nodes, trouble = cluster_of(wanted)
         except LaunchError as error:
             nodes, unreachable = [], error.summary
         plan = examine(wanted, machine, None if unreachable else nodes)
         if unreachable:
             plan.problems.insert(0, unreachable)
+        if trouble and trouble not in plan.problems:
+            plan.problems.append(trouble)
         if as_json:
             cluster = {"address": address, "nodes": [asdict(node) for node in nodes or ()]}
             everything = {"machine": machine, "cluster": cluster, "launch": plan.facts, "problems": plan.problems}

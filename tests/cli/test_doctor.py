@@ -41,6 +41,10 @@ def test_text_for_people() -> None:
         ("parallel.tensor_parallel_size=3", "must divide the model's num_attention_heads = 8"),
         ("model.path=/no/such/model", "no such folder"),
         ("placement.resources_per_rank={CPU: 1, unobtainium: 1}", "placement: no node has 1 CPU, 1 unobtainium"),
+        (
+            "placement.placement_group=mine",
+            "placement.placement_group = 'mine': a private cluster has no placement groups",
+        ),
         ("placement.address=127.0.0.1:1", "no Ray cluster at '127.0.0.1:1'"),
     ],
 )
