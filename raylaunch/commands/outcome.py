@@ -64,12 +64,19 @@ def _end(message: str, code: int) -> None:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """The first SIGINT or SIGTERM is a KeyboardInterrupt; what undoes the launch is not interrupted by a second."""
+    """The first SIGINT or SIGTERM is a KeyboardInterrupt; what undoes the launch is not interrupted by a second.
+
+    One handler that remembers, not two: what is interrupted may put back the one that it has found, as the start of
+    Ray does.
+    """
+    seen: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for one in SIGNALS:
-            signal.signal(one, _wait_for_the_end)
-        raise KeyboardInterrupt
+        seen.append(number)
+        if len(seen) > 1:
+            _wait_for_the_end(number, frame)
+        else:
+            raise KeyboardInterrupt
 
     with _handlers(interrupt):
         yield
