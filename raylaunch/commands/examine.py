@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -197,9 +196,12 @@ def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None, str]:
     ``("", None, ...)`` if it would start a private one.
 
     Raises:
+        ConfigError: the address is one of Ray Client.
         LaunchError: no cluster answers there.
     """
-    address = config.placement.address or os.environ.get("RAY_ADDRESS", "")
+    from raylaunch.config.address import cluster_to_join
+
+    address = cluster_to_join(config.placement.address)
     named = config.placement.placement_group
     if not address:
         expected = "a private cluster has no placement groups; give placement.address or RAY_ADDRESS"

@@ -31,8 +31,10 @@ def launched(config: LaunchConfig, *, show_report: bool = True, trace: Path | No
     Raises:
         ConfigError, LaunchError: as :meth:`raylaunch.Engine.start`.
     """
+    from raylaunch.config.address import cluster_to_join
     from raylaunch.model_check import check_model
 
+    cluster_to_join(config.placement.address)
     check_model(config)  # before Ray is imported: a wrong configuration is told at once
     quiet_libraries()
     console = stderr_console()

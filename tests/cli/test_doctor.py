@@ -55,6 +55,23 @@ def test_what_makes_a_launch_impossible_is_listed(setting: str, said: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("address", "code", "said"),
+    [
+        ("local", 0, "\ncluster\n  none given "),
+        (
+            "ray://head:10001",
+            1,
+            "\nproblems\n  RAY_ADDRESS = 'ray://head:10001': is of Ray Client, which is not supported",
+        ),
+    ],
+)
+def test_addresses_of_no_cluster(address: str, code: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    ran = run("doctor")
+    assert (ran.code, said in ran.stdout) == (code, True), ran.stdout
+
+
+@pytest.mark.parametrize(
     ("setting", "what", "said"),
     [
         ("communicator=library", "all-reduce", "gloo (asked for by communicator.kind"),
