@@ -67,7 +67,8 @@ def check_model(config: LaunchConfig) -> ModelShape:
         check_sglang(config)
     elif data.get("quantization_config"):
         raise ConfigError("model.path", config.model.path, "quantised checkpoints need another engine than 'reference'")
-    check_tokenizer(config.model)
+    if not config.engine.sglang.args.get("skip_tokenizer_init"):
+        check_tokenizer(config.model)
     return shape
 
 
