@@ -21,6 +21,7 @@ from types import FrameType
 import psutil
 import ray
 
+from raylaunch.config.address import cluster_to_join
 from raylaunch.errors import LaunchError
 from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
 
@@ -107,11 +108,12 @@ def enter(address: str | None, cpus: float, namespace: str) -> RaySession:
     Args:
         cpus: what a private cluster must offer; more than the machine has are only a number. Ray finds GPUs by itself.
     Raises:
+        ConfigError: the address is one of Ray Client.
         LaunchError: no cluster answers at the address.
     """
     if ray.is_initialized():
         return RaySession()
-    target = address or os.environ.get("RAY_ADDRESS")
+    target = cluster_to_join(address)
     session = RaySession(joined=bool(target), started=not target)
     try:
         with _callers_sigterm():

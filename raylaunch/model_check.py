@@ -13,6 +13,7 @@ from raylaunch.config.faults import AT_A_GATE, OF_GPUS, OF_GRAPHS, OF_THE_REFERE
 from raylaunch.errors import ConfigError
 from raylaunch.protocol import RoundPlan
 from raylaunch.sglang.arguments import check_sglang
+from raylaunch.tokenizer import check_tokenizer
 
 GPU_ONLY = ("sgl_kernel", "symmetric_memory", "jit")
 
@@ -66,6 +67,8 @@ def check_model(config: LaunchConfig) -> ModelShape:
         check_sglang(config)
     elif data.get("quantization_config"):
         raise ConfigError("model.path", config.model.path, "quantised checkpoints need another engine than 'reference'")
+    if not config.engine.sglang.args.get("skip_tokenizer_init"):
+        check_tokenizer(config.model)
     return shape
 
 
@@ -188,17 +191,20 @@ def read_model_config(config: LaunchConfig) -> dict[str, Any]:
 
 
 def _from_hub(config: LaunchConfig) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HFValidationError
 
-    path = config.model.path
+    path, revision = config.model.path, config.model.revision
     try:
-        return Path(hf_hub_download(path, "config.json", revision=config.model.revision))
+        if not isinstance(hub.try_to_load_from_cache(path, "config.json", revision=revision), str):
+            # Asks once: the download tries a Hub that does not answer for half a minute, also for a mistyped folder.
+            hub.get_hf_file_metadata(hub.hf_hub_url(path, "config.json", revision=revision))
+        return Path(hub.hf_hub_download(path, "config.json", revision=revision))
     except HFValidationError:
         raise ConfigError("model.path", path, "is neither a folder nor a Hub name such as Qwen/Qwen3-8B") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError("model.path", path, f"no such folder, and the Hub does not give it: {first}") from None
+    except Exception as error:  # those of its HTTP client are of no class that it names
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError("model.path", path, f"no such folder here, and the Hub does not give it: {first}") from None
 
 
 def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:

@@ -20,6 +20,7 @@ from ray.util.placement_group import (
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, shut_down
 
+ROUNDING = 1e-4  # Ray counts in this unit
 STOP_LOOK_S = 1  # whole seconds: Ray cuts the rest off
 Resources = Mapping[str, float]
 
@@ -228,7 +229,7 @@ def place(
         avoid: ids of nodes not to use if others do: lost ones, which Ray may take for alive for a minute.
         stopped: asked once a second whether the placement is wanted no more, which is a :class:`LaunchError`.
     """
-    world, deadline = config.parallel.tensor_parallel_size, config.deadlines.place
+    deadline = config.deadlines.place
     group, owned = given or _named(config), False
     if group is None:
         nodes = cluster_nodes()
@@ -241,18 +242,61 @@ def place(
         group, owned = _new_group(request, name, left_out), True
     try:
         if not _ready(group, deadline, stopped):
-            text = unsatisfied(
-                request,
-                cluster_nodes(),
-                other_groups() if not owned else others,
-                f"placement not ready in {deadline:g} s",
-            )
+            if not owned:
+                raise _not_ready(group, deadline)
+            text = unsatisfied(request, cluster_nodes(), others, f"placement not ready in {deadline:g} s")
             raise LaunchError(text, "F13", "PLACE", retryable=True)
-        return Placement(group, seats(_bundle_nodes(group), _checked(world, group)), owned)
+        return _seated(config, request, group, owned)
     except BaseException:
         if owned:
             release(group)
         raise
+
+
+def look_up(config: LaunchConfig, device: str) -> None:
+    """Whether the ranks can sit in the placement group that the configuration names, if it names one.
+
+    Raises:
+        ConfigError: there is none of that name.
+        LaunchError: F13: it is not ready yet, or cannot hold the ranks.
+    """
+    group = _named(config)
+    if group is None:
+        return
+    if not group.wait(STOP_LOOK_S):
+        raise _not_ready(group, STOP_LOOK_S)
+    _seated(config, request_for(config, device), group, owned=False)
+
+
+def _seated(config: LaunchConfig, request: Request, group: PlacementGroup, owned: bool) -> Placement:
+    world = config.parallel.tensor_parallel_size
+    placed = seats(_bundle_nodes(group), _checked(world, group))
+    if not owned and config.engine.device != "cpu":
+        each = sum(bundle.get("GPU", 0.0) for bundle in request.bundles) / world
+        if lacking := lacks_gpus(group.bundle_specs, placed, each):
+            text = f"{_called(group)} has too few GPUs for ranks on GPUs: {lacking}; engine.device=cpu needs none"
+            raise LaunchError(text, "F13", "PLACE")
+    return Placement(group, placed, owned)
+
+
+def lacks_gpus(bundles: Sequence[Resources], placed: Sequence[Seat], each: float) -> str:
+    """Which bundle has fewer GPUs than its ranks need, who take ``each``; "" if none. Ray would refuse the actors."""
+    for index, ranks in sorted(Counter(seat.bundle for seat in placed).items()):
+        if bundles[index].get("GPU", 0.0) < ranks * each - ROUNDING:
+            return f"bundle {index} has {show(bundles[index])}, asked {ranks} x [{each:g} GPU]"
+    return ""
+
+
+def _not_ready(group: PlacementGroup, waited_s: float) -> LaunchError:
+    """A group of somebody else's that still waits for its own resources, which need not be what ranks would ask for."""
+    own = Request(tuple(group.bundle_specs), placement_group_table(group)["strategy"])
+    text = unsatisfied(own, cluster_nodes(), other_groups(), f"{_called(group)} was not ready in {waited_s:g} s")
+    return LaunchError(text, "F13", "PLACE", retryable=True)
+
+
+def _called(group: PlacementGroup) -> str:
+    name = placement_group_table(group)["name"]
+    return f"the placement group {name!r}" if name else "the given placement group"
 
 
 def _ready(group: PlacementGroup, deadline_s: float, stopped: Callable[[], bool]) -> bool:

@@ -17,6 +17,23 @@ def has_tokenizer(model: ModelConfig) -> bool:
     return not folder.is_dir() or any((folder / file).is_file() for file in FILES)
 
 
+def check_tokenizer(model: ModelConfig) -> None:
+    """Reads the folder's ``tokenizer.json`` alone, which takes no second: before a launch, not long after it began.
+
+    Raises:
+        ConfigError: the installed ``tokenizers`` cannot read it, such as a newer format.
+    """
+    file = Path(model.tokenizer or model.path).expanduser() / "tokenizer.json"
+    if model.trust_remote_code or not file.is_file():  # the model's own code may read other files
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # it raises no class of its own
+        raise _unreadable(model, f"{file.name}: {error}") from None
+
+
 def load_tokenizer(config: LaunchConfig) -> Any:
     """The tokenizer, or None if the model's folder has none (prompts are token ids then).
 
@@ -37,6 +54,10 @@ def load_tokenizer(config: LaunchConfig) -> Any:
             trust_remote_code=config.model.trust_remote_code,
             revision=config.model.revision,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        key = "model.tokenizer" if config.model.tokenizer else "model.path"
-        raise ConfigError(key, name, f"its tokenizer cannot be loaded: {error}") from None
+    except Exception as error:  # of many classes, plain Exception among them
+        raise _unreadable(config.model, str(error)) from None
+
+
+def _unreadable(model: ModelConfig, why: str) -> ConfigError:
+    key = "model.tokenizer" if model.tokenizer else "model.path"
+    return ConfigError(key, model.tokenizer or model.path, f"its tokenizer cannot be loaded: {why}")

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raylaunch.cluster import enter
 from raylaunch.config import FaultConfig, LaunchConfig, apply_overrides, shipped_configs
+from raylaunch.config.address import cluster_to_join
 from raylaunch.errors import ConfigError
 
 MODEL = {"model": {"path": "./m"}}
@@ -308,3 +310,33 @@ def test_shipped_configurations_load(file):
     assert LaunchConfig.from_dict(made.model_dump(by_alias=True)) == made
     if made.model.path.startswith("/"):
         assert (Path(made.model.path) / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "joined"),
+    [
+        (None, None, ""),
+        (None, "", ""),
+        (None, "local", ""),
+        ("local", "10.0.0.1:6379", ""),
+        (None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        ("auto", "local", "auto"),
+    ],
+)
+def test_the_cluster_that_a_launch_joins(monkeypatch, given, variable, joined):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert cluster_to_join(given) == joined
+
+
+def test_addresses_of_ray_client_are_refused(monkeypatch):
+    with pytest.raises(
+        ConfigError, match=r"placement\.address = 'ray://head:10001': is of Ray Client, which is not supported: run"
+    ):
+        LaunchConfig.default(["placement.address=ray://head:10001"])
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(
+        ConfigError, match=r"RAY_ADDRESS = 'ray://head:10001': is of Ray Client, which is not supported: run"
+    ):
+        enter(None, 1, "raylaunch")

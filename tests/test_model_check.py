@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 
+import huggingface_hub
 import pytest
 
 from raylaunch.config import LaunchConfig
@@ -12,6 +13,7 @@ from raylaunch.config.faults import OF_GPUS
 from raylaunch.errors import ConfigError
 from raylaunch.model_check import ModelShape, check_heads, check_model
 from raylaunch.sglang.arguments import installed_folder
+from raylaunch.tokenizer import load_tokenizer
 
 GOOD = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -171,5 +173,27 @@ def test_a_name_that_is_neither_folder_nor_hub_name():
         check_model(LaunchConfig.from_dict({"model": {"path": "a/b/c"}}))
 
 
+def test_a_mistyped_folder_does_not_wait_for_a_hub_that_is_not_there(monkeypatch):
+    template = "http://127.0.0.1:1/{repo_id}/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("tries for half a minute"))
+    with pytest.raises(ConfigError, match=r"no such folder here, and the Hub does not give it: .*refused"):
+        check_model(LaunchConfig.from_dict({"model": {"path": "models/nowhere"}}))
+
+
 def test_the_shipped_model():
     assert check_model(LaunchConfig.default()).vocab_size == 16
+
+
+@pytest.mark.parametrize("key", ["model.path", "model.tokenizer"])
+def test_a_tokenizer_of_a_newer_format(check, tmp_path, key):
+    """``tokenizers`` raises a plain ``Exception`` for it, and transformers would only after its import."""
+    folder = tmp_path if key == "model.path" else tmp_path / "of-its-own"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Newer"}}')
+    with pytest.raises(ConfigError) as caught:
+        check(GOOD, f"{key}={folder}")
+    assert (caught.value.key, caught.value.value) == (key, str(folder))
+    assert "its tokenizer cannot be loaded: tokenizer.json: data did not match" in str(caught.value)
+    with pytest.raises(ConfigError, match="its tokenizer cannot be loaded: "):
+        load_tokenizer(LaunchConfig.from_dict({"model": {"path": str(tmp_path)}}).override(f"{key}={folder}"))

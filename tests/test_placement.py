@@ -19,6 +19,7 @@ from raylaunch.placement import (
     choose_device,
     gpus_seen,
     impossible,
+    lacks_gpus,
     request_for,
     seats,
     unsatisfied,
@@ -178,3 +179,20 @@ def test_a_placement_that_is_wanted_no_more_is_not_waited_for():
     with pytest.raises(LaunchError, match="shut down"):
         placement._ready(pending, 3600.0, lambda: True)
     assert not placement._ready(pending, 0.01, lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("bundles", "ranks", "each", "said"),
+    [
+        ((GPU, GPU), 2, 1.0, ""),
+        (({"GPU": 2.0},), 2, 1.0, ""),
+        (({"GPU": 0.3},), 3, 0.1, ""),  # their sum is a little more
+        ((ONE, GPU), 2, 1.0, "bundle 0 has 1 CPU, asked 1 x [1 GPU]"),
+        ((ONE, GPU), 2, 0.0, ""),
+        ((GPU,), 2, 1.0, "bundle 0 has 1 CPU, 1 GPU, asked 2 x [1 GPU]"),
+        (({"GPU": 0.5},) * 2, 2, 1.0, "bundle 0 has 0.5 GPU, asked 1 x [1 GPU]"),
+    ],
+)
+def test_a_given_group_has_a_gpu_for_every_rank(bundles, ranks, each, said):
+    placed = seats([(index, "a", "10.0.0.1") for index in range(len(bundles))], ranks)
+    assert lacks_gpus(bundles, placed, each) == said

@@ -12,7 +12,7 @@ import typer
 
 from raylaunch.commands.options import Config, Settings, load_config
 from raylaunch.commands.outcome import LAUNCH_FAILED, reported
-from raylaunch.errors import LaunchError
+from raylaunch.errors import ConfigError, LaunchError
 
 if TYPE_CHECKING:
     from raylaunch.commands.examine import Plan
@@ -32,18 +32,23 @@ def doctor(
         wanted = load_config(config, settings)
         from raylaunch.commands.examine import cluster_of, examine
         from raylaunch.commands.machine import describe_machine
+        from raylaunch.config.address import VARIABLE
 
         machine = describe_machine()
-        unreachable = ""
-        address: str = wanted.placement.address or os.environ.get("RAY_ADDRESS", "")
+        unreachable = trouble = ""
+        address: str = wanted.placement.address or os.environ.get(VARIABLE, "")
         nodes: list[Node] | None
         try:
-            address, nodes = cluster_of(wanted)
+            address, nodes, trouble = cluster_of(wanted)
         except LaunchError as error:
             nodes, unreachable = [], error.summary
+        except ConfigError as error:
+            nodes, unreachable = [], str(error)
         plan = examine(wanted, machine, None if unreachable else nodes)
         if unreachable:
             plan.problems.insert(0, unreachable)
+        if trouble and trouble not in plan.problems:
+            plan.problems.append(trouble)
         if as_json:
             cluster = {"address": address, "nodes": [asdict(node) for node in nodes or ()]}
             everything = {"machine": machine, "cluster": cluster, "launch": plan.facts, "problems": plan.problems}

@@ -14,7 +14,7 @@ import typer
 
 from raylaunch.commands.generate import sampling_of
 from raylaunch.commands.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
-from raylaunch.commands.outcome import reported
+from raylaunch.commands.outcome import reported, written
 from raylaunch.commands.questions import Question, Reply, Score, read_questions, score
 from raylaunch.commands.session import launched
 
@@ -57,9 +57,9 @@ def evaluate(
             at_once = concurrency or wanted.engine.max_running_requests
             replies = asyncio.run(_ask_all(engine, questions, params, at_once))
             figures = score(replies, time.monotonic() - began)
+        typer.echo(json.dumps(asdict(figures)) if as_json else show(figures))
         if output is not None:
             write_replies(output, replies)
-        typer.echo(json.dumps(asdict(figures)) if as_json else show(figures))
 
 
 def show(figures: Score) -> str:
@@ -73,12 +73,13 @@ def show(figures: Score) -> str:
 
 
 def write_replies(file: Path, replies: Sequence[Reply]) -> None:
-    """One JSON line per question: prompt, expected, text, token_ids."""
+    """One JSON line per question: prompt, expected, text, token_ids. Raises :class:`Unwritten`."""
     lines = [
         {"prompt": r.question.prompt, "expected": r.question.answer, "text": r.text, "token_ids": list(r.token_ids)}
         for r in replies
     ]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with written("--output", file):
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 async def _ask_all(engine: Engine, questions: Sequence[Question], params: SamplingParams, at_once: int) -> list[Reply]:

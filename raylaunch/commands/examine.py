@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -191,21 +190,33 @@ def _cpu_options(config: LaunchConfig, nodes: Sequence[str]) -> tuple[Option, ..
     return cpu_options(offers, nodes)
 
 
-def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None]:
-    """Address and nodes of the Ray cluster that a launch would join, ``("", None)`` if it starts a private one.
+def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None, str]:
+    """The Ray cluster that a launch would join: its address, its nodes, what is wrong with the placement group named.
+
+    ``("", None, ...)`` if it would start a private one.
 
     Raises:
+        ConfigError: the address is one of Ray Client.
         LaunchError: no cluster answers there.
     """
-    address = config.placement.address or os.environ.get("RAY_ADDRESS", "")
+    from raylaunch.config.address import cluster_to_join
+
+    address = cluster_to_join(config.placement.address)
+    named = config.placement.placement_group
     if not address:
-        return "", None
+        expected = "a private cluster has no placement groups; give placement.address or RAY_ADDRESS"
+        return "", None, str(ConfigError("placement.placement_group", named, expected)) if named else ""
     from raylaunch.cluster import enter
-    from raylaunch.placement import cluster_nodes
+    from raylaunch.placement import choose_device, cluster_nodes, look_up
 
     session = enter(address, 0, config.placement.namespace)
     try:
-        return address, cluster_nodes()
+        nodes = cluster_nodes()
+        try:
+            look_up(config, choose_device(config, nodes))
+        except (ConfigError, LaunchError) as error:
+            return address, nodes, str(error)
+        return address, nodes, ""
     except Exception as error:
         raise LaunchError(f"the Ray cluster at {address!r} does not answer: {error}", phase="PLACE") from error
     finally:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,19 @@ from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFail
 
 LAUNCH_FAILED, WRONG_USAGE, REQUEST_FAILED, INTERRUPTED = 1, 2, 3, 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Unwritten(Exception):
+    """The work is done and its file could not be written, which nobody could know before: a disk that is full."""
+
+
+@contextmanager
+def written(option: str, file: Path) -> Iterator[None]:
+    """Writes a result to ``file``. Raises :class:`Unwritten`, so print before what must not be lost."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritten(f"{option} = {str(file)!r}: cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager
@@ -30,6 +44,8 @@ def reported() -> Iterator[None]:
         _end(f"ConfigError {error}", WRONG_USAGE)
     except LaunchError as error:
         _end(explain(error), LAUNCH_FAILED)
+    except Unwritten as error:
+        _end(str(error), LAUNCH_FAILED)
     except (RequestError, RequestFailed) as error:
         _end(f"{type(error).__name__} {error}", REQUEST_FAILED)
 
@@ -48,12 +64,19 @@ def _end(message: str, code: int) -> None:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """The first SIGINT or SIGTERM is a KeyboardInterrupt; what undoes the launch is not interrupted by a second."""
+    """The first SIGINT or SIGTERM is a KeyboardInterrupt; what undoes the launch is not interrupted by a second.
+
+    One handler that remembers, not two: what is interrupted may put back the one that it has found, as the start of
+    Ray does.
+    """
+    seen: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for one in SIGNALS:
-            signal.signal(one, _wait_for_the_end)
-        raise KeyboardInterrupt
+        seen.append(number)
+        if len(seen) > 1:
+            _wait_for_the_end(number, frame)
+        else:
+            raise KeyboardInterrupt
 
     with _handlers(interrupt):
         yield

@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raylaunch.commands.outcome import signals_held
+import typer
+
+from raylaunch.commands.outcome import LAUNCH_FAILED, Unwritten, signals_held, written
 from raylaunch.commands.progress import LaunchProgress, stderr_console
 from raylaunch.commands.quiet import quiet_libraries
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from raylaunch.config import LaunchConfig
     from raylaunch.engine import Engine
 
@@ -22,12 +26,15 @@ def launched(config: LaunchConfig, *, show_report: bool = True, trace: Path | No
 
     Args:
         show_report: print the table of phases to standard error.
-        trace: where to write the launch's Chrome trace, also if the launch fails.
+        trace: where to write the launch's Chrome trace, also if the launch fails. One that cannot be written is told at
+            once, and ends neither engine nor report: the command ends with code 1 when its work is done.
     Raises:
         ConfigError, LaunchError: as :meth:`raylaunch.Engine.start`.
     """
+    from raylaunch.config.address import cluster_to_join
     from raylaunch.model_check import check_model
 
+    cluster_to_join(config.placement.address)
     check_model(config)  # before Ray is imported: a wrong configuration is told at once
     quiet_libraries()
     console = stderr_console()
@@ -38,18 +45,26 @@ def launched(config: LaunchConfig, *, show_report: bool = True, trace: Path | No
         try:
             engine.start()
         except BaseException:
-            _write_trace(engine, trace)
+            _write_trace(engine, trace, console)
             raise
     try:
         if show_report:
             console.print(engine.report.rich_table())
-        _write_trace(engine, trace)
+        wrote = _write_trace(engine, trace, console)
         yield engine
     finally:
         with signals_held():
             engine.shutdown()
+    if not wrote:
+        raise typer.Exit(LAUNCH_FAILED)
 
 
-def _write_trace(engine: Engine, trace: Path | None) -> None:
-    if trace is not None:
-        engine.report.write_trace(trace)
+def _write_trace(engine: Engine, trace: Path | None, console: Console) -> bool:
+    try:
+        if trace is not None:
+            with written("--trace", trace):
+                engine.report.write_trace(trace)
+    except Unwritten as error:
+        console.print(str(error), markup=False, soft_wrap=True)
+        return False
+    return True

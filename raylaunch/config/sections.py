@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from raylaunch.config.address import CLIENT, NO_CLIENT
 from raylaunch.config.explain import explain
 from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
 from raylaunch.config.files import read_config, shipped_configs
@@ -199,7 +200,7 @@ class PlacementConfig(Section):
         resources_per_rank: Ray resources of one rank's bundle; empty takes one CPU, or one GPU and one CPU. On
             GPUs it must name ``GPU``; ranks that ask for less than one share it.
         placement_group: name of an existing placement group to use; its bundles must hold the ranks.
-        address: Ray cluster to join; None joins the one of ``RAY_ADDRESS``, or starts a private one.
+        address: Ray cluster to join; None joins the one of ``RAY_ADDRESS``, or starts a private one, as ``local`` does.
         namespace: Ray namespace of the actors.
     """
 
@@ -208,6 +209,13 @@ class PlacementConfig(Section):
     placement_group: str | None = None
     address: str | None = None
     namespace: str = "raylaunch"
+
+    @field_validator("address")
+    @classmethod
+    def _no_client(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith(CLIENT):
+            raise ValueError(NO_CLIENT)
+        return value
 
 
 class DeadlineConfig(Section):

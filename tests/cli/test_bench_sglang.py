@@ -169,5 +169,5 @@ def test_together_needs_a_ray_that_raylaunch_starts(monkeypatch):
     require_comparable(config, together=False)
     with pytest.raises(ConfigError, match="--together"):
         require_comparable(config, together=True)
-    with pytest.raises(ConfigError, match=r"engine\.kind"):
+    with pytest.raises(ConfigError, match=r"engine\.kind = 'reference': must be sglang.* give a CONFIG with it"):
         require_comparable(LaunchConfig.default(), together=False)

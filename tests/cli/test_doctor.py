@@ -41,6 +41,10 @@ def test_text_for_people() -> None:
         ("parallel.tensor_parallel_size=3", "must divide the model's num_attention_heads = 8"),
         ("model.path=/no/such/model", "no such folder"),
         ("placement.resources_per_rank={CPU: 1, unobtainium: 1}", "placement: no node has 1 CPU, 1 unobtainium"),
+        (
+            "placement.placement_group=mine",
+            "placement.placement_group = 'mine': a private cluster has no placement groups",
+        ),
         ("placement.address=127.0.0.1:1", "no Ray cluster at '127.0.0.1:1'"),
     ],
 )
@@ -48,6 +52,23 @@ def test_what_makes_a_launch_impossible_is_listed(setting: str, said: str) -> No
     ran = run("doctor", "--set", setting)
     assert ran.code == 1
     assert said in ran.stdout.partition("\nproblems\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "said"),
+    [
+        ("local", 0, "\ncluster\n  none given "),
+        (
+            "ray://head:10001",
+            1,
+            "\nproblems\n  RAY_ADDRESS = 'ray://head:10001': is of Ray Client, which is not supported",
+        ),
+    ],
+)
+def test_addresses_of_no_cluster(address: str, code: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    ran = run("doctor")
+    assert (ran.code, said in ran.stdout) == (code, True), ran.stdout
 
 
 @pytest.mark.parametrize(

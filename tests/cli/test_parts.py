@@ -102,6 +102,23 @@ def test_the_first_signal_interrupts_and_the_second_waits(number: signal.Signals
     assert signal.getsignal(number) is before
 
 
+def test_a_second_signal_waits_also_where_the_work_has_put_its_handler_back() -> None:
+    undone = []
+
+    def work() -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGTERM, before)  # as the start of Ray does, which has a handler of its own
+            os.kill(os.getpid(), signal.SIGTERM)
+            undone.append(True)
+
+    with pytest.raises(typer.Exit), reported():
+        work()
+    assert undone == [True]
+
+
 def test_a_held_signal_interrupts_afterwards() -> None:
     done = []
 

@@ -38,6 +38,10 @@ def test_every_command_has_help(arguments: tuple[str, ...]) -> None:
     assert "Usage" in ran.stdout
 
 
+def test_a_comparison_with_sglang_says_that_the_default_will_not_do() -> None:
+    assert "needs --set engine=sglang" in " ".join(run("bench", "sglang", "--help").stdout.replace("│", "").split())
+
+
 def test_the_command_line_loads_nothing_heavy() -> None:
     """What keeps ``--help`` quick, measured by what is loaded and not by a clock on a shared machine."""
     code = "import sys, raylaunch.cli; print(*{name.partition('.')[0] for name in sys.modules})"

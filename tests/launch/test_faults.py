@@ -10,6 +10,7 @@ import pytest
 
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.protocol import Gate
+from tests.cli.runner import run
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -165,3 +166,46 @@ def test_f13_busy_cluster_is_a_deadline_with_what_is_free(tiny: LaunchConfig) ->
         assert "somebody-else" in str(caught.value)
     finally:
         assert release(other)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "settings", "said"),
+    [
+        (
+            {"CPU": 100},
+            ("deadlines.place=1",),
+            "the placement group 'mine' was not ready in 1 s; asked PACK 1 x [100 CPU]",
+        ),
+        (
+            {"CPU": 1},
+            ("engine.device=cuda",),
+            "has too few GPUs for ranks on GPUs: bundle 0 has 1 CPU, asked 2 x [1 GPU]",
+        ),
+    ],
+)
+def test_f13_of_a_named_group_is_about_that_group(
+    bundle: dict[str, float], settings: tuple[str, ...], said: str, tiny: LaunchConfig
+) -> None:
+    """Before the launch of a rank, and told by ``doctor`` too."""
+    from ray.util.placement_group import placement_group
+
+    from raylaunch.placement import release
+
+    group = placement_group([bundle], name="mine")
+    settings = (*settings, "placement.placement_group=mine")
+    try:
+        with pytest.raises(LaunchError) as caught:
+            Engine(tiny.override(*settings)).start()
+        assert (caught.value.code, caught.value.phase) == ("F13", "PLACE")
+        assert said in str(caught.value)
+        ran = run("doctor", "--set", "placement.address=this-session", *(f"--set={one}" for one in settings))
+        assert ran.code == 1
+        assert said in ran.stdout.partition("\nproblems\n")[2]
+    finally:
+        assert release(group)
+
+
+def test_doctor_looks_a_named_group_up(tiny: LaunchConfig) -> None:
+    ran = run("doctor", "--set", "placement.address=this-session", "--set", "placement.placement_group=nosuch")
+    assert ran.code == 1
+    assert "placement.placement_group = 'nosuch': no such placement group; the cluster has: " in ran.stdout

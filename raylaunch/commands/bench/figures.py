@@ -10,6 +10,7 @@ import typer
 
 from raylaunch.commands.bench.plot import require_drawable
 from raylaunch.commands.options import require_writable
+from raylaunch.commands.outcome import written
 from raylaunch.errors import ConfigError
 
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")]
@@ -51,6 +52,10 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 
 def write_figures(file: Path | None, machine: dict[str, Any], figures: dict[str, Any]) -> None:
-    """Writes the figures, and the machine they were taken on, as JSON; nothing if no file was asked for."""
+    """Writes the figures, and the machine they were taken on, as JSON; nothing if no file was asked for.
+
+    Raises :class:`Unwritten`.
+    """
     if file is not None:
-        file.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n", encoding="utf-8")
+        with written("--json", file):
+            file.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n", encoding="utf-8")

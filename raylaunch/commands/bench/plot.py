@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from raylaunch.commands.outcome import written
 from raylaunch.errors import ConfigError
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -20,7 +21,10 @@ def require_drawable(file: Path) -> None:
 
 
 def draw(file: Path, lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str) -> None:
-    """Draws named lines of (x, y) points over logarithmic axes; the ending of ``file`` says in which format."""
+    """Draws named lines of (x, y) points over logarithmic axes; the ending of ``file`` says in which format.
+
+    Raises :class:`Unwritten`.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -32,4 +36,5 @@ def draw(file: Path, lines: Mapping[str, Sequence[tuple[float, float]]], title: 
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(True, alpha=0.3)
     axes.legend(fontsize="small")
-    figure.savefig(file)
+    with written("--plot", file):
+        figure.savefig(file)

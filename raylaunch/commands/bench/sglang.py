@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raylaunch.commands.bench.figures import JsonFile, machine_line, numbers_of, write_figures
-from raylaunch.commands.options import Config, Settings, load_config, require_writable
+from raylaunch.commands.options import Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
 from raylaunch.errors import ConfigError
@@ -26,10 +25,18 @@ if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
 
 SEGMENTS = "sgl*_*"
+SglangConfig = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML file, or the name of one that ships, with the engine sglang.",
+        show_default="a tiny model, which needs --set engine=sglang",
+    ),
+]
 
 
 def bench_sglang(
-    config: Config = None,
+    config: SglangConfig = None,
     settings: Settings = None,
     prompts: Annotated[str, typer.Option(help="Prompt lengths to measure prefill with.")] = "256,512,1024,2048,4096",
     repeat: Annotated[int, typer.Option(min=1, help="Requests of each length; the median counts.")] = 15,
@@ -72,8 +79,11 @@ def bench_sglang(
 def require_comparable(config: LaunchConfig, together: bool) -> None:
     """Raises :class:`ConfigError` where the two launchers would not be measured alike."""
     if config.engine.kind != "sglang":
-        raise ConfigError("engine.kind", config.engine.kind, "must be sglang: the same engine is launched twice")
-    address = config.placement.address or os.environ.get("RAY_ADDRESS")
+        expected = "must be sglang, which is launched in two ways: give a CONFIG with it, such as qwen3-8b-tp2"
+        raise ConfigError("engine.kind", config.engine.kind, expected)
+    from raylaunch.config.address import cluster_to_join
+
+    address = cluster_to_join(config.placement.address)
     if together and address:
         expected = "must not be set, nor RAY_ADDRESS, with --together: processors are dealt out to what a server starts"
         raise ConfigError("placement.address", address, expected)
