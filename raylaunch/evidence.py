@@ -14,7 +14,6 @@ from raylaunch.diagnosis import (
     ended_by_watchdog,
     fault_code,
     inside_collective,
-    is_victim,
     may_help_to_retry,
     root_cause,
 )
@@ -58,15 +57,15 @@ def explain_failure(
         error.round, error.shape, error.iteration = where.round, where.shape, where.iteration
     if cause is not None:
         error.rank, error.code = cause.rank, fault_code(cause, phase)
+    proven = cause is not None and cause.fate in (Fate.DIED, Fate.FAILED)  # else a victim may know more than the cause
     for one in observations:
         failure = outcome.failures.get(one.rank)
-        is_cause = cause is not None and one.rank == cause.rank
         error.ranks.append(
             evidence_of(
                 group,
                 one.rank,
                 state=one.detail,
-                traceback=own_frames(failure.traceback) if failure and (is_cause or not is_victim(failure)) else "",
+                traceback=own_frames(failure.traceback) if failure and not (failure.victim and proven) else "",
                 stacks=own_frames(stacks.get(one.rank, "")),
                 log_tail=tails.get(one.rank, ""),
             )
@@ -178,7 +177,7 @@ def _observe_reported(group: RankGroup, rank: int, outcome: StepOutcome, tails: 
         return Observation(rank, Fate.DIED, cause_of_death(outcome.deaths[rank], log, kills))
     if rank in outcome.failures:
         failure = outcome.failures[rank]
-        fate = Fate.VICTIM if is_victim(failure) else Fate.FAILED
+        fate = Fate.VICTIM if failure.victim else Fate.FAILED
         first = failure.message.strip().splitlines()[0]
         return Observation(rank, fate, f"{failure.error}: {first}", failure.when, failure.step, failure.code)
     arrival = outcome.arrivals[rank]
