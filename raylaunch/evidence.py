@@ -195,7 +195,9 @@ def _observe_answering(rank: int, state: RankState, stack: str) -> Observation:
 def _observe_silent(group: RankGroup, rank: int, stacks: dict[int, str], tails: dict[int, str]) -> Observation:
     """A rank that has not come and says nothing, on a node that answers."""
     process, files = group.members[rank].process, _log_files(group, rank)
-    pid = process.pid if process else 0
+    if process is None:
+        return Observation(rank, Fate.SILENT, "its process has not started")
+    pid = process.pid
     states = group.ask_agent(rank, "process_states", [pid], default={pid: "?"})
     if not states:
         tails[rank] = group.ask_agent(rank, "log_tail", files, default="")

@@ -57,6 +57,10 @@ def test_the_rank_that_hangs_is_to_blame_and_not_the_one_that_the_watchdog_has_e
     assert evidence._summary(cause, 0.0) == "rank 1 made no progress: still busy: serving"
 
 
+def test_a_rank_that_has_not_said_which_process_it_is_is_not_taken_for_dead() -> None:
+    assert evidence._observe_silent(Node([]), 0, {}, {}).fate is Fate.SILENT  # type: ignore[arg-type]
+
+
 class Answering:
     """A group of two, of whose ranks those that have not come are busy."""
 
