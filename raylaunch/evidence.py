@@ -193,12 +193,14 @@ def _observe_answering(rank: int, state: RankState, stack: str) -> Observation:
 
 
 def _observe_silent(group: RankGroup, rank: int, stacks: dict[int, str], tails: dict[int, str]) -> Observation:
-    """A rank that has not come and says nothing, on a node that answers."""
+    """A rank that has not come and says nothing, on a node that is there."""
     process, files = group.members[rank].process, _log_files(group, rank)
     if process is None:
         return Observation(rank, Fate.SILENT, "its process has not started")
     pid = process.pid
-    states = group.ask_agent(rank, "process_states", [pid], default={pid: "?"})
+    states = group.ask_agent(rank, "process_states", [pid])
+    if states is None:
+        return Observation(rank, Fate.SILENT, "does not answer, and neither does the agent of its node")
     if not states:
         tails[rank] = group.ask_agent(rank, "log_tail", files, default="")
         return Observation(rank, Fate.DIED, "its process is gone")

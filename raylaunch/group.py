@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from raylaunch.diagnosis import NODE_PATTERN
 from raylaunch.errors import LaunchError, shut_down
-from raylaunch.placement import STOP_LOOK_S, Placement, gpus_seen, release
+from raylaunch.knock import Knock
+from raylaunch.placement import STOP_LOOK_S, Placement, gpus_seen, other_raylets, release
 from raylaunch.protocol import Arrival, Failure, Release
 from raylaunch.teardown import Teardown, prove_ended
 
@@ -74,12 +75,14 @@ class RankGroup:
     Attributes:
         agents: one per node, by node id.
         lost_nodes: ids of nodes that were found to answer no more; they are not asked again.
+        raylets: host and port of each other node's raylet, by node id; the driver's own node cannot be lost to it.
     """
 
     placement: Placement
     members: list[Member] = field(default_factory=list)
     agents: dict[str, Any] = field(default_factory=dict)
     lost_nodes: set[str] = field(default_factory=set)
+    raylets: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def start(
         self, specs: Sequence[RankSpec], namespace: str, stopped: Callable[[], bool] = lambda: False
@@ -93,6 +96,7 @@ class RankGroup:
         from actors.node_agent import NodeAgentActor
         from actors.rank import RankActor
 
+        self.raylets = other_raylets()
         for spec in specs:
             seat = self.placement.seats[spec.rank]
             options = {
@@ -245,9 +249,16 @@ class RankGroup:
             return default
 
     def find_lost_nodes(self, ranks: Sequence[int]) -> set[int]:
-        """Asks the nodes of these ranks whether they are there; the ranks whose nodes are not."""
+        """Asks the nodes of these ranks whether they are there; the ranks whose nodes are not.
+
+        An agent that is late may only be busy, and Ray believes in a node that was cut off for a minute: what counts
+        then is whether the node still takes a connection.
+        """
         nodes = {rank: self.placement.seats[rank].node_id for rank in ranks}
-        calls = {self.agents[node].ready.remote(): node for node in set(nodes.values()) - self.lost_nodes}
+        asked = (set(nodes.values()) & set(self.raylets)) - self.lost_nodes
+        calls = {self.agents[node].ready.remote(): node for node in asked}
+        knocks = {node: Knock(*self.raylets[node]) for node in asked}
+        end = time.monotonic() + NODE_PROBE_S
         if calls:
             ray.wait(list(calls), num_returns=len(calls), timeout=NODE_PROBE_S)
         for ref, node in calls.items():
@@ -257,7 +268,9 @@ class RankGroup:
                 if NODE_PATTERN.search(str(error)):
                     self.lost_nodes.add(node)
             except RayError:
-                self.lost_nodes.add(node)
+                if not knocks[node].answered(end - time.monotonic()):
+                    self.lost_nodes.add(node)
+            knocks[node].close()
         return {rank for rank, node in nodes.items() if node in self.lost_nodes}
 
     # ---- ending

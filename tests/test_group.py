@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
 
 from raylaunch import group as group_module
 from raylaunch.errors import LaunchError
 from raylaunch.group import Member, RankGroup
+from raylaunch.knock import Knock
 from raylaunch.placement import Placement, Seat
 
 
@@ -28,6 +31,8 @@ class Answers:
 
 
 class FakeRay:
+    """Waits a moment for what never comes."""
+
     def wait(self, refs: list[Answers], num_returns: int, timeout: float) -> tuple[list[Answers], list[Answers]]:
         done = [ref for ref in refs if ref.ready_]
         if len(done) < num_returns:
@@ -35,6 +40,8 @@ class FakeRay:
         return done, [ref for ref in refs if not ref.ready_]
 
     def get(self, ref: Answers, timeout: float | None = None) -> Any:
+        if not ref.ready_:
+            raise GetTimeoutError
         if isinstance(ref.answer, Exception):
             raise ref.answer
         return ref.answer
@@ -103,3 +110,55 @@ def test_late_ranks_are_named() -> None:
     with pytest.raises(LaunchError, match=r"within 0.05 s \(missing ranks: 1\); deadlines.place allows more") as caught:
         group._await_processes(0.05, lambda: False)
     assert (caught.value.code, caught.value.retryable) == ("F08", True)
+
+
+LATE = Answers(True, ready=False)
+NODE_DIED = ActorDiedError(RayTaskError("ready", "The actor died because its node has died.", ValueError()))
+
+
+@pytest.fixture
+def open_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("agent", "host_answers", "lost"),
+    [
+        (Answers(True), True, False),
+        (Answers(True), False, False),
+        (LATE, True, False),
+        (LATE, False, True),
+        (Answers(ActorUnavailableError("no connection", None)), True, False),
+        (Answers(ActorUnavailableError("no connection", None)), False, True),
+        (Answers(DIED), False, False),
+        (Answers(NODE_DIED), True, True),
+    ],
+)
+def test_a_node_is_lost_if_it_takes_no_connection_either(
+    agent: Answers, host_answers: bool, lost: bool, open_port: int, closed_port: int
+) -> None:
+    group = group_of(Answers(None), agent=agent)
+    group.raylets = {"n": ("127.0.0.1", open_port if host_answers else closed_port)}
+    assert group.find_lost_nodes([0]) == ({0} if lost else set())
+    assert group.lost_nodes == ({"n"} if lost else set())
+
+
+@pytest.mark.parametrize("agent", [LATE, Answers(NODE_DIED)])
+def test_the_drivers_own_node_is_never_lost(agent: Answers) -> None:
+    assert group_of(Answers(None), agent=agent).find_lost_nodes([0]) == set()
+
+
+def test_a_host_that_neither_answers_nor_refuses_is_told_after_the_wait() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        with socket.create_connection(address):  # all that the server takes in: others get no answer
+            began = time.monotonic()
+            assert not Knock(*address).answered(0.2)
+            assert time.monotonic() - began >= 0.2
