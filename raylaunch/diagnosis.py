@@ -100,7 +100,7 @@ def cause_of_death(ray_message: str, log_tail: str, oom_kills: int) -> str:
         return "killed by the kernel: out of memory"
     if code:
         return f"exited with code {code.group(1)}: SIGKILL"
-    return "ended without a message (SIGKILL, or a crash outside Python)"
+    return "ended without a message (an exit, SIGKILL, or a crash outside Python)"
 
 
 def ended_by_watchdog(log_tail: str) -> bool:

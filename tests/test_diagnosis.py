@@ -109,7 +109,7 @@ RAY_SIGKILL = (
 @pytest.mark.parametrize(
     ("message", "log", "kills", "cause"),
     [
-        (RAY_SIGKILL, "", 0, "ended without a message (SIGKILL, or a crash outside Python)"),
+        (RAY_SIGKILL, "", 0, "ended without a message (an exit, SIGKILL, or a crash outside Python)"),
         (RAY_SIGKILL, "", 1, "killed by the kernel: out of memory"),
         (
             RAY_SIGKILL,
@@ -128,7 +128,7 @@ RAY_SIGKILL = (
         ("Task was killed due to the node running low on memory.", "", 0, "killed by Ray: the node ran low on memory"),
         ("Worker exit type: NODE_OUT_OF_MEMORY", "", 0, "killed by Ray: the node ran low on memory"),
         ("killed due to memory pressure (OOM)", "", 0, "killed by Ray: the node ran low on memory"),
-        ("", "", 0, "ended without a message (SIGKILL, or a crash outside Python)"),
+        ("", "", 0, "ended without a message (an exit, SIGKILL, or a crash outside Python)"),
     ],
 )
 def test_cause_of_death(message, log, kills, cause):
