@@ -111,7 +111,7 @@ class RankGate:
             rank=self.rank,
             step=self._step,
             error=type(error).__name__,
-            message=str(error) or repr(error),
+            message=str(error) if str(error).strip() else repr(error),
             code=error.code if isinstance(error, RankFault) else None,
             victim=lost_its_peers(error),
             traceback="".join(traceback.format_exception(error)),

@@ -178,7 +178,7 @@ def _observe_reported(group: RankGroup, rank: int, outcome: StepOutcome, tails: 
     if rank in outcome.failures:
         failure = outcome.failures[rank]
         fate = Fate.VICTIM if failure.victim else Fate.FAILED
-        first = failure.message.strip().splitlines()[0]
+        first = next(iter(failure.message.strip().splitlines()), "")
         return Observation(rank, fate, f"{failure.error}: {first}", failure.when, failure.step, failure.code)
     arrival = outcome.arrivals[rank]
     return Observation(rank, Fate.ARRIVED, f"arrived at {arrival.step}", arrival.arrived, arrival.step)

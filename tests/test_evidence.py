@@ -98,3 +98,8 @@ def test_what_a_victim_says_is_dropped_only_where_another_rank_says_why() -> Non
     assert explained(victim).ranks[0].traceback == "line of rank 0"
     error = explained(victim, Failure(1, None, "KeyError", "lm_head", traceback="line of rank 1"))
     assert (error.rank, error.ranks[0].traceback, error.ranks[1].traceback) == (1, "", "line of rank 1")
+
+
+@pytest.mark.parametrize("message", ["", " ", "\n"])
+def test_an_error_without_words_is_a_cause_all_the_same(message: str) -> None:
+    assert explained(Failure(1, None, "AssertionError", message)).rank == 1
