@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raylaunch.errors import CollectiveAborted, RankFault
+from actors.victims import lost_its_peers
+from raylaunch.errors import RankFault
 from raylaunch.protocol import Arrival, Facts, Failure, Gate, LaunchPlan, Release, RoundName, RoundPlan, Step
 
 
@@ -110,9 +111,9 @@ class RankGate:
             rank=self.rank,
             step=self._step,
             error=type(error).__name__,
-            message=str(error) or repr(error),
+            message=str(error) if str(error).strip() else repr(error),
             code=error.code if isinstance(error, RankFault) else None,
-            victim=isinstance(error, CollectiveAborted),
+            victim=lost_its_peers(error),
             traceback="".join(traceback.format_exception(error)),
             when=time.time(),
         )

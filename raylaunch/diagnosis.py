@@ -11,12 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raylaunch.protocol import Failure, Phase, Step
+from raylaunch.protocol import Phase, Step
 
-VICTIM_PATTERN = re.compile(
-    r"Connection (closed|reset) by peer|gloo|NCCL|DistBackendError|Socket Timeout|DistNetworkError|Broken pipe"
-    r"|Timed out waiting .* for (send|recv) operation"
-)
 NODE_PATTERN = re.compile(r"node (has |was )?(died|dead|failed|terminated)|its node")
 WAITING_PATTERN = re.compile(
     r"actors/communicator/|torch/distributed/|torch/cuda/(__init__|streams)\.py\", line \d+, in synchronize"
@@ -58,11 +54,6 @@ class Observation:
     step: Step | None = None
     code: str | None = None
     gates: int = 0
-
-
-def is_victim(failure: Failure) -> bool:
-    """Whether a rank's error only says that a peer did not answer."""
-    return failure.victim or (failure.code is None and bool(VICTIM_PATTERN.search(failure.message)))
 
 
 def root_cause(observations: Sequence[Observation]) -> Observation | None:
@@ -109,7 +100,7 @@ def cause_of_death(ray_message: str, log_tail: str, oom_kills: int) -> str:
         return "killed by the kernel: out of memory"
     if code:
         return f"exited with code {code.group(1)}: SIGKILL"
-    return "ended without a message (SIGKILL, or a crash outside Python)"
+    return "ended without a message (an exit, SIGKILL, or a crash outside Python)"
 
 
 def ended_by_watchdog(log_tail: str) -> bool:

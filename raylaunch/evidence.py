@@ -14,7 +14,6 @@ from raylaunch.diagnosis import (
     ended_by_watchdog,
     fault_code,
     inside_collective,
-    is_victim,
     may_help_to_retry,
     root_cause,
 )
@@ -58,15 +57,15 @@ def explain_failure(
         error.round, error.shape, error.iteration = where.round, where.shape, where.iteration
     if cause is not None:
         error.rank, error.code = cause.rank, fault_code(cause, phase)
+    proven = cause is not None and cause.fate in (Fate.DIED, Fate.FAILED)  # else a victim may know more than the cause
     for one in observations:
         failure = outcome.failures.get(one.rank)
-        is_cause = cause is not None and one.rank == cause.rank
         error.ranks.append(
             evidence_of(
                 group,
                 one.rank,
                 state=one.detail,
-                traceback=own_frames(failure.traceback) if failure and (is_cause or not is_victim(failure)) else "",
+                traceback=own_frames(failure.traceback) if failure and not (failure.victim and proven) else "",
                 stacks=own_frames(stacks.get(one.rank, "")),
                 log_tail=tails.get(one.rank, ""),
             )
@@ -178,8 +177,8 @@ def _observe_reported(group: RankGroup, rank: int, outcome: StepOutcome, tails: 
         return Observation(rank, Fate.DIED, cause_of_death(outcome.deaths[rank], log, kills))
     if rank in outcome.failures:
         failure = outcome.failures[rank]
-        fate = Fate.VICTIM if is_victim(failure) else Fate.FAILED
-        first = failure.message.strip().splitlines()[0]
+        fate = Fate.VICTIM if failure.victim else Fate.FAILED
+        first = next(iter(failure.message.strip().splitlines()), "")
         return Observation(rank, fate, f"{failure.error}: {first}", failure.when, failure.step, failure.code)
     arrival = outcome.arrivals[rank]
     return Observation(rank, Fate.ARRIVED, f"arrived at {arrival.step}", arrival.arrived, arrival.step)
@@ -194,10 +193,14 @@ def _observe_answering(rank: int, state: RankState, stack: str) -> Observation:
 
 
 def _observe_silent(group: RankGroup, rank: int, stacks: dict[int, str], tails: dict[int, str]) -> Observation:
-    """A rank that has not come and says nothing, on a node that answers."""
+    """A rank that has not come and says nothing, on a node that is there."""
     process, files = group.members[rank].process, _log_files(group, rank)
-    pid = process.pid if process else 0
-    states = group.ask_agent(rank, "process_states", [pid], default={pid: "?"})
+    if process is None:
+        return Observation(rank, Fate.SILENT, "its process has not started")
+    pid = process.pid
+    states = group.ask_agent(rank, "process_states", [pid])
+    if states is None:
+        return Observation(rank, Fate.SILENT, "does not answer, and neither does the agent of its node")
     if not states:
         tails[rank] = group.ask_agent(rank, "log_tail", files, default="")
         return Observation(rank, Fate.DIED, "its process is gone")

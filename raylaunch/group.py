@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from raylaunch.diagnosis import NODE_PATTERN
 from raylaunch.errors import LaunchError, shut_down
-from raylaunch.placement import STOP_LOOK_S, Placement, gpus_seen, release
+from raylaunch.knock import Knock
+from raylaunch.placement import STOP_LOOK_S, Placement, gpus_seen, other_raylets, release
 from raylaunch.protocol import Arrival, Failure, Release
 from raylaunch.teardown import Teardown, prove_ended
 
@@ -29,12 +30,14 @@ NODE_PROBE_S = 3.0
 
 @dataclass
 class Member:
-    """One rank: its specification, actor, process and the call that lives as long as the rank does."""
+    """One rank: its specification, actor, process and the call that lives as long as the rank does. ``ended`` says that
+    Ray has seen the process go before it had said which one it is."""
 
     spec: RankSpec
     actor: Any
     process: RankProcess | None = None
     boot: Any = None
+    ended: bool = False
 
     @property
     def rank(self) -> int:
@@ -72,22 +75,28 @@ class RankGroup:
     Attributes:
         agents: one per node, by node id.
         lost_nodes: ids of nodes that were found to answer no more; they are not asked again.
+        raylets: host and port of each other node's raylet, by node id; the driver's own node cannot be lost to it.
     """
 
     placement: Placement
     members: list[Member] = field(default_factory=list)
     agents: dict[str, Any] = field(default_factory=dict)
     lost_nodes: set[str] = field(default_factory=set)
+    raylets: dict[str, tuple[str, int]] = field(default_factory=dict)
 
-    def start(self, specs: Sequence[RankSpec], namespace: str, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Starts one actor per rank in its bundle and one agent per node.
+    def start(
+        self, specs: Sequence[RankSpec], namespace: str, stopped: Callable[[], bool] = lambda: False
+    ) -> StepOutcome:
+        """Starts one actor per rank in its bundle and one agent per node. The outcome is complete, or has the ranks
+        whose processes have died meanwhile.
 
         Raises:
-            LaunchError: one did not start, or ``stopped`` said that none is wanted any more.
+            LaunchError: one did not start for another reason, or ``stopped`` said that none is wanted any more.
         """
         from actors.node_agent import NodeAgentActor
         from actors.rank import RankActor
 
+        self.raylets = other_raylets()
         for spec in specs:
             seat = self.placement.seats[spec.rank]
             options = {
@@ -105,35 +114,50 @@ class RankGroup:
         for node_id in {seat.node_id for seat in self.placement.seats}:
             affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
             self.agents[node_id] = NodeAgentActor.options(scheduling_strategy=affinity).remote()
-        processes = self._await_processes(specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs), stopped)
-        for member, process in zip(self.members, processes, strict=True):
-            member.process = process
-        seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
-        for member in self.members:
-            member.boot = member.actor.boot.remote(seen[member.rank])
+        outcome = self._await_processes(specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs), stopped)
+        if outcome.complete:
+            processes = [member.process for member in self.members if member.process]
+            seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
+            for member in self.members:
+                member.boot = member.actor.boot.remote(seen[member.rank])
+        return outcome
 
-    def _await_processes(self, deadline_s: float, stopped: Callable[[], bool]) -> list[RankProcess]:
-        """Where each rank runs, in rank order, once all of them and the agents have said so."""
-        calls = [member.actor.whoami.remote() for member in self.members]
+    def _await_processes(self, deadline_s: float, stopped: Callable[[], bool]) -> StepOutcome:
+        """Waits until all ranks and agents have said where they run. After a failure the others get a moment more:
+        the end of a process can be proven only once it has said which one it is."""
+        calls = {member.actor.whoami.remote(): member for member in self.members}
         pending = [*(agent.ready.remote() for agent in self.agents.values()), *calls]
-        answers: dict[Any, Any] = {}
+        outcome, problem = StepOutcome(), None
         end = time.monotonic() + deadline_s
-        while pending:
+        while pending and (left := end - time.monotonic()) > 0:
             if stopped():
                 raise shut_down("PLACE")
-            if (left := end - time.monotonic()) <= 0:
-                late = ", ".join(str(rank) for rank, call in enumerate(calls) if call in pending) or "none"
-                text = f"actors did not start within {deadline_s:g} s (missing ranks: {late}); deadlines.place "
-                raise LaunchError(f"{text}allows more", "F08", "PLACE", retryable=True)
             done, pending = ray.wait(pending, num_returns=len(pending), timeout=min(left, STOP_LOOK_S))
-            try:
-                for ref in done:
-                    answers[ref] = ray.get(ref)
-            except RayError as error:
-                raise LaunchError(f"an actor could not be started: {error}", None, "PLACE") from None
-            for member, call in zip(self.members, calls, strict=True):
-                member.process = answers.get(call)  # also if others never answer: its end must be seen
-        return [answers[call] for call in calls]
+            for ref in done:
+                member = calls.get(ref)
+                try:
+                    answer = ray.get(ref)
+                except RayError as error:
+                    died = isinstance(error, ActorDiedError) and not error.actor_init_failed
+                    if member and died:
+                        member.ended, outcome.deaths[member.rank] = True, str(error)
+                    problem = problem or LaunchError(
+                        f"an actor could not be started: {error}", phase="PLACE", retryable=died
+                    )
+                    end = min(end, time.monotonic() + SPAWN_EACH_S)
+                else:
+                    if member:
+                        member.process = answer
+        if outcome.deaths:
+            outcome.pending = tuple(member.rank for member in self.members if not member.ended)
+            return outcome
+        if problem:
+            raise problem
+        if pending:
+            late = ", ".join(str(member.rank) for ref, member in calls.items() if ref in pending) or "none"
+            text = f"actors did not start within {deadline_s:g} s (missing ranks: {late})"
+            raise LaunchError(f"{text}; deadlines.place allows more", "F08", "PLACE", retryable=True)
+        return outcome
 
     # ---- stepping
 
@@ -177,8 +201,8 @@ class RankGroup:
 
     def ended(self, timeout_s: float) -> StepOutcome:
         """Waits up to ``timeout_s`` for a rank to end; the outcome has a failure or a death for each that did."""
-        boots = {member.boot: member.rank for member in self.members}
-        done, _ = ray.wait(list(boots), num_returns=1, timeout=timeout_s)
+        boots = {member.boot: member.rank for member in self.members if member.boot is not None}
+        done, _ = ray.wait(list(boots), num_returns=1, timeout=timeout_s) if boots else ([], [])
         if done:
             more, _ = ray.wait(list(boots), num_returns=len(boots), timeout=0)
             done = more or done
@@ -215,9 +239,9 @@ class RankGroup:
 
     def ask_agent(self, rank: int, method: str, *arguments: Any, timeout_s: float = 3.0, default: Any = None) -> Any:
         """Calls the agent of a rank's node; ``default`` if it does not answer."""
-        process = self.members[rank].process
-        agent = self.agents.get(process.node_id) if process else None
-        if process is None or agent is None or process.node_id in self.lost_nodes:
+        node = self.placement.seats[rank].node_id
+        agent = self.agents.get(node)
+        if agent is None or node in self.lost_nodes:
             return default
         try:
             return ray.get(getattr(agent, method).remote(*arguments), timeout=timeout_s)
@@ -225,9 +249,16 @@ class RankGroup:
             return default
 
     def find_lost_nodes(self, ranks: Sequence[int]) -> set[int]:
-        """Asks the nodes of these ranks whether they are there; the ranks whose nodes are not."""
-        nodes = {rank: process.node_id for rank in ranks if (process := self.members[rank].process)}
-        calls = {self.agents[node].ready.remote(): node for node in set(nodes.values()) - self.lost_nodes}
+        """Asks the nodes of these ranks whether they are there; the ranks whose nodes are not.
+
+        An agent that is late may only be busy, and Ray believes in a node that was cut off for a minute: what counts
+        then is whether the node still takes a connection.
+        """
+        nodes = {rank: self.placement.seats[rank].node_id for rank in ranks}
+        asked = (set(nodes.values()) & set(self.raylets)) - self.lost_nodes
+        calls = {self.agents[node].ready.remote(): node for node in asked}
+        knocks = {node: Knock(*self.raylets[node]) for node in asked}
+        end = time.monotonic() + NODE_PROBE_S
         if calls:
             ray.wait(list(calls), num_returns=len(calls), timeout=NODE_PROBE_S)
         for ref, node in calls.items():
@@ -237,7 +268,9 @@ class RankGroup:
                 if NODE_PATTERN.search(str(error)):
                     self.lost_nodes.add(node)
             except RayError:
-                self.lost_nodes.add(node)
+                if not knocks[node].answered(end - time.monotonic()):
+                    self.lost_nodes.add(node)
+            knocks[node].close()
         return {rank for rank, node in nodes.items() if node in self.lost_nodes}
 
     # ---- ending
@@ -256,7 +289,7 @@ class RankGroup:
         began = time.monotonic()
         for member in self.members:
             _kill(member.actor)
-        unseen = tuple(member.rank for member in self.members if member.process is None)
+        unseen = tuple(member.rank for member in self.members if not (member.process or member.ended))
         forced, left = prove_ended(self._processes(), self._existing, self._force, began + deadline_s)
         for agent in self.agents.values():
             _kill(agent)

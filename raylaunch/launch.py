@@ -16,6 +16,7 @@ from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.debug import core_file, debug_environment
 from raylaunch.driver import Driver, StepListener
 from raylaunch.errors import LaunchError
+from raylaunch.evidence import explain_failure
 from raylaunch.group import RankGroup
 from raylaunch.model_check import check_device
 from raylaunch.placement import (
@@ -98,12 +99,14 @@ def launch(
                 _meets_driver(placement)
             with span(report, "actors"):
                 specs = specs_of(config, placement, name, device, program, sockets)
-                group.start(specs, config.placement.namespace, stopped)
+                started = group.start(specs, config.placement.namespace, stopped)
             report.places = [
                 RankPlace(member.rank, member.process.address, member.process.pid, device)
                 for member in group.members
                 if member.process
             ]
+            if not started.complete:
+                raise explain_failure(group, started, None, Phase.PLACE, 0.0)
             arrivals = Driver(group, Protocol(plan_of(config)), config, report, listener, stopped).run()
         report.ready = time.time()
         return Launched(group, report, arrivals[0].offer)

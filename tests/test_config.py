@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,12 @@ def test_defaults_of_every_section():
             "placement.resources_per_rank.CPU",
             0,
             "greater than 0",
+        ),
+        (
+            {"placement": {"resources_per_rank": {"CPU": math.inf}}},
+            "placement.resources_per_rank.CPU",
+            math.inf,
+            "finite number",
         ),
         ({"deadlines": {"register": -1}}, "deadlines.register", -1, "greater than 0"),
         ({"deadlines": {"stretch": 0.5}}, "deadlines.stretch", 0.5, "greater than or equal to 1"),
@@ -232,6 +239,7 @@ def test_override(override, value):
         ("=3", "--set", "must be KEY=VALUE"),
         ("capture..x=3", "--set", "must be KEY=VALUE"),
         ("capture.prefill_tokens=[1", "capture.prefill_tokens", "not readable as a YAML value"),
+        ("capture={enabled: true, enabled: false}", "capture", "the key enabled is repeated"),
         ("capture.enabeld=true", "capture.enabeld", "did you mean 'enabled'?"),
         ("restarts=many", "restarts", "valid integer"),
     ],
@@ -270,6 +278,8 @@ def test_a_hub_name_is_left_alone(tmp_path):
     [
         (b"model: [", "not readable as YAML"),
         (b"\xff\xfe\xfa", "not readable as YAML"),
+        (b"model: {path: m}\nserve:\n  port: 1\n  host: h\n  port: 2\n", "the key port is repeated"),
+        (b"model: {path: m}\nrestarts: 1\nrestarts: 2\n", "line 3"),
         (b"- 1\n", "must hold a mapping of sections"),
         (b"", "must hold a mapping of sections"),
         (b"1: 2\nmodel: {path: m}\n", "keys should be strings"),
@@ -283,6 +293,12 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, text):
         LaunchConfig.from_yaml(file)
     assert text in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def test_what_is_merged_in_may_be_replaced(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model: {path: m}\nserve: {<<: {port: 1}, port: 2}\n")
+    assert LaunchConfig.from_yaml(file).serve.port == 2
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "qwen-0.5b"])

@@ -11,11 +11,10 @@ from raylaunch.diagnosis import (
     ended_by_watchdog,
     fault_code,
     inside_collective,
-    is_victim,
     may_help_to_retry,
     root_cause,
 )
-from raylaunch.protocol import Failure, Phase
+from raylaunch.protocol import Phase
 
 DIED, FAILED, SILENT, HUNG, VICTIM, WAITING, ARRIVED = Fate
 
@@ -65,29 +64,6 @@ def test_a_healthy_rank_is_not_blamed_because_it_spoke_first(culprit):
 
 
 @pytest.mark.parametrize(
-    ("message", "code", "victim"),
-    [
-        ("Connection closed by peer [127.0.0.1]:4711", None, True),
-        ("[../gloo/transport/tcp/pair.cc:553] Connection reset by peer", None, True),
-        ("Timed out waiting 60000ms for recv operation to complete", None, True),
-        ("NCCL error: remote process exited", None, True),
-        ("[Errno 32] Broken pipe", None, True),
-        ("Socket Timeout", None, True),
-        ("Timed out waiting for the lock", None, False),
-        ("CUDA out of memory", None, False),
-        ("index out of range", None, False),
-        ("gloo cannot bind port 29500: in use", "F10", False),
-    ],
-)
-def test_is_victim(message, code, victim):
-    assert is_victim(Failure(0, None, "RuntimeError", message, code=code)) is victim
-
-
-def test_a_rank_that_says_it_is_a_victim_is_one():
-    assert is_victim(Failure(0, None, "CollectiveAborted", "rank 1 never came", victim=True))
-
-
-@pytest.mark.parametrize(
     ("fate", "phase", "code"),
     [
         (DIED, Phase.CONNECT, "F06"),
@@ -133,7 +109,7 @@ RAY_SIGKILL = (
 @pytest.mark.parametrize(
     ("message", "log", "kills", "cause"),
     [
-        (RAY_SIGKILL, "", 0, "ended without a message (SIGKILL, or a crash outside Python)"),
+        (RAY_SIGKILL, "", 0, "ended without a message (an exit, SIGKILL, or a crash outside Python)"),
         (RAY_SIGKILL, "", 1, "killed by the kernel: out of memory"),
         (
             RAY_SIGKILL,
@@ -152,7 +128,7 @@ RAY_SIGKILL = (
         ("Task was killed due to the node running low on memory.", "", 0, "killed by Ray: the node ran low on memory"),
         ("Worker exit type: NODE_OUT_OF_MEMORY", "", 0, "killed by Ray: the node ran low on memory"),
         ("killed due to memory pressure (OOM)", "", 0, "killed by Ray: the node ran low on memory"),
-        ("", "", 0, "ended without a message (SIGKILL, or a crash outside Python)"),
+        ("", "", 0, "ended without a message (an exit, SIGKILL, or a crash outside Python)"),
     ],
 )
 def test_cause_of_death(message, log, kills, cause):

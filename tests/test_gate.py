@@ -89,6 +89,7 @@ def test_a_release_from_another_gate_is_refused_and_the_rank_stays(pool):
         (CollectiveAborted("F08", "rank 1 left"), "F08", True, "rank 1 left"),
         (KeyError("lm_head"), None, False, "'lm_head'"),
         (ValueError(), None, False, "ValueError()"),
+        (AssertionError(" "), None, False, "AssertionError(' ')"),
     ],
 )
 def test_a_failure_wakes_the_driver_and_says_what_it_was(pool, error, code, victim, message):

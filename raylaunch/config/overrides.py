@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from raylaunch.config.files import parse_yaml
 from raylaunch.errors import ConfigError
 
 BY_KIND = ("engine", "communicator")  # sections that may be written as their kind: ``engine: reference``
@@ -21,7 +22,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         if not separator or not all(path):
             raise ConfigError("--set", item, "must be KEY=VALUE, such as capture.prefill_tokens=[128,1032]")
         try:
-            value = yaml.safe_load(text)
+            value = parse_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(key, text, f"not readable as a YAML value: {error}") from None
         section = result

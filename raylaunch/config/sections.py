@@ -205,7 +205,7 @@ class PlacementConfig(Section):
     """
 
     strategy: Literal["auto", "STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"] = "auto"
-    resources_per_rank: dict[str, Annotated[Float, Field(gt=0)]] = Field(default_factory=dict)
+    resources_per_rank: dict[str, Annotated[Float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     placement_group: str | None = None
     address: str | None = None
     namespace: str = "raylaunch"
