@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ import ray
 import ray._private.worker
 
 from raylaunch.errors import LaunchError
+from raylaunch.joining import head_of
 from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -152,13 +153,14 @@ def abandoned() -> bool:
     return _ABANDONED.is_set()
 
 
-def enter(address: str | None, cpus: float, namespace: str) -> RaySession:
+def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[], bool] = lambda: False) -> RaySession:
     """Uses the session of this process, else joins ``address`` or ``RAY_ADDRESS``, else starts a private cluster.
 
     Args:
         cpus: what a private cluster must offer; more than the machine has are only a number. Ray finds GPUs by itself.
+        stopped: asked all the time whether nobody wants the session any more.
     Raises:
-        LaunchError: no cluster answers at the address.
+        LaunchError: no cluster answers at the address, or ``stopped`` said so.
     """
     if ray.is_initialized():
         session = RaySession()
@@ -170,7 +172,8 @@ def enter(address: str | None, cpus: float, namespace: str) -> RaySession:
         with _callers_sigterm():
             if target:
                 _require_listener(target)
-                ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level="ERROR")
+                found = target if "://" in target or target == "local" else head_of(target, stopped)
+                ray.init(address=found, namespace=namespace, log_to_driver=False, logging_level="ERROR")
             else:
                 _private_token(session)
                 with _workers_at_nice_0():
@@ -185,6 +188,8 @@ def enter(address: str | None, cpus: float, namespace: str) -> RaySession:
                     )
             session._entered()
         _no_worker_lines()
+    except LaunchError:  # stopped
+        raise
     except Exception as error:  # of no class of its own where a busy machine starts Ray too slowly
         with contextlib.suppress(Exception):
             session.close()

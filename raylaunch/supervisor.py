@@ -89,7 +89,8 @@ class Supervisor:
         self.condition = Condition.LAUNCHING
         try:
             cpus = request_for(self.config, self.config.engine.device).cpus  # as many wherever `auto` leads
-            self._session = enter(self.config.placement.address, cpus, self.config.placement.namespace)
+            placement = self.config.placement
+            self._session = enter(placement.address, cpus, placement.namespace, self._stopping.is_set)
             self._ray_span = Span("Ray session", began, time.time())
             self._launch(began)
         except BaseException as error:

@@ -272,3 +272,36 @@ def test_a_launch_without_ray_says_so_and_is_not_tried_again(monkeypatch: pytest
         kept.keeper.start()
     assert caught.value.code == "F15"
     assert "Ray's head is gone" in kept.keeper.health(0).reason
+
+
+@pytest.mark.parametrize("says", ["ray.wait", "the session"])
+def test_an_engine_whose_ray_is_shut_down_fails_and_starts_none(monkeypatch: pytest.MonkeyPatch, says: str) -> None:
+    """Ray's calls end the thread that made them, or start a new session."""
+    group, session = ScriptedGroup(PLAN), Gone()
+    kept = Kept(monkeypatch, group)
+    monkeypatch.setattr(supervisor, "enter", lambda *_: session)
+    kept.keeper.start()
+    assert kept.keeper.health(0, ask_ranks=False).ready
+    if says == "the session":
+        session.why = "Ray was shut down"
+    monkeypatch.setattr(group, "ended", raising(SystemExit("Ray was shut down")))
+    kept.wait_for(Condition.FAILED, restarts_left=1)
+    monkeypatch.setattr(group, "states", raising(SystemExit("never asked")))
+    assert "Ray was shut down" in kept.keeper.health(0).reason
+    assert "Ray was shut down" in kept.told[-1].summary
+    kept.keeper.stop()
+
+
+def test_health_asks_no_rank_in_another_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    group, session = ScriptedGroup(PLAN), Gone()
+    kept = Kept(monkeypatch, group)
+    monkeypatch.setattr(supervisor, "enter", lambda *_: session)
+    kept.keeper.start()
+    monkeypatch.setattr(supervisor.Supervisor, "_watch_until_lost_for_good", lambda _: None)
+    monkeypatch.setattr(session, "current", lambda: False)
+    session.why = "Ray was shut down"
+    monkeypatch.setattr(group, "states", raising(AssertionError("asked")))
+    health = kept.keeper.health(0)
+    assert not health.ready
+    assert "Ray was shut down" in health.reason
+    kept.keeper.stop()
