@@ -29,6 +29,7 @@ GRACE_S = 0.3
 NODE_PROBE_S = 3.0
 CLOSE_MARGIN_S = 8.0  # on top of the proof's deadline: a placement group is waited for, too
 CLOSE_LOOK_S = 0.1
+HEADLESS_S = 3.0  # in which agents of a cluster that goes on without its head can kill ranks
 
 
 @dataclass
@@ -269,7 +270,7 @@ class RankGroup:
                 if closing.done(CLOSE_LOOK_S):
                     done: Teardown = closing.result()
                     return done
-                if self.session.lost():
+                if self.session.lost() and (self.session.started or time.monotonic() > began + HEADLESS_S):
                     break
             self.session.abandon(self._pids() if self.session.started else ())
         left, unseen = tuple(self._pids()), self._unseen()
