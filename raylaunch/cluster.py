@@ -13,25 +13,32 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import psutil
 import ray
+import ray._private.worker
 
 from raylaunch.config.address import cluster_to_join
 from raylaunch.errors import LaunchError
+from raylaunch.joining import head_of
 from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 AGENT_GRACE_S = 1.0
 CONNECT_S = 5.0
+LOOK_S = 1.0
+RELEASE_PATIENCE_S = 2.0
 _ABANDONED = threading.Event()
+_LOCK = threading.Lock()
+_OPEN: list[RaySession] = []
 
 
-@dataclass
+@dataclass(eq=False)
 class RaySession:
     """How this process came to its Ray session, and what must be undone.
 
@@ -44,15 +51,30 @@ class RaySession:
     joined: bool = False
     _token_folder: str = ""
     _head: tuple[str, int] | None = None
+    _worker: bytes = b""  # Ray's id of this process, another one after every ray.init
+    _refused_since: float | None = None
 
     def close(self) -> None:
-        """Leaves or ends the session if it is ours; the caller's is left alone. May be called twice."""
-        if self.broken():
-            self.abandon()
-        ours = _private_processes() if self.started else []
-        if self.started or self.joined:
-            ray.shutdown()
-        _end(ours)
+        """Leaves or ends the session if it is ours; the caller's is left alone. May be called twice.
+
+        Another engine of this process that uses the session too goes on, and inherits what is to be undone.
+        """
+        with _LOCK:
+            if self in _OPEN:
+                _OPEN.remove(self)
+            heir = next((one for one in _OPEN if one._worker == self._worker), None)
+            if heir is not None:
+                if self.started or self.joined:
+                    heir.started, heir.joined, heir._token_folder = self.started, self.joined, self._token_folder
+                self.started, self.joined, self._token_folder = False, False, ""
+                return
+        if (self.started or self.joined) and self.current():
+            if self._refuses():
+                self.abandon()
+            else:
+                ours = _private_processes() if self.started else []
+                ray.shutdown()
+                _end(ours)
         self.started = self.joined = False
         if self._token_folder:
             shutil.rmtree(self._token_folder, ignore_errors=True)
@@ -63,20 +85,50 @@ class RaySession:
                 os.environ.pop(name, None)
             _forget_token()
 
-    def broken(self) -> bool:
-        """Whether the private cluster has lost its head: a SIGTERM to a whole service is sent to Ray's processes too.
+    def current(self) -> bool:
+        """Whether this process still is in the session. Where it is not, most calls of Ray would start a new one."""
+        return not self._worker or (ray.is_initialized() and _worker_id() == self._worker)
 
-        The head may need ten seconds to end then, and answers nobody meanwhile: its port is closed at once.
+    def lost(self, patience_s: float = RELEASE_PATIENCE_S) -> str:
+        """Why the session is no more; "" while it is there or nobody can tell.
+
+        Asks nothing of Ray, which waits for its head for a minute and then ends this process. A head that ends, such
+        as by a SIGTERM to a whole service, closes its port at once, though it may need ten seconds more.
+
+        Args:
+            patience_s: how long the head of a cluster that is not ours may refuse connections: it may be restarted.
         """
-        if not self.started or self._head is None:
+        if not self.current():
+            return "Ray was shut down in this process, and with it the session that the ranks ran in"
+        if not self._refuses():
+            self._refused_since = None
+            return ""
+        now = time.monotonic()
+        self._refused_since = self._refused_since or now
+        if not self.started and now - self._refused_since < patience_s:
+            return ""
+        host, port = self._head or ("", 0)
+        return f"Ray's head is gone: nobody listens at {host}:{port} any more"
+
+    def _refuses(self) -> bool:
+        if self._head is None:
             return False
         try:
-            socket.create_connection(self._head, timeout=CONNECT_S).close()
+            socket.create_connection(self._head, timeout=LOOK_S).close()
         except ConnectionRefusedError:
             return True
         except OSError:
             return False
         return False
+
+    def _entered(self) -> None:
+        """Learns which session it is."""
+        self._worker = _worker_id()
+        with contextlib.suppress(Exception):  # not known to a process that reaches its cluster through Ray Client
+            host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+            self._head = (host.strip("[]"), int(port))
+        with _LOCK:
+            _OPEN.append(self)
 
     def abandon(self, pids: Iterable[int] = ()) -> None:
         """Leaves Ray without asking it: for a cluster that does not answer, which Ray would wait a minute for.
@@ -102,24 +154,29 @@ def abandoned() -> bool:
     return _ABANDONED.is_set()
 
 
-def enter(address: str | None, cpus: float, namespace: str) -> RaySession:
+def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[], bool] = lambda: False) -> RaySession:
     """Uses the session of this process, else joins ``address`` or ``RAY_ADDRESS``, else starts a private cluster.
 
     Args:
         cpus: what a private cluster must offer; more than the machine has are only a number. Ray finds GPUs by itself.
+        stopped: asked all the time whether nobody wants the session any more.
     Raises:
         ConfigError: the address is one of Ray Client.
-        LaunchError: no cluster answers at the address.
+        LaunchError: no cluster answers at the address, or ``stopped`` said so.
     """
     if ray.is_initialized():
-        return RaySession()
+        session = RaySession()
+        session._entered()
+        return session
     target = cluster_to_join(address)
     session = RaySession(joined=bool(target), started=not target)
     try:
         with _callers_sigterm():
             if target:
                 _require_listener(target)
-                ray.init(address=target, namespace=namespace, log_to_driver=False, logging_level="ERROR")
+                ray.init(
+                    address=head_of(target, stopped), namespace=namespace, log_to_driver=False, logging_level="ERROR"
+                )
             else:
                 _private_token(session)
                 with _workers_at_nice_0():
@@ -132,9 +189,10 @@ def enter(address: str | None, cpus: float, namespace: str) -> RaySession:
                         logging_level="ERROR",
                         object_store_memory=100 << 20,
                     )
-            host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-            session._head = (host.strip("[]"), int(port))
+            session._entered()
         _no_worker_lines()
+    except LaunchError:  # stopped
+        raise
     except Exception as error:  # of no class of its own where a busy machine starts Ray too slowly
         with contextlib.suppress(Exception):
             session.close()
@@ -161,6 +219,10 @@ def _workers_at_nice_0() -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
+
+
+def _worker_id() -> bytes:
+    return bytes(getattr(ray._private.worker.global_worker, "worker_id", b""))
 
 
 def _require_listener(address: str) -> None:
@@ -235,7 +297,5 @@ def _forget_token() -> None:
 
 def _no_worker_lines() -> None:
     """Keeps Ray from printing workers' and raylets' lines among ours: the report and the errors say what happened."""
-    import ray._private.worker
-
     if hasattr(ray._private.worker, "_worker_logs_enabled"):
         ray._private.worker._worker_logs_enabled = False

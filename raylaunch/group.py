@@ -12,6 +12,8 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from raylaunch.background import Background
+from raylaunch.cluster import RaySession
 from raylaunch.diagnosis import NODE_PATTERN
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.knock import Knock
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
 GRACE_S = 0.3
 NODE_PROBE_S = 3.0
+CLOSE_MARGIN_S = 8.0  # on top of the proof's deadline: a placement group is waited for, too
+CLOSE_LOOK_S = 0.1
+HEADLESS_S = 3.0  # in which agents of a cluster that goes on without its head can kill ranks
 
 
 @dataclass
@@ -76,6 +81,7 @@ class RankGroup:
         agents: one per node, by node id.
         lost_nodes: ids of nodes that were found to answer no more; they are not asked again.
         raylets: host and port of each other node's raylet, by node id; the driver's own node cannot be lost to it.
+        session: that the group runs in.
     """
 
     placement: Placement
@@ -83,6 +89,7 @@ class RankGroup:
     agents: dict[str, Any] = field(default_factory=dict)
     lost_nodes: set[str] = field(default_factory=set)
     raylets: dict[str, tuple[str, int]] = field(default_factory=dict)
+    session: RaySession = field(default_factory=RaySession)
 
     def start(
         self, specs: Sequence[RankSpec], namespace: str, stopped: Callable[[], bool] = lambda: False
@@ -285,22 +292,47 @@ class RankGroup:
 
     def close(self, deadline_s: float) -> Teardown:
         """Ends every process, proves it, and removes what was made. May be called at any time, more than once. What
-        Ray refuses meanwhile is not raised: it is what could not be proven."""
+        Ray refuses meanwhile is not raised: it is what could not be proven.
+
+        Where Ray's head is gone, whose answer some of its calls await for ever, the session is abandoned.
+        """
         began = time.monotonic()
-        for member in self.members:
+        if self.session.current():
+            closing = Background(lambda: self._close(deadline_s))
+            while time.monotonic() < began + deadline_s + CLOSE_MARGIN_S:
+                if closing.done(CLOSE_LOOK_S):
+                    done: Teardown = closing.result()
+                    return done
+                if self.session.lost() and (self.session.started or time.monotonic() > began + HEADLESS_S):
+                    break
+            self.session.abandon(self._pids() if self.session.started else ())
+        left, unseen = tuple(self._pids()), self._unseen()
+        count, self.members, self.agents = len(self.members), [], {}
+        return Teardown(count, left=left, unseen=unseen, seconds=time.monotonic() - began)
+
+    def _close(self, deadline_s: float) -> Teardown:
+        began = time.monotonic()
+        members, agents = self.members, self.agents
+        for member in members:
             _kill(member.actor)
-        unseen = tuple(member.rank for member in self.members if not (member.process or member.ended))
+        unseen = self._unseen()
         forced, left = prove_ended(self._processes(), self._existing, self._force, began + deadline_s)
-        for agent in self.agents.values():
+        for agent in agents.values():
             _kill(agent)
         removed = 0
         if self.placement.owned:
             with contextlib.suppress(RayError):
                 removed = 1 if release(self.placement.group) else 0
             self.placement.owned = False
-        done = Teardown(len(self.members), removed, forced, left, unseen, time.monotonic() - began)
+        done = Teardown(len(members), removed, forced, left, unseen, time.monotonic() - began)
         self.members, self.agents = [], {}
         return done
+
+    def _pids(self) -> list[int]:
+        return [member.process.pid for member in self.members if member.process]
+
+    def _unseen(self) -> tuple[int, ...]:
+        return tuple(member.rank for member in self.members if not (member.process or member.ended))
 
     def _processes(self) -> dict[str, set[int]]:
         """The ranks' processes by the id of their node."""

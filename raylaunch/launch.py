@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
+from raylaunch.cluster import RaySession
 from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.debug import core_file, debug_environment
 from raylaunch.driver import Driver, StepListener
@@ -70,6 +71,7 @@ def launch(
     sockets: SglangSockets | None = None,
     avoid: set[str] | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    session: RaySession | None = None,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
@@ -81,6 +83,7 @@ def launch(
         sockets: where the engine ``sglang`` meets its tokenizer and detokenizer.
         avoid: ids of nodes not to use if others do; nodes that this launch finds lost are added.
         stopped: asked all the time whether the launch is wanted no more.
+        session: that this process is in, abandoned if its head is found to be gone.
     Raises:
         LaunchError: with its cause and evidence, or because it was stopped; everything that was made has been given
             back.
@@ -92,7 +95,7 @@ def launch(
         check_device(config, device)
         placement = place(config, request_for(config, device), name, given, avoid or (), stopped)
         placement.gpus_per_rank = gpus_per_rank(config, device)
-    group = RankGroup(placement)
+    group = RankGroup(placement, session=session or RaySession())
     try:
         with _ray_errors_named():
             if sockets is not None:

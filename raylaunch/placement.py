@@ -17,6 +17,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from raylaunch.background import Background
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, shut_down
 
@@ -357,8 +358,13 @@ def _bundle_nodes(group: PlacementGroup) -> list[tuple[int, str, str]]:
 
 def release(group: PlacementGroup, deadline_s: float = 5.0) -> bool:
     """Removes a placement group and waits until Ray says that it is gone; False at the deadline."""
-    remove_placement_group(group)
     end = time.monotonic() + deadline_s
+    removing = Background(lambda: _removed(group, end))  # Ray's own calls wait for its head for ever
+    return removing.done(deadline_s) and bool(removing.result())
+
+
+def _removed(group: PlacementGroup, end: float) -> bool:
+    remove_placement_group(group)
     while time.monotonic() < end:
         if placement_group_table(group).get("state") in ("REMOVED", None):
             return True

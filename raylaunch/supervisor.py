@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from ray.util.placement_group import PlacementGroup
 
 from raylaunch.background import Background
-from raylaunch.cluster import RaySession, enter
+from raylaunch.cluster import RELEASE_PATIENCE_S, RaySession, enter
 from raylaunch.config import LaunchConfig
 from raylaunch.driver import StepListener
 from raylaunch.errors import LaunchError, launch_error, shut_down
@@ -27,7 +28,7 @@ from raylaunch.sglang.sockets import SglangSockets
 WATCH_S = 0.5
 ASK_EVERY_S = 5.0
 STOP_S = 2.0
-CLOSE_MARGIN_S = 2.0
+HEAD_BACK_S = 30.0  # how long ranks may serve without the head of a cluster; Ray ends this process after 60 s
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ class Supervisor:
         self.condition = Condition.LAUNCHING
         try:
             cpus = request_for(self.config, self.config.engine.device).cpus  # as many wherever `auto` leads
-            self._session = enter(self.config.placement.address, cpus, self.config.placement.namespace)
+            placement = self.config.placement
+            self._session = enter(placement.address, cpus, placement.namespace, self._stopping.is_set)
             self._ray_span = Span("Ray session", began, time.time())
             self._launch(began)
         except BaseException as error:
@@ -112,36 +114,39 @@ class Supervisor:
             launched, self._launched = self._launched, None
         if launched is not None:
             try:
-                if not self._broken():
+                if not self._gone():
                     launched.group.stop(min(STOP_S, self.config.deadlines.shutdown))
             finally:
-                self._close(launched.group)
+                launched.group.close(self.config.deadlines.shutdown)
         if self.condition is not Condition.FAILED:
             self.condition = Condition.STOPPED
         self._leave()
 
     def _await_others(self) -> None:
         """Waits until nobody launches or watches the group any more; a cluster that is broken may keep them long."""
-        while not self._idle.wait(WATCH_S) and not self._broken():
+        while not self._idle.wait(WATCH_S) and not self._gone():
             pass
         if self._watcher is not None and self._watcher is not threading.current_thread():
-            while self._watcher.is_alive() and not self._broken():
+            while self._watcher.is_alive() and not self._gone():
                 self._watcher.join(WATCH_S)
 
     def health(self, requests: int, ask_ranks: bool = True) -> Health:
         """How the group is; asks the ranks if it runs. Never raises."""
         launched = self._launched
         ranks: tuple[RankHealth, ...] = ()
-        if launched is not None and ask_ranks:
+        gone = "" if self._session is None or self._session.current() else self._gone()
+        if launched is not None and ask_ranks and not gone:
             numbers = [member.rank for member in launched.group.members]
-            states = launched.group.states(numbers, timeout_s=1.0)
+            states: dict[int, Any] = {}
+            with contextlib.suppress(Exception, SystemExit):  # Ray's, where it is shut down meanwhile
+                states = launched.group.states(numbers, timeout_s=1.0)
             ranks = tuple(
                 RankHealth(rank, True, states[rank].activity, states[rank].counters)
                 if rank in states
                 else RankHealth(rank, False, "does not answer", {})
                 for rank in numbers
             )
-        silent = next((f"rank {rank.rank} does not answer" for rank in ranks if not rank.answers), "")
+        silent = gone or next((f"rank {rank.rank} does not answer" for rank in ranks if not rank.answers), "")
         ready = self.condition is Condition.READY and not silent and not self._stall.reason
         reason = "" if ready else self.error.headline() if self.error else silent or self._stall.reason
         reason = reason or ("" if ready else self.condition.value)
@@ -159,18 +164,31 @@ class Supervisor:
             try:
                 launched = launch(
                     self.config, self.report, self.listener, self.given, self.config.engine.kind, self._sockets,
-                    avoid=self._lost_nodes, stopped=self._stopping.is_set,
+                    avoid=self._lost_nodes, stopped=self._wanted_no_more, session=self._session,
                 )  # fmt: skip
                 self._hand_over(launched)
                 break
-            except LaunchError as error:
-                if not self._may_retry(error):
+            except (Exception, SystemExit) as error:
+                self._blame_ray(error)
+                if not isinstance(error, LaunchError) or not self._may_retry(error):
                     raise
                 self.error, attempt, began = error, attempt + 1, time.time()
         with self._lock:
             self._launched = launched
         self._stall = Stall(self.config.deadlines.health, self.config.deadlines.collective)
         self.condition, self.error = Condition.READY, None
+
+    def _wanted_no_more(self) -> bool:
+        return self._stopping.is_set() or bool(self._gone())
+
+    def _blame_ray(self, error: BaseException) -> None:
+        """Raises that Ray is gone if that is why a launch ended with ``error``, whatever it says itself."""
+        if self._stopping.is_set() or not (why := self._gone()):
+            return
+        assert self._session is not None
+        if isinstance(error, Exception) or not self._session.current():  # else a signal's SystemExit, which goes first
+            phase, teardown = (error.phase, error.teardown) if isinstance(error, LaunchError) else ("", "")
+            raise LaunchError(why, "F15", phase, teardown=teardown) from error
 
     def _hand_over(self, launched: Launched) -> None:
         """Lets the group's user take it, and watches meanwhile. If that fails the group is torn down."""
@@ -179,7 +197,7 @@ class Supervisor:
             with span(self.report, "first request", Phase.VERIFY):
                 handing = Background(lambda: self.on_up(launched.offer))
                 while not handing.done(WATCH_S):
-                    if self._stopping.is_set():
+                    if self._wanted_no_more():
                         raise shut_down(Phase.VERIFY.name)
                     outcome = group.ended(0)
                     if not outcome.complete:
@@ -213,7 +231,7 @@ class Supervisor:
     def _watch(self) -> None:
         try:
             self._watch_until_lost_for_good()
-        except Exception as error:  # whatever it is, nobody may go on waiting for a group that nobody keeps
+        except BaseException as error:  # whatever it is, nobody may go on waiting for a group that nobody keeps
             log.exception("the group cannot be kept any more")
             self._give_up(launch_error(error, Phase.SERVE.name))
 
@@ -221,18 +239,19 @@ class Supervisor:
         asked = time.monotonic()
         while not self._stopping.is_set() and self._launched is not None:
             group = self._launched.group
+            if why := self._gone(HEAD_BACK_S):
+                self._give_up(LaunchError(why, "F15", Phase.SERVE.name))
+                return
             try:
                 outcome = group.ended(WATCH_S)
                 if outcome.complete and time.monotonic() - asked > ASK_EVERY_S:
                     outcome = self._ask(outcome)
                     asked = time.monotonic()
-            except Exception as error:  # Ray itself is gone: nothing can be watched or torn down any more
-                self._fail(LaunchError(f"the Ray session ended: {error}", "F15", Phase.SERVE.name))
+            except (Exception, SystemExit) as error:  # the second where Ray is shut down meanwhile
+                why = self._gone() or f"the Ray session ended: {type(error).__name__}: {error}"
+                self._give_up(LaunchError(why, "F15", Phase.SERVE.name))
                 return
             if self._stopping.is_set():
-                return
-            if self._broken():
-                self._fail(LaunchError("the private Ray cluster has ended", "F15", Phase.SERVE.name))
                 return
             if (failure := self.failure()) is not None:
                 self._give_up(failure)
@@ -262,6 +281,9 @@ class Supervisor:
         self._tell_down(self.error)  # callers need not wait for the explanation
         error = self._explained(group, outcome, Phase.SERVE)
         torn_down = self._tear_down(error)
+        if why := self._gone():
+            error = LaunchError(f"{why}; {error.summary.splitlines()[0]}", "F15", error.phase, teardown=error.teardown)
+            torn_down = False
         error.retryable = True
         self.error = error
         self.failures.append((time.time(), error))
@@ -308,20 +330,8 @@ class Supervisor:
         except Exception:  # the user's own: the group must be ended and rebuilt all the same
             log.exception("the group's user could not be told of its loss")
 
-    def _close(self, group: RankGroup) -> None:
-        """Ends the group, unless Ray has ended before it: a SIGTERM to a whole service reaches Ray's processes too."""
-        deadline = self.config.deadlines.shutdown
-        pids = [member.process.pid for member in group.members if member.process]
-        closing = threading.Thread(target=group.close, args=(deadline,), daemon=True)
-        closing.start()
-        end = time.monotonic() + deadline + CLOSE_MARGIN_S
-        while closing.is_alive() and time.monotonic() < end and not self._broken():
-            closing.join(0.1)
-        if closing.is_alive() and self._session is not None:
-            self._session.abandon(pids if self._session.started else ())
-
-    def _broken(self) -> bool:
-        return self._session is not None and self._session.broken()
+    def _gone(self, patience_s: float = RELEASE_PATIENCE_S) -> str:
+        return self._session.lost(patience_s) if self._session is not None else ""
 
     def _leave(self) -> None:
         if self._session is not None:

@@ -125,7 +125,7 @@ def test_a_loss_that_cannot_be_explained_is_made_good_all_the_same(monkeypatch: 
 def test_a_watcher_that_raises_ends_in_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     group = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, group)
-    monkeypatch.setattr(RaySession, "broken", raising(OSError("too many open files")))
+    monkeypatch.setattr(RaySession, "lost", raising(OSError("too many open files")))
     kept.keeper.start()
     kept.wait_for(Condition.FAILED, restarts_left=1)
     assert "too many open files" in kept.keeper.health(0).reason
@@ -245,3 +245,63 @@ def test_a_stop_from_within_the_launch_ends_it(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(LaunchError, match="shut down"):
         kept.keeper.start()
     assert kept.keeper.condition is Condition.STOPPED
+
+
+class Gone(RaySession):
+    """A session that the test ends."""
+
+    why = ""
+
+    def lost(self, patience_s: float = 0.0) -> str:
+        return self.why
+
+
+@pytest.mark.parametrize("error", [LaunchError("rank 0 died", "F07", "LOAD", retryable=True), RuntimeError("no head")])
+def test_a_launch_without_ray_says_so_and_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    session = Gone()
+
+    def loses_ray(stopped: Callable[[], bool], **_: Any) -> Any:
+        assert not stopped()
+        session.why = "Ray's head is gone"
+        assert stopped()
+        raise error
+
+    kept = Kept(monkeypatch, loses_ray)
+    monkeypatch.setattr(supervisor, "enter", lambda *_: session)
+    with pytest.raises(LaunchError, match="Ray's head is gone") as caught:
+        kept.keeper.start()
+    assert caught.value.code == "F15"
+    assert "Ray's head is gone" in kept.keeper.health(0).reason
+
+
+@pytest.mark.parametrize("says", ["ray.wait", "the session"])
+def test_an_engine_whose_ray_is_shut_down_fails_and_starts_none(monkeypatch: pytest.MonkeyPatch, says: str) -> None:
+    """Ray's calls end the thread that made them, or start a new session."""
+    group, session = ScriptedGroup(PLAN), Gone()
+    kept = Kept(monkeypatch, group)
+    monkeypatch.setattr(supervisor, "enter", lambda *_: session)
+    kept.keeper.start()
+    assert kept.keeper.health(0, ask_ranks=False).ready
+    if says == "the session":
+        session.why = "Ray was shut down"
+    monkeypatch.setattr(group, "ended", raising(SystemExit("Ray was shut down")))
+    kept.wait_for(Condition.FAILED, restarts_left=1)
+    monkeypatch.setattr(group, "states", raising(SystemExit("never asked")))
+    assert "Ray was shut down" in kept.keeper.health(0).reason
+    assert "Ray was shut down" in kept.told[-1].summary
+    kept.keeper.stop()
+
+
+def test_health_asks_no_rank_in_another_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    group, session = ScriptedGroup(PLAN), Gone()
+    kept = Kept(monkeypatch, group)
+    monkeypatch.setattr(supervisor, "enter", lambda *_: session)
+    kept.keeper.start()
+    monkeypatch.setattr(supervisor.Supervisor, "_watch_until_lost_for_good", lambda _: None)
+    monkeypatch.setattr(session, "current", lambda: False)
+    session.why = "Ray was shut down"
+    monkeypatch.setattr(group, "states", raising(AssertionError("asked")))
+    health = kept.keeper.health(0)
+    assert not health.ready
+    assert "Ray was shut down" in health.reason
+    kept.keeper.stop()

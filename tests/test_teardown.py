@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import subprocess
+import threading
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from raylaunch import teardown
+from raylaunch import cluster, placement, teardown
+from raylaunch.cluster import RaySession
+from raylaunch.group import Member, RankGroup
+from raylaunch.placement import Placement
 from raylaunch.teardown import Teardown, prove_ended
+from tests.head import free_ports
 
 GONE = "gone"
 LATE = None
@@ -78,3 +88,51 @@ def test_a_process_that_outlives_a_kill_is_told(monkeypatch: pytest.MonkeyPatch)
 )
 def test_what_is_told(done: Teardown, text: str) -> None:
     assert text in str(done)
+
+
+def refusing_head() -> tuple[str, int]:
+    """Where nobody listens."""
+    return "127.0.0.1", free_ports(1)[0]
+
+
+def hanging(monkeypatch: pytest.MonkeyPatch, where: object, name: str) -> None:
+    """What Ray's calls do without a head."""
+    monkeypatch.setattr(where, name, lambda *_, **__: time.sleep(30))
+
+
+@pytest.mark.parametrize("started", [True, False], ids=["a private cluster", "a joined cluster"])
+def test_a_group_whose_head_is_gone_is_given_up_soon(monkeypatch: pytest.MonkeyPatch, started: bool) -> None:
+    hanging(monkeypatch, placement, "remove_placement_group")
+    monkeypatch.setattr(cluster, "_ABANDONED", threading.Event())
+    session = RaySession(started=started, joined=not started, _head=refusing_head())
+    child = subprocess.Popen(["sleep", "60"])
+    process: Any = SimpleNamespace(pid=child.pid, node_id="n")
+    seated: Any = Placement(group=None, seats=(), owned=True)  # type: ignore[arg-type]
+    group = RankGroup(seated, [Member(None, None, process)], session=session)  # type: ignore[arg-type]
+    hanging(monkeypatch, group, "_existing")
+    began = time.monotonic()
+    try:
+        assert group.close(10.0).left == (child.pid,)
+        assert time.monotonic() - began < 5.0
+        assert cluster.abandoned()
+        assert (child.poll() is None) is not started or child.wait(5.0) == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_placement_group_that_ray_does_not_remove_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging(monkeypatch, placement, "remove_placement_group")
+    assert not placement.release(None, 0.05)  # type: ignore[arg-type]
+
+
+def test_a_session_without_its_head_is_lost_at_once_only_if_it_is_ours() -> None:
+    head = refusing_head()
+    assert "nobody listens at 127.0.0.1:" in RaySession(started=True, _head=head).lost()
+    joined = RaySession(joined=True, _head=head)
+    assert joined.lost(0.2) == ""
+    time.sleep(0.3)
+    assert "nobody listens" in joined.lost(0.2)
+    with socket.create_server(head):
+        assert joined.lost(0.2) == ""
+    assert joined.lost(0.2) == ""

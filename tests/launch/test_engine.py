@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -221,3 +224,37 @@ def test_a_rebuild_ends_when_the_engine_is_shut_down(tiny: LaunchConfig) -> None
     engine.shutdown()
     assert time.monotonic() - began < 5
     assert engine.health().condition == "stopped"
+
+
+ONE_RANK = ["parallel.tensor_parallel_size=1", "capture.enabled=false"]
+SHARED = f"""
+from raylaunch import Engine, LaunchConfig, RequestFailed
+
+config = LaunchConfig.default({ONE_RANK!r})
+if __name__ == "__main__":
+    first, second = Engine(config).start(), Engine(config).start()
+    first.shutdown()
+    print(second.generate("12+30=", max_new_tokens=8).text)
+
+    import ray
+
+    ray.shutdown()
+    try:
+        second.generate("1+1=", max_new_tokens=1900, ignore_eos=True)
+    except RequestFailed as error:
+        print(error)
+    print(second.health().ready)
+    second.shutdown()
+    print(ray.is_initialized())
+"""
+
+
+@pytest.mark.slow
+def test_a_private_cluster_is_kept_for_the_next_engine_and_missed_by_it(tmp_path: Path) -> None:
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    answer, error, ready, ray_runs = ran.stdout.splitlines()
+    assert (answer, ready, ray_runs) == ("42", "False", "False")
+    assert "Ray was shut down in this process" in error
