@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
 from raylaunch.cluster import enter
@@ -347,6 +348,7 @@ def test_the_cluster_that_a_launch_joins(monkeypatch, given, variable, joined):
 
 
 def test_addresses_of_ray_client_are_refused(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever other tests have left
     with pytest.raises(
         ConfigError, match=r"placement\.address = 'ray://head:10001': is of Ray Client, which is not supported: run"
     ):

@@ -8,10 +8,17 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import ray
 
 from raylaunch import LaunchError
 from raylaunch.cluster import enter
 from raylaunch.joining import _why, head_of
+
+
+@pytest.fixture(autouse=True)
+def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever session other tests have left to this process."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
 
 @pytest.fixture
