@@ -52,7 +52,7 @@ CASES = [
 ]  # fmt: skip
 
 
-SLOW = ("F06-segfault-in-load",)
+SLOW = ("F06-segfault-in-load", "F12-stale")  # the second in tests/reference/test_verify.py too
 
 
 @pytest.mark.parametrize(
