@@ -210,6 +210,8 @@ class RankGroup:
         """Waits up to ``timeout_s`` for a rank to end; the outcome has a failure or a death for each that did."""
         boots = {member.boot: member.rank for member in self.members if member.boot is not None}
         done, _ = ray.wait(list(boots), num_returns=1, timeout=timeout_s) if boots else ([], [])
+        if not self.session.current():  # which ends the wait, too, and the next call of Ray would start a new one
+            raise ConnectionError(self.session.lost())
         if done:
             more, _ = ray.wait(list(boots), num_returns=len(boots), timeout=0)
             done = more or done
