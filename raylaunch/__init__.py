@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylaunch.errors import ConfigError, EngineBusy, LaunchError, RaylaunchError, RequestError, RequestFailed
@@ -48,3 +50,15 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(f"raylaunch.{_HOMES[name]}"), name)
+
+
+def _rank_side_beside() -> None:
+    """Where this package lies in a checkout, the rank's side is taken from the same one, installed or not: a job's
+    working directory is on the path of a worker, its folder ``actors`` is not."""
+    checkout = Path(__file__).resolve().parent.parent
+    actors = str(checkout / "actors")
+    if actors not in sys.path and (checkout / "actors" / "raylaunch_actors").is_dir():
+        sys.path.insert(0, actors)
+
+
+_rank_side_beside()

@@ -13,7 +13,7 @@ from raylaunch import wire
 from raylaunch.errors import RequestFailed
 
 if TYPE_CHECKING:
-    from actors.reference.channel import Offer
+    from raylaunch_actors.reference.channel import Offer
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class RankZeroClient:
 
     def open(self) -> None:
         """Connects, and starts the thread that receives."""
-        from actors.reference.channel import connect
+        from raylaunch_actors.reference.channel import connect
 
         self._context = zmq.Context()
         self._requests = connect(self._context, zmq.PUSH, self._offer.requests, self._offer)

@@ -207,7 +207,7 @@ def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[]
 @contextlib.contextmanager
 def _workers_at_nice_0() -> Iterator[None]:
     """Has Ray start its workers at nice 0, unless the user has chosen: every process may become nicer and few less so,
-    and ranks choose by their device (:mod:`actors.priority`).
+    and ranks choose by their device (:mod:`raylaunch_actors.priority`).
 
     By variables, which workers inherit: a version of Ray without this one ignores it, and would end over an entry of
     ``_system_config`` that it does not know.

@@ -15,7 +15,7 @@ from raylaunch.protocol import Phase, Step
 
 NODE_PATTERN = re.compile(r"node (has |was )?(died|dead|failed|terminated)|its node")
 WAITING_PATTERN = re.compile(
-    r"actors/communicator/|torch/distributed/|torch/cuda/(__init__|streams)\.py\", line \d+, in synchronize"
+    r"raylaunch_actors/communicator/|torch/distributed/|torch/cuda/(__init__|streams)\.py\", line \d+, in synchronize"
 )
 NODE_LOST = "F15"
 SIGKILLED = ("-9", "137")  # how a process ends that the kernel, or anybody else, has killed

@@ -22,9 +22,9 @@ from raylaunch.group import RankGroup, StepOutcome
 from raylaunch.protocol import Phase, Step, Violation
 
 if TYPE_CHECKING:
-    from actors.gate import RankState
+    from raylaunch_actors.gate import RankState
 
-OWN_CODE = re.compile(r"[/\\\\](actors|raylaunch)[/\\\\]")
+OWN_CODE = re.compile(r"[/\\\\](raylaunch_actors|raylaunch)[/\\\\]")
 PROBE_S = 1.0
 LATE_PROBE_S = 2.0  # more for ranks that did not answer at once: there may be fewer cores than ranks
 VICTIM_PROBE_S = 2.0

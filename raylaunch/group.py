@@ -22,8 +22,8 @@ from raylaunch.protocol import Arrival, Failure, Release
 from raylaunch.teardown import Teardown, prove_ended
 
 if TYPE_CHECKING:
-    from actors.gate import RankState
-    from actors.rank import RankProcess, RankSpec
+    from raylaunch_actors.gate import RankState
+    from raylaunch_actors.rank import RankProcess, RankSpec
 
 SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
 GRACE_S = 0.3
@@ -100,8 +100,7 @@ class RankGroup:
         Raises:
             LaunchError: one did not start for another reason, or ``stopped`` said that none is wanted any more.
         """
-        from actors.node_agent import NodeAgentActor
-        from actors.rank import RankActor
+        from raylaunch.remote import NodeAgentActor, RankActor
 
         self.raylets = other_raylets()
         for spec in specs:

@@ -6,9 +6,9 @@ import types
 from typing import get_args
 
 import pytest
+from raylaunch_actors import chaos
+from raylaunch_actors.gate import RankGate
 
-from actors import chaos
-from actors.gate import RankGate
 from raylaunch import LaunchConfig
 from raylaunch.config import faults
 from raylaunch.errors import RankFault
@@ -39,7 +39,7 @@ def test_a_rank_without_other_gpus_says_so(visible, monkeypatch):
 
 
 def test_every_action_that_may_be_asked_for_exists():
-    from actors.sglang_engine import twists
+    from raylaunch_actors.sglang_engine import twists
 
     places = {*chaos.ACTIONS, *chaos.SURROUNDINGS, "other_version"}
     assert {*chaos.TWISTS, *twists.TWISTS} | places == set(get_args(faults.FaultAction))

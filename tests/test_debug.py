@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from raylaunch_actors.node_agent import NodeAgent
 
-from actors.node_agent import NodeAgent
 from raylaunch.config import LaunchConfig
 from raylaunch.debug import core_file, debug_environment
 from raylaunch.errors import ConfigError, LaunchError, RankEvidence

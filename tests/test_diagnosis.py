@@ -144,9 +144,9 @@ def test_a_rank_that_the_watchdog_has_ended_is_no_cause():
 @pytest.mark.parametrize(
     ("stack", "inside"),
     [
-        ('File "/x/actors/communicator/shared_memory.py", line 9, in _wait', True),
+        ('File "/x/raylaunch_actors/communicator/shared_memory.py", line 9, in _wait', True),
         ('File "/y/torch/distributed/distributed_c10d.py", line 2, in barrier', True),
-        ('File "/x/actors/graphs/capture.py", line 30, in capture', False),
+        ('File "/x/raylaunch_actors/graphs/capture.py", line 30, in capture', False),
         ('File "/y/torch/cuda/__init__.py", line 1108, in synchronize', True),
         ('File "/y/torch/cuda/streams.py", line 228, in synchronize', True),
         ('File "/y/torch/cuda/__init__.py", line 400, in _lazy_init', False),

@@ -6,9 +6,9 @@ import types
 
 import pytest
 import torch
+from raylaunch_actors.device import device_prints, driver_version
+from raylaunch_actors.fingerprint import PACKAGES, commit_of, environment_prints, fingerprint, model_digest
 
-from actors.device import device_prints, driver_version
-from actors.fingerprint import PACKAGES, commit_of, environment_prints, fingerprint, model_digest
 from raylaunch import LaunchConfig
 
 

@@ -7,8 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from raylaunch_actors.gate import RankGate
 
-from actors.gate import RankGate
 from raylaunch.errors import CollectiveAborted, RankFault
 from raylaunch.protocol import Arrival, Failure, Gate, IterationFacts, LaunchPlan, Release, RoundPlan, Step
 

@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from actors.node_agent import KillCount, NodeAgent, oom_kills, process_state, threads_of
+from raylaunch_actors.node_agent import KillCount, NodeAgent, oom_kills, process_state, threads_of
 
 # The first thread ends by the system call alone, so that the process lives on in its second thread.
 LEADER_ENDS = """

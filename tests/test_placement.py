@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from raylaunch_actors.rank import RankProcess
 
-from actors.rank import RankProcess
 from raylaunch import placement
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError

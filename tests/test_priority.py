@@ -8,14 +8,14 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from raylaunch_actors.priority import BEHIND, SWITCH_S
+from raylaunch_actors.rank import Rank
 
-from actors.priority import BEHIND, SWITCH_S
-from actors.rank import Rank
 from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
 
 PROGRAM = """
 import os, sys, threading
-from actors import priority
+from raylaunch_actors import priority
 os.nice(3)
 settled = threading.Event()
 shown = [0, 0, 0]

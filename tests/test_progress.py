@@ -8,9 +8,9 @@ import sys
 import time
 
 import pytest
+from raylaunch_actors import progress, rank
+from raylaunch_actors.gate import RankGate
 
-from actors import progress, rank
-from actors.gate import RankGate
 from raylaunch import LaunchConfig
 from raylaunch.protocol import LaunchPlan
 

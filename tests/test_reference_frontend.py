@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from raylaunch_actors.reference.channel import RankZeroSockets
 
-from actors.reference.channel import RankZeroSockets
 from raylaunch import LaunchConfig
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Prepared

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "structure.md").read_text()
-NAMES = sorted(set(re.findall(r"`((?:raylaunch|actors)(?:\.\w+)+)`", TEXT)))
+NAMES = sorted(set(re.findall(r"`((?:raylaunch|raylaunch_actors)(?:\.\w+)+)`", TEXT)))
 FOLDERS = sorted(set(re.findall(r"^\| `([\w/]+/)` \|", TEXT, re.MULTILINE)))
 
 

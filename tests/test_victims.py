@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from raylaunch_actors.victims import lost_its_peers
 
-from actors.victims import lost_its_peers
 from raylaunch.errors import CaptureError, CollectiveAborted, RankFault
 
-TORCH, OURS = "/y/torch/distributed/distributed_c10d.py", "/x/actors/communicator/nccl.py"
+TORCH, OURS = "/y/torch/distributed/distributed_c10d.py", "/x/raylaunch_actors/communicator/nccl.py"
 SGLANG = "/y/sglang/srt/distributed/device_communicators/pynccl_wrapper.py"
 HUB = "/y/urllib3/connectionpool.py"
 RESET = "[../gloo/transport/tcp/pair.cc:553] Connection reset by peer"
@@ -43,7 +43,7 @@ def wrapped(inner, outer):
         (BrokenPipeError(32, "Broken pipe"), TORCH, True),
         (RuntimeError("Socket Timeout"), TORCH, True),
         (RuntimeError(RESET), "/y/sglang/srt/managers/scheduler.py", True),
-        (DistBackendError("unhandled system error"), "/x/actors/reference/model.py", True),
+        (DistBackendError("unhandled system error"), "/x/raylaunch_actors/reference/model.py", True),
         (CollectiveAborted(None, "rank 1 never came"), OURS, True),
         (CollectiveAborted("F08", "rank 1 left"), OURS, True),
         (RuntimeError("Timed out waiting for the lock"), TORCH, False),
@@ -54,7 +54,7 @@ def wrapped(inner, outer):
         (CaptureError(None, "NCCL"), OURS, False),
         (OSError("[Errno 104] Connection reset by peer"), HUB, False),
         (ValueError("/home/igloo/model.safetensors: incomplete metadata"), "/y/safetensors/torch.py", False),
-        (RuntimeError("NCCL is not available"), "/x/actors/reference/launch.py", False),
+        (RuntimeError("NCCL is not available"), "/x/raylaunch_actors/reference/launch.py", False),
     ],
 )
 def test_lost_its_peers(error, file, victim):

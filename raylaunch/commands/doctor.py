@@ -76,7 +76,7 @@ def show(machine: dict[str, Any], address: str, nodes: Sequence[Node] | None, na
 
 def machine_facts(machine: dict[str, Any]) -> dict[str, str]:
     """The machine in words."""
-    from actors.communicator.topology import GpuPlace, in_words
+    from raylaunch_actors.communicator.topology import GpuPlace, in_words
 
     shm, memory, gpus = machine["shm"], machine["memory"], machine["gpus"]
     places = [GpuPlace(**place) for place in machine["gpu_links"]]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from raylaunch.errors import ConfigError, LaunchError, RankFault
 
 if TYPE_CHECKING:
-    from actors.communicator.choice import Option
+    from raylaunch_actors.communicator.choice import Option
+
     from raylaunch.config import LaunchConfig
     from raylaunch.placement import Node
 
@@ -143,7 +144,7 @@ def _examine_communicator(plan: Plan, config: LaunchConfig, device: str, links: 
         return
     nodes = [str(rank * config.parallel.nodes // world) for rank in range(world)]
     try:
-        from actors.communicator.choice import choose
+        from raylaunch_actors.communicator.choice import choose
 
         options = _gpu_options(config, nodes, links) if device == "cuda" else _cpu_options(config, nodes)
         choice = choose(config.communicator.kind, options, world)
@@ -157,9 +158,9 @@ def _examine_communicator(plan: Plan, config: LaunchConfig, device: str, links: 
 
 def _gpu_options(config: LaunchConfig, nodes: Sequence[str], links: Sequence[dict[str, Any]]) -> tuple[Option, ...]:
     """With this machine's GPUs, in order, a rank on each or several sharing one; no memory is taken on them."""
-    from actors.communicator.choice import gpu_options
-    from actors.communicator.sgl_kernel import GpuOffer
-    from actors.communicator.topology import GpuPlace
+    from raylaunch_actors.communicator.choice import gpu_options
+    from raylaunch_actors.communicator.sgl_kernel import GpuOffer
+    from raylaunch_actors.communicator.topology import GpuPlace
 
     reason = "" if importlib.util.find_spec("sgl_kernel") else "No module named 'sgl_kernel'"
     found, share = b"" if not reason else None, config.placement.resources_per_rank.get("GPU", 1.0)
@@ -170,9 +171,9 @@ def _gpu_options(config: LaunchConfig, nodes: Sequence[str], links: Sequence[dic
 
 def _cpu_options(config: LaunchConfig, nodes: Sequence[str]) -> tuple[Option, ...]:
     """With an offer of real memory."""
-    from actors.communicator.arena import Arena, host_identity, open_segment
-    from actors.communicator.choice import cpu_options
-    from actors.communicator.shared_memory import ShareOffer
+    from raylaunch_actors.communicator.arena import Arena, host_identity, open_segment
+    from raylaunch_actors.communicator.choice import cpu_options
+    from raylaunch_actors.communicator.shared_memory import ShareOffer
 
     limit, host = config.communicator.max_bytes, ""
     handle, reason, arena = None, "", None

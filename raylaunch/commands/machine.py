@@ -101,7 +101,7 @@ def find_gpus() -> tuple[list[dict[str, str]], str]:
 
 def gpu_links() -> list[dict[str, Any]]:
     """For every GPU, those whose memory it can read and those it reaches over NVLink; empty if NVML does not say."""
-    from actors.communicator.topology import machine_places
+    from raylaunch_actors.communicator.topology import machine_places
 
     try:
         return [asdict(place) for place in machine_places()]

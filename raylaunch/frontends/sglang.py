@@ -241,7 +241,7 @@ class SglangFrontend:
             raise ConfigError("engine.kind", "sglang", text) from error
         finally:
             asyncio.set_event_loop_policy(policy)  # SGLang sets its own for the whole process
-        from actors.sglang_engine import versions
+        from raylaunch_actors.sglang_engine import versions
 
         assert self.sockets is not None
         try:
@@ -282,7 +282,7 @@ class SglangFrontend:
     def _compare_settled(self, ranks: Mapping[str, str]) -> None:
         """SGLang settles defaults by the machine and by variables. The ranks' decide what is computed, and are alike;
         where the driver's differ, that is worth knowing and no reason to stop."""
-        from actors.sglang_engine.versions import unlike
+        from raylaunch_actors.sglang_engine.versions import unlike
 
         if difference := unlike(ranks, self._settled):
             text = "SGLang has settled arguments differently on rank 0 and on the driver: %s; the ranks' count"

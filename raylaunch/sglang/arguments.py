@@ -16,7 +16,7 @@ from raylaunch.errors import ConfigError
 from raylaunch.tokenizer import has_tokenizer
 
 TESTED = ("0.5.17",)
-"""Versions of SGLang that this package was run with; ``actors.sglang_engine.versions`` has what differs."""
+"""Versions of SGLang that this package was run with; ``raylaunch_actors.sglang_engine.versions`` has what differs."""
 
 OURS: Mapping[str, str] = {
     "model_path": "model.path",

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from raylaunch_actors.sglang_engine.environment import caches
 
-from actors.sglang_engine.environment import caches
 from raylaunch.commands.bench.processors import confine, deals, family
 from raylaunch.commands.bench.sglang import commands, groups, require_comparable, segments_removed, show, standard_error
 from raylaunch.commands.bench.timed_server import Served, Work, measure, plan

@@ -11,13 +11,12 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-
-from actors.communicator.gloo import GlooAllReduce
-from actors.communicator.process_group import join, open_store
-from actors.communicator.shared_memory import SharedMemoryAllReduce
+from raylaunch_actors.communicator.gloo import GlooAllReduce
+from raylaunch_actors.communicator.process_group import join, open_store
+from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.communicator.ranks", "torch._dynamo", "actors.graphs.split"])
+processes.set_forkserver_preload(["tests.communicator.ranks", "torch._dynamo", "raylaunch_actors.graphs.split"])
 
 
 class Channel:

@@ -10,10 +10,10 @@ import time
 
 import pytest
 import torch
+from raylaunch_actors.communicator.base import CallLabel
+from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
+from raylaunch_actors.communicator.single import SingleRank
 
-from actors.communicator.base import CallLabel
-from actors.communicator.shared_memory import SharedMemoryAllReduce
-from actors.communicator.single import SingleRank
 from raylaunch.errors import CollectiveAborted
 from tests.communicator.ranks import Channel, attached, check, over_gloo, run
 

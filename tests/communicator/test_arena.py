@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from raylaunch_actors.communicator.arena import ALIGNMENT, HEADER_BYTES, Arena, host_identity, open_segment
+from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce, arena_bytes_needed
 
-from actors.communicator.arena import ALIGNMENT, HEADER_BYTES, Arena, host_identity, open_segment
-from actors.communicator.shared_memory import SharedMemoryAllReduce, arena_bytes_needed
 from raylaunch.errors import RankFault
 
 

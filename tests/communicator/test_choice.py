@@ -8,12 +8,12 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from raylaunch_actors.communicator.arena import ArenaHandle
+from raylaunch_actors.communicator.choice import Option, choose, cpu_options, fastest, gpu_options, spread_out
+from raylaunch_actors.communicator.sgl_kernel import GpuOffer
+from raylaunch_actors.communicator.shared_memory import ShareOffer
+from raylaunch_actors.communicator.topology import GpuPlace
 
-from actors.communicator.arena import ArenaHandle
-from actors.communicator.choice import Option, choose, cpu_options, fastest, gpu_options, spread_out
-from actors.communicator.sgl_kernel import GpuOffer
-from actors.communicator.shared_memory import ShareOffer
-from actors.communicator.topology import GpuPlace
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Route
 

@@ -6,14 +6,14 @@ import types
 
 import pytest
 import torch
+from raylaunch_actors.communicator.choice import Option
+from raylaunch_actors.communicator.cpu import CpuCommunicators
+from raylaunch_actors.communicator.link import Link, MemoryOffer
+from raylaunch_actors.communicator.process_group import NotOpened, connect_store, open_store, opened_alike
+from raylaunch_actors.communicator.settings import Settings
+from raylaunch_actors.communicator.single import SingleRank
+from raylaunch_actors.reference.links import link_of
 
-from actors.communicator.choice import Option
-from actors.communicator.cpu import CpuCommunicators
-from actors.communicator.link import Link, MemoryOffer
-from actors.communicator.process_group import NotOpened, connect_store, open_store, opened_alike
-from actors.communicator.settings import Settings
-from actors.communicator.single import SingleRank
-from actors.reference.links import link_of
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
 from tests.communicator.ranks import Channel, check, run

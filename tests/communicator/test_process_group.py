@@ -5,8 +5,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from raylaunch_actors.communicator.process_group import NotOpened, connect_store, join, open_store, opened_alike
 
-from actors.communicator.process_group import NotOpened, connect_store, join, open_store, opened_alike
 from raylaunch.errors import RankFault
 
 

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 import torch
+from raylaunch_actors.communicator.base import CallLabel, RecordedInput, require_same
+from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
+from raylaunch_actors.communicator.single import SingleRank
 
-from actors.communicator.base import CallLabel, RecordedInput, require_same
-from actors.communicator.shared_memory import SharedMemoryAllReduce
-from actors.communicator.single import SingleRank
 from raylaunch.errors import RankFault
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from raylaunch_actors.communicator.base import CallLabel
+from raylaunch_actors.communicator.probes import CALLS, Probes
+from raylaunch_actors.communicator.routed import RoutedAllReduce, routed
+from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
+from raylaunch_actors.communicator.single import SingleRank
 
-from actors.communicator.base import CallLabel
-from actors.communicator.probes import CALLS, Probes
-from actors.communicator.routed import RoutedAllReduce, routed
-from actors.communicator.shared_memory import SharedMemoryAllReduce
-from actors.communicator.single import SingleRank
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Route
 from tests.communicator.ranks import Channel, attached, check, over_gloo, run

@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from actors.communicator import sgl_kernel
-from actors.communicator.cuda_memory import CudaRuntime
-from actors.communicator.sgl_kernel import ROW_BYTES, SglKernelAllReduce, table_bytes, table_inputs
-from actors.communicator.topology import GpuPlace
+from raylaunch_actors.communicator import sgl_kernel
+from raylaunch_actors.communicator.cuda_memory import CudaRuntime
+from raylaunch_actors.communicator.sgl_kernel import ROW_BYTES, SglKernelAllReduce, table_bytes, table_inputs
+from raylaunch_actors.communicator.topology import GpuPlace
 
 
 def test_messages_beyond_the_staging_buffer_take_a_row_for_each_part():

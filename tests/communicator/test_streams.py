@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from actors.communicator.streams import ALIGNMENT, padded, reduce_in_parts
+from raylaunch_actors.communicator.streams import ALIGNMENT, padded, reduce_in_parts
 
 
 @pytest.mark.parametrize(("dtype", "count", "wanted"), [(torch.float32, 5, 8), (torch.bfloat16, 9, 16)])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch.distributed as dist
+from raylaunch_actors.communicator.symmetric_memory import forget_group, missing_support, register_group
 from torch._C import _distributed_c10d as c10d
-
-from actors.communicator.symmetric_memory import forget_group, missing_support, register_group
 
 
 def test_this_torch_has_it():

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import pytest
-
-from actors.communicator.topology import GpuPlace, in_words, sharing, speed_of_generation, unlinked, unreachable
+from raylaunch_actors.communicator.topology import (
+    GpuPlace,
+    in_words,
+    sharing,
+    speed_of_generation,
+    unlinked,
+    unreachable,
+)
 
 A = GpuPlace("a", ("a", "b"), ("a", "b"))
 B = GpuPlace("b", ("b", "a"), ("b", "a"))

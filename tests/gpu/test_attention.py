@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from raylaunch_actors.reference.attention import AttentionBatch
+from raylaunch_actors.reference.kv_cache import KVCache
 from torch import Tensor
 
-from actors.reference.attention import AttentionBatch
-from actors.reference.kv_cache import KVCache
 from raylaunch.wire import SequencePart
 
 pytestmark = pytest.mark.gpu
@@ -47,7 +47,7 @@ def plain(q: Tensor, cache: KVCache, start: int, length: int, scale: float) -> T
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(32, 8, 128), (28, 4, 128), (4, 2, 32)])
 @pytest.mark.parametrize("parts", [None, 1, 4, 32])
 def test_decode(dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, parts: int | None) -> None:
-    from actors.reference.decode_attention import decode_attention
+    from raylaunch_actors.reference.decode_attention import decode_attention
 
     cache = cache_of(kv_heads, head_dim, dtype)
     ranges = [(0, 1), (100, 64), (200, 65), (300, 1000), (2000, 5000), (0, 0)]

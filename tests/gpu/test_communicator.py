@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
+from raylaunch_actors.communicator.probes import QUEUED, Probes
 
-from actors.communicator.probes import QUEUED, Probes
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.protocol import CommunicatorFacts, Gate, Route
 from tests.gpu.conftest import gpus

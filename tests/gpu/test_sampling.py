@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from raylaunch_actors.reference.cache_size import LOGIT_COPIES
+from raylaunch_actors.reference.sampling import make_generator, sample
 
-from actors.reference.cache_size import LOGIT_COPIES
-from actors.reference.sampling import make_generator, sample
 from raylaunch.wire import Sampling
 
 pytestmark = pytest.mark.gpu

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.graphs import context, ops
+from raylaunch_actors.graphs.addresses import FixedAddresses
+from raylaunch_actors.graphs.capture import CaptureRunner
+from raylaunch_actors.graphs.context import ForwardContext, Mode
+from raylaunch_actors.graphs.recorded import RecordedGraphs
+from raylaunch_actors.graphs.split import CompiledOnce, PieceBackend
 from torch import nn
-
-from actors.communicator.base import Communicator
-from actors.graphs import context, ops
-from actors.graphs.addresses import FixedAddresses
-from actors.graphs.capture import CaptureRunner
-from actors.graphs.context import ForwardContext, Mode
-from actors.graphs.recorded import RecordedGraphs
-from actors.graphs.split import CompiledOnce, PieceBackend
 
 HEADS, HEAD, HIDDEN, INNER, VOCAB = 4, 8, 32, 64, 50
 

@@ -3,10 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-
-from actors.communicator.single import SingleRank
-from actors.graphs import context, ops
-from actors.graphs.context import ForwardContext, Mode
+from raylaunch_actors.communicator.single import SingleRank
+from raylaunch_actors.graphs import context, ops
+from raylaunch_actors.graphs.context import ForwardContext, Mode
 
 
 def test_context_nests_and_ends():

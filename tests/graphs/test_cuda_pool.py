@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-
-from actors.graphs.cuda import CudaPool
+from raylaunch_actors.graphs.cuda import CudaPool
 
 
 def test_smaller_shapes_lie_at_the_beginning_of_larger_ones():

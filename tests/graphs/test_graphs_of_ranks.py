@@ -8,8 +8,8 @@ import time
 
 import pytest
 import torch
+from raylaunch_actors.graphs.context import Mode
 
-from actors.graphs.context import Mode
 from raylaunch.errors import CollectiveAborted, RankFault
 from tests.communicator.ranks import Channel, attached, check, over_gloo, run
 from tests.graphs.decoder import Engine

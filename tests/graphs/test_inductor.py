@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from raylaunch_actors.communicator.single import SingleRank
+from raylaunch_actors.graphs import context
+from raylaunch_actors.graphs.context import ForwardContext, Mode
+from raylaunch_actors.graphs.inductor import compile_piece
+from raylaunch_actors.graphs.whole import WholeModel
+from raylaunch_actors.reference.verify import tolerance
 from torch import fx
 
-from actors.communicator.single import SingleRank
-from actors.graphs import context
-from actors.graphs.context import ForwardContext, Mode
-from actors.graphs.inductor import compile_piece
-from actors.graphs.whole import WholeModel
-from actors.reference.verify import tolerance
 from raylaunch.errors import RankFault
 from tests.graphs.decoder import Engine
 

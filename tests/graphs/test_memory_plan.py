@@ -2,8 +2,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from actors.graphs.memory_plan import ALIGNMENT, Lifetime, place
+from raylaunch_actors.graphs.memory_plan import ALIGNMENT, Lifetime, place
 
 
 @st.composite

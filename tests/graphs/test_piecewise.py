@@ -6,11 +6,11 @@ import gc
 
 import pytest
 import torch
+from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
+from raylaunch_actors.communicator.single import SingleRank
+from raylaunch_actors.graphs.context import Mode
 from torch.utils._pytree import tree_map
 
-from actors.communicator.shared_memory import SharedMemoryAllReduce
-from actors.communicator.single import SingleRank
-from actors.graphs.context import Mode
 from raylaunch.errors import CaptureError, RankFault
 from tests.graphs.decoder import Engine
 

@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
+from raylaunch_actors.communicator.single import SingleRank
+from raylaunch_actors.graphs import ops
+from raylaunch_actors.graphs.backend import GraphLabel
+from raylaunch_actors.graphs.binding import out_variant
+from raylaunch_actors.graphs.recorded import RecordedGraphs
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from actors.communicator.shared_memory import SharedMemoryAllReduce
-from actors.communicator.single import SingleRank
-from actors.graphs import ops
-from actors.graphs.backend import GraphLabel
-from actors.graphs.binding import out_variant
-from actors.graphs.recorded import RecordedGraphs
 from raylaunch.errors import CaptureError, RankFault
 
 LABEL = GraphLabel("prefill", 8, "piece0")

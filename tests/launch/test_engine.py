@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from raylaunch_actors.priority import BEHIND
 
-from actors.priority import BEHIND
 from raylaunch import Engine, LaunchConfig, LaunchError, RequestError, RequestFailed
 from raylaunch.launch import launch
 from raylaunch.report import LaunchReport

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.graphs.capture import CaptureRunner
+from raylaunch_actors.graphs.recorded import RecordedGraphs
+from raylaunch_actors.graphs.split import CompiledOnce, PieceBackend
+from raylaunch_actors.reference.kv_cache import KVCache
+from raylaunch_actors.reference.limits import Limits
+from raylaunch_actors.reference.model import load_model
+from raylaunch_actors.reference.runner import ModelRunner
 
-from actors.communicator.base import Communicator
-from actors.graphs.capture import CaptureRunner
-from actors.graphs.recorded import RecordedGraphs
-from actors.graphs.split import CompiledOnce, PieceBackend
-from actors.reference.kv_cache import KVCache
-from actors.reference.limits import Limits
-from actors.reference.model import load_model
-from actors.reference.runner import ModelRunner
 from raylaunch.wire import Output, Sampling, Submit
 
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from raylaunch_actors.reference.attention import AttentionBatch, causal_mask
+from raylaunch_actors.reference.kv_cache import KVCache
 
-from actors.reference.attention import AttentionBatch, causal_mask
-from actors.reference.kv_cache import KVCache
 from raylaunch.wire import SequencePart
 
 CPU = torch.device("cpu")

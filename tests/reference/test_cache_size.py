@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from actors.reference.cache_size import (
+from raylaunch_actors.reference.cache_size import (
     CPU_TOKENS,
     GIB,
     GRAPH_BYTES,
@@ -15,8 +14,9 @@ from actors.reference.cache_size import (
     reserve_bytes,
     settle_kv_tokens,
 )
-from actors.reference.memory import free_memory, limits_of
-from actors.reference.model import ModelFacts
+from raylaunch_actors.reference.memory import free_memory, limits_of
+from raylaunch_actors.reference.model import ModelFacts
+
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RankFault
 

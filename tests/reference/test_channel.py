@@ -11,8 +11,8 @@ from dataclasses import replace
 import msgspec
 import pytest
 import zmq
+from raylaunch_actors.reference.channel import FollowerSocket, Offer, RankZeroSockets, connect
 
-from actors.reference.channel import FollowerSocket, Offer, RankZeroSockets, connect
 from raylaunch import wire
 from raylaunch.errors import RankFault
 from raylaunch.wire import Abort, Output, Sampling, SequencePart, StepPlan, Stop, Submit

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from raylaunch_actors.reference.checkpoint import INDEX, SINGLE, Checkpoint
+from raylaunch_actors.reference.model import LoadedModel, load_model
+from raylaunch_actors.reference.tensor_parallel import REPLICATED, Split
+from raylaunch_actors.reference.weights import tied_names
 from safetensors.torch import load_file, save_file
 
-from actors.reference.checkpoint import INDEX, SINGLE, Checkpoint
-from actors.reference.model import LoadedModel, load_model
-from actors.reference.tensor_parallel import REPLICATED, Split
-from actors.reference.weights import tied_names
 from raylaunch.errors import RankFault
 from tests.models import BUILDERS, save
 

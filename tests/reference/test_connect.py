@@ -7,9 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from actors.closing import close_all
-from actors.reference.connect import Connection
+from raylaunch_actors.closing import close_all
+from raylaunch_actors.reference.connect import Connection
 
 PARTS = ("link", "follower", "sockets", "store")
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from raylaunch_actors.reference.runner import ModelRunner
+from raylaunch_actors.reference.scheduler import Scheduler
+from raylaunch_actors.reference.verify import answer_one_request
+from raylaunch_actors.reference.worker import RankZeroWorker
 
-from actors.reference.runner import ModelRunner
-from actors.reference.scheduler import Scheduler
-from actors.reference.verify import answer_one_request
-from actors.reference.worker import RankZeroWorker
 from tests.models import save
 from tests.reference.engines import make_runner
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from huggingface_hub import constants
+from raylaunch_actors import progress
+from raylaunch_actors.fingerprint import commit_of, model_digest
+from raylaunch_actors.gate import RankGate
+from raylaunch_actors.reference.hub import model_folder
 
-from actors import progress
-from actors.fingerprint import commit_of, model_digest
-from actors.gate import RankGate
-from actors.reference.hub import model_folder
 from raylaunch.config import ModelConfig
 from raylaunch.errors import RankFault
 from raylaunch.protocol import LaunchPlan

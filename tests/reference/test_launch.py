@@ -5,8 +5,7 @@ from __future__ import annotations
 from unittest.mock import Mock, call
 
 import pytest
-
-from actors.reference.launch import _peers_freed_on_failure
+from raylaunch_actors.reference.launch import _peers_freed_on_failure
 
 
 def test_a_failure_is_reported_and_then_ends_the_waits_of_the_peers() -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from raylaunch_actors.communicator.single import SingleRank
+from raylaunch_actors.graphs.context import Mode
+from raylaunch_actors.reference.rows import RowRanges
+from raylaunch_actors.reference.runner import ModelRunner
+from raylaunch_actors.reference.scheduler import Scheduler
+from raylaunch_actors.reference.worker import RankZeroWorker
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from actors.communicator.single import SingleRank
-from actors.graphs.context import Mode
-from actors.reference.rows import RowRanges
-from actors.reference.runner import ModelRunner
-from actors.reference.scheduler import Scheduler
-from actors.reference.worker import RankZeroWorker
 from raylaunch.errors import RankFault
 from raylaunch.wire import Output, Sampling, SequencePart, StepPlan, Submit
 from tests.models import BUILDERS, save

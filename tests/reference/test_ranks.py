@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
+from raylaunch_actors.graphs import ops
+from raylaunch_actors.graphs.context import Mode
+from raylaunch_actors.reference.channel import FollowerSocket, RankZeroSockets
+from raylaunch_actors.reference.scheduler import Scheduler
+from raylaunch_actors.reference.worker import FollowerWorker, RankZeroWorker, Worker
 
-from actors.communicator.shared_memory import SharedMemoryAllReduce
-from actors.graphs import ops
-from actors.graphs.context import Mode
-from actors.reference.channel import FollowerSocket, RankZeroSockets
-from actors.reference.scheduler import Scheduler
-from actors.reference.worker import FollowerWorker, RankZeroWorker, Worker
 from raylaunch.wire import Sampling, SequencePart, StepPlan
 from tests.models import save
 from tests.reference.engines import compile_and_capture, make_runner, prompts, submits, tokens

@@ -6,8 +6,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from actors.reference.rows import RowRanges
+from raylaunch_actors.reference.rows import RowRanges
 
 
 @given(st.integers(1, 60), st.lists(st.tuples(st.booleans(), st.integers(1, 20)), max_size=60))
@@ -48,5 +47,5 @@ def test_mistakes_are_errors() -> None:
 
 
 def test_scheduling_does_not_import_torch() -> None:
-    code = "import sys, actors.reference.scheduler; sys.exit('torch' in sys.modules)"
+    code = "import sys, raylaunch_actors.reference.scheduler; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,11 +4,11 @@ from itertools import accumulate
 
 import pytest
 import torch
+from raylaunch_actors.reference.cache_size import LOGIT_COPIES
+from raylaunch_actors.reference.sampling import NO_TOKEN, make_generator, sample
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from actors.reference.cache_size import LOGIT_COPIES
-from actors.reference.sampling import NO_TOKEN, make_generator, sample
 from raylaunch.wire import Sampling
 
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raylaunch_actors.reference.limits import Limits
+from raylaunch_actors.reference.scheduler import Scheduler, Step
 
-from actors.reference.limits import Limits
-from actors.reference.scheduler import Scheduler, Step
 from raylaunch.errors import RankFault
 from raylaunch.wire import Output, Sampling, Submit
 

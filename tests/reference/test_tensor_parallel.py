@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from raylaunch_actors.reference.tensor_parallel import REPLICATED, Plan, RowParallelLinear, Split, insert_all_reduces
 from torch import nn
 
-from actors.reference.tensor_parallel import REPLICATED, Plan, RowParallelLinear, Split, insert_all_reduces
 from raylaunch.errors import RankFault
 
 PLAN = Plan(

@@ -9,19 +9,19 @@ from typing import Any
 
 import msgspec
 import pytest
+from raylaunch_actors.communicator.single import SingleRank
+from raylaunch_actors.graphs import context, ops
+from raylaunch_actors.graphs.capture import CaptureRunner
+from raylaunch_actors.graphs.context import Mode
+from raylaunch_actors.graphs.piecewise import PiecewiseGraph, ShapeState
+from raylaunch_actors.graphs.recorded import RecordedGraphs
+from raylaunch_actors.graphs.split import CompiledOnce, PieceBackend
+from raylaunch_actors.reference import verify
+from raylaunch_actors.reference.attention import AttentionBatch
+from raylaunch_actors.reference.limits import Limits
+from raylaunch_actors.reference.runner import ModelRunner
+from raylaunch_actors.reference.verify import PREFIX_TOKENS, sample_plan, verify_shapes
 
-from actors.communicator.single import SingleRank
-from actors.graphs import context, ops
-from actors.graphs.capture import CaptureRunner
-from actors.graphs.context import Mode
-from actors.graphs.piecewise import PiecewiseGraph, ShapeState
-from actors.graphs.recorded import RecordedGraphs
-from actors.graphs.split import CompiledOnce, PieceBackend
-from actors.reference import verify
-from actors.reference.attention import AttentionBatch
-from actors.reference.limits import Limits
-from actors.reference.runner import ModelRunner
-from actors.reference.verify import PREFIX_TOKENS, sample_plan, verify_shapes
 from raylaunch.wire import StepPlan
 from tests.models import save
 from tests.reference.engines import make_runner

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import zmq
+from raylaunch_actors.reference import worker as worker_module
+from raylaunch_actors.reference.channel import RankZeroSockets, connect
+from raylaunch_actors.reference.runner import ModelRunner
+from raylaunch_actors.reference.scheduler import Scheduler
+from raylaunch_actors.reference.worker import RankZeroWorker
 
-from actors.reference import worker as worker_module
-from actors.reference.channel import RankZeroSockets, connect
-from actors.reference.runner import ModelRunner
-from actors.reference.scheduler import Scheduler
-from actors.reference.worker import RankZeroWorker
 from raylaunch import wire
 from raylaunch.wire import Abort, Output, Sampling, Stop, Submit
 from tests.models import save

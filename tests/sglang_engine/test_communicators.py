@@ -7,8 +7,8 @@ import types
 
 import pytest
 import torch
+from raylaunch_actors.sglang_engine import communicators, seams
 
-from actors.sglang_engine import communicators, seams
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Gate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from actors.sglang_engine.versions import Counters, watch_unless_paused
+from raylaunch_actors.sglang_engine.versions import Counters, watch_unless_paused
 
 
 def scheduler(running=2, waiting=1, steps=5, paused=False):

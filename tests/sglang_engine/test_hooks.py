@@ -6,8 +6,8 @@ import sys
 import types
 
 import pytest
+from raylaunch_actors.sglang_engine.hooks import Hooks, Seam
 
-from actors.sglang_engine.hooks import Hooks, Seam
 from raylaunch.errors import RankFault
 
 

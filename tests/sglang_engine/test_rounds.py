@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from raylaunch_actors.sglang_engine import communicators
+from raylaunch_actors.sglang_engine import rounds as rounds_module
+from raylaunch_actors.sglang_engine.pieces import NO_SIZE, Pieces
+from raylaunch_actors.sglang_engine.recorded import Recorded
+from raylaunch_actors.sglang_engine.rounds import Rounds
 
-from actors.sglang_engine import communicators
-from actors.sglang_engine import rounds as rounds_module
-from actors.sglang_engine.pieces import NO_SIZE, Pieces
-from actors.sglang_engine.recorded import Recorded
-from actors.sglang_engine.rounds import Rounds
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Gate, RoundPlan, Step
 

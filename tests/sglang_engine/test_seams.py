@@ -9,9 +9,9 @@ import sys
 import types
 
 import pytest
+from raylaunch_actors.sglang_engine import communicators, rounds, seams, twists, versions, warmup
+from raylaunch_actors.sglang_engine.hooks import Hooks
 
-from actors.sglang_engine import communicators, rounds, seams, twists, versions, warmup
-from actors.sglang_engine.hooks import Hooks
 from raylaunch.config import FaultConfig, shipped_configs
 from raylaunch.errors import RankFault
 

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from actors.sglang_engine.slots import Slots, decode_rows
+from raylaunch_actors.sglang_engine.slots import Slots, decode_rows
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import os
 import types
 
 import pytest
+from raylaunch_actors.sglang_engine import environment, launch, versions
 
-from actors.sglang_engine import environment, launch, versions
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.launch import NO_MULTICAST

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from actors.sglang_engine import verify
+from raylaunch_actors.sglang_engine import verify
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

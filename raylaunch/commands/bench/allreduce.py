@@ -82,7 +82,7 @@ def bench_allreduce(
 
 def bench_config(config: LaunchConfig, sizes: Sequence[int], repeats: int) -> LaunchConfig:
     """``config`` for ranks that time all-reduces. Raises :class:`ConfigError`."""
-    from actors.bench_all_reduce import REPEATS, SIZES
+    from raylaunch_actors.bench_all_reduce import REPEATS, SIZES
 
     if config.parallel.tensor_parallel_size < 2:
         raise ConfigError("parallel.tensor_parallel_size", 1, "one rank reduces nothing; at least 2 are needed")

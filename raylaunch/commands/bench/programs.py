@@ -27,7 +27,7 @@ def ray_session(config: LaunchConfig, cpus: float) -> Iterator[None]:
 
 
 def run_program(config: LaunchConfig, program: str) -> LaunchReport:
-    """Takes ranks that run ``program`` (a key of ``actors.rank.PROGRAMS``) through all gates, and ends them.
+    """Takes ranks that run ``program`` (a key of ``raylaunch_actors.rank.PROGRAMS``) through all gates, and ends them.
 
     Raises:
         LaunchError: as any launch.

@@ -106,7 +106,8 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
     compiled before for either."""
     import sys
 
-    from actors.sglang_engine.environment import caches
+    from raylaunch_actors.sglang_engine.environment import caches
+
     from raylaunch.sglang.arguments import implementation, server_arguments
 
     file = folder / "config.yaml"  # JSON is YAML; what was not set must stay so, as some defaults are SGLang's

@@ -1,0 +1,69 @@
+"""What communicators have in common: being inside the capture context, and having nothing to register."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from raylaunch.errors import RankFault
+from raylaunch_actors.communicator.base import RecordedInput
+
+
+class CaptureContext:
+    """The capture context of every communicator. Leaving it never communicates, in any outcome."""
+
+    _capturing = False
+
+    @property
+    def capturing(self) -> bool:
+        """Whether this rank is inside `capture()`."""
+        return self._capturing
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        """The capture context; see :meth:`Communicator.capture`."""
+        if self._capturing:
+            raise RuntimeError("the capture context is not re-entrant")
+        self._capturing = True
+        try:
+            yield
+        except BaseException:
+            self._drop_pending()  # what failed is never exchanged
+            raise
+        finally:
+            self._capturing = False
+
+    def _drop_pending(self) -> None:
+        """Forgets what was recorded and not registered."""
+
+
+class NothingToRegister(CaptureContext):
+    """For communicators whose recorded calls need no address of a peer."""
+
+    registers = False
+    rank: int
+    world_size: int
+
+    def pending(self) -> tuple[RecordedInput, ...]:
+        """Nothing: no addresses are exchanged."""
+        return ()
+
+    def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
+        """Zero. Raises RankFault F03 if a rank has something to register."""
+        counts = [len(theirs) for theirs in peers]
+        if counts != [0] * self.world_size:
+            raise RankFault("F03", f"rank {self.rank} has nothing to register, the ranks' counts are {counts}")
+        return 0
+
+    def registered(self) -> int:
+        """Zero."""
+        return 0
+
+    @property
+    def capacity(self) -> int | None:
+        """No limit."""
+        return None
+
+    def inputs_for(self, nbytes: int) -> int:
+        """Zero."""
+        return 0

@@ -1,0 +1,134 @@
+"""One small actor per node: reads logs, asks for native stacks and ends processes when a rank no longer answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+COUNT_EVERY_S = 1.0
+RECENT_S = 15.0  # a death is seen at once, and explained within seconds
+
+
+class NodeAgent:
+    """Answers for the ranks of one node, also for those that are dead or stopped."""
+
+    def __init__(self) -> None:
+        self._kills = KillCount()
+        threading.Thread(target=self._keep_counting, name="oom-kills", daemon=True).start()
+
+    def ready(self) -> bool:
+        return True
+
+    def log_tail(self, files: Sequence[str], lines: int = 20) -> str:
+        """Last lines of the first of these files that has any."""
+        for file in files:
+            with contextlib.suppress(OSError):
+                text = Path(file).read_text(errors="replace").strip()
+                if text:
+                    return "\n".join(text.splitlines()[-lines:])
+        return ""
+
+    def existing(self, file: str) -> str:
+        """``file`` if there is such a file on this node, else ""."""
+        return file if os.path.isfile(file) else ""
+
+    def native_stacks(self, pid: int, files: Sequence[str], wait_s: float = 0.3) -> str:
+        """What faulthandler of process ``pid`` writes on SIGUSR1: works while it holds the GIL, not while stopped."""
+        sizes = {file: os.path.getsize(file) for file in files if os.path.exists(file)}
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGUSR1)
+        time.sleep(wait_s)
+        for file, size in sizes.items():
+            with open(file, errors="replace") as log:
+                log.seek(size)
+                text = log.read().strip()
+            if text:
+                return text
+        return ""
+
+    def out_of_memory_kills(self) -> int:
+        """Processes the kernel has killed for want of memory in the last seconds; 0 if it cannot be told."""
+        return self._kills.look(time.monotonic(), oom_kills())
+
+    def process_states(self, pids: Iterable[int]) -> dict[int, str]:
+        """State letter of each process that still exists (``T`` stopped, ``D`` in the kernel); zombies are gone.
+
+        A process whose first thread has ended while others have not is no zombie yet: it still holds its memory.
+        """
+        states = {}
+        for pid in pids:
+            state = process_state(pid)
+            if state and (state != "Z" or threads_of(pid) > 1):
+                states[pid] = state
+        return states
+
+    def kill(self, pids: Iterable[int]) -> None:
+        """SIGKILL, for processes that Ray's own kill did not end."""
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _keep_counting(self) -> None:
+        while True:
+            self.out_of_memory_kills()
+            time.sleep(COUNT_EVERY_S)
+
+
+@dataclass
+class KillCount:
+    """Which of the kernel's kills are recent: it counts them since the machine started, and says of none when.
+
+    One that is older than ``RECENT_S`` cannot explain a death that is being explained now.
+    """
+
+    _looks: deque[tuple[float, int]] = field(default_factory=deque)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def look(self, now: float, count: int) -> int:
+        """Takes note of the kernel's count. Returns how many kills were recent; of what was before the first look,
+        none."""
+        with self._lock:
+            self._looks.append((now, count))
+            while len(self._looks) > 1 and self._looks[1][0] <= now - RECENT_S:
+                self._looks.popleft()
+            return count - self._looks[0][1]
+
+
+def process_state(pid: int) -> str:
+    """State letter from ``/proc``, or "" if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rsplit(")", 1)[1].split()[0]
+
+
+def threads_of(pid: int) -> int:
+    """Threads of a process that have not ended, its first one counted always; 0 if there is no such process."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
+
+
+def oom_kills(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """The kernel's count of out-of-memory kills: of this process's control group, which has the ranks in it; else of
+    the container; else of the whole machine. 0 where it keeps none."""
+    own = cgroups
+    with contextlib.suppress(OSError):
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+        own = cgroups / next((line[4:] for line in lines if line.startswith("0::/")), "")
+    for file in (own / "memory.events", cgroups / "memory.events", proc / "vmstat"):
+        with contextlib.suppress(OSError, ValueError):
+            for line in file.read_text().splitlines():
+                name, _, value = line.partition(" ")
+                if name == "oom_kill":
+                    return int(value)
+    return 0

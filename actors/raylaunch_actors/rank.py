@@ -1,0 +1,179 @@
+"""The actor of one rank: a thread that launches and serves, and control threads that answer meanwhile."""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import os
+import platform
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import ray
+
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import RankFault
+from raylaunch.protocol import Arrival, Failure, LaunchPlan, Release
+from raylaunch.sglang.sockets import SglangSockets
+from raylaunch_actors import priority
+from raylaunch_actors.gate import RankGate, RankState
+from raylaunch_actors.progress import modules_loaded, reported
+
+PROGRAMS = {
+    "reference": "raylaunch_actors.reference.launch",
+    "sglang": "raylaunch_actors.sglang_engine.launch",
+    "noop": "raylaunch_actors.noop",
+    "bench_all_reduce": "raylaunch_actors.bench_all_reduce",
+}
+"""Modules whose ``run(spec, gate)`` takes a rank through its phases and serves until it is stopped."""
+
+
+@dataclass(frozen=True)
+class RankSpec:
+    """What one rank is told at its start.
+
+    Attributes:
+        rank: tensor-parallel rank.
+        world_size: ranks in the group.
+        local_rank: index among the group's ranks on this node.
+        nodes: nodes that the group runs on.
+        group: unique name of the group.
+        bind_host: address that sockets listen on: loopback if driver and ranks share one node.
+        program: key of ``PROGRAMS``.
+        device: ``cpu`` or ``cuda``.
+        config: the launch's configuration.
+        plan: its gates.
+        environment: variables to set before anything heavy is imported.
+        core_file: where its GPU writes a core dump, in debug mode; else "".
+        sockets: where the engine ``sglang`` meets its tokenizer and detokenizer; None for other engines.
+        device_index: index of its GPU among those of the group on this node, which all its ranks there see; told at
+            boot, when it is known which GPUs Ray gave.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    nodes: int
+    group: str
+    bind_host: str
+    program: str
+    device: str
+    config: LaunchConfig
+    plan: LaunchPlan
+    environment: dict[str, str] = field(default_factory=dict)
+    core_file: str = ""
+    sockets: SglangSockets | None = None
+    device_index: int = 0
+
+
+@dataclass(frozen=True)
+class RankProcess:
+    """Where a rank runs, for those who must watch, read or end its process. ``gpus`` are Ray's ids of its GPUs."""
+
+    rank: int
+    pid: int
+    node_id: str
+    address: str
+    hostname: str
+    log_files: tuple[str, ...]
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> str:
+        """In words: ``cpu``, ``gpu 1`` or ``gpu 0, 1``."""
+        return f"gpu {', '.join(self.gpus)}" if self.gpus else "cpu"
+
+
+class Rank:
+    """A rank as a plain class; ``raylaunch.remote`` makes a Ray actor of it. One thread runs ``boot`` for life."""
+
+    def __init__(self, spec: RankSpec) -> None:
+        priority.settle(spec.device)  # before there are threads of libraries
+        os.environ.update(spec.environment)
+        if spec.core_file:  # CUDA makes no folders
+            Path(spec.core_file).parent.mkdir(parents=True, exist_ok=True)
+        self.spec = spec
+        self.gate = RankGate(spec.rank, spec.plan)
+        self._boot_thread: int | None = None
+        faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=False)
+
+    def __repr__(self) -> str:
+        return f"{self.spec.group}/rank{self.spec.rank}" if hasattr(self, "spec") else "rank"
+
+    def boot(self, gpus: tuple[str, int] | None = None) -> Failure | None:
+        """Launches and serves. Returns the failure that ended it, or None after a stop.
+
+        Args:
+            gpus: value of ``CUDA_VISIBLE_DEVICES``, to be set before anything asks CUDA, and this rank's index there.
+        """
+        if gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"], index = gpus
+            self.spec = replace(self.spec, device_index=index)
+        self._boot_thread = threading.get_ident()
+        try:
+            if self.spec.config.faults:
+                from raylaunch_actors import chaos
+
+                self.gate = chaos.provoke(self.spec, self.gate)
+            name = PROGRAMS[self.spec.program]
+            with reported(self.gate, f"importing {name}", modules_loaded):
+                program = importlib.import_module(name)
+            program.run(self.spec, self.gate)
+        except BaseException as error:
+            # SystemExit and KeyboardInterrupt too: a rank must not leave without saying why.
+            traceback.print_exc()
+            return self.gate.fail(error)
+        return None
+
+    # ---- control threads
+
+    def whoami(self) -> RankProcess:
+        """Where this rank runs. Needs Ray."""
+        context = ray.get_runtime_context()
+        return RankProcess(
+            rank=self.spec.rank,
+            pid=os.getpid(),
+            node_id=context.get_node_id(),
+            address=ray.util.get_node_ip_address(),
+            hostname=platform.node(),
+            log_files=log_files(context.get_worker_id()),
+            gpus=tuple(context.get_accelerator_ids().get("GPU", ())),
+        )
+
+    def advance(self, release: Release | None) -> Arrival | Failure:
+        """Releases the rank from its gate and returns its next arrival, or the failure that ended it."""
+        return self.gate.advance(release)
+
+    def finish(self, release: Release) -> None:
+        """Releases the rank into SERVE."""
+        priority.keep_interpreter()
+        self.gate.finish(release)
+
+    def health(self) -> RankState:
+        """What the rank is doing, whatever its own thread is busy with."""
+        return self.gate.state()
+
+    def stop(self) -> None:
+        """Asks the rank to leave its serve loop."""
+        self.gate.stop_requested.set()
+
+    def stacks(self) -> str:
+        """Python stack of the rank's own thread."""
+        frame = sys._current_frames().get(self._boot_thread or 0)
+        if frame is None:
+            raise RankFault(None, f"rank {self.spec.rank} has no running thread")
+        return "".join(traceback.format_stack(frame))
+
+
+def log_files(worker_id: str) -> tuple[str, ...]:
+    """Paths of this process's standard error and output as Ray redirects them."""
+    found: list[str] = []
+    for descriptor in (2, 1):
+        target = Path(os.readlink(f"/proc/self/fd/{descriptor}")) if sys.platform == "linux" else Path()
+        if worker_id in target.name and target.is_file():
+            found.append(str(target))
+    return tuple(found)

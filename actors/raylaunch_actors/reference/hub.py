@@ -1,0 +1,45 @@
+"""From the configured model to a folder on this node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raylaunch.config import ModelConfig
+from raylaunch.errors import RankFault
+from raylaunch_actors.gate import RankGate
+from raylaunch_actors.progress import bytes_fetched, reported
+
+SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
+WEIGHTS = ("*.safetensors",)  # no pickled ones
+
+
+def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool, commit: str | None = None) -> Path:
+    """The model's folder on this node. What is missing of a Hub model is fetched into the local cache.
+
+    Args:
+        gate: told while something arrives, also if it is another rank of this node that fetches it.
+        weights: whether the weights are wanted already, which may take long; dummies are never fetched.
+        commit: the one to take of a Hub model; else it is what ``model.revision`` means now, on the Hub if it answers.
+
+    Raises:
+        RankFault: it cannot be had.
+    """
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        return folder
+    if model.path.startswith((".", "/", "~")):
+        raise RankFault(
+            None, f"there is no folder {model.path} on this node: a model's folder must exist on every node"
+        )
+    from huggingface_hub import snapshot_download
+
+    patterns = [*SETTINGS]
+    if weights and model.load_format == "auto":
+        patterns += WEIGHTS
+    if model.trust_remote_code:
+        patterns.append("*.py")
+    try:
+        with reported(gate, f"fetching {model.path}", lambda: bytes_fetched(model.path)):
+            return Path(snapshot_download(model.path, revision=commit or model.revision, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise RankFault(None, f"{model.path} cannot be fetched from the Hub: {error}") from error

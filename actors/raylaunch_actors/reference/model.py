@@ -1,0 +1,208 @@
+"""From a model's folder to a rank's part of it, ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from raylaunch.errors import RankFault
+from raylaunch_actors.reference import build, weights
+from raylaunch_actors.reference.checkpoint import Checkpoint
+from raylaunch_actors.reference.tensor_parallel import Plan, insert_all_reduces
+
+LoadFormat = Literal["safetensors", "dummy"]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the rest of the engine has to know of a model.
+
+    Attributes:
+        model_type: as in its configuration.
+        layers: decoder layers, each with attention.
+        heads, kv_heads: on this rank.
+        head_dim: elements a head.
+        hidden_size: elements of a hidden state.
+        working_width: elements that one token needs at the same time inside a layer, at most, on this rank.
+        vocab_size: rows of the (whole) head.
+        max_positions: longest context.
+        eos_token_ids: tokens that end an answer.
+        dtype: of weights and activations.
+        uses_embeds: the decoder takes embeddings and positions in three dimensions (Qwen2.5-VL), not token
+            ids.
+        lm_head_sharded: each rank has a part of the vocabulary, so logits are a collective.
+    """
+
+    model_type: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    working_width: int
+    vocab_size: int
+    max_positions: int
+    eos_token_ids: frozenset[int]
+    dtype: torch.dtype
+    uses_embeds: bool
+    lm_head_sharded: bool
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded.
+
+    Attributes:
+        tensors: tensors read from the checkpoint (dummy: parameters made).
+        bytes_read: from the checkpoint, by this rank.
+        parameter_bytes: of this rank's parameters, on the device.
+        unused: tensors of the checkpoint that are rightly not used.
+        all_reduces: sums over the ranks in one forward pass.
+    """
+
+    tensors: int
+    bytes_read: int
+    parameter_bytes: int
+    unused: tuple[str, ...]
+    all_reduces: int
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A rank's model.
+
+    Attributes:
+        model: the whole transformers model.
+        inner: its decoder, the part that is compiled: ids or embeddings in, hidden states out.
+        embed: token ids -> embeddings.
+        lm_head: hidden states -> logits (of this rank's part of the vocabulary, if sharded).
+    """
+
+    model: nn.Module
+    inner: nn.Module
+    embed: nn.Module
+    lm_head: nn.Linear
+    facts: ModelFacts
+    report: LoadReport
+
+
+def load_model(
+    path: str | Path,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    *,
+    dtype: torch.dtype | None = None,
+    group: str = "tp",
+    load_format: LoadFormat = "safetensors",
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    progress: Callable[[str], None] = lambda name: None,
+) -> LoadedModel:
+    """Builds the model in ``path`` and loads this rank's part of its weights.
+
+    Args:
+        path: folder with ``config.json`` and, unless the weights are dummies, a safetensors checkpoint.
+        rank: in the tensor-parallel group of ``world_size`` ranks.
+        device: where the parameters go.
+        dtype: of weights and activations; None: the configuration's own, or float32 if it names none.
+        group: name under which the rank's communicator is bound to ``raylaunch::all_reduce``.
+        load_format: ``dummy`` makes seeded weights and reads nothing but the configuration.
+        seed: of dummy weights.
+        trust_remote_code: run model code that comes with the checkpoint.
+        progress: called with each parameter's name before it is filled.
+
+    Raises:
+        RankFault: the model is not supported, the checkpoint does not fit it or is damaged.
+    """
+    config = build.read_config(path, trust_remote_code=trust_remote_code)
+    build.check_supported(config, world_size)
+    dtype = dtype or _own_dtype(config)
+    model = build.build(config, dtype, trust_remote_code=trust_remote_code)
+    inner, head = _decoder(model), _head(model)
+    plan = Plan(_styles(model, world_size))
+    plan.check()
+    shard = weights.Shard(rank, world_size, dtype, device)
+    unused: tuple[str, ...] = ()
+    bytes_read = 0
+    if load_format == "dummy":
+        tensors = weights.fill_dummy(model, plan, shard, seed, progress)
+    else:
+        checkpoint = Checkpoint(path)
+        checkpoint.open()
+        try:
+            tensors, unused = weights.fill_from_checkpoint(model, plan, checkpoint, shard, progress)
+        finally:
+            checkpoint.close()
+        bytes_read = checkpoint.bytes_read
+    weights.tie(model)
+    model.to(device)  # the buffers; the parameters are there
+    all_reduces = insert_all_reduces(model, plan, group) if world_size > 1 else 0
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    report = LoadReport(tensors, bytes_read, size, unused, all_reduces)
+    sharded = world_size > 1 and plan.parameter_style("lm_head.weight") is not None
+    facts = _facts(path, model, world_size, dtype, sharded)
+    return LoadedModel(model, inner, model.get_input_embeddings(), head, facts, report)
+
+
+def _styles(model: Any, world_size: int) -> dict[str, str]:
+    # Some versions keep the head's entry on the class only, some copy it to the instance.
+    styles = {**(getattr(type(model), "_tp_plan", None) or {}), **(getattr(model, "_tp_plan", None) or {})}
+    head = _head(model)
+    if "lm_head.weight" in weights.tied_names(model) or head.weight.shape[0] % world_size:
+        styles.pop("lm_head", None)  # a tied head is the embedding, which every rank holds
+    return styles
+
+
+def _own_dtype(config: Any) -> torch.dtype:
+    dtype = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _head(model: Any) -> nn.Linear:
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise RankFault(None, f"{type(model).__name__} has no linear head; it is no language model")
+    return head
+
+
+def _decoder(model: Any) -> nn.Module:
+    base = getattr(model, "model", None)
+    if base is None:
+        raise RankFault(None, f"{type(model).__name__} has no decoder at .model; its architecture is not supported")
+    return base.language_model if hasattr(base, "language_model") else base
+
+
+def _facts(path: str | Path, model: Any, world_size: int, dtype: torch.dtype, lm_head_sharded: bool) -> ModelFacts:
+    text = model.config.get_text_config()
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ModelFacts(
+        model_type=model.config.model_type,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads // world_size,
+        kv_heads=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) // world_size,
+        head_dim=head_dim,
+        hidden_size=text.hidden_size,
+        working_width=_working_width(text, world_size),
+        vocab_size=text.vocab_size,
+        max_positions=text.max_position_embeddings,
+        eos_token_ids=build.eos_token_ids(path, model.config),
+        dtype=dtype,
+        uses_embeds=hasattr(model.model, "language_model"),
+        lm_head_sharded=lm_head_sharded,
+    )
+
+
+def _working_width(text: Any, world_size: int) -> int:
+    """Residual, normed and reduced hidden states and one spare, beside gate, up and their product."""
+    widest = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    inner = 3 * widest // world_size
+    if build.is_mixture(text):  # every chosen expert has its own copies, and its hidden states in and out
+        own = getattr(text, "moe_intermediate_size", None) or widest
+        inner = max(inner, text.num_experts_per_tok * (2 * text.hidden_size + 3 * own // world_size))
+    return int(4 * text.hidden_size + inner)

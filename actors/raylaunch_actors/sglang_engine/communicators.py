@@ -1,0 +1,134 @@
+"""SGLang's own all-reduces: which one a rank uses, what waits for its registration, and how it is switched off."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from raylaunch.errors import RankFault
+from raylaunch.protocol import CommunicatorFacts
+from raylaunch_actors.communicator.choice import impossible
+from raylaunch_actors.communicator.cuda_memory import CudaRuntime
+from raylaunch_actors.communicator.sgl_kernel import require_shareable, table_inputs
+
+if TYPE_CHECKING:
+    from raylaunch_actors.rank import RankSpec
+
+KINDS = {"CustomAllreduce": "sgl_kernel", "CustomAllReduceV2": "jit"}
+LOG = "sglang.srt.distributed"
+OF_ITS_SET_UP = ("custom_all_reduce", "custom allreduce")
+GROUPS = ("_TP", "_PP", "_DCP", "_ATTN_TP", "_MOE_EP", "_MOE_TP")
+
+
+def custom_all_reduces() -> list[Any]:
+    """The distinct custom all-reduces of this rank's groups."""
+    from sglang.srt.distributed import parallel_state
+
+    found: list[Any] = []
+    for name in GROUPS:
+        communicator = getattr(getattr(parallel_state, name, None), "ca_comm", None)
+        if communicator is not None and all(communicator is not other for other in found):
+            found.append(communicator)
+    return found
+
+
+def active() -> list[Any]:
+    """Those in use. SGLang keeps one that it could not set up, disabled, and such a one has no other attribute."""
+    return [one for one in custom_all_reduces() if not getattr(one, "disabled", True)]
+
+
+class SetUpLog(logging.Handler):
+    """Why SGLang makes no custom all-reduce: it only warns. A context, around what makes it.
+
+    Inside it there are warnings whatever SGLang's log level is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._log = logging.getLogger(LOG)
+        self._level = self._log.level
+        self._texts: dict[str, None] = {}  # in order, each once: every group of ranks says it anew
+
+    def __enter__(self) -> SetUpLog:
+        self._log.addHandler(self)
+        self._log.setLevel(min(logging.WARNING, self._log.getEffectiveLevel()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._log.removeHandler(self)
+        self._log.setLevel(self._level)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes note of a warning about the custom all-reduce, without how to silence it."""
+        try:
+            text = record.getMessage()
+            if any(word in f"{record.name} {text}".lower() for word in OF_ITS_SET_UP):
+                self._texts[text.partition(" To silence this")[0].rstrip(".")] = None
+        except Exception:  # or it would end what SGLang was about to do
+            self.handleError(record)
+
+    def reason(self, off: bool) -> str:
+        """What SGLang has said, in a phrase.
+
+        Args:
+            off: its settled argument ``disable_custom_all_reduce``: then it does not try, and says nothing here.
+        """
+        if off:
+            return "SGLang has settled its argument disable_custom_all_reduce to be true"
+        return "; ".join(self._texts) or "SGLang did not say why: see the log"
+
+
+def connected(spec: RankSpec, problem: str) -> CommunicatorFacts:
+    """What SGLang has settled on for the tensor-parallel group.
+
+    Args:
+        problem: why there is no custom all-reduce, if there is none.
+
+    Raises:
+        RankFault: F18, it is not the one that ``communicator.kind`` names; F16, it is and graphs have their inputs in
+            memory that cannot be shared.
+    """
+    world_size, wanted = spec.world_size, spec.config.communicator.kind
+    named = wanted in KINDS.values()
+    if world_size == 1:
+        return CommunicatorFacts("single", "one rank", 0, 1)
+    if spec.device == "cpu":
+        if named:
+            raise RankFault(None, f"communicator.kind={wanted} needs GPUs")
+        return CommunicatorFacts("gloo", "SGLang's, on CPUs", 0, world_size)
+    usable = active()
+    if not usable:
+        if named:
+            raise impossible(wanted, problem)
+        return CommunicatorFacts("nccl", "as configured" if wanted == "library" else problem, 0, world_size)
+    first = usable[0]
+    kind = KINDS.get(type(first).__name__, type(first).__name__)
+    if named and kind != wanted:
+        raise RankFault("F18", f"communicator.kind={wanted} was asked for and SGLang chose {kind}: see the log")
+    rows = None  # `jit` has a table too, which is needed by some messages only, and refuses by itself to overflow it
+    if kind == "sgl_kernel":
+        require_shareable(CudaRuntime.load())
+        rows = table_inputs(first.rank_data.nbytes)
+    limit = int(getattr(first, "max_size", 0))
+    return CommunicatorFacts(kind, f"SGLang's {type(first).__name__}", limit, world_size, rows)
+
+
+def pending() -> int:
+    """Inputs that graphs have recorded and that wait for their registration. Not while a stream captures."""
+    total = 0
+    for one in active():
+        if hasattr(one, "_graph_inputs"):
+            total += len(one._graph_inputs)
+        else:
+            from sglang.srt.distributed.device_communicators import custom_all_reduce_ops
+
+            total += len(custom_all_reduce_ops.get_graph_buffer_ipc_meta(one._ptr)[1])
+    return total
+
+
+def switch_off() -> None:
+    """After a failure: leaving SGLang's capture context must not enter the exchange that peers will never join."""
+    for one in custom_all_reduces():
+        one.disabled = True
+        if hasattr(one, "_graph_inputs"):
+            one._graph_inputs.clear()

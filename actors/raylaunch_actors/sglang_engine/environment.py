@@ -1,0 +1,95 @@
+"""Variables and compile caches of a rank, set before SGLang or CUDA is loaded.
+
+SGLang sets the same variables in the process that starts its schedulers, from which actors inherit nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raylaunch.sglang.arguments import implementation, keeps_figures
+from raylaunch.sglang.sockets import FIGURES_VARIABLE
+from raylaunch_actors.fingerprint import package_version
+
+if TYPE_CHECKING:
+    from raylaunch_actors.rank import RankSpec
+
+CACHED_BY = ("sglang", "sglang-kernel", "torch", "triton", "flashinfer-python")
+CACHES = {
+    "TVM_FFI_CACHE_DIR": "tvm-ffi",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "SGLANG_CACHE_DIR": "sglang",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "SGLANG_DG_CACHE_DIR": "deep-gemm",
+    "CUDA_CACHE_PATH": "cuda",
+}
+DEFAULTS = {
+    "NCCL_CUMEM_ENABLE": "0",
+    "NCCL_NVLS_ENABLE": "0",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "8",
+    "CUDA_MODULE_LOADING": "AUTO",
+    "TRTLLM_ENABLE_PDL": "1",
+    "CUTE_DSL_LOG_LEVEL": "30",
+    "CUTE_DSL_LOG_TO_CONSOLE": "1",
+    # Segments in /dev/shm that nothing in one tensor-parallel group uses, and that stay when a rank is killed.
+    "SGLANG_USE_MESSAGE_QUEUE_BROADCASTER": "0",
+    # Its launcher starts each rank under numactl, which nothing can do for an actor: the rank binds itself instead.
+    "SGLANG_NUMA_BIND_V2": "0",
+}
+ASKED = {
+    "enable_nccl_nvls": {"NCCL_NVLS_ENABLE": "1"},
+    "enable_symm_mem": {"NCCL_NVLS_ENABLE": "1", "NCCL_CUMEM_ENABLE": "1"},
+    "enable_torch_symm_mem": {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "0"},
+}
+"""Arguments of SGLang's that do nothing without these variables, which ranks otherwise get with the opposite value. In
+SGLang too an argument counts more than a variable."""
+
+
+def prepare(spec: RankSpec) -> None:
+    """Sets this process's variables; what the configuration's ``environment`` says stays, unless an argument asks
+    for more."""
+    for name, value in variables(spec).items():
+        os.environ.setdefault(name, value)
+    os.environ.update({**asked(spec.config.engine.sglang.args), **figures(spec)})
+    for name in CACHES:
+        Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
+
+
+def asked(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Variables that arguments of SGLang's ask for, whatever else is set."""
+    return {name: value for one, needs in ASKED.items() if arguments.get(one) for name, value in needs.items()}
+
+
+def figures(spec: RankSpec) -> dict[str, str]:
+    """Where SGLang leaves its Prometheus figures: rank 0 on the driver's node, for it; others keep theirs."""
+    folder = spec.sockets.figures if spec.sockets is not None and keeps_figures(spec.config) else ""
+    return {FIGURES_VARIABLE: folder} if folder and Path(folder).is_dir() else {}
+
+
+def variables(spec: RankSpec) -> dict[str, str]:
+    """What ``prepare`` sets where nothing is set."""
+    config = spec.config
+    chosen = {**DEFAULTS, **implementation(config.communicator.kind), **caches(config.engine.sglang.cache_dir)}
+    chosen["SGLANG_RUN_ID"] = f"raylaunch-{secrets.token_hex(6)}"
+    if config.placement.resources_per_rank.get("GPU", 1.0) < 1:
+        # NCCL refuses two ranks on one GPU of a host; on two hosts it does not look.
+        chosen["NCCL_HOSTID"] = f"{spec.group}-{spec.rank}"
+        chosen["NCCL_SOCKET_IFNAME"] = "lo"
+    return chosen
+
+
+def caches(root: str | None) -> dict[str, str]:
+    """Where what is compiled at run time is kept, by variable; a folder for each set of versions, none of which may
+    read another's.
+
+    Args:
+        root: what ``engine.sglang.cache_dir`` says.
+    """
+    base = Path(root).expanduser() if root else Path.home() / ".cache" / "raylaunch"
+    folder = base / "_".join(f"{name}-{package_version(name)}" for name in CACHED_BY)
+    return {name: str(folder / below) for name, below in CACHES.items()}

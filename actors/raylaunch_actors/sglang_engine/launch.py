@@ -1,0 +1,99 @@
+"""SGLang's way through the phases: a rank builds SGLang's scheduler, which the hooks stop at the gates, and serves.
+
+All of it happens on one thread: the current device, gradient mode and what Dynamo guards belong to a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raylaunch.errors import RankFault
+from raylaunch.protocol import Gate, ReadyFacts, VerifyFacts
+from raylaunch.sglang.arguments import ONE_NODE, server_arguments
+from raylaunch_actors.communicator.process_group import StoreServer, open_store
+from raylaunch_actors.device import identity, memory_in_use, rank_device
+from raylaunch_actors.fingerprint import fingerprint
+from raylaunch_actors.gate import RankGate
+from raylaunch_actors.progress import compilers_work, modules_loaded, reported
+from raylaunch_actors.sglang_engine import environment, seams, versions
+from raylaunch_actors.sglang_engine.hooks import Hooks
+from raylaunch_actors.sglang_engine.rounds import Rounds
+
+if TYPE_CHECKING:
+    from raylaunch_actors.rank import RankSpec
+
+
+def run(spec: RankSpec, gate: RankGate) -> None:
+    """Launches, then serves until it is stopped. An exception ends this rank."""
+    if spec.sockets is None:
+        raise RankFault(None, "the engine sglang needs the sockets of its driver's side")
+    if spec.nodes > 1:
+        text = f"the ranks were placed on {spec.nodes} nodes, and must be on one with the engine sglang: {ONE_NODE}"
+        raise RankFault(None, text)
+    store = meet(spec, gate)
+    hooks = Hooks()
+    try:
+        with reported(gate, "importing sglang", modules_loaded):
+            args = versions.server_args(server_arguments(spec.config))
+            rounds = Rounds(spec, gate)
+            hooks.install(seams.all_seams(rounds))
+        settled = versions.settled(args)
+        require_alike(gate.arrive(Gate.ATTACH, offer=settled).offers[0], settled)
+        with reported(gate, None, compilers_work):  # wherever a kernel is compiled, that is no hang
+            scheduler = versions.make_scheduler(spec, args)
+        rounds.warmed()  # where nothing is captured, no round has said so
+        verify(gate, rounds)
+        versions.watch_unless_paused(scheduler)
+        gate.read_counters = versions.Counters(scheduler, compilers_work).read
+        facts = ReadyFacts(rounds.pieces.count(), memory_in_use(rank_device(spec)))
+        gate.arrive(Gate.READY, facts, offer={**scheduler.get_init_info(), "settled": settled})
+        hooks.remove()
+        serve(spec, scheduler, gate.stop_requested)
+    finally:
+        hooks.remove()
+        if store is not None:
+            store.close()  # NCCL's watchdog asks it as long as the rank lives
+
+
+def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
+    """MEET: says who it is before anything slow is imported; rank 0 binds the store. Raises RankFault F09, F10."""
+    # Of a Hub model there is nothing to compare: all ranks are on one node and have its cache.
+    prints = fingerprint(spec, Path(spec.config.model.path).expanduser())
+    environment.prepare(spec)  # after the fingerprint, as some of it differs from rank to rank, and before CUDA
+    device = rank_device(spec)
+    store = None
+    if spec.rank == 0:
+        parallel, deadlines = spec.config.parallel, spec.config.deadlines
+        store = open_store(spec.bind_host, parallel.rendezvous_port, deadlines.connect)
+    release = gate.arrive(Gate.MEET, identity(spec, device, prints), offer=store.address if store else None)
+    versions.use_store(release.offers[0])
+    return store
+
+
+def require_alike(theirs: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Every rank schedules for itself: by other settings it would run other batches. Raises RankFault F19."""
+    if difference := versions.unlike(theirs, here):
+        raise RankFault("F19", f"SGLang has settled arguments differently on rank 0 and here: {difference}")
+
+
+def verify(gate: RankGate, rounds: Rounds) -> None:
+    """VERIFY: every shape replayed and compared with eager. The real request is sent by the driver's side."""
+    from raylaunch_actors.sglang_engine.verify import verify_shapes
+
+    verdicts = verify_shapes(rounds)
+    gate.arrive(Gate.VERIFIED, VerifyFacts(verdicts, (), rounds.pieces.count()))
+
+
+def serve(spec: RankSpec, scheduler: Any, stop: threading.Event) -> None:
+    """SGLang's own loop, until it is told to stop."""
+
+    def leave() -> None:
+        stop.wait()
+        versions.leave_loop(scheduler)
+
+    threading.Thread(target=leave, name="raylaunch-stop", daemon=True).start()
+    rank_device(spec)  # current on this thread; SGLang sets it for its own loop too
+    scheduler.run_event_loop()

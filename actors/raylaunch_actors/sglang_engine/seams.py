@@ -1,0 +1,301 @@
+"""Which methods of SGLang are hooked, and why. Nothing of them is left when the rank serves.
+
+Names and signatures were read in 0.5.17; most are the same from 0.5.15 to 0.5.23.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from raylaunch.protocol import Gate, LoadFacts
+from raylaunch.protocol.rounds import RoundName
+from raylaunch_actors.progress import bytes_fetched, reported
+from raylaunch_actors.sglang_engine import communicators
+from raylaunch_actors.sglang_engine.hooks import Seam, Wrapper
+from raylaunch_actors.sglang_engine.rounds import Rounds
+from raylaunch_actors.sglang_engine.warmup import build_kernels
+
+RUNNERS = "sglang.srt.model_executor.runner"
+BACKENDS = "sglang.srt.model_executor.runner_backend"
+DEVICE = "sglang.srt.distributed.device_communicators"
+PIECES = "sglang.srt.compilation.cuda_piecewise_backend"
+CAPTURE_ONE = (
+    (f"{BACKENDS}.tc_piecewise_cuda_graph_backend", "TcPiecewiseCudaGraphBackend.capture_one"),
+    (f"{BACKENDS}.breakable_cuda_graph_backend", "BreakableCudaGraphBackend.capture_one"),
+    (f"{BACKENDS}.full_cuda_graph_backend", "FullCudaGraphBackend.capture_one"),
+)
+"""Where each graph backend captures one shape."""
+
+
+def all_seams(rounds: Rounds) -> list[Seam]:
+    """Every hook of a launch. On a CPU nothing is captured, and SGLang lacks what would be hooked for it."""
+    if rounds.spec.device == "cpu":
+        return [*life_seams(rounds), *progress_seams(rounds)]
+    return [*life_seams(rounds), *capture_seams(rounds), *all_reduce_seams(rounds), *progress_seams(rounds)]
+
+
+# ---- CONNECT and LOAD
+
+
+def life_seams(rounds: Rounds) -> list[Seam]:
+    """Ends of phases that SGLang runs through by itself."""
+    runner = "sglang.srt.model_executor.model_runner"
+    return [
+        Seam(runner, "ModelRunner.init_torch_distributed", _connected(rounds)),
+        Seam(runner, "ModelRunner.load_model", _loaded(rounds)),
+        Seam("sglang.srt.utils.watchdog", "WatchdogRaw.__init__", _watchdog),
+    ]
+
+
+def _connected(rounds: Rounds) -> Wrapper:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def init_torch_distributed(self: Any, *arguments: Any, **options: Any) -> Any:
+            with communicators.SetUpLog() as said:
+                result = original(self, *arguments, **options)
+            if not self.is_draft_worker:
+                rounds.model_runner = self
+                problem = said.reason(off=self.server_args.disable_custom_all_reduce)
+                rounds.gate.arrive(Gate.CONNECTED, communicators.connected(rounds.spec, problem))
+            return result
+
+        return init_torch_distributed
+
+    return wrap
+
+
+def _loaded(rounds: Rounds) -> Wrapper:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def load_model(self: Any, *arguments: Any, **options: Any) -> Any:
+            path = rounds.spec.config.model.path  # SGLang fetches it from the Hub here if it has to
+            with reported(rounds.gate, "loading weights", lambda: (_memory_taken(), bytes_fetched(path))):
+                result = original(self, *arguments, **options)
+            if not self.is_draft_worker:
+                sizes = [one.numel() * one.element_size() for one in self.model.parameters()]
+                rounds.gate.arrive(Gate.LOADED, LoadFacts(len(sizes), sum(sizes), 0))
+            return result
+
+        return load_model
+
+    return wrap
+
+
+def _memory_taken() -> int:
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+
+
+def _watchdog(original: Callable[..., Any]) -> Callable[..., Any]:
+    """SGLang's watchdog signals its parent process, which under Ray is the raylet: a whole node would be lost."""
+
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        self.parent_process = _OwnProcess()
+
+    return init
+
+
+class _OwnProcess:
+    """Takes the watchdog's signal in place of the parent: the rank ends, and the driver sees why in its log."""
+
+    def send_signal(self, number: int) -> None:
+        text = f"SGLang's watchdog found no progress (signal {number}): this rank ends itself"
+        print(text, file=sys.stderr, flush=True)
+        os._exit(70)
+
+
+# ---- CAPTURE and REGISTER
+
+
+def capture_seams(rounds: Rounds) -> list[Seam]:
+    """Rounds, iterations, graphs and pieces."""
+    return [
+        Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "PrefillCudaGraphRunner.capture", _prefill(rounds)),
+        Seam(f"{RUNNERS}.decode_cuda_graph_runner", "DecodeCudaGraphRunner.capture", _decode(rounds)),
+        Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "graph_capture", _round(rounds, "prefill")),
+        Seam(f"{RUNNERS}.decode_cuda_graph_runner", "graph_capture", _round(rounds, "decode")),
+        Seam("torch.cuda.graphs", "CUDAGraph.replay", _before(rounds.before_replay)),
+        Seam("torch.cuda.graphs", "CUDAGraph.capture_begin", _before(rounds.before_graph)),
+        Seam(PIECES, "CUDAPiecewiseBackend.__init__", _then(rounds.pieces.add)),
+        Seam(PIECES, "CUDAPiecewiseBackend.__call__", _before(rounds.before_piece)),
+        *(Seam(module, path, _capture_one(rounds)) for module, path in CAPTURE_ONE),
+    ]
+
+
+def _then(after: Callable[[Any], None]) -> Wrapper:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Any, *arguments: Any, **options: Any) -> Any:
+            result = original(self, *arguments, **options)
+            after(self)
+            return result
+
+        return method
+
+    return wrap
+
+
+def _before(check: Callable[..., None]) -> Wrapper:
+    """Calls ``check`` with the arguments that have no name, the object first."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(*arguments: Any, **options: Any) -> Any:
+            check(*arguments)
+            return original(*arguments, **options)
+
+        return method
+
+    return wrap
+
+
+def _prefill(rounds: Rounds) -> Wrapper:
+    def begin(runner: Any) -> None:
+        rounds.runner = runner
+        rounds.gate.progress("building kernels")
+        build_kernels(runner)
+
+    return _before(begin)
+
+
+def _decode(rounds: Rounds) -> Wrapper:
+    def begin(runner: Any) -> None:
+        rounds.runner = runner
+
+    return _before(begin)
+
+
+def _round(rounds: Rounds, name: RoundName) -> Wrapper:
+    """Gates around SGLang's capture context, and inside it before its exit exchanges addresses.
+
+    Its exit runs a collective in any outcome: after a failure that must not happen, or the error is hidden by a hang.
+    """
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @contextlib.contextmanager
+        def graph_capture(*arguments: Any, **options: Any) -> Iterator[Any]:
+            rounds.begin(name)
+            with original(*arguments, **options) as context:
+                try:
+                    yield context
+                    rounds.captured()
+                except BaseException as error:
+                    rounds.failed(error)
+                    raise
+            rounds.registered()
+
+        return graph_capture
+
+    return wrap
+
+
+def _capture_one(rounds: Rounds) -> Wrapper:
+    """The gate before each iteration. While a stream captures, the rank never waits: the gate came before."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def capture_one(
+            self: Any,
+            shape_key: Any,
+            forward_fn: Callable[[], Any],
+            capture_inputs: Any = None,
+            post_warmup_hook: Callable[[], None] | None = None,
+        ) -> Any:
+            def forward() -> Any:
+                rounds.iteration()
+                return forward_fn()
+
+            def warmed_up() -> None:
+                if post_warmup_hook is not None:
+                    post_warmup_hook()
+                rounds.between()
+
+            plain = shape_key.variant_label is None and shape_key.stream_idx is None
+            rounds.begin_shape(shape_key.size, plain)
+            result = original(self, shape_key, forward, capture_inputs, warmed_up)
+            rounds.end_shape()
+            return result
+
+        return capture_one
+
+    return wrap
+
+
+# ---- all-reduces while a stream captures
+
+
+def all_reduce_seams(rounds: Rounds) -> list[Seam]:
+    """Where SGLang's two custom all-reduces take the address of an input."""
+    return [
+        Seam(f"{DEVICE}.custom_all_reduce_ops", "all_reduce", _sgl_kernel(rounds)),
+        Seam(f"{DEVICE}.custom_all_reduce_v2", "CustomAllReduceV2._allocate_graph_row", _jit(rounds)),
+    ]
+
+
+def _sgl_kernel(rounds: Rounds) -> Wrapper:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def all_reduce(fa: int, inp: torch.Tensor, out: torch.Tensor, reg_buffer: int, reg_buffer_bytes: int) -> None:
+            if torch.cuda.is_current_stream_capturing():
+                if reg_buffer:
+                    rounds.staged_in_capture()
+                rounds.record(inp.numel() * inp.element_size(), inp.shape, inp.dtype)
+            original(fa, inp, out, reg_buffer, reg_buffer_bytes)
+
+        return all_reduce
+
+    return wrap
+
+
+def _jit(rounds: Rounds) -> Wrapper:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def allocate(self: Any, inp: torch.Tensor, nbytes: int) -> Any:
+            rounds.record(nbytes, inp.shape, inp.dtype)
+            return original(self, inp, nbytes)
+
+        return allocate
+
+    return wrap
+
+
+# ---- progress
+
+
+def progress_seams(rounds: Rounds) -> list[Seam]:
+    """Slow steps say that they go on; a compiler that works is not a hang."""
+    scheduler = "sglang.srt.managers.scheduler"
+    return [
+        Seam(scheduler, "Scheduler.init_memory_pools", _said(rounds, "allocating the KV cache")),
+        Seam(scheduler, "Scheduler.init_all_attention_backends", _said(rounds, "preparing attention")),
+        Seam(scheduler, "Scheduler.init_all_cuda_graphs", _said(rounds, "warming up")),
+        Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "PrefillCudaGraphRunner._run_dummy_forward", _shape_said(rounds)),
+        Seam("tvm_ffi.cpp", "load_inline", _built(rounds), optional=True),
+        Seam("tvm_ffi.cpp", "load", _built(rounds), optional=True),
+    ]
+
+
+def _said(rounds: Rounds, activity: str) -> Wrapper:
+    return _before(lambda *_: rounds.gate.progress(activity))
+
+
+def _shape_said(rounds: Rounds) -> Wrapper:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run(self: Any, num_tokens: int) -> Any:
+            rounds.gate.progress(f"compiling for {num_tokens} tokens")
+            return original(self, num_tokens)
+
+        return run
+
+    return wrap
+
+
+def _built(rounds: Rounds) -> Wrapper:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def build(*arguments: Any, **options: Any) -> Any:
+            name = options.get("name", arguments[0] if arguments else "?")
+            rounds.gate.progress(f"building the kernel {name}")
+            return original(*arguments, **options)
+
+        return build
+
+    return wrap

@@ -1,0 +1,140 @@
+"""VERIFY under SGLang: every captured shape is replayed as a request would, and compared with SGLang's eager runner."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from raylaunch.protocol import ShapeVerdict
+from raylaunch.protocol.rounds import RoundName
+from raylaunch_actors.sglang_engine.rounds import Rounds
+from raylaunch_actors.sglang_engine.slots import Slots, decode_rows
+
+TOKENS_BELOW = 1000  # ids that every vocabulary has
+WORDS_AT_ONCE = 1 << 22
+MIX = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9)  # odd, so that nothing is lost when a product wraps
+
+
+def verify_shapes(rounds: Rounds) -> dict[str, ShapeVerdict]:
+    """A verdict for every round and shape. Ranks run them in the same order: there are collectives inside."""
+    model_runner = rounds.model_runner
+    runners = {"prefill": model_runner.prefill_cuda_graph_runner, "decode": model_runner.decode_cuda_graph_runner}
+    verdicts = {}
+    for plan in rounds.plans or ():
+        runner = runners[plan.name]
+        for shape in sorted(plan.shapes, reverse=True):
+            rounds.gate.progress(f"verifying {plan.name} {shape}")
+            verdicts[f"{plan.name} {shape}"] = _verify(rounds, runner, plan.name, shape)
+    return verdicts
+
+
+@torch.no_grad()
+def _verify(rounds: Rounds, runner: Any, name: RoundName, shape: int) -> ShapeVerdict:
+    from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
+
+    model_runner = rounds.model_runner
+    with (
+        Slots(model_runner).borrowed() as slots,
+        forward_context(ForwardContext(attn_backend=model_runner.attn_backend)),
+    ):
+        sample = sample_prefill if name == "prefill" else sample_decode
+        eager = _logits(model_runner.eager_runner.execute(sample(runner, shape, slots, again=False)))
+        before = rounds.replays
+        replayed = _logits(runner.execute(sample(runner, shape, slots, again=True)))
+        torch.cuda.synchronize()
+    replays = rounds.replays - before
+    whole = rounds.pieces.whole(name)
+    return ShapeVerdict(
+        max_error=float((eager.float() - replayed.float()).abs().max()),
+        tolerance=tolerance(eager, model_runner.dtype),
+        digest=digest(replayed),
+        graphs=min(replays, 1) if whole else replays,
+        eager={} if whole else rounds.pieces.eager(),
+    )
+
+
+def tolerance(eager: torch.Tensor, dtype: torch.dtype) -> float:
+    """Largest difference allowed: a graph may choose other kernels than eager does, and rounds at other places."""
+    return 16 * float(torch.finfo(dtype).eps) * float(eager.abs().max())
+
+
+def digest(logits: torch.Tensor) -> str:
+    """16 hexadecimal digits of a tensor's bits and their places, computed where it lies.
+
+    Logits of a few hundred rows are some hundred megabytes: taken to the CPU for every shape, they would take longer
+    than the forward passes. Integers that wrap add up to the same in any order.
+    """
+    words = logits.contiguous().view(torch.int16 if logits.element_size() == 2 else torch.int32).flatten()
+    total = 0
+    for start in range(0, words.numel(), WORDS_AT_ONCE):
+        part = words[start : start + WORDS_AT_ONCE].to(torch.int64)
+        places = torch.arange(start + 1, start + 1 + part.numel(), device=part.device)
+        total += int(((part ^ (places * MIX[0])) * MIX[1]).sum())
+    return f"{total & (2**64 - 1):016x}"
+
+
+def _logits(output: Any) -> torch.Tensor:
+    """Logits ``[rows, vocabulary]`` of a forward pass, as a copy: graphs write into the same memory every time."""
+    return output.next_token_logits.clone()
+
+
+def sample_prefill(runner: Any, shape: int, slots: Slots, *, again: bool) -> Any:
+    """A batch as prompts would bring it: SGLang's own dummy batch of this shape with seeded tokens, each in a row of
+    the KV cache of its own.
+
+    While capturing, all tokens are written to one row: what attention then reads depends on which write came last.
+    """
+    batch = runner.capture_prepare(shape)[0]
+    device = batch.input_ids.device
+    # Prompts may be longer than the cache is in a launch with little memory: then rows are used more than once.
+    rows = slots.first + torch.arange(shape, device=device) % (slots.last - slots.first)
+    lengths = [int(length) for length in batch.extend_seq_lens_cpu if length]
+    slots.clear_states(len(lengths))
+    start = 0
+    for request, length in enumerate(lengths):
+        slots.table[request, :length] = rows[start : start + length].to(slots.table.dtype)
+        start += length
+    positions = torch.cat([torch.arange(length) for length in lengths]).to(device, batch.positions.dtype)
+    return _changed(batch, shape, positions, rows, {"next_token_logits_buffer": None})
+
+
+def sample_decode(runner: Any, shape: int, slots: Slots, *, again: bool) -> Any:
+    """A batch as running requests would: seeded tokens at different positions, after keys that prefill has left.
+
+    Args:
+        again: gives new keys other rows of the cache, so that a replay that does not write them finds none.
+    """
+    batch = runner.capture_prepare(shape)[0]
+    device = batch.input_ids.device
+    prefix, lengths, new = decode_rows(shape, slots.page, slots.first, slots.last, slots.context, again=again)
+    before = torch.tensor(lengths, device=device)
+    rows = torch.tensor(new, device=device)
+    requests = torch.arange(shape, device=device)
+    slots.clear_states(shape)
+    slots.table[:shape, :prefix] = slots.first + torch.arange(prefix, device=device, dtype=slots.table.dtype)
+    slots.table[requests, before] = rows.to(slots.table.dtype)
+    lengths_now = (before + 1).to(batch.seq_lens.dtype)
+    changes = {
+        "req_pool_indices": requests.to(batch.req_pool_indices.dtype),
+        "seq_lens": lengths_now,
+        "seq_lens_cpu": lengths_now.cpu().to(batch.seq_lens_cpu.dtype),
+        "seq_lens_sum": int(lengths_now.sum()),
+        "orig_seq_lens": lengths_now if batch.orig_seq_lens is not None else None,
+    }
+    return _changed(batch, shape, before.to(batch.positions.dtype), rows, changes)
+
+
+def _changed(batch: Any, shape: int, positions: torch.Tensor, rows: torch.Tensor, changes: dict[str, Any]) -> Any:
+    """The batch with seeded tokens at these positions, which go to these rows of the cache."""
+    generator = torch.Generator().manual_seed(shape)
+    tokens = torch.randint(0, TOKENS_BELOW, (shape,), generator=generator)
+    changes |= {
+        "input_ids": tokens.to(batch.input_ids.device, batch.input_ids.dtype),
+        "positions": positions,
+        "out_cache_loc": rows.to(batch.out_cache_loc.dtype),
+    }
+    if batch.mrope_positions is not None:
+        changes["mrope_positions"] = positions.expand(3, shape).contiguous()
+    return dataclasses.replace(batch, **changes)

@@ -1,0 +1,26 @@
+"""The actors as Ray's workers import them: through ``raylaunch``, which knows where the rank's side lies.
+
+A worker that runs from a job's working directory has no installed ``raylaunch_actors``. Ray makes it import an actor's
+class before anything else of ours, so the classes that Ray is given live here.
+"""
+
+from __future__ import annotations
+
+import ray
+from raylaunch_actors import node_agent, rank
+
+
+class Rank(rank.Rank):
+    """A rank; one thread runs ``boot`` for life, the others answer meanwhile."""
+
+
+class NodeAgent(node_agent.NodeAgent):
+    """The agent of one node."""
+
+
+NEVER_AGAIN = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
+for name in ("whoami", "health", "stop", "stacks", "finish"):
+    setattr(Rank, name, ray.method(concurrency_group="control")(getattr(rank.Rank, name)))
+Rank.advance = ray.method(concurrency_group="gate")(rank.Rank.advance)  # type: ignore[method-assign]
+RankActor = ray.remote(**NEVER_AGAIN, concurrency_groups={"control": 2, "gate": 1})(Rank)
+NodeAgentActor = ray.remote(**NEVER_AGAIN, max_concurrency=4)(NodeAgent)
