@@ -19,7 +19,7 @@ from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestF
 from raylaunch.frontends import frontend_of
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running
 from raylaunch.health import Condition, Health
-from raylaunch.model_check import ModelShape, check_model
+from raylaunch.model_check import ModelShape, check_model, with_context
 from raylaunch.protocol import Step
 from raylaunch.report import LaunchReport
 from raylaunch.requests import Chunk, Completion
@@ -68,6 +68,7 @@ class Engine:
         if self._supervisor.condition is not Condition.NEW:
             raise RaylaunchError("an Engine is started once; make a new one")
         self._shape = check_model(self.config)
+        self._supervisor.config = with_context(self.config, self._shape)
         try:
             self.frontend.begin(self._shape)
             self._supervisor.start(self.frontend.sockets)

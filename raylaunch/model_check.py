@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.config import LaunchConfig
+from raylaunch.config.context import POSITIONS, longest_context, trained_context
 from raylaunch.config.faults import AT_A_GATE, OF_GPUS, OF_GRAPHS, OF_THE_REFERENCE_ENGINE
 from raylaunch.errors import ConfigError
 from raylaunch.protocol import RoundPlan
@@ -24,10 +25,11 @@ class ModelShape:
 
     Attributes:
         architecture: name of its class, such as ``Qwen3ForCausalLM``.
-        max_positions: longest context, in tokens.
+        max_positions: longest context, in tokens, with what rotary scaling makes of it.
         vocab_size: token ids are below it.
         heads: attention heads.
         kv_heads: key and value heads.
+        scaled_from: positions that its configuration names, where rotary scaling makes more of them.
     """
 
     architecture: str
@@ -35,11 +37,18 @@ class ModelShape:
     vocab_size: int
     heads: int
     kv_heads: int
+    scaled_from: int | None = None
+
+    def limit(self) -> str:
+        """The longest context in words, for messages."""
+        if self.scaled_from is not None:
+            return f"{self.max_positions}, {self.scaled_from} positions with the model's rotary scaling"
+        return f"{self.max_positions}, the model's positions; rotary scaling in its config.json would allow more"
 
 
 def check_model(config: LaunchConfig) -> ModelShape:
     """Reads the model's shape and checks the launch against it. Raises :class:`ConfigError`."""
-    data = read_model_config(config)
+    data = {**read_model_config(config), **overridden_by_sglang(config)}
     shape = shape_of(data, config.model.path)
     sglang = config.engine.kind == "sglang"
     world = config.parallel.tensor_parallel_size
@@ -50,16 +59,12 @@ def check_model(config: LaunchConfig) -> ModelShape:
         raise ConfigError(
             "capture.prefill_tokens",
             list(config.capture.prefill_tokens),
-            f"{longest} is beyond the model's max_position_embeddings = {shape.max_positions}",
+            f"{longest} is beyond the longest context: {shape.limit()}",
         )
     if not sglang:
         check_padding(config)
     check_device(config, config.engine.device)
-    context = config.engine.max_context
-    if context is not None and context > shape.max_positions:
-        raise ConfigError(
-            "engine.max_context", context, f"is beyond the model's max_position_embeddings = {shape.max_positions}"
-        )
+    check_context(config, shape)
     check_faults(config)
     check_communicator(config)
     check_ignored(config)
@@ -70,6 +75,24 @@ def check_model(config: LaunchConfig) -> ModelShape:
     if not config.engine.sglang.args.get("skip_tokenizer_init"):
         check_tokenizer(config.model)
     return shape
+
+
+def check_context(config: LaunchConfig, shape: ModelShape) -> None:
+    """Whether the model has the context that is asked for. Raises :class:`ConfigError`."""
+    asked = {"engine.max_context": config.engine.max_context}
+    if config.engine.kind == "sglang":
+        asked["engine.sglang.args.context_length"] = config.engine.sglang.args.get("context_length")
+    for key, context in asked.items():
+        if isinstance(context, int) and context > shape.max_positions:
+            raise ConfigError(key, context, f"is beyond the longest context: {shape.limit()}")
+
+
+def with_context(config: LaunchConfig, shape: ModelShape) -> LaunchConfig:
+    """The configuration with its context said outright where SGLang would make another one of the rotary scaling."""
+    said = config.engine.max_context or config.engine.sglang.args.get("context_length")
+    if config.engine.kind != "sglang" or said or shape.scaled_from is None:
+        return config
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"max_context": shape.max_positions})})
 
 
 def check_padding(config: LaunchConfig) -> None:
@@ -190,6 +213,19 @@ def read_model_config(config: LaunchConfig) -> dict[str, Any]:
     return data
 
 
+def overridden_by_sglang(config: LaunchConfig) -> dict[str, Any]:
+    """What SGLang is told to take in place of what ``config.json`` says. Raises :class:`ConfigError`."""
+    name = "json_model_override_args"
+    text = config.engine.sglang.args.get(name) if config.engine.kind == "sglang" else None
+    try:
+        data = {} if text is None else json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"engine.sglang.args.{name}", text, f"must be JSON in a text: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"engine.sglang.args.{name}", text, "must be a JSON object")
+    return data
+
+
 def _from_hub(config: LaunchConfig) -> Path:
     import huggingface_hub as hub
     from huggingface_hub.errors import HFValidationError
@@ -219,11 +255,17 @@ def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:
         return value
 
     heads = number("num_attention_heads")
+    of_text = text if any(text.get(name) is not None for name in POSITIONS) else {**data, **text}
+    try:
+        trained, longest = trained_context(of_text), longest_context(of_text)
+    except ValueError as error:
+        raise ConfigError("model.path", path, f"its config.json has {error}") from None
     names = data.get("architectures")
     return ModelShape(
         architecture=str(names[0]) if isinstance(names, list) and names else "unknown",
-        max_positions=number("max_position_embeddings"),
+        max_positions=longest,
         vocab_size=number("vocab_size"),
         heads=heads,
         kv_heads=number("num_key_value_heads", heads),
+        scaled_from=trained if longest > trained else None,
     )

@@ -58,6 +58,13 @@ def qwen3_wide() -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(**config, head_dim=128, tie_word_embeddings=False))
 
 
+def qwen3_yarn() -> PreTrainedModel:
+    """Dense, for 4 times the 64 positions that its configuration names, as a user of YaRN leaves it."""
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+    config = {**_TEXT, "max_position_embeddings": 64, "rope_parameters": rope}
+    return Qwen3ForCausalLM(Qwen3Config(**config, head_dim=32, tie_word_embeddings=True))
+
+
 def qwen3_moe() -> PreTrainedModel:
     """Routed experts in all layers but one."""
     config = Qwen3MoeConfig(
@@ -101,8 +108,8 @@ BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_moe": qwen3_moe,
     "qwen2_5_vl": qwen2_5_vl,
 }
-MORE_BUILDERS = {"qwen3_many_heads": qwen3_many_heads, "qwen3_wide": qwen3_wide}
-"""For groups that the others are too small for, and for GPUs."""
+MORE_BUILDERS = {"qwen3_many_heads": qwen3_many_heads, "qwen3_wide": qwen3_wide, "qwen3_yarn": qwen3_yarn}
+"""For groups that the others are too small for, for GPUs, and for long contexts."""
 
 
 def save(name: str, folder: Path) -> Path:

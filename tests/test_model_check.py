@@ -68,7 +68,15 @@ def test_shapes_beyond_the_positions(check):
     with pytest.raises(ConfigError) as caught:
         check(GOOD, "capture.prefill_tokens=[8,2049]")
     assert str(caught.value) == (
-        "capture.prefill_tokens = [8, 2049]: 2049 is beyond the model's max_position_embeddings = 2048"
+        "capture.prefill_tokens = [8, 2049]: 2049 is beyond the longest context: 2048, the model's positions; "
+        "rotary scaling in its config.json would allow more"
+    )
+    yarn = {**GOOD, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}}
+    assert check(yarn, "capture.prefill_tokens=[8,8192]", "engine.max_context=8192").max_positions == 8192
+    with pytest.raises(ConfigError) as caught:
+        check(yarn, "engine.max_context=8193")
+    assert str(caught.value) == (
+        "engine.max_context = 8193: is beyond the longest context: 8192, 2048 positions with the model's rotary scaling"
     )
 
 
@@ -141,6 +149,8 @@ def test_sglang_gives_several_ranks_the_same_kv_head(ranks, reference, sglang):
         ({**GOOD, "num_attention_heads": "8"}, "num_attention_heads = '8': must be a positive integer"),
         ({**GOOD, "vocab_size": 0}, "vocab_size = 0: must be a positive integer"),
         ({**GOOD, "max_position_embeddings": True}, "max_position_embeddings = True"),
+        ({**GOOD, "rope_scaling": {"type": "yarn", "factor": "4"}}, "has factor = '4' of its rotary scaling"),
+        ({**GOOD, "rope_scaling": ["yarn"]}, "has rope_scaling = ['yarn']: must be a mapping"),
         ({"text_config": "none"}, "num_attention_heads = None"),
         ({**GOOD, "quantization_config": {"quant_method": "fp8"}}, "quantised checkpoints"),
         (None, "the folder has no config.json"),

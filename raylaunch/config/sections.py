@@ -112,7 +112,8 @@ class EngineConfig(Section):
             leaves on a GPU, and takes 16,384 on a CPU. At least 2: a token of a prompt, and one of its answer.
         memory_fraction: part of the GPU memory that is free beside the weights that ``auto`` may use, graphs and
             activations included; ranks that share a GPU share it.
-        max_context: tokens of prompt and answer together, at most; None takes the model's positions. At least 2.
+        max_context: tokens of prompt and answer together, at most; None takes the model's longest, which is its
+            positions, or what rotary scaling in its ``config.json`` (YaRN, linear) makes of them. At least 2.
         max_running_requests: requests that are decoded at the same time.
         max_waiting_requests: requests that may wait beside them; more are refused.
         threads: CPU threads of each rank.

@@ -16,11 +16,11 @@ from raylaunch.background import Background
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RankFault, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
-from raylaunch.model_check import ModelShape
+from raylaunch.model_check import ModelShape, with_context
 from raylaunch.protocol import Phase
 from raylaunch.requests import Chunk, RequestTable, tell
 from raylaunch.sampling import SamplingParams
-from raylaunch.sglang.arguments import keeps_figures, server_arguments
+from raylaunch.sglang.arguments import LONGER_CONTEXT, keeps_figures, server_arguments
 from raylaunch.sglang.detokenizer_keeper import DetokenizerKeeper
 from raylaunch.sglang.detokenizer_process import DetokenizerProcess
 from raylaunch.sglang.environment import switches
@@ -244,9 +244,11 @@ class SglangFrontend:
         from raylaunch_actors.sglang_engine import versions
 
         assert self.sockets is not None
+        assert self._shape is not None
+        config = with_context(self._config, self._shape)
         try:
-            with switches(self._config.environment):
-                server_args = versions.server_args({**server_arguments(self._config), "skip_server_warmup": True})
+            with switches({**LONGER_CONTEXT, **self._config.environment}):
+                server_args = versions.server_args({**server_arguments(config), "skip_server_warmup": True})
         except (RankFault, RuntimeError) as error:
             raise _refused(self._config, str(error)) from error
         self._settled = versions.settled(server_args)
@@ -261,7 +263,8 @@ class SglangFrontend:
             self._share_figures()
         side = TokenizerSide(server_args, port_args)
         try:
-            self.runs.submit(side.open()).result()
+            with switches({**LONGER_CONTEXT, **self._config.environment}):
+                self.runs.submit(side.open()).result()
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
             key = "model.tokenizer" if self._config.model.tokenizer else "model.path"
             value = self._config.model.tokenizer or self._config.model.path

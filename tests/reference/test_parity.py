@@ -108,6 +108,15 @@ def test_chunked_prompts_answer_as_whole_ones(models: Path, small: ModelRunner) 
     assert [tokens(outputs, i) for i in range(4)] == expected
 
 
+def test_tokens_beyond_the_positions_that_yarn_scales(models: Path) -> None:
+    path = save("qwen3_yarn", models)
+    runner = make_runner(path, prefill=(16, 128), decode=(2, 4), capacity=1024)
+    assert runner.limits.max_context == 256
+    texts = prompts(60, 150, 224)
+    outputs = run(runner, *submits(texts, Sampling(max_new_tokens=NEW)))
+    assert [tokens(outputs, i) for i in range(3)] == reference(path, texts)
+
+
 def test_more_requests_than_fit(small: ModelRunner) -> None:
     texts = prompts(*range(5, 65, 3), seed=2)
     sampling = Sampling(max_new_tokens=6)

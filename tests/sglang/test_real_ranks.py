@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from raylaunch import Engine, LaunchConfig, LaunchError
+from raylaunch import Engine, LaunchConfig, LaunchError, RequestError
 from raylaunch.config import shipped_configs
 from raylaunch.sglang.arguments import installed_folder
 from raylaunch.sglang.detokenizer_keeper import RESTARTS
@@ -75,6 +75,18 @@ def shared_memory(pids: list[int]) -> list[str]:
     """What SGLang has left in /dev/shm: named after these processes, or after any engine."""
     names = os.listdir("/dev/shm")
     return [name for name in names if "sglang_loads" in name or any(f"_{pid}_" in name for pid in pids)]
+
+
+def test_yarn_makes_the_context_longer(tmp_path: Path) -> None:
+    yarn = str(save("qwen3_yarn", tmp_path))
+    small = config_of(f"model.path={yarn}", "parallel.tensor_parallel_size=1", "environment={}")
+    prompt = [list(range(3, 203))]
+    with Engine(small) as engine:
+        assert engine.max_context == engine.frontend.side.manager.context_len == 256
+        (answer,) = engine.generate(prompt, max_new_tokens=8)
+        assert len(answer.token_ids) == 8
+        with pytest.raises(RequestError, match="together at most 256"):
+            engine.generate(prompt, max_new_tokens=57)
 
 
 def test_it_answers_and_survives_the_loss_of_a_rank() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from raylaunch.config.context import longest_context
 from raylaunch.errors import RankFault
 from raylaunch_actors.reference import build, weights
 from raylaunch_actors.reference.checkpoint import Checkpoint
@@ -190,7 +191,7 @@ def _facts(path: str | Path, model: Any, world_size: int, dtype: torch.dtype, lm
         hidden_size=text.hidden_size,
         working_width=_working_width(text, world_size),
         vocab_size=text.vocab_size,
-        max_positions=text.max_position_embeddings,
+        max_positions=longest_context(text.to_dict()),
         eos_token_ids=build.eos_token_ids(path, model.config),
         dtype=dtype,
         uses_embeds=hasattr(model.model, "language_model"),

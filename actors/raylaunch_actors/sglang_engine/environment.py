@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.sglang.arguments import implementation, keeps_figures
+from raylaunch.sglang.arguments import LONGER_CONTEXT, implementation, keeps_figures
 from raylaunch.sglang.sockets import FIGURES_VARIABLE
 from raylaunch_actors.fingerprint import package_version
 
@@ -74,7 +74,12 @@ def figures(spec: RankSpec) -> dict[str, str]:
 def variables(spec: RankSpec) -> dict[str, str]:
     """What ``prepare`` sets where nothing is set."""
     config = spec.config
-    chosen = {**DEFAULTS, **implementation(config.communicator.kind), **caches(config.engine.sglang.cache_dir)}
+    chosen = {
+        **DEFAULTS,
+        **LONGER_CONTEXT,
+        **implementation(config.communicator.kind),
+        **caches(config.engine.sglang.cache_dir),
+    }
     chosen["SGLANG_RUN_ID"] = f"raylaunch-{secrets.token_hex(6)}"
     if config.placement.resources_per_rank.get("GPU", 1.0) < 1:
         # NCCL refuses two ranks on one GPU of a host; on two hosts it does not look.

@@ -57,9 +57,11 @@ def bench_sglang(
         require_comparable(chosen, together)
         from raylaunch.commands.bench.timed_server import Work, measure
         from raylaunch.commands.machine import describe_machine
-        from raylaunch.model_check import check_model
+        from raylaunch.model_check import check_model, with_context
 
-        work = Work(tuple(lengths), repeat, concurrent, new_tokens, check_model(chosen).vocab_size)
+        shape = check_model(chosen)
+        chosen = with_context(chosen, shape)
+        work = Work(tuple(lengths), repeat, concurrent, new_tokens, shape.vocab_size)
         machine = describe_machine()
         figures: dict[str, list[Served]] = {}
         with tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder:
@@ -108,7 +110,7 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
 
     from raylaunch_actors.sglang_engine.environment import caches
 
-    from raylaunch.sglang.arguments import implementation, server_arguments
+    from raylaunch.sglang.arguments import LONGER_CONTEXT, implementation, server_arguments
 
     file = folder / "config.yaml"  # JSON is YAML; what was not set must stay so, as some defaults are SGLang's
     open_to_all = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": None})})
@@ -116,11 +118,12 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
     file.write_text(json.dumps(data), encoding="utf-8")
     arguments = server_arguments(config)
     kept = caches(config.engine.sglang.cache_dir)
-    variables = json.dumps({**kept, **implementation(config.communicator.kind), **config.environment})
+    variables = {**kept, **LONGER_CONTEXT, **implementation(config.communicator.kind), **config.environment}
+    told = folder / "sglang.json"  # not on the command line, which everybody can see: variables may be secret
+    told.write_text(json.dumps({"arguments": arguments, "variables": variables}), encoding="utf-8")
 
     def theirs(port: int) -> list[str]:
-        text = json.dumps({**arguments, "host": "127.0.0.1", "port": port})
-        return [sys.executable, "-m", "raylaunch.commands.bench.sglang_server", text, variables]
+        return [sys.executable, "-m", "raylaunch.commands.bench.sglang_server", str(told), str(port)]
 
     def ours(port: int) -> list[str]:
         options = ["--host", "127.0.0.1", "--port", str(port), "--no-report"]
