@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import shut_down
@@ -55,6 +55,12 @@ class Deadline:
         return min(self._end - now, max(self._next_look - now, 0.001)) if now < self._end else 0.0
 
 
+def recorded(step: Step, arrivals: tuple[Arrival, ...]) -> StepRecord:
+    """A step that is being released, for the report: what ranks said, without what they hand to each other, such as the
+    keys of rank 0's sockets."""
+    return StepRecord(step, tuple(replace(arrival, offer=None) for arrival in arrivals), time.time())
+
+
 class Driver:
     """Takes a group from its first gate to its last.
 
@@ -93,7 +99,7 @@ class Driver:
             if isinstance(outcome, Violation):
                 raise explain_violation(self.group, outcome)
             release = outcome
-            self.report.steps.append(StepRecord(step, self.protocol.history[step], time.time()))
+            self.report.steps.append(recorded(step, self.protocol.history[step]))
         assert release is not None
         self._finish(release)
         return self.protocol.history[release.step]

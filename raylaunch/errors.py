@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from raylaunch.masking import masked
+
 
 class RaylaunchError(RuntimeError):
     """Base of every error that raylaunch raises on purpose."""
@@ -18,14 +20,14 @@ class ConfigError(RaylaunchError):
 
     Attributes:
         key: dotted path of the setting, such as ``capture.prefill_tokens``.
-        value: what was found there.
+        value: what was found there; of secrets, ``***``.
         expected: what would be right, as a phrase.
     """
 
     def __init__(self, key: str, value: object, expected: str, source: str = "") -> None:
-        self.key, self.value, self.expected, self.source = key, value, expected, source
+        self.key, self.value, self.expected, self.source = key, masked(key, value), expected, source
         where = f"{source}: " if source else ""
-        super().__init__(f"{where}{key} = {value!r}: {expected}")
+        super().__init__(f"{where}{key} = {self.value!r}: {expected}")
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.key, self.value, self.expected, self.source)

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -45,7 +45,7 @@ class Launched:
 
     group: RankGroup
     report: LaunchReport
-    offer: Any
+    offer: Any = field(repr=False)  # secret
 
 
 def plan_of(config: LaunchConfig) -> LaunchPlan:

@@ -1,6 +1,6 @@
 """A program that times every all-reduce that is possible between its ranks, in graphs and eagerly.
 
-It meets and connects as an engine does; what it measures leaves as the offer of the gate MEASURED.
+It meets and connects as an engine does; what all ranks have measured leaves as rank 0's offer at the last gate.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
         gate.arrive(Gate.LOADED, LoadFacts(0, 0, 0))
         gate.arrive(Gate.WARMED, WarmupFacts(pieces=0))
         gate.arrive(Gate.VERIFIED, VerifyFacts({}))
-        gate.arrive(Gate.READY, ReadyFacts())
+        gate.arrive(Gate.READY, ReadyFacts(), offer=ranks)
         gate.stop_requested.wait()
 
 

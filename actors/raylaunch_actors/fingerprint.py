@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raylaunch.masking import looks_secret
+
 if TYPE_CHECKING:
     from raylaunch_actors.rank import RankSpec
 
@@ -28,7 +30,6 @@ ENVIRONMENT = (
     "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUDA_LAUNCH_BLOCKING", "SGLANG_", "OMP_NUM_THREADS",
 )  # fmt: skip
 OF_A_NODE = ("_IFNAME", "_HOSTID")  # names of interfaces and hosts differ from node to node
-SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 def fingerprint(spec: RankSpec, model: Path) -> dict[str, str]:
@@ -54,7 +55,7 @@ def environment_prints(variables: Mapping[str, str], group: str) -> dict[str, st
     prints = {}
     for name, value in variables.items():
         if name.startswith(ENVIRONMENT) and not name.endswith(OF_A_NODE):
-            if any(word in name for word in SECRETS):
+            if looks_secret(name):
                 value = f"secret {hashlib.blake2b(value.encode(), key=group.encode()[:64], digest_size=4).hexdigest()}"
             prints[f"environment variable {name}"] = value
     return prints

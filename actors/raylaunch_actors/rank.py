@@ -64,7 +64,7 @@ class RankSpec:
     device: str
     config: LaunchConfig
     plan: LaunchPlan
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
     core_file: str = ""
     sockets: SglangSockets | None = None
     device_index: int = 0

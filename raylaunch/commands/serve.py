@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raylaunch.api_key import VARIABLE, key_of_environment
 from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
@@ -25,7 +26,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any.", show_default="30000")] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(help="What clients must send.", envvar="RAYLAUNCH_API_KEY", show_default=False),
+        typer.Option(help="What clients must send.", envvar=VARIABLE, show_default=False),
     ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Print the table of phases.")] = True,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of the launch.")] = None,
@@ -37,6 +38,7 @@ def serve(
     """
     with reported():
         chosen = load_config(config, settings, debug=debug)
+        key_of_environment()  # typer would take an empty variable for none
         given = {"host": host, "port": port, "api_key": api_key}
         chosen = chosen.model_copy(update={"serve": changed(chosen.serve, given)})
         require_writable("--trace", trace)
@@ -54,17 +56,15 @@ def serve(
 
 def changed(settings: ServeConfig, given: dict[str, Any]) -> ServeConfig:
     """The settings with those of the command line. Raises :class:`ConfigError`; never shows the key."""
-    from pydantic import SecretStr, ValidationError
+    from pydantic import ValidationError
 
     changes = {name: value for name, value in given.items() if value is not None}
-    if "api_key" in changes:
-        if not changes["api_key"]:
-            raise ConfigError("--api-key", "", "is empty")
-        changes["api_key"] = SecretStr(changes["api_key"])
     data = {name: getattr(settings, name) for name in type(settings).model_fields}
     try:
         return type(settings).model_validate({**data, **changes})
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
-        raise ConfigError(f"--{name.replace('_', '-')}", given.get(name), str(problem["msg"]).lower()) from None
+        expected = str(problem["msg"]).removeprefix("Value error, ")
+        expected = expected[0].lower() + expected[1:]
+        raise ConfigError(f"--{name.replace('_', '-')}", given.get(name), expected) from None

@@ -9,6 +9,7 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 
 from raylaunch.errors import ConfigError
+from raylaunch.masking import masked
 
 
 def explain(error: ValidationError, root: type[BaseModel], source: str) -> ConfigError:
@@ -21,6 +22,7 @@ def explain(error: ValidationError, root: type[BaseModel], source: str) -> Confi
         known = _keys_at(root, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
+        value = masked(close[0], value) if close else value  # a secret's name that was mistyped
         return ConfigError(key, value, f"unknown key; {hint}known here: {', '.join(known)}", source)
     if problem["type"] == "missing":
         return ConfigError(key, None, "is required", source)

@@ -67,5 +67,12 @@ class _EachKeyOnce(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """What ``yaml.safe_load`` gives, but for a repeated key, which is a ``yaml.YAMLError`` too."""
-    return yaml.load(text, _EachKeyOnce)
+    """What ``yaml.safe_load`` gives, but for a repeated key, which is a ``yaml.YAMLError`` too. An error has its line
+    and column and none of the text there, which may be a secret."""
+    try:
+        return yaml.load(text, _EachKeyOnce)
+    except yaml.MarkedYAMLError as error:
+        for mark in (error.context_mark, error.problem_mark):
+            if mark is not None:
+                mark.buffer = None
+        raise

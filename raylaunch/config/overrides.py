@@ -9,6 +9,7 @@ import yaml
 
 from raylaunch.config.files import parse_yaml
 from raylaunch.errors import ConfigError
+from raylaunch.masking import looks_secret
 
 BY_KIND = ("engine", "communicator")  # sections that may be written as their kind: ``engine: reference``
 
@@ -24,7 +25,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
         try:
             value = parse_yaml(text)
         except yaml.YAMLError as error:
-            raise ConfigError(key, text, f"not readable as a YAML value: {error}") from None
+            why = "write it in quotes" if looks_secret(key) else str(error)
+            raise ConfigError(key, text, f"not readable as a YAML value: {why}") from None
         section = result
         for name in path[:-1]:
             inner = section.get(name)

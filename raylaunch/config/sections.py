@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,11 +18,13 @@ from pydantic import (
     model_validator,
 )
 
+from raylaunch.api_key import problem_of
 from raylaunch.config.address import CLIENT, NO_CLIENT
 from raylaunch.config.explain import explain
 from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
 from raylaunch.config.files import read_config, shipped_configs
 from raylaunch.config.overrides import BY_KIND, apply_overrides
+from raylaunch.masking import masked
 
 
 def _no_boolean(value: Any) -> Any:
@@ -40,9 +42,13 @@ AllReduce = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values are not changed after the check."""
+    """Base of every section: unknown keys are errors, values are not changed after the check, secrets are not shown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, masked(name or "", value)
 
 
 class ModelConfig(Section):
@@ -241,7 +247,7 @@ class DeadlineConfig(Section):
     collective: Seconds = 60
     health: Seconds = 10
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     def of(self, phase: str) -> float:
         """Deadline of a phase by its name, such as ``CAPTURE``."""
@@ -254,7 +260,9 @@ class ServeConfig(Section):
     Attributes:
         host: address to listen on; loopback unless told otherwise.
         port: TCP port.
-        api_key: what clients must send as ``Authorization: Bearer KEY``; None asks for nothing.
+        api_key: what clients must send as ``Authorization: Bearer KEY``; None asks for nothing. One that no client
+            can send is refused: empty, with white space at its ends (a file's newline), control characters, or
+            characters beyond Latin-1.
         served_model_name: name that clients use for the model; None takes the last part of its path.
         chat_template: Jinja template, or the path of one, for models whose tokenizer has none.
         max_body_bytes: largest request body.
@@ -275,6 +283,16 @@ class ServeConfig(Section):
     while_rebuilding: Literal["wait", "fail"] = "fail"
     rebuild_wait: Seconds = 60
     drain: Seconds = 30
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _can_be_sent(cls, value: Any) -> Any:
+        key = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if isinstance(key, bool | int | float):
+            raise ValueError("is no text to YAML: write it in quotes")
+        if isinstance(key, str) and (problem := problem_of(key)):
+            raise ValueError(problem)
+        return value
 
 
 class FaultConfig(Section):

@@ -134,7 +134,7 @@ class Arrival:
     rank: int
     step: Step
     facts: Facts = None
-    offer: Any = None
+    offer: Any = field(default=None, repr=False)  # may be secret, and is long
     started: float = 0.0
     arrived: float = 0.0
 
@@ -168,7 +168,7 @@ class Release:
     """Permission to leave a gate. ``offers`` are all ranks' offers, in rank order."""
 
     step: Step
-    offers: tuple[Any, ...]
+    offers: tuple[Any, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from pydantic import SecretStr
 from ray import serve
 from ray.serve import Application
 
+from raylaunch.api_key import key_of_environment
 from raylaunch.config import LaunchConfig
 from raylaunch.engine import Engine
 from raylaunch.errors import ConfigError
@@ -118,8 +118,8 @@ def app(args: Mapping[str, Any]) -> Application:
         changes = [one.strip() for one in changes.split(";") if one.strip()]
     name = args.get("config")
     config = LaunchConfig.from_yaml(name, changes) if name else LaunchConfig.default(changes)
-    secret = os.environ.get("RAYLAUNCH_API_KEY")
-    if secret and config.serve.api_key is None:
+    secret = key_of_environment() if config.serve.api_key is None else None
+    if secret is not None:
         config = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": SecretStr(secret)})})
     return application(config, replicas=_count(args.get("replicas", 1)))
 

@@ -14,6 +14,8 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raylaunch.api_key import problem_of
+from raylaunch.errors import ConfigError
 from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
 
 if TYPE_CHECKING:
@@ -38,7 +40,11 @@ class RequireKey:
         self, app: ASGIApp, key: SecretStr, open_paths: Collection[str], open_methods: Collection[str] = ()
     ) -> None:
         self.app, self.open_paths, self.open_methods = app, frozenset(open_paths), frozenset(open_methods)
-        self._key = key.get_secret_value().encode()
+        secret = key.get_secret_value()
+        if problem := problem_of(secret):  # of settings that were put together without a check
+            raise ConfigError("serve.api_key", secret, problem)
+        # Clients differ in how they send what is not ASCII.
+        self._keys = (secret.encode("utf-8"), secret.encode("latin-1"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._is_open(scope) or self._holds(scope):
@@ -60,7 +66,7 @@ class RequireKey:
         if len(given) != 1:
             return False
         scheme, _, key = given[0].partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
+        return scheme.lower() == b"bearer" and any(hmac.compare_digest(key.strip(), one) for one in self._keys)
 
 
 class LimitBody:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 FIGURES_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -31,7 +31,7 @@ class SglangSockets:
     detokenizer: str
     rpc: str
     metrics: str
-    instance: str
+    instance: str = field(repr=False)
     figures: str
 
 
@@ -44,7 +44,7 @@ class SocketFolder:
     that SGLang names after the engine: a rank that is killed leaves it there."""
 
     path: Path | None = None
-    _instance: str = ""
+    _instance: str = field(default="", repr=False)
 
     def open(self) -> SglangSockets:
         """Makes the folder and the names in it."""

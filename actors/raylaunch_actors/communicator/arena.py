@@ -12,7 +12,7 @@ import mmap
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -50,7 +50,7 @@ class ArenaHandle:
     pid: int
     fd: int
     nbytes: int
-    token: str
+    token: str = field(repr=False)
 
 
 class Segment:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ class GpuOffer:
     host: str
     place: GpuPlace
     max_bytes: int
-    signals: bytes | None
-    staging: bytes | None
+    signals: bytes | None = field(repr=False)
+    staging: bytes | None = field(repr=False)
     reason: str = ""
     nccl_host: str = ""
     symmetric: str = ""

@@ -8,7 +8,7 @@ has not been given the offer cannot connect.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import zmq
 from zmq.utils import z85
@@ -37,9 +37,9 @@ class Offer:
     requests: str
     outputs: str
     plans: dict[int, str]
-    server_key: bytes
-    client_public: bytes
-    client_secret: bytes
+    server_key: bytes = field(repr=False)
+    client_public: bytes = field(repr=False)
+    client_secret: bytes = field(repr=False)
     kv_tokens: int = 0
 
 

@@ -18,6 +18,8 @@ from raylaunch.commands.progress import stderr_console
 from raylaunch.errors import ConfigError
 
 if TYPE_CHECKING:
+    from raylaunch_actors.bench_all_reduce import Measured
+
     from raylaunch.config import LaunchConfig
     from raylaunch.report import LaunchReport
 
@@ -70,8 +72,8 @@ def bench_allreduce(
         ranks = wanted.parallel.tensor_parallel_size
         stderr_console().print(f"timing all-reduces of {ranks} ranks")
         with ray_session(measuring, float(ranks)):
-            report = run_program(measuring, "bench_all_reduce")
-        about, figures = figures_of(report, ranks)
+            done = run_program(measuring, "bench_all_reduce")
+        about, figures = figures_of(done.report, done.offer)
         typer.echo("\n".join(show(machine, about, figures)))
         write_figures(json_file, machine, {**about, "figures": [asdict(figure) for figure in figures]})
         if plot is not None:
@@ -95,11 +97,10 @@ def bench_config(config: LaunchConfig, sizes: Sequence[int], repeats: int) -> La
     )
 
 
-def figures_of(report: LaunchReport, ranks: int) -> tuple[dict[str, Any], list[Figure]]:
-    """What was measured: on what (for people and JSON), and every figure."""
+def figures_of(report: LaunchReport, measured: Sequence[Measured]) -> tuple[dict[str, Any], list[Figure]]:
+    """What was measured, by each rank: on what (for people and JSON), and every figure."""
     from raylaunch.protocol import CommunicatorFacts, Gate
 
-    measured = [arrival.offer for arrival in report.facts(Gate.MEASURED)[0][1]]
     facts = report.facts(Gate.CONNECTED)[0][1][0].facts
     assert isinstance(facts, CommunicatorFacts)
     times = {
@@ -107,17 +108,17 @@ def figures_of(report: LaunchReport, ranks: int) -> tuple[dict[str, Any], list[F
         for kind, sizes in measured[0].graph.items()
         for way, name in (("graph", "in graph"), ("eager", "eager"))
     }
-    bandwidths = [one.link_bandwidth for one in measured]
-    link = None if None in bandwidths else min(bandwidths)
+    bandwidths = [one.link_bandwidth for one in measured if one.link_bandwidth is not None]
+    link = min(bandwidths) if len(bandwidths) == len(measured) else None
     about = {
-        "ranks": ranks,
+        "ranks": len(measured),
         "device": report.places[0].device,
         "dtype": measured[0].dtype,
         "link_bandwidth": link,
         "auto": [asdict(route) for route in facts.routes],
         "reason": facts.reason,
     }
-    return about, compare(times, ranks, link)
+    return about, compare(times, len(measured), link)
 
 
 def compare(times: Mapping[str, Mapping[int, float]], ranks: int, link: float | None) -> list[Figure]:

@@ -86,7 +86,7 @@ def step_costs(configs: dict[int, LaunchConfig]) -> list[StepCost]:
     with ray_session(next(iter(configs.values())), float(max(configs))):
         for size, config in configs.items():
             stderr_console().print(f"barriers of {size} ranks")
-            costs.append(cost_of(size, run_program(config, "noop")))
+            costs.append(cost_of(size, run_program(config, "noop").report))
     return costs
 
 

@@ -10,7 +10,7 @@ from raylaunch.commands.outcome import signals_held
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
-    from raylaunch.report import LaunchReport
+    from raylaunch.launch import Launched
 
 
 @contextmanager
@@ -26,8 +26,9 @@ def ray_session(config: LaunchConfig, cpus: float) -> Iterator[None]:
             session.close()
 
 
-def run_program(config: LaunchConfig, program: str) -> LaunchReport:
+def run_program(config: LaunchConfig, program: str) -> Launched:
     """Takes ranks that run ``program`` (a key of ``raylaunch_actors.rank.PROGRAMS``) through all gates, and ends them.
+    What it returns has its report, and what rank 0 handed out at the last gate.
 
     Raises:
         LaunchError: as any launch.
@@ -39,4 +40,4 @@ def run_program(config: LaunchConfig, program: str) -> LaunchReport:
     done = launch(config, report, lambda *_: None, program=program)
     with signals_held():
         done.group.close(config.deadlines.shutdown)
-    return report
+    return done
