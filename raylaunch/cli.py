@@ -10,6 +10,7 @@ import typer
 
 from raylaunch import __version__
 from raylaunch.commands import bench, doctor, evaluate, generate, serve
+from raylaunch.commands.printed import open_missing_streams
 
 app = typer.Typer(
     name="raylaunch",
@@ -47,6 +48,7 @@ app.add_typer(bench.app, name="bench")
 
 def main() -> None:
     """Entry point of the console script and of ``python -m raylaunch``."""
+    open_missing_streams()
     try:
         app()
     except SystemExit as end:

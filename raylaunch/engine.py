@@ -15,6 +15,7 @@ from ray.util.placement_group import PlacementGroup
 from raylaunch.answers import AsyncWaiter, Start, Waiter
 from raylaunch.config import LaunchConfig
 from raylaunch.driver import StepListener
+from raylaunch.encodable import problem_of
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends import frontend_of
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running
@@ -270,6 +271,10 @@ class Engine:
         self, prompt: Prompt, params: SamplingParams, images: Sequence[Image], request_id: str | None = None
     ) -> Start:
         """A request that was checked; called, it is submitted. Raises :class:`RequestError`."""
+        texts = {"the prompt": prompt, "stop": params.stop, "extra": params.extra, "request_id": request_id}
+        for name, value in texts.items():
+            if problem := problem_of(value if name != "the prompt" or isinstance(prompt, str) else ""):
+                raise RequestError(f"{name} cannot be encoded: {problem}")
         prepared = self.frontend.prepare(prompt, params, images)
 
         def start(listener: Listener) -> Running:

@@ -12,6 +12,7 @@ import typer
 
 from raylaunch.commands.options import Config, Settings, load_config
 from raylaunch.commands.outcome import LAUNCH_FAILED, reported
+from raylaunch.commands.printed import say
 from raylaunch.errors import ConfigError, LaunchError
 
 if TYPE_CHECKING:
@@ -52,9 +53,9 @@ def doctor(
         if as_json:
             cluster = {"address": address, "nodes": [asdict(node) for node in nodes or ()]}
             everything = {"machine": machine, "cluster": cluster, "launch": plan.facts, "problems": plan.problems}
-            typer.echo(json.dumps(everything, indent=2, default=dict))
+            say(json.dumps(everything, indent=2, default=dict))
         else:
-            typer.echo("\n".join(show(machine, address, nodes, wanted.name, plan)))
+            say("\n".join(show(machine, address, nodes, wanted.name, plan)))
         if plan.problems:
             raise typer.Exit(LAUNCH_FAILED)
 

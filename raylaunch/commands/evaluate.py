@@ -15,6 +15,7 @@ import typer
 from raylaunch.commands.generate import sampling_of
 from raylaunch.commands.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported, written
+from raylaunch.commands.printed import deliver, require_stdout
 from raylaunch.commands.questions import Question, Reply, Score, read_questions, score
 from raylaunch.commands.session import launched
 
@@ -48,6 +49,7 @@ def evaluate(
     expected; it is right if it is valid and equal to the expected text.
     """
     with reported():
+        require_stdout()
         questions = read_questions(data, limit)
         params = sampling_of({"max_new_tokens": max_new_tokens, "temperature": 0.0})
         require_writable("--output", output)
@@ -57,9 +59,8 @@ def evaluate(
             at_once = concurrency or wanted.engine.max_running_requests
             replies = asyncio.run(_ask_all(engine, questions, params, at_once))
             figures = score(replies, time.monotonic() - began)
-        typer.echo(json.dumps(asdict(figures)) if as_json else show(figures))
-        if output is not None:
-            write_replies(output, replies)
+        text = json.dumps(asdict(figures)) if as_json else show(figures)
+        deliver(text, *([] if output is None else [lambda: write_replies(output, replies)]))
 
 
 def show(figures: Score) -> str:

@@ -10,7 +10,9 @@ import typer
 
 from raylaunch.commands.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
+from raylaunch.commands.printed import require_stdout, say
 from raylaunch.commands.session import launched
+from raylaunch.encodable import problem_of
 from raylaunch.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
@@ -52,18 +54,22 @@ def generate(
             "seed": seed,
             "stop": stop or None,
         }
+        require_stdout()
+        for text in prompt:
+            if problem := problem_of(text):
+                raise ConfigError("--prompt", text, problem)
         params = sampling_of(given)
         if stream and len(prompt) > 1:
             raise ConfigError("--stream", f"{len(prompt)} prompts", "only a single prompt can be streamed")
         require_writable("--trace", trace)
         with launched(load_config(config, settings, debug=debug), show_report=report, trace=trace) as engine:
             if len(prompt) > 1:
-                for text, completion in zip(prompt, engine.generate(prompt, params), strict=True):
-                    typer.echo(f"{text}\t{completion.text}")
+                answers = zip(prompt, engine.generate(prompt, params), strict=True)
+                say("\n".join(f"{text}\t{completion.text}" for text, completion in answers))
             elif stream if stream is not None else sys.stdout.isatty():
                 _print_stream(engine, prompt[0], params)
             else:
-                typer.echo(engine.generate(prompt[0], params).text)
+                say(engine.generate(prompt[0], params).text)
 
 
 def sampling_of(given: dict[str, Any]) -> SamplingParams:
@@ -80,6 +86,5 @@ def sampling_of(given: dict[str, Any]) -> SamplingParams:
 
 def _print_stream(engine: Engine, prompt: str, params: SamplingParams) -> None:
     for chunk in engine.stream(prompt, params):
-        typer.echo(chunk.text, nl=False)
-        sys.stdout.flush()
-    typer.echo()
+        say(chunk.text, end="")
+    say("")

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,7 +58,8 @@ def explain(error: LaunchError) -> str:
 
 
 def _end(message: str, code: int) -> None:
-    typer.echo(message, err=True)
+    with suppress(OSError):  # standard error is full, or read no further: the code still says it
+        typer.echo(message, err=True)
     raise typer.Exit(code)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
@@ -16,10 +18,30 @@ if TYPE_CHECKING:
 LOG_WIDTH = 120
 
 
+class Lenient:
+    """A stream whose failures to write are nobody's concern: a launch does not end because nobody can see its bar."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def stderr_console() -> Console:
-    """Standard error: as wide as the terminal, or as a log line may be."""
-    console = Console(stderr=True, highlight=False)
-    return console if console.is_terminal else Console(stderr=True, highlight=False, width=LOG_WIDTH)
+    """Standard error: as wide as the terminal, or as a log line may be. Never raises ``OSError``."""
+    file: Any = Lenient(sys.stderr) if sys.stderr is not None else None
+    console = Console(file=file, stderr=True, highlight=False)
+    return console if console.is_terminal else Console(file=file, stderr=True, highlight=False, width=LOG_WIDTH)
 
 
 class LaunchProgress:

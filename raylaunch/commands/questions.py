@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from raylaunch.encodable import problem_of
 from raylaunch.errors import ConfigError
 
 
@@ -93,7 +94,7 @@ def read_questions(path: str, limit: int | None = None) -> list[Question]:
         ConfigError: the file cannot be read, is empty, or a line is malformed; every line is looked at.
     """
     try:
-        lines = find_data(path).read_text(encoding="utf-8").splitlines()
+        lines = find_data(path).read_text(encoding="utf-8-sig").split("\n")  # other ends of lines may be in texts
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("--data", path, f"cannot be read: {error}") from None
     questions = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -117,6 +118,8 @@ def _question(path: str, number: int, line: str) -> Question:
             raise wrong(f"has no {key!r}")
         if not isinstance(data[key], str):
             raise wrong(f"has {key} = {data[key]!r}, which is no text")
+        if problem := problem_of(data[key]):
+            raise wrong(f"has {key} = {data[key]!r}: {problem}")
     if not data["prompt"]:
         raise wrong("has an empty prompt")
     return Question(data["prompt"], data["answer"])

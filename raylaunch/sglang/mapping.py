@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raylaunch.encodable import problem_of
 from raylaunch.errors import RaylaunchError, RequestError, RequestFailed
 from raylaunch.requests import Chunk
 from raylaunch.sampling import SamplingParams
@@ -67,6 +68,8 @@ def image_data(images: Sequence[Any]) -> tuple[Any, ...]:
 
 def _image(image: Any, place: int) -> Any:
     if isinstance(image, bytes) or (isinstance(image, str) and image.lower().startswith(REMOTE)):
+        if problem := problem_of(image):
+            raise RequestError(f"image {place} cannot be encoded: {problem}")
         return image
     if isinstance(image, str | os.PathLike):
         try:

@@ -14,6 +14,7 @@ from raylaunch.commands.bench.plot import draw
 from raylaunch.commands.bench.programs import ray_session, run_program
 from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
+from raylaunch.commands.printed import deliver
 from raylaunch.commands.progress import stderr_console
 from raylaunch.errors import ConfigError
 
@@ -74,12 +75,16 @@ def bench_allreduce(
         with ray_session(measuring, float(ranks)):
             done = run_program(measuring, "bench_all_reduce")
         about, figures = figures_of(done.report, done.offer)
-        typer.echo("\n".join(show(machine, about, figures)))
-        write_figures(json_file, machine, {**about, "figures": [asdict(figure) for figure in figures]})
-        if plot is not None:
-            lines = {figure.variant: [(f.nbytes, f.microseconds) for f in figures if f.variant == figure.variant]
-                     for figure in figures}  # fmt: skip
-            draw(plot, lines, f"all-reduce of {ranks} ranks, {about['dtype']}", "bytes", "microseconds")
+        data = {**about, "figures": [asdict(figure) for figure in figures]}
+
+        def draw_all() -> None:
+            if plot is not None:
+                lines = {figure.variant: [(f.nbytes, f.microseconds) for f in figures if f.variant == figure.variant]
+                         for figure in figures}  # fmt: skip
+                draw(plot, lines, f"all-reduce of {ranks} ranks, {about['dtype']}", "bytes", "microseconds")
+
+        text = "\n".join(show(machine, about, figures))
+        deliver(text, lambda: write_figures(json_file, machine, data), draw_all)
 
 
 def bench_config(config: LaunchConfig, sizes: Sequence[int], repeats: int) -> LaunchConfig:

@@ -17,6 +17,8 @@ from raylaunch.commands.bench.plot import draw
 from raylaunch.commands.bench.variants import DEFAULT, Figures, comparison, lines_of, measure_all, plain, variants_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
+from raylaunch.commands.printed import deliver
+from raylaunch.masking import masked
 
 if TYPE_CHECKING:
     from raylaunch.engine import Engine
@@ -71,10 +73,13 @@ def bench_decode(
             title = f"decode of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: output tokens per second"
             lines = [machine_line(machine), *comparison(title, "requests", speeds, faster_is_less=False)]
             lines += comparison("the same: ms of a step", "requests", steps, faster_is_less=True)
-            typer.echo("\n".join(lines))
-            write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "decode": plain(figures)})
-            if plot is not None:
-                draw(plot, lines_of(speeds), title, "requests", "tokens per second")
+            data = {"config": masked("", wanted.model_dump(mode="json")), "decode": plain(figures)}
+
+            def draw_all() -> None:
+                if plot is not None:
+                    draw(plot, lines_of(speeds), title, "requests", "tokens per second")
+
+            deliver("\n".join(lines), lambda: write_figures(json_file, machine, data), draw_all)
 
         measure_all(
             chosen,

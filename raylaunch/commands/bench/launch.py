@@ -13,6 +13,7 @@ from raylaunch.commands.bench.figures import JsonFile, machine_line, numbers_of,
 from raylaunch.commands.bench.programs import ray_session, run_program
 from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
+from raylaunch.commands.printed import deliver
 from raylaunch.commands.progress import stderr_console
 from raylaunch.commands.session import launched
 
@@ -57,10 +58,9 @@ def bench_launch(
             stderr_console().print(f"launch {number + 1} of {repeat}")
             with launched(wanted, show_report=False) as engine:
                 launches.append(engine.report.to_dict())
-        typer.echo("\n".join(show(machine, costs, launches)))
         barriers = [asdict(cost) for cost in costs]
         figures = {"barriers": barriers, "launches": launches, "medians": medians(launches)}
-        write_figures(json_file, machine, figures)
+        deliver("\n".join(show(machine, costs, launches)), lambda: write_figures(json_file, machine, figures))
 
 
 def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:

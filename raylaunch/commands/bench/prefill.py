@@ -15,6 +15,8 @@ from raylaunch.commands.bench.plot import draw
 from raylaunch.commands.bench.variants import DEFAULT, Figures, comparison, lines_of, measure_all, plain, variants_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
+from raylaunch.commands.printed import deliver
+from raylaunch.masking import masked
 
 if TYPE_CHECKING:
     from raylaunch.engine import Engine
@@ -59,10 +61,14 @@ def bench_prefill(
         def show(figures: Figures[PrefillFigure]) -> None:
             medians = {name: {n: one.median * 1e3 for n, one in column.items()} for name, column in figures.items()}
             title = f"prefill of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: ms to the first token"
-            typer.echo("\n".join([machine_line(machine), *comparison(title, "tokens", medians, faster_is_less=True)]))
-            write_figures(json_file, machine, {"config": wanted.model_dump(mode="json"), "prefill": plain(figures)})
-            if plot is not None:
-                draw(plot, lines_of(medians), title, "prompt tokens", "ms")
+            data = {"config": masked("", wanted.model_dump(mode="json")), "prefill": plain(figures)}
+            text = "\n".join([machine_line(machine), *comparison(title, "tokens", medians, faster_is_less=True)])
+
+            def draw_all() -> None:
+                if plot is not None:
+                    draw(plot, lines_of(medians), title, "prompt tokens", "ms")
+
+            deliver(text, lambda: write_figures(json_file, machine, data), draw_all)
 
         measure_all(chosen, lengths, refusal, lambda engine, length: time_prefill(engine, length, repeat), show)
 

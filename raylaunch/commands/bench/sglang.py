@@ -17,6 +17,7 @@ import typer
 from raylaunch.commands.bench.figures import JsonFile, machine_line, numbers_of, write_figures
 from raylaunch.commands.options import Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
+from raylaunch.commands.printed import deliver
 from raylaunch.commands.progress import stderr_console
 from raylaunch.errors import ConfigError
 
@@ -74,8 +75,8 @@ def bench_sglang(
                     for name, measured in measure(group, Path(folder), work).items():
                         stderr_console().print(f"{name}: {measured}")
                         figures.setdefault(name, []).append(measured)
-        typer.echo("\n".join(show(machine, figures)))
-        write_figures(json_file, machine, {name: [asdict(one) for one in each] for name, each in figures.items()})
+        data = {name: [asdict(one) for one in each] for name, each in figures.items()}
+        deliver("\n".join(show(machine, figures)), lambda: write_figures(json_file, machine, data))
 
 
 def require_comparable(config: LaunchConfig, together: bool) -> None:

@@ -1,0 +1,109 @@
+"""Standard output that cannot show a character, is full, closed, or read no further: in a real process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raylaunch.commands.printed import say
+
+PROGRAM = """
+from types import SimpleNamespace
+import raylaunch.engine
+from raylaunch.report import LaunchReport
+
+class Engine:
+    def __init__(self, config, listener):
+        self.report, self.listener = LaunchReport(config.name), listener
+    def start(self):
+        from raylaunch.protocol import Gate, Step
+        self.listener(Step(Gate.MEET), 0, 9)
+    def shutdown(self):
+        pass
+    def generate(self, prompt, params):
+        made = lambda one: SimpleNamespace(text=f"{one} é 😀", token_ids=(1,), finish_reason="stop")
+        return made(prompt) if isinstance(prompt, str) else [made(one) for one in prompt]
+    def stream(self, prompt, params):
+        return iter([self.generate(prompt, params)])
+    async def agenerate(self, prompt, params):
+        return self.generate(prompt, params)
+
+raylaunch.engine.Engine = Engine
+from raylaunch.cli import main
+main()
+"""
+
+
+def command(*arguments: str, shell: str = "", encoding: str = "utf-8") -> subprocess.CompletedProcess[bytes]:
+    """Runs the command line with an engine that is there at once; ``shell`` redirects its output."""
+    line = f'exec "$0" -c "$1" "${{@:2}}" {shell}'
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    return subprocess.run(
+        ["bash", "-c", line, sys.executable, PROGRAM, *arguments], capture_output=True, env=environment, timeout=60
+    )
+
+
+GENERATE = ("generate", "--prompt", "A", "--no-report")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("latin-1", b"A \xe9 ?\n"), ("ascii", b"A ? ?\n"), ("utf-8", "A é 😀\n".encode())],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["--no-stream", "--stream"])
+def test_answers_with_characters_that_it_does_not_have(encoding: str, shown: bytes, how: str) -> None:
+    done = command(*GENERATE, how, encoding=encoding)
+    assert (done.returncode, done.stdout) == (0, shown)
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_tables_bars_and_json_too(encoding: str) -> None:
+    done = command("generate", "--prompt", "A", "--prompt", "B", encoding=encoding)
+    assert (done.returncode, done.stdout.count(b"\n")) == (0, 2)
+    assert b"ready" in done.stderr
+    for arguments in (("doctor",), ("doctor", "--json"), ("--help",), ("generate", "--help")):
+        done = command(*arguments, encoding=encoding)
+        assert done.returncode in (0, 1)
+        assert done.stdout
+        assert b"Traceback" not in done.stderr
+
+
+def test_a_full_disk_loses_no_answer(tmp_path: Path) -> None:
+    done = command(*GENERATE, shell="> /dev/full")
+    assert done.returncode == 1
+    told = "standard output cannot be written: No space left on device; this was to be written there:\nA é 😀\n"
+    assert done.stderr.decode().endswith(told)
+    file = tmp_path / "answers"
+    done = command("eval", "--data", "sums-heldout", "--limit", "1", "--output", str(file), shell="> /dev/full")
+    assert done.returncode == 1
+    assert b"Accuracy: " in done.stderr
+    assert file.read_text().count("\n") == 1
+
+
+def test_a_reader_that_has_left() -> None:
+    done = command(*GENERATE, shell="> >(exec 0<&-; sleep 20)")
+    assert done.returncode == 1
+    assert done.stderr.decode().endswith("standard output is read no further\n")
+
+
+def test_standard_output_that_is_closed_is_found_before_the_launch() -> None:
+    for arguments in (GENERATE, ("eval", "--data", "sums-heldout")):
+        done = command(*arguments, shell=">&-")
+        assert done.returncode == 2
+        assert done.stderr.startswith(b"ConfigError standard output = 'closed': must be open")
+
+
+@pytest.mark.parametrize("shell", ["2> /dev/full", "2>&-"])
+def test_a_launch_that_nobody_can_watch_answers_all_the_same(shell: str) -> None:
+    done = command("generate", "--prompt", "A", shell=shell)
+    assert (done.returncode, done.stdout) == (0, "A é 😀\n".encode())
+
+
+def test_say_without_an_encoding(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a\ud83d", end="")
+    assert capsys.readouterr().out == "a?"
