@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,6 +40,10 @@ PositiveInt = Annotated[Int, Field(gt=0)]
 Seconds = Annotated[Float, Field(gt=0, le=86_400)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 AllReduce = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel", "jit"]
+
+
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+")
+"""Scheme, host and port, without a path: as browsers send it, in small letters."""
 
 
 class Section(BaseModel):
@@ -263,6 +268,8 @@ class ServeConfig(Section):
         api_key: what clients must send as ``Authorization: Bearer KEY``; None asks for nothing. One that no client
             can send is refused: empty, with white space at its ends (a file's newline), control characters, or
             characters beyond Latin-1.
+        cors_origins: origins whose pages a browser lets ask this server, such as ``http://localhost:5173``; ``*`` is
+            any, as SGLang has it, and an empty list none.
         served_model_name: name that clients use for the model; None takes the last part of its path.
         chat_template: Jinja template, or the path of one, for models whose tokenizer has none.
         max_body_bytes: largest request body.
@@ -276,6 +283,7 @@ class ServeConfig(Section):
     host: str = "127.0.0.1"
     port: Annotated[Int, Field(ge=0, le=65_535)] = 30_000
     api_key: SecretStr | None = None
+    cors_origins: tuple[str, ...] = ("*",)
     served_model_name: str | None = None
     chat_template: str | None = None
     max_body_bytes: PositiveInt = 4 << 20
@@ -283,6 +291,20 @@ class ServeConfig(Section):
     while_rebuilding: Literal["wait", "fail"] = "fail"
     rebuild_wait: Seconds = 60
     drain: Seconds = 30
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin not in ("*", "null") and not ORIGIN.fullmatch(origin):
+                text = f"{origin!r} is no origin: must be as browsers send it, such as http://localhost:5173, or *"
+                raise ValueError(text)
+        return origins
 
     @field_validator("api_key", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from raylaunch import __version__
 from raylaunch.serve import errors, generate, health, metrics, openai, status
+from raylaunch.serve.cors import OpenToPages
 from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.running import Serving
 
@@ -28,7 +29,8 @@ def build_app(engine: Engine, settings: ServeConfig, *, title: str = "raylaunch"
     Raises:
         ConfigError: the chat template cannot be read.
     """
-    app = FastAPI(
+    app = OpenToPages(
+        origins=settings.cors_origins,
         title=title,
         version=__version__,
         docs_url=None,  # its page loads scripts from another host

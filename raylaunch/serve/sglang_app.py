@@ -13,8 +13,10 @@ from raylaunch import __version__
 from raylaunch.errors import ConfigError
 from raylaunch.frontends.sglang import SglangFrontend
 from raylaunch.serve import errors, metrics, status
+from raylaunch.serve.cors import HideOrigin, with_cors
 from raylaunch.serve.errors import ApiError, unavailable
 from raylaunch.serve.first_event import FirstEvent
+from raylaunch.serve.half_pairs import RefuseHalfPairs
 from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.running import GroupUnavailable, rebuilt
 from raylaunch.sglang.manager import TokenizerSide
@@ -51,14 +53,16 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     if not isinstance(frontend, SglangFrontend) or frontend.side is None:
         raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
     theirs = sglang_application(frontend)
-    app: ASGIApp = FirstEvent(_operators_only(theirs) if exposed else theirs)
+    app: ASGIApp = FirstEvent(HideOrigin(_operators_only(theirs) if exposed else theirs))
+    app = RefuseHalfPairs(app)
     app = Guard(engine, settings, frontend.side, app)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
     app = Split(own_application(engine, settings), app)
     if settings.api_key is not None:
         app = RequireKey(app, key=settings.api_key, open_paths=OPEN_PATHS, open_methods=OPEN_METHODS)
-    return app if settings.api_key is None and not exposed else _without_websockets(app)
+    app = app if settings.api_key is None and not exposed else _without_websockets(app)
+    return with_cors(app, settings.cors_origins)
 
 
 def sglang_application(frontend: SglangFrontend) -> FastAPI:

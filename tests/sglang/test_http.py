@@ -351,6 +351,71 @@ def test_a_key(engine):
     served(engine, ask, settings)
 
 
+@pytest.mark.parametrize("origins", [("*",), ("http://localhost:5173",), ()])
+def test_pages_of_other_origins(engine, origins):
+    """SGLang's own rule, which allows all, is not heard beside the setting."""
+    settings = CONFIG.serve.model_copy(update={"api_key": SecretStr("secret"), "cors_origins": origins})
+    page, elsewhere = "http://localhost:5173", "http://elsewhere.example"
+    allow, key = "access-control-allow-origin", {"authorization": "Bearer secret"}
+
+    def allowed(client, origin, method, path, **more):
+        answer = client.request(method, path, headers={"origin": origin, **more.pop("headers", {})}, **more)
+        # Of any origin Starlette's versions answer the origin or a star.
+        return answer.status_code, [one.replace("*", origin) for one in answer.headers.get_list(allow)]
+
+    def ask(client):
+        for origin in (page, elsewhere):
+            mine = [origin] if origins == ("*",) or origin in origins else []
+            body = {"text": "1+1=", "stream": True}
+            assert allowed(client, origin, "POST", "/generate", json=body, headers=key) == (200, mine)
+            assert allowed(client, origin, "GET", "/v1/models", headers=key) == (200, mine)
+            assert allowed(client, origin, "GET", "/v1/models") == (401, mine)
+            assert allowed(client, origin, "GET", "/nope", headers=key) == (404, mine)
+            assert allowed(client, origin, "POST", "/generate", json={}, headers=key) == (400, mine)
+            assert allowed(client, origin, "GET", "/status.json", headers=key) == (200, mine)
+            preflight = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+            for path in ("/v1/chat/completions", "/generate", "/v1/models", "/status.json"):
+                status, header = allowed(client, origin, "OPTIONS", path, headers=preflight)
+                assert (status == 200, header) == (bool(mine), mine), path
+        engine.now = GONE
+        gone = allowed(client, page, "POST", "/generate", json={"text": "1"}, headers=key)
+        assert gone == (503, [page] if origins else [])
+
+    served(engine, ask, settings)
+
+
+HALF = r'"a\ud83d"'
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", '{"text": HALF}'),
+        ("/generate", '{"text": ["a", HALF]}'),
+        ("/generate", '{"text": "a", "sampling_params": {"stop": [HALF]}}'),
+        ("/generate", '{"text": "a", "rid": HALF}'),
+        ("/v1/completions", '{"model": HALF, "prompt": "a"}'),
+        ("/v1/completions", '{"model": "m", "prompt": HALF, "stream": true}'),
+        ("/v1/completions", '{"model": "m", "prompt": "a", "stop": HALF}'),
+        ("/v1/chat/completions", '{"model": "m", "messages": [{"role": "user", "content": HALF}]}'),
+        ("/v1/chat/completions", '{"model": "m", "messages": [{"role": "user", "content": "a"}], "tools": [HALF]}'),
+        ("/tokenize", '{"model": "m", "prompt": HALF}'),
+        ("/abort_request", '{"rid": HALF}'),
+    ],
+)
+def test_half_of_a_pair(engine, path, body):
+    def ask(client):
+        headers = {"content-type": "application/json"}
+        answer = client.post(path, content=body.replace("HALF", HALF), headers=headers)
+        assert answer.status_code == 400
+        message = answer.json()["error"]["message"]
+        assert message.startswith("the body holds text that cannot be encoded: character 1 is half of a surrogate pair")
+        whole = body.replace("HALF", r'"1+1=\ud83d\ude00"')
+        assert "cannot be encoded" not in client.post(path, content=whole, headers=headers).text
+
+    served(engine, ask)
+
+
 def test_operators_need_a_key_where_others_can_reach_the_server(engine):
     settings = CONFIG.serve.model_copy(update={"host": "0.0.0.0"})
     with bind(settings) as listener:
