@@ -26,7 +26,11 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any.", show_default="30000")] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(help="What clients must send.", envvar=VARIABLE, show_default=False),
+        typer.Option(
+            help="What clients must send. Everybody on this machine can see it here: better set the variable.",
+            envvar=VARIABLE,
+            show_default=False,
+        ),
     ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Print the table of phases.")] = True,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of the launch.")] = None,
