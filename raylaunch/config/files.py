@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from raylaunch.config.paths import relative_to_file
 from raylaunch.errors import ConfigError
 
 
@@ -19,7 +21,7 @@ def shipped_configs() -> Path:
 
 def find_config(path: str | Path) -> Path:
     """``path`` if it is a file, else the shipped configuration of that name. Raises :class:`ConfigError`."""
-    given = Path(path)
+    given = Path(os.path.expanduser(path))
     # "configs/tiny-cpu.yaml" and "tiny-cpu" name what ships, from any folder; any other path means what it says.
     shipped = shipped_configs() / given.name if given.parent in (Path(), Path("configs")) else given
     for candidate in (given, shipped, shipped.with_name(f"{shipped.name}.yaml")):
@@ -30,15 +32,9 @@ def find_config(path: str | Path) -> Path:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The sections in the file that ``path`` names; the model's paths become absolute. Raises :class:`ConfigError`."""
+    """The sections in the file that ``path`` names; its paths become absolute. Raises :class:`ConfigError`."""
     file = find_config(path)
-    data = read_yaml(file)
-    model = data.get("model")
-    if isinstance(model, dict):
-        for key in ("path", "tokenizer"):
-            if isinstance(model.get(key), str) and model[key].startswith("."):
-                model[key] = str((file.parent / model[key]).resolve())
-    return data
+    return relative_to_file(read_yaml(file), file.parent)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
