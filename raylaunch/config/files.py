@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from raylaunch.config.paths import relative_to_file
+from raylaunch.config.written import read
 from raylaunch.errors import ConfigError
 
 
@@ -40,28 +41,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def read_yaml(file: Path) -> dict[str, Any]:
     """The file's mapping. Raises :class:`ConfigError` if it cannot be read or holds something else."""
     try:
-        data = parse_yaml(file.read_text(encoding="utf-8"))
+        data = read(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError("CONFIG", str(file), f"not readable as YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError("CONFIG", str(file), "the file must hold a mapping of sections such as model: and parallel:")
     return data
-
-
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML forbids a key that is repeated; PyYAML lets the last one win."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set[tuple[str, str]]()
-        for key, _ in node.value:
-            name = (key.tag, str(key.value))
-            if name in seen:
-                raise yaml.composer.ComposerError(None, None, f"the key {key.value} is repeated", key.start_mark)
-            seen.add(name)
-        return node
-
-
-def parse_yaml(text: str) -> Any:
-    """What ``yaml.safe_load`` gives, but for a repeated key, which is a ``yaml.YAMLError`` too."""
-    return yaml.load(text, _EachKeyOnce)

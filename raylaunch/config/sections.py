@@ -25,6 +25,7 @@ from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
 from raylaunch.config.files import read_config, shipped_configs
 from raylaunch.config.overrides import BY_KIND, apply_overrides
 from raylaunch.config.paths import absolute, file_or_text, folder_or_name, sglang_arguments
+from raylaunch.config.written import check_encoding
 
 
 def _no_boolean(value: Any) -> Any:
@@ -33,6 +34,15 @@ def _no_boolean(value: Any) -> Any:
     return value
 
 
+def _text(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError("must be text: put it in quotes")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
 Int = Annotated[int, BeforeValidator(_no_boolean)]
 Float = Annotated[float, BeforeValidator(_no_boolean)]
 PositiveInt = Annotated[Int, Field(gt=0)]
@@ -332,10 +342,20 @@ class LaunchConfig(Section):
     deadlines: DeadlineConfig = DeadlineConfig()
     serve: ServeConfig = ServeConfig()
     restarts: Annotated[Int, Field(ge=0, le=100)] = 0
-    environment: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, Text] = Field(default_factory=dict)
     faults: tuple[FaultConfig, ...] = ()
     debug: Literal["off", "cuda"] = "off"
     debug_folder: LocalPath | None = None
+
+    @field_validator("environment")
+    @classmethod
+    def _can_be_set(cls, variables: dict[str, str]) -> dict[str, str]:
+        for name, value in variables.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ValueError(
+                    f"{name!r} cannot be set: a name has a letter or more and no =, nothing has a zero byte"
+                )
+        return variables
 
     @field_validator("debug", mode="before")
     @classmethod
@@ -350,6 +370,7 @@ class LaunchConfig(Section):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "") -> LaunchConfig:
         """A configuration from plain data. Raises :class:`ConfigError` naming the first wrong key."""
+        check_encoding(data, source)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
