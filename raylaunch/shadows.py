@@ -125,7 +125,7 @@ def _entries() -> tuple[str, ...]:
     worker = sys.modules.get("ray._private.worker")
     if worker is not None and worker.global_worker.connected:
         config = worker.global_worker.core_worker.get_job_config()
-        return tuple(os.path.realpath(one) for one in reversed(config.py_driver_sys_path))
+        return tuple(os.path.realpath(one) for one in reversed(getattr(config, "py_driver_sys_path", ())))
     try:
         cwd = os.getcwd()
     except FileNotFoundError:
