@@ -49,6 +49,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'raylaunch' has no attribute {name!r}")
     import importlib
 
+    if name == "Engine":
+        from raylaunch.shadows import require_unshadowed
+
+        require_unshadowed()  # what it imports could be the user's
     return getattr(importlib.import_module(f"raylaunch.{_HOMES[name]}"), name)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -46,9 +48,31 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 
 
+OF_FILES = ("--trace", "--output", "--data", "--plot")
+"""Options whose value is a file's name, which may be of any bytes."""
+
+
+def undecodable(arguments: Sequence[str]) -> str:
+    """Why an argument cannot be used: it is not UTF-8, and no file's name; "" if all can be."""
+    for before, argument in pairwise(("", *arguments)):
+        option, separator, _ = argument.partition("=")
+        of_file = before in OF_FILES or (separator and option in OF_FILES)
+        config = not argument.startswith("-") and not before.startswith("-") and os.path.isfile(argument)
+        if not (of_file or config) and any("\udc80" <= one <= "\udcff" for one in argument):
+            shown = os.fsencode(argument).decode("utf-8", "backslashreplace")
+            if "api" in before or "api_key" in argument or "api-key" in argument:
+                shown = "..."
+            name = before if before.startswith("-") else "argument"
+            return f"{name} = {shown!r}: is not valid UTF-8, and only names of files may be: write it in UTF-8"
+    return ""
+
+
 def main() -> None:
     """Entry point of the console script and of ``python -m raylaunch``."""
     open_missing_streams()
+    if problem := undecodable(sys.argv[1:]):
+        print(f"ConfigError {problem}", file=sys.stderr)
+        sys.exit(2)
     try:
         app()
     except SystemExit as end:

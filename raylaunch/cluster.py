@@ -21,14 +21,17 @@ from types import FrameType
 
 import psutil
 import ray
+import ray._private.ray_constants
 import ray._private.worker
 
 from raylaunch.config.address import cluster_to_join
 from raylaunch.errors import LaunchError
 from raylaunch.joining import head_of
 from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
+from raylaunch.surroundings import OBJECT_STORE_BYTES
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 AGENT_GRACE_S = 1.0
 CONNECT_S = 5.0
 LOOK_S = 1.0
@@ -179,7 +182,7 @@ def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[]
                 )
             else:
                 _private_token(session)
-                with _workers_at_nice_0():
+                with _workers_at_nice_0(), _workers_as_this_process():
                     ray.init(
                         address="local",
                         namespace=namespace,
@@ -187,7 +190,7 @@ def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[]
                         include_dashboard=False,
                         log_to_driver=False,
                         logging_level="ERROR",
-                        object_store_memory=100 << 20,
+                        object_store_memory=OBJECT_STORE_BYTES,
                     )
             session._entered()
         _no_worker_lines()
@@ -196,8 +199,8 @@ def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[]
     except Exception as error:  # of no class of its own where a busy machine starts Ray too slowly
         with contextlib.suppress(Exception):
             session.close()
-        what = f"no Ray cluster at {target!r}" if target else "a private Ray cluster could not be started"
-        raise LaunchError(f"{what}: {error}", phase="PLACE") from error
+        private = f"a private Ray cluster could not be started: {error}"
+        raise LaunchError(_joining_failed(target, error) if target else private, phase="PLACE") from error
     except BaseException:  # interrupted
         session.close()
         raise
@@ -219,6 +222,28 @@ def _workers_at_nice_0() -> Iterator[None]:
     finally:
         for name in ours:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _workers_as_this_process() -> Iterator[None]:
+    """Under ``uv run`` Ray would start workers with it anew, in a copy of the working directory, and refuse one below
+    the project's folder. On this machine they can run in the environment that this process is in."""
+    constants = ray._private.ray_constants
+    before = getattr(constants, UV, None)
+    if before is not None:
+        setattr(constants, UV, False)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(constants, UV, before)
+
+
+def _joining_failed(target: str, error: Exception) -> str:
+    if isinstance(error, RuntimeError) and "uv run" in str(error):
+        remedy = f"; where every node has this environment at the same path, {UV}=0 has workers use it"
+        return f"the Ray cluster at {target!r} cannot be joined from here: {error}{remedy}"
+    return f"no Ray cluster at {target!r}: {error}"
 
 
 def _worker_id() -> bytes:

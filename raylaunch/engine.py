@@ -26,6 +26,7 @@ from raylaunch.report import LaunchReport
 from raylaunch.requests import Chunk, Completion
 from raylaunch.sampling import SamplingParams
 from raylaunch.supervisor import Supervisor
+from raylaunch.surroundings import check_surroundings
 
 
 class Engine:
@@ -68,6 +69,7 @@ class Engine:
         """
         if self._supervisor.condition is not Condition.NEW:
             raise RaylaunchError("an Engine is started once; make a new one")
+        check_surroundings(self.config)
         self._shape = check_model(self.config)
         self._supervisor.config = with_context(self.config, self._shape)
         try:

@@ -20,6 +20,7 @@ from raylaunch.errors import LaunchError
 from raylaunch.evidence import explain_failure
 from raylaunch.group import RankGroup
 from raylaunch.model_check import check_device
+from raylaunch.package import package_files
 from raylaunch.placement import (
     Placement,
     choose_device,
@@ -167,6 +168,7 @@ def specs_of(
     if device == "cuda":
         environment.update(NO_MULTICAST)
     environment.update(config.environment)
+    files = package_files()
     cores = [core_file(config, device, name, seat.rank) for seat in placement.seats]
     return [
         RankSpec(
@@ -183,6 +185,7 @@ def specs_of(
             environment={**environment, **debug_environment(core)},
             core_file=core,
             sockets=sockets,
+            driver_files=files,
         )
         for seat, core in zip(placement.seats, cores, strict=True)
     ]

@@ -192,8 +192,8 @@ def check_faults(config: LaunchConfig) -> None:
 def read_model_config(config: LaunchConfig) -> dict[str, Any]:
     """The model's ``config.json``, from its folder or the Hub. Raises :class:`ConfigError`."""
     path = config.model.path
-    if path.startswith((".", "/", "~")) or Path(path).is_dir():
-        folder = Path(path).expanduser()
+    folder = Path(path)
+    if folder.is_absolute():  # else it is a name on the Hub: folders were made absolute when they were read
         if not folder.is_dir():
             raise ConfigError("model.path", path, "no such folder; give a folder with config.json, or a Hub name")
         file = folder / "config.json"

@@ -13,7 +13,7 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.js
 
 def has_tokenizer(model: ModelConfig) -> bool:
     """Whether the model comes with a tokenizer; of a Hub model that is taken for granted."""
-    folder = Path(model.tokenizer or model.path).expanduser()
+    folder = Path(model.tokenizer or model.path)
     return not folder.is_dir() or any((folder / file).is_file() for file in FILES)
 
 
@@ -21,9 +21,11 @@ def check_tokenizer(model: ModelConfig) -> None:
     """Reads the folder's ``tokenizer.json`` alone, which takes no second: before a launch, not long after it began.
 
     Raises:
-        ConfigError: the installed ``tokenizers`` cannot read it, such as a newer format.
+        ConfigError: there is no such folder, or the installed ``tokenizers`` cannot read it, such as a newer format.
     """
-    file = Path(model.tokenizer or model.path).expanduser() / "tokenizer.json"
+    if model.tokenizer is not None and Path(model.tokenizer).is_absolute() and not Path(model.tokenizer).exists():
+        raise ConfigError("model.tokenizer", model.tokenizer, "no such folder; give a tokenizer's, or a Hub name")
+    file = Path(model.tokenizer or model.path) / "tokenizer.json"
     if model.trust_remote_code or not file.is_file():  # the model's own code may read other files
         return
     from tokenizers import Tokenizer
@@ -41,7 +43,7 @@ def load_tokenizer(config: LaunchConfig) -> Any:
         ConfigError: there is one and it cannot be loaded.
     """
     name = config.model.tokenizer or config.model.path
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if not has_tokenizer(config.model):
         if config.model.tokenizer is not None:
             raise ConfigError("model.tokenizer", name, f"the folder has none of {', '.join(FILES)}")

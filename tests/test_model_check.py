@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -175,7 +176,8 @@ def test_missing_weights(tmp_path):
 def test_missing_folder(path):
     with pytest.raises(ConfigError) as caught:
         check_model(LaunchConfig.from_dict({"model": {"path": path}}))
-    assert str(caught.value).startswith(f"model.path = {path!r}: no such folder")
+    absolute = str(Path(path).expanduser().absolute())
+    assert str(caught.value).startswith(f"model.path = {absolute!r}: no such folder")
 
 
 def test_a_name_that_is_neither_folder_nor_hub_name():

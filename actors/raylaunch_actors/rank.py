@@ -17,6 +17,7 @@ import ray
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RankFault
+from raylaunch.package import package_files
 from raylaunch.protocol import Arrival, Failure, LaunchPlan, Release
 from raylaunch.sglang.sockets import SglangSockets
 from raylaunch_actors import priority
@@ -50,6 +51,7 @@ class RankSpec:
         environment: variables to set before anything heavy is imported.
         core_file: where its GPU writes a core dump, in debug mode; else "".
         sockets: where the engine ``sglang`` meets its tokenizer and detokenizer; None for other engines.
+        driver_files: digest and folder of the raylaunch that the driver has imported.
         device_index: index of its GPU among those of the group on this node, which all its ranks there see; told at
             boot, when it is known which GPUs Ray gave.
     """
@@ -67,6 +69,7 @@ class RankSpec:
     environment: dict[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
     core_file: str = ""
     sockets: SglangSockets | None = None
+    driver_files: tuple[str, str] = ("", "")
     device_index: int = 0
 
 
@@ -115,6 +118,7 @@ class Rank:
             self.spec = replace(self.spec, device_index=index)
         self._boot_thread = threading.get_ident()
         try:
+            require_same_files(self.spec.driver_files, package_files())
             if self.spec.config.faults:
                 from raylaunch_actors import chaos
 
@@ -167,6 +171,16 @@ class Rank:
         if frame is None:
             raise RankFault(None, f"rank {self.spec.rank} has no running thread")
         return "".join(traceback.format_stack(frame))
+
+
+def require_same_files(driver: tuple[str, str], mine: tuple[str, str]) -> None:
+    """Raises RankFault F19 if driver and rank have imported different files of raylaunch, each as digest and folder."""
+    if driver[0] and driver[0] != mine[0]:
+        text = (
+            f"this rank has imported raylaunch from {mine[1]} on {platform.node()}, the driver from {driver[1]}, and "
+        )
+        text += "their files differ: install the same version on every node, or bring it along in a job's working_dir"
+        raise RankFault("F19", text)
 
 
 def log_files(worker_id: str) -> tuple[str, ...]:

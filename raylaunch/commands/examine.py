@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raylaunch.errors import ConfigError, LaunchError, RankFault
+from raylaunch.surroundings import check_surroundings
 
 if TYPE_CHECKING:
     from raylaunch_actors.communicator.choice import Option
@@ -35,6 +36,10 @@ def examine(config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node]
     """
     plan = Plan()
     plan.problems += missing_requirements()
+    try:
+        check_surroundings(config)
+    except ConfigError as error:
+        plan.problems.append(str(error))
     _examine_model(plan, config)
     device = _examine_placement(plan, config, machine, nodes)
     _examine_communicator(plan, config, device, machine["gpu_links"])

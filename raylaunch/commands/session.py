@@ -33,8 +33,10 @@ def launched(config: LaunchConfig, *, show_report: bool = True, trace: Path | No
     """
     from raylaunch.config.address import cluster_to_join
     from raylaunch.model_check import check_model
+    from raylaunch.surroundings import check_surroundings
 
     cluster_to_join(config.placement.address)
+    check_surroundings(config)
     check_model(config)  # before Ray is imported: a wrong configuration is told at once
     quiet_libraries()
     console = stderr_console()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from raylaunch.config.paths import relative_to_file
+from raylaunch.config.written import read
 from raylaunch.errors import ConfigError
 
 
@@ -19,7 +22,7 @@ def shipped_configs() -> Path:
 
 def find_config(path: str | Path) -> Path:
     """``path`` if it is a file, else the shipped configuration of that name. Raises :class:`ConfigError`."""
-    given = Path(path)
+    given = Path(os.path.expanduser(path))
     # "configs/tiny-cpu.yaml" and "tiny-cpu" name what ships, from any folder; any other path means what it says.
     shipped = shipped_configs() / given.name if given.parent in (Path(), Path("configs")) else given
     for candidate in (given, shipped, shipped.with_name(f"{shipped.name}.yaml")):
@@ -30,49 +33,17 @@ def find_config(path: str | Path) -> Path:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The sections in the file that ``path`` names; the model's paths become absolute. Raises :class:`ConfigError`."""
+    """The sections in the file that ``path`` names; its paths become absolute. Raises :class:`ConfigError`."""
     file = find_config(path)
-    data = read_yaml(file)
-    model = data.get("model")
-    if isinstance(model, dict):
-        for key in ("path", "tokenizer"):
-            if isinstance(model.get(key), str) and model[key].startswith("."):
-                model[key] = str((file.parent / model[key]).resolve())
-    return data
+    return relative_to_file(read_yaml(file), file.parent)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """The file's mapping. Raises :class:`ConfigError` if it cannot be read or holds something else."""
     try:
-        data = parse_yaml(file.read_text(encoding="utf-8"))
+        data = read(file.read_text(encoding="utf-8"), str(file))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError("CONFIG", str(file), f"not readable as YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError("CONFIG", str(file), "the file must hold a mapping of sections such as model: and parallel:")
     return data
-
-
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML forbids a key that is repeated; PyYAML lets the last one win."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set[tuple[str, str]]()
-        for key, _ in node.value:
-            name = (key.tag, str(key.value))
-            if name in seen:
-                raise yaml.composer.ComposerError(None, None, f"the key {key.value} is repeated", key.start_mark)
-            seen.add(name)
-        return node
-
-
-def parse_yaml(text: str) -> Any:
-    """What ``yaml.safe_load`` gives, but for a repeated key, which is a ``yaml.YAMLError`` too. An error has its line
-    and column and none of the text there, which may be a secret."""
-    try:
-        return yaml.load(text, _EachKeyOnce)
-    except yaml.MarkedYAMLError as error:
-        for mark in (error.context_mark, error.problem_mark):
-            if mark is not None:
-                mark.buffer = None
-        raise

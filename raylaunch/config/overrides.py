@@ -5,28 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import yaml
-
-from raylaunch.config.files import parse_yaml
+from raylaunch.config.written import read_setting
 from raylaunch.errors import ConfigError
-from raylaunch.masking import looks_secret
 
 BY_KIND = ("engine", "communicator")  # sections that may be written as their kind: ``engine: reference``
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``data`` with ``section.key=value`` settings applied; values are read as YAML. Raises :class:`ConfigError`."""
+    """``data`` with ``section.key=value`` settings applied; values are read as YAML, but for text.
+    Raises :class:`ConfigError`."""
     result = _copied(data)
     for item in overrides:
         key, separator, text = item.partition("=")
         path = key.strip().split(".")
         if not separator or not all(path):
             raise ConfigError("--set", item, "must be KEY=VALUE, such as capture.prefill_tokens=[128,1032]")
-        try:
-            value = parse_yaml(text)
-        except yaml.YAMLError as error:
-            why = "write it in quotes" if looks_secret(key) else str(error)
-            raise ConfigError(key, text, f"not readable as a YAML value: {why}") from None
+        value = read_setting(".".join(path), text)
         section = result
         for name in path[:-1]:
             inner = section.get(name)

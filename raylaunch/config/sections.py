@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,6 +26,8 @@ from raylaunch.config.explain import explain
 from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
 from raylaunch.config.files import read_config, shipped_configs
 from raylaunch.config.overrides import BY_KIND, apply_overrides
+from raylaunch.config.paths import absolute, file_or_text, folder_or_name, sglang_arguments
+from raylaunch.config.written import check_encoding
 from raylaunch.masking import masked
 
 
@@ -34,10 +37,22 @@ def _no_boolean(value: Any) -> Any:
     return value
 
 
+def _text(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError("must be text: put it in quotes")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
 Int = Annotated[int, BeforeValidator(_no_boolean)]
 Float = Annotated[float, BeforeValidator(_no_boolean)]
 PositiveInt = Annotated[Int, Field(gt=0)]
 Seconds = Annotated[Float, Field(gt=0, le=86_400)]
+LocalPath = Annotated[str, AfterValidator(lambda text: absolute(text))]
+FolderOrName = Annotated[str, AfterValidator(lambda text: folder_or_name(text))]
+FileOrText = Annotated[str, AfterValidator(lambda text: file_or_text(text))]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 AllReduce = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel", "jit"]
 
@@ -60,8 +75,8 @@ class ModelConfig(Section):
     """Which model.
 
     Attributes:
-        path: a folder (absolute, or starting with ``.``: relative to the YAML file) or a Hub name such as
-            ``Qwen/Qwen3-8B``.
+        path: a folder or a Hub name such as ``Qwen/Qwen3-8B``. What looks like a folder (``./m``, ``../m``, ``~/m``,
+            ``m/``) is one, there or not; another name is if there is a folder of that name.
         dtype: of weights and activations; ``auto`` takes the checkpoint's.
         load_format: ``auto`` reads the checkpoint; ``dummy`` draws seeded random weights of the configured shapes.
         tokenizer: folder or Hub name of the tokenizer, if it is not the model's own.
@@ -69,10 +84,10 @@ class ModelConfig(Section):
         revision: of a Hub model.
     """
 
-    path: str
+    path: FolderOrName
     dtype: Dtype = "auto"
     load_format: Literal["auto", "dummy"] = "auto"
-    tokenizer: str | None = None
+    tokenizer: FolderOrName | None = None
     trust_remote_code: bool = False
     revision: str | None = None
 
@@ -109,7 +124,12 @@ class SglangConfig(Section):
 
     args: dict[str, Any] = Field(default_factory=dict)
     any_version: bool = False
-    cache_dir: str | None = None
+    cache_dir: LocalPath | None = None
+
+    @field_validator("args")
+    @classmethod
+    def _absolute_paths(cls, args: dict[str, Any]) -> dict[str, Any]:
+        return sglang_arguments(args)
 
 
 class EngineConfig(Section):
@@ -285,7 +305,7 @@ class ServeConfig(Section):
     api_key: SecretStr | None = None
     cors_origins: tuple[str, ...] = ("*",)
     served_model_name: str | None = None
-    chat_template: str | None = None
+    chat_template: FileOrText | None = None
     max_body_bytes: PositiveInt = 4 << 20
     max_concurrent: PositiveInt | None = None
     while_rebuilding: Literal["wait", "fail"] = "fail"
@@ -340,6 +360,9 @@ class FaultConfig(Section):
 class LaunchConfig(Section):
     """Everything that decides a launch. ``LaunchConfig.default()`` is the model that ships with raylaunch.
 
+    Paths are the driver's, and absolute once they are read: in a file they are relative to its folder, elsewhere to
+    the working directory (:mod:`raylaunch.config.paths`).
+
     Attributes:
         name: of the group; its actors are ``NAME-xxxxxx/rank0`` and so on, with six hexadecimal digits of the launch.
         restarts: how many times a group that lost a rank is rebuilt.
@@ -360,10 +383,20 @@ class LaunchConfig(Section):
     deadlines: DeadlineConfig = DeadlineConfig()
     serve: ServeConfig = ServeConfig()
     restarts: Annotated[Int, Field(ge=0, le=100)] = 0
-    environment: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, Text] = Field(default_factory=dict)
     faults: tuple[FaultConfig, ...] = ()
     debug: Literal["off", "cuda"] = "off"
-    debug_folder: str | None = None
+    debug_folder: LocalPath | None = None
+
+    @field_validator("environment")
+    @classmethod
+    def _can_be_set(cls, variables: dict[str, str]) -> dict[str, str]:
+        for name, value in variables.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ValueError(
+                    f"{name!r} cannot be set: a name has a letter or more and no =, nothing has a zero byte"
+                )
+        return variables
 
     @field_validator("debug", mode="before")
     @classmethod
@@ -378,6 +411,7 @@ class LaunchConfig(Section):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "") -> LaunchConfig:
         """A configuration from plain data. Raises :class:`ConfigError` naming the first wrong key."""
+        check_encoding(data, source)
         try:
             return cls.model_validate(data)
         except ValidationError as error:

@@ -22,6 +22,7 @@ from raylaunch.errors import ConfigError
 from raylaunch.model_check import check_model
 from raylaunch.placement import choose_device, cluster_nodes, request_for
 from raylaunch.serve.limits import MAX_CONCURRENT
+from raylaunch.surroundings import check_surroundings
 
 REPLICA_CPUS = 1.0
 HEALTH_PERIOD_S = 0.5
@@ -77,6 +78,7 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
     if config.engine.kind == "sglang":
         expected = "Ray Serve's replicas run the reference engine only; run raylaunch serve as a Ray job instead"
         raise ConfigError("engine.kind", "sglang", expected)
+    check_surroundings(config)
     check_model(config)
     device = _device(config)
     settled = config.override(f"engine.device={device}", "restarts=0")

@@ -29,41 +29,114 @@ WATCH_S = 0.2
 EXPLAIN_S = 60.0
 LAST_ANSWERS_S = 2.0  # for answers that only say that the group is lost
 BACKLOG = 1024
+PORTS_TRIED = 8
 RUNS_CODE = "enable_custom_logit_processor"
 """SGLang's argument with which its ranks unpickle and run what clients send."""
 
 log = logging.getLogger(__name__)
 
 
-def bind(settings: ServeConfig) -> socket.socket:
-    """Takes the address before anything is launched. Nobody can connect until :func:`serve` listens.
+class Listener(socket.socket):
+    """A bound socket. A host's name may stand for several addresses: ``others`` are bound to the rest, at its port."""
+
+    others: tuple[socket.socket, ...] = ()
+
+    def everything(self) -> list[socket.socket]:
+        """It and the others."""
+        return [self, *self.others]
+
+    def close(self) -> None:
+        for other in self.others:
+            other.close()
+        super().close()
+
+
+def bind(settings: ServeConfig) -> Listener:
+    """Takes the address before anything is launched, all of them where the host is a name such as ``localhost``. Nobody
+    can connect until :func:`serve` listens.
 
     Raises:
         ConfigError: it is taken, not this machine's, or not allowed.
     """
+    addresses = addresses_of(settings.host)
+    for tries_left in range(PORTS_TRIED - 1, -1, -1):
+        first, rest = _bind_first(settings, addresses)
+        try:
+            first.others = _bind_others(settings, rest, first.getsockname()[1])
+        except ConfigError:
+            first.close()
+            if settings.port or not tries_left:  # port 0 is another one each time, and may be taken at an address
+                raise
+        else:
+            return first
+    raise AssertionError("unreachable")
+
+
+def addresses_of(host: str) -> list[tuple[int, str]]:
+    """Family and address of all that a host's name stands for, IPv4 first. Raises :class:`ConfigError`."""
+    name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise ConfigError("serve.host", settings.host, f"is no address of this machine: {error}") from None
+        expected = f"is no address of this machine: {error}; give a name or an address alone, without scheme or port"
+        raise ConfigError("serve.host", host, expected) from None
+    addresses = {(int(family), f"{at[0]}%{at[3]}" if len(at) > 3 and at[3] else str(at[0])) for family, *_, at in found}
+    if name == "localhost":  # not every hosts file says so of both
+        addresses.add((int(socket.AF_INET6), "::1"))
+    return sorted(addresses, key=lambda one: (one[0] != socket.AF_INET, one))
+
+
+def _bind_first(settings: ServeConfig, addresses: list[tuple[int, str]]) -> tuple[Listener, list[tuple[int, str]]]:
+    """The first address that this machine has, and those behind it."""
+    for index, (family, address) in enumerate(addresses):
+        try:
+            return _bind_one(settings, family, address, settings.port), addresses[index + 1 :]
+        except NotHere as error:
+            if index == len(addresses) - 1:
+                raise ConfigError("serve.host", settings.host, f"cannot be listened on: {error}") from None
+    raise AssertionError("a name stands for one address at least")
+
+
+def _bind_others(settings: ServeConfig, addresses: list[tuple[int, str]], port: int) -> tuple[Listener, ...]:
+    bound: list[Listener] = []
+    try:
+        for family, address in addresses:
+            with contextlib.suppress(NotHere):  # such as IPv6 where it is off
+                bound.append(_bind_one(settings, family, address, port))
+    except ConfigError:
+        for one in bound:
+            one.close()
+        raise
+    return tuple(bound)
+
+
+class NotHere(OSError):
+    """An address that this machine does not have."""
+
+
+def _bind_one(settings: ServeConfig, family: int, address: str, port: int) -> Listener:
     # Sockets that reuse addresses may share one until the first listens, which here is after a launch. So this one
     # reuses only to bind, and only if it must: closed connections of an earlier server still hold the address.
     for reuse in (0, 1):
-        one = socket.socket(family, kind, protocol)
+        try:
+            one = Listener(family, socket.SOCK_STREAM)
+        except OSError as error:
+            raise NotHere(error.strerror or str(error)) from None
         try:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
-            one.bind(address)
+            one.bind(socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)[0][4])
         except OSError as error:
             one.close()
+            if error.errno in (errno.EACCES, errno.EPERM):
+                expected = f"cannot be listened on: {error.strerror or error}"
+                raise ConfigError("serve.port", settings.port, expected) from None
             if error.errno != errno.EADDRINUSE:
-                forbidden = error.errno == errno.EACCES
-                key, value = ("serve.port", settings.port) if forbidden else ("serve.host", settings.host)
-                raise ConfigError(key, value, f"cannot be listened on: {error.strerror or error}") from None
+                raise NotHere(error.strerror or str(error)) from None
         else:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             return one
-    raise ConfigError("serve.port", settings.port, f"is taken by another process on {settings.host}")
+    taken = f"is taken by another process on {settings.host}"
+    raise ConfigError("serve.port", port, taken if address == settings.host else f"{taken} ({address})")
 
 
 def url_of(listener: socket.socket) -> str:
@@ -72,9 +145,15 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def sockets_of(listener: socket.socket) -> list[socket.socket]:
+    """All sockets of a listener, which may be one of the caller's own."""
+    return listener.everything() if isinstance(listener, Listener) else [listener]
+
+
 def exposed(settings: ServeConfig, listener: socket.socket) -> bool:
     """Whether other machines can reach the server without a key."""
-    return settings.api_key is None and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+    hosts = [one.getsockname()[0] for one in sockets_of(listener)]
+    return settings.api_key is None and not all(ipaddress.ip_address(host).is_loopback for host in hosts)
 
 
 def require_key_for_code(config: LaunchConfig, settings: ServeConfig, listener: socket.socket) -> None:
@@ -104,7 +183,8 @@ def serve(
     listener = bind(settings) if listener is None else listener
     require_key_for_code(engine.config, settings, listener)
     app, loop = application(engine, settings, exposed=exposed(settings, listener))
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that it leaves closed do not block
+    for one in sockets_of(listener):
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that it leaves closed do not block
     config = uvicorn.Config(
         app,
         access_log=False,
@@ -157,7 +237,7 @@ class _Server(uvicorn.Server):
     async def run_until_stopped(self, listener: socket.socket, engine: Engine) -> None:
         watch = asyncio.create_task(self._watch(engine, listener))
         try:
-            await self.serve(sockets=[listener])
+            await self.serve(sockets=sockets_of(listener))
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)

@@ -179,7 +179,8 @@ def installed_version() -> str:
 def installed_folder() -> Path | None:
     """Where SGLang is installed, found without importing it."""
     spec = importlib.util.find_spec("sglang")
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    # Without a file of its own it is only a folder of that name, such as the one that a clone is in.
+    folders = list(spec.submodule_search_locations or ()) if spec is not None and spec.origin else []
     return Path(folders[0]) if folders else None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import raylaunch
+from raylaunch.cli import undecodable
 from tests.cli.runner import run
 
 HEAVY = {"ray", "torch", "transformers", "pydantic", "yaml", "zmq", "msgspec", "numpy"}
@@ -130,3 +131,30 @@ def test_data_that_does_not_exist() -> None:
     ran = run("eval", "--data", "nonsense")
     assert ran.code == 2
     assert "data that ships: sums-heldout.jsonl" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["generate", "--prompt", "a\udcff"], "--prompt = "),
+        (["generate", "--prompt=a\udcff"], "argument = "),
+        (["serve", "--api-key", "sk\udcff"], "--api-key = '...'"),
+        (["serve", "--set", "serve.api_key=sk\udcff"], "--set = '...'"),
+        (["generate", "nowhere\udcff.yaml"], "argument = "),
+        (["generate", "--trace", "a\udcff.json", "--set", "model.path=\udcff"], "--set = "),
+        (["generate", "--trace", "a\udcff.json"], ""),
+        (["generate", "--trace=a\udcff.json", "--prompt", "é€😀"], ""),
+        (["eval", "--data", "a\udcff.jsonl"], ""),
+    ],
+)
+def test_arguments_that_are_not_utf_8_are_named_but_for_files(arguments: list[str], named: str) -> None:
+    said = undecodable(arguments)
+    assert said.startswith(named) if named else said == ""
+    assert not named or r"\\xff" in said or "'...'" in said
+    assert "sk" not in said
+
+
+def test_a_configuration_whose_name_is_not_utf_8_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "c\udcff.yaml"
+    file.write_text("model: {path: x/y}\n")
+    assert undecodable(["generate", str(file)]) == ""

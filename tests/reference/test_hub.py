@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import pytest
 from huggingface_hub import constants
 from raylaunch_actors import progress
@@ -65,3 +68,18 @@ def test_dummies_need_no_weights_and_code_is_fetched_where_it_is_trusted(gate):
 def test_a_model_that_the_hub_does_not_have_is_named(gate):
     with pytest.raises(RankFault, match=r"someone/else cannot be fetched from the Hub"):
         model_folder(ModelConfig(path="someone/else"), gate, weights=False)
+
+
+def test_a_folder_that_this_node_does_not_have_is_named_with_the_node(gate, tmp_path):
+    model = ModelConfig(path=str(tmp_path / "m"))
+    with pytest.raises(RankFault, match=rf"there is no folder {tmp_path}/m on node {platform.node()}"):
+        model_folder(model, gate, weights=False)
+
+
+def test_a_name_on_the_hub_is_no_folder_of_the_ranks(gate, monkeypatch, tmp_path):
+    """The driver has looked: what the working directory of a rank holds is something else."""
+    model = ModelConfig(path="org/name")
+    (tmp_path / "org/name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: f"/cache/{name}")
+    assert model_folder(model, gate, weights=False) == Path("/cache/org/name")

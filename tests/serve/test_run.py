@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import ConfigError
-from raylaunch.serve.run import bind, exposed, require_key_for_code, url_of
+from raylaunch.serve.run import bind, exposed, require_key_for_code, sockets_of, url_of
 from tests.cli.runner import command, finish, run
 from tests.serve.conftest import events_of
 
@@ -75,6 +75,76 @@ def test_a_port_that_closed_connections_still_hold_is_free():
 def test_wrong_hosts(host):
     with pytest.raises(ConfigError, match=r"serve\.host"):
         bind(ServeConfig(host=host, port=0)).close()
+
+
+def listens(address: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as client:
+        return client.connect_ex((address, port)) == 0
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as one:
+            one.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+ipv6 = pytest.mark.skipif(not has_ipv6(), reason="needs IPv6")
+
+
+@ipv6
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [
+        ("localhost", ["127.0.0.1", "::1"]),
+        ("127.0.0.1", ["127.0.0.1"]),
+        ("::1", ["::1"]),
+        ("[::1]", ["::1"]),
+        ("0.0.0.0", ["0.0.0.0"]),
+        ("::", ["::"]),
+    ],
+)
+def test_a_name_is_all_of_its_addresses(host, found):
+    with bind(ServeConfig(host=host, port=0)) as first:
+        sockets = sockets_of(first)
+        assert [one.getsockname()[0] for one in sockets] == found
+        assert len({one.getsockname()[1] for one in sockets}) == 1
+        port = first.getsockname()[1]
+        for one in sockets:
+            one.listen()
+        assert listens("127.0.0.1", port) is (host not in ("::1", "[::1]"))
+        assert listens("::1", port) is (host in ("localhost", "::1", "[::1]", "::"))
+        assert exposed(ServeConfig(), first) is (host in ("0.0.0.0", "::"))
+    assert not listens("127.0.0.1", port)
+    assert not listens("::1", port)
+
+
+@ipv6
+def test_one_of_a_names_addresses_is_taken():
+    with bind(ServeConfig(host="::1", port=0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=rf"serve\.port = {port}: is taken by another process on localhost \(::1\)"
+        ):
+            bind(ServeConfig(host="localhost", port=port))
+    with bind(ServeConfig(host="localhost", port=port)):
+        pass
+
+
+def test_an_address_that_this_machine_does_not_have_is_left_out(monkeypatch):
+    found = [(socket.AF_INET, "192.0.2.77"), (socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "2001:db8::77")]
+    monkeypatch.setattr("raylaunch.serve.run.addresses_of", lambda host: found)
+    with bind(ServeConfig(host="a.name", port=0)) as first:
+        assert [one.getsockname()[0] for one in sockets_of(first)] == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("host", ["http://127.0.0.1", "127.0.0.1:30000", "[::1]:30000", "local host"])
+def test_a_host_is_a_name_or_address_alone(host):
+    with pytest.raises(ConfigError, match=r"serve\.host .*give a name or an address alone, without scheme or port"):
+        bind(ServeConfig(host=host, port=0))
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
+from importlib.machinery import PathFinder
 
 import pytest
 
 from raylaunch.config import LaunchConfig, shipped_configs
+from raylaunch.config.paths import OF_SGLANG
 from raylaunch.errors import ConfigError
 from raylaunch.sglang import arguments
 from raylaunch.sglang.arguments import (
@@ -92,3 +95,23 @@ def test_what_is_refused_before_anything_is_started(installed, setting, key, sai
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         check_sglang(LaunchConfig.from_dict(BASE).override(setting))
     assert caught.value.key == key
+
+
+def test_every_argument_that_is_a_path_is_made_absolute():
+    """By their names; what is refused needs no table."""
+    folder = installed_folder()
+    if folder is None:
+        pytest.skip("needs the installed sglang")
+    named = {name for name in known_arguments(folder) if re.search(r"(_path|_paths|_dir|_folder|_file)$", name)}
+    no_paths = {"export_metrics_to_file", "mamba_max_states_per_path"}
+    assert named - no_paths - set(OF_SGLANG) - set(OURS) - set(OF_ITS_SERVER) - set(UNSUPPORTED) == set()
+    assert set(OF_SGLANG) <= set(known_arguments(folder))
+
+
+def test_a_folder_that_a_clone_is_in_is_no_installation(monkeypatch, tmp_path):
+    """Without ``__init__`` it is a namespace package to Python, found where nothing of the name is installed."""
+    (tmp_path / "sglang").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.setattr("sys.meta_path", [PathFinder])
+    monkeypatch.delitem(sys.modules, "sglang", raising=False)
+    assert installed_folder() is None

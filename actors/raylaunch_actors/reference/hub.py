@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 from raylaunch.config import ModelConfig
@@ -24,13 +25,12 @@ def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool, commit: s
     Raises:
         RankFault: it cannot be had.
     """
-    folder = Path(model.path).expanduser()
-    if folder.is_dir():
-        return folder
-    if model.path.startswith((".", "/", "~")):
-        raise RankFault(
-            None, f"there is no folder {model.path} on this node: a model's folder must exist on every node"
-        )
+    folder = Path(model.path)
+    if folder.is_absolute():  # as the driver has made it; else it is a name on the Hub, whatever this folder holds
+        if folder.is_dir():
+            return folder
+        where = f"there is no folder {model.path} on node {platform.node()}"
+        raise RankFault(None, f"{where}: a model's folder must exist on every node that has a rank")
     from huggingface_hub import snapshot_download
 
     patterns = [*SETTINGS]

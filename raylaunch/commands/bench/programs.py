@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 @contextmanager
 def ray_session(config: LaunchConfig, cpus: float) -> Iterator[None]:
     """The Ray session that ``config`` asks for, or a private one with ``cpus`` CPUs. Raises :class:`LaunchError`."""
+    from raylaunch.surroundings import check_surroundings
+
+    check_surroundings(config)
     from raylaunch.cluster import enter
 
     session = enter(config.placement.address, cpus, config.placement.namespace)
