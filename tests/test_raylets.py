@@ -123,8 +123,8 @@ OWNER = f"{DIED}The actor is dead because its owner has died. Owner Id: 01 Owner
         (f"{OWNER} type: SYSTEM_ERROR Worker exit detail: Owner's node has crashed.",
          "ended by Ray, which holds the driver's node for lost"),
         (f"{OWNER} type: SYSTEM_ERROR", "ended by Ray, which holds the driver for dead"),
-        (f"{NODE}\n\tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats",
-         "its node died: health check failed due to missing too many heartbeats"),
+        (f"{NODE}\n\tthe actor's node was terminated unexpectedly: health check failed due to missing too many "
+         "heartbeats", "its node died: health check failed due to missing too many heartbeats"),
         (f"{NODE}\n\tthe actor's node was terminated expectedly: received SIGTERM", "its node died: received SIGTERM"),
         (NODE, ""),
         (f"{EXITED}SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2.", ""),
