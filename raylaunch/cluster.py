@@ -28,6 +28,7 @@ from raylaunch.config.address import cluster_to_join
 from raylaunch.errors import LaunchError
 from raylaunch.joining import head_of
 from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
+from raylaunch.raylets import raylets_of
 from raylaunch.surroundings import OBJECT_STORE_BYTES
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -54,6 +55,7 @@ class RaySession:
     joined: bool = False
     _token_folder: str = ""
     _head: tuple[str, int] | None = None
+    _raylet: tuple[str, int] | None = None  # of this process's own node
     _worker: bytes = b""  # Ray's id of this process, another one after every ray.init
     _refused_since: float | None = None
 
@@ -113,16 +115,18 @@ class RaySession:
         host, port = self._head or ("", 0)
         return f"Ray's head is gone: nobody listens at {host}:{port} any more"
 
+    def ended(self, patience_s: float = RELEASE_PATIENCE_S) -> str:
+        """Why nothing can be launched or kept in the session any more: :meth:`lost`, or what it still answers from is
+        not enough. Without the raylet of its node a driver can have no actors: Ray ends those that it has."""
+        if why := self.lost(patience_s):
+            return why
+        if self._raylet is not None and _refused(self._raylet):
+            host = self._raylet[0]
+            return f"node {host}, which the driver runs on, is lost: its raylet, Ray's process there, has ended"
+        return ""
+
     def _refuses(self) -> bool:
-        if self._head is None:
-            return False
-        try:
-            socket.create_connection(self._head, timeout=LOOK_S).close()
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-        return False
+        return self._head is not None and _refused(self._head)
 
     def _entered(self) -> None:
         """Learns which session it is."""
@@ -130,6 +134,9 @@ class RaySession:
         with contextlib.suppress(Exception):  # not known to a process that reaches its cluster through Ray Client
             host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
             self._head = (host.strip("[]"), int(port))
+        with contextlib.suppress(Exception):
+            here = ray.get_runtime_context().get_node_id()
+            self._raylet = raylets_of(ray.nodes(), {here})[here]
         with _LOCK:
             _OPEN.append(self)
 
@@ -147,6 +154,17 @@ class RaySession:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _refused(address: tuple[str, int]) -> bool:
+    """Whether nobody listens there. One that does not answer may be busy, or out of reach."""
+    try:
+        socket.create_connection(address, timeout=LOOK_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def abandoned() -> bool:

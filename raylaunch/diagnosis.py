@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raylaunch.protocol import Phase, Step
+from raylaunch.ray_deaths import said_by_ray
 
 NODE_PATTERN = re.compile(r"node (has |was )?(died|dead|failed|terminated)|its node")
 WAITING_PATTERN = re.compile(
@@ -86,6 +87,8 @@ def cause_of_death(ray_message: str, log_tail: str, oom_kills: int) -> str:
 
     The kernel says only that it has killed something for want of memory: what says more of this process comes first.
     """
+    if said := said_by_ray(ray_message):
+        return said
     code = re.search(r"exit code (-?\d+)", ray_message)
     crash = re.search(r"Fatal Python error: ([^\n]+)", log_tail)
     if NODE_PATTERN.search(ray_message):

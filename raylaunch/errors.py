@@ -6,7 +6,9 @@ already knows which fault of the catalogue it has met. The driver turns the seco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from raylaunch.masking import masked
 
@@ -115,6 +117,7 @@ class LaunchError(RaylaunchError):
         ranks: evidence of every rank.
         teardown: what was given back, and in which time.
         retryable: whether a new attempt may help (a killed process), or cannot (a broken rule).
+        followers: what failed because of it, in order: the attempts to launch again.
     """
 
     summary: str
@@ -127,6 +130,7 @@ class LaunchError(RaylaunchError):
     ranks: list[RankEvidence] = field(default_factory=list)
     teardown: str = ""
     retryable: bool = False
+    followers: list[LaunchError] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__(self.summary)
@@ -140,14 +144,22 @@ class LaunchError(RaylaunchError):
             place += f", iteration {self.iteration}"
         return place
 
+    def brief(self) -> str:
+        """Code, place and first line of the summary; nothing of what followed."""
+        where = f"[{self.where()}]" if self.where() else ""
+        first = next(iter(self.summary.splitlines()), "")
+        return " ".join(part for part in (self.code or "", where, first) if part)
+
     def headline(self) -> str:
-        """The error in one line; what a job prints last."""
-        code = f" {self.code}" if self.code else ""
-        where = f" [{self.where()}]" if self.where() else ""
-        return f"LaunchError{code}{where} {self.summary.splitlines()[0] if self.summary else ''}"
+        """The error in one line, what followed included; what a job prints last."""
+        again = "the rebuild" if self.phase == "SERVE" else "another attempt"
+        return f"LaunchError {in_order(self.brief(), [one.brief() for one in self.followers], again)}"
 
     def __str__(self) -> str:
-        lines = [self.headline(), *self.summary.splitlines()[1:]]
+        return "\n".join([self.headline(), *self._details()])
+
+    def _details(self) -> list[str]:
+        lines = self.summary.splitlines()[1:]
         for evidence in self.ranks:
             mark = "   <- cause" if evidence.rank == self.rank else ""
             node = f"node {evidence.node}" if evidence.node else ""
@@ -169,7 +181,11 @@ class LaunchError(RaylaunchError):
         logs = [evidence.log_file for evidence in self.ranks if evidence.log_file]
         if logs:
             lines.append("  the ranks' logs: " + ", ".join(logs))
-        return "\n".join(lines)
+        for number, follower in enumerate(self.followers, 1):
+            if details := follower._details():
+                lines.append(f"  attempt {number} after it: {follower.brief()}")
+                lines.extend("  " + line for line in details)
+        return lines
 
     def __reduce__(self) -> tuple[object, ...]:
         fields = (
@@ -183,8 +199,23 @@ class LaunchError(RaylaunchError):
             "ranks",
             "teardown",
             "retryable",
+            "followers",
         )
         return type(self), tuple(getattr(self, name) for name in fields)
+
+
+def in_order(first: str, followers: Sequence[str], again: str = "the rebuild") -> str:
+    """What ended a service, in one line: its first cause, then what followed in its order, equal ones counted.
+
+    Args:
+        again: what the followers were failures of.
+    """
+    text = first
+    for index, (follower, same) in enumerate(groupby(followers)):
+        count = len(list(same))
+        times = f" ({count} times)" if count > 1 else ""
+        text += f"; {f'{again} then' if index == 0 else 'after that it'} failed{times}: {follower}"
+    return text
 
 
 def launch_error(error: BaseException, phase: str = "") -> LaunchError:

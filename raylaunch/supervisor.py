@@ -6,27 +6,38 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
+import ray
 from ray.util.placement_group import PlacementGroup
 
 from raylaunch.background import Background
 from raylaunch.cluster import RELEASE_PATIENCE_S, RaySession, enter
 from raylaunch.config import LaunchConfig
+from raylaunch.diagnosis import NODE_LOST
 from raylaunch.driver import StepListener
 from raylaunch.errors import LaunchError, launch_error, shut_down
 from raylaunch.evidence import explain_failure
 from raylaunch.group import RankGroup, StepOutcome
 from raylaunch.health import Condition, Health, RankHealth, Stall
 from raylaunch.launch import Launched, launch, span
+from raylaunch.node_loss import explain_lost_nodes, nodes_lost
 from raylaunch.placement import request_for
 from raylaunch.protocol import Phase
+from raylaunch.ray_deaths import drivers_node_lost
+from raylaunch.raylets import RayletWatch, raylets_of
 from raylaunch.report import LaunchReport, Span
 from raylaunch.sglang.sockets import SglangSockets
 
-WATCH_S = 0.5
+if TYPE_CHECKING:
+    from raylaunch_actors.gate import RankState
+
+WATCH_S = 0.1
+LOOK_EVERY_S = 0.5  # at the head, to which each look is a connection
 ASK_EVERY_S = 5.0
+ANSWER_S = 1.0  # for a rank to say how it is
+ANSWER_LOOK_S = 0.05
 STOP_S = 2.0
 HEAD_BACK_S = 30.0  # how long ranks may serve without the head of a cluster; Ray ends this process after 60 s
 
@@ -61,6 +72,8 @@ class Supervisor:
         self._stall = Stall(config.deadlines.health, config.deadlines.collective)
         self._sockets: SglangSockets | None = None
         self._lost_nodes: set[str] = set()
+        self._raylets = RayletWatch({})
+        self._looked = 0.0
         self._session: RaySession | None = None
         self._launched: Launched | None = None
         self._stopping = threading.Event()
@@ -114,7 +127,7 @@ class Supervisor:
             launched, self._launched = self._launched, None
         if launched is not None:
             try:
-                if not self._gone():
+                if not self._silent():
                     launched.group.stop(min(STOP_S, self.config.deadlines.shutdown))
             finally:
                 launched.group.close(self.config.deadlines.shutdown)
@@ -124,10 +137,10 @@ class Supervisor:
 
     def _await_others(self) -> None:
         """Waits until nobody launches or watches the group any more; a cluster that is broken may keep them long."""
-        while not self._idle.wait(WATCH_S) and not self._gone():
+        while not self._idle.wait(WATCH_S) and not self._silent():
             pass
         if self._watcher is not None and self._watcher is not threading.current_thread():
-            while self._watcher.is_alive() and not self._gone():
+            while self._watcher.is_alive() and not self._silent():
                 self._watcher.join(WATCH_S)
 
     def health(self, requests: int, ask_ranks: bool = True) -> Health:
@@ -135,22 +148,34 @@ class Supervisor:
         launched = self._launched
         ranks: tuple[RankHealth, ...] = ()
         gone = "" if self._session is None or self._session.current() else self._gone()
-        if launched is not None and ask_ranks and not gone:
+        if launched is not None and ask_ranks and not gone and self.condition is Condition.READY:
             numbers = [member.rank for member in launched.group.members]
-            states: dict[int, Any] = {}
-            with contextlib.suppress(Exception, SystemExit):  # Ray's, where it is shut down meanwhile
-                states = launched.group.states(numbers, timeout_s=1.0)
-            ranks = tuple(
-                RankHealth(rank, True, states[rank].activity, states[rank].counters)
-                if rank in states
-                else RankHealth(rank, False, "does not answer", {})
-                for rank in numbers
+            states = self._states(launched.group, numbers)
+            ranks = (
+                ()
+                if self.condition is not Condition.READY
+                else tuple(
+                    RankHealth(rank, True, states[rank].activity, states[rank].counters)
+                    if rank in states
+                    else RankHealth(rank, False, "does not answer", {})
+                    for rank in numbers
+                )
             )
         silent = gone or next((f"rank {rank.rank} does not answer" for rank in ranks if not rank.answers), "")
         ready = self.condition is Condition.READY and not silent and not self._stall.reason
         reason = "" if ready else self.error.headline() if self.error else silent or self._stall.reason
         reason = reason or ("" if ready else self.condition.value)
         return Health(ready, self.condition.value, reason, ranks, self.restarts_left, requests)
+
+    def _states(self, group: RankGroup, ranks: list[int]) -> dict[int, RankState]:
+        """The ranks' own answers. Those of a group that is lost meanwhile are not waited for."""
+        asking = Background(lambda: group.states(ranks, timeout_s=ANSWER_S))
+        while not asking.done(ANSWER_LOOK_S):
+            if self.condition is not Condition.READY:
+                return {}
+        with contextlib.suppress(Exception, SystemExit):  # Ray's, where it is shut down meanwhile
+            return dict(asking.result())
+        return {}
 
     # ---- launching and watching
 
@@ -168,27 +193,41 @@ class Supervisor:
                 )  # fmt: skip
                 self._hand_over(launched)
                 break
-            except (Exception, SystemExit) as error:
-                self._blame_ray(error)
+            except (Exception, SystemExit) as ended:
+                error = self._blamed_on_ray(ended)
                 if not isinstance(error, LaunchError) or not self._may_retry(error):
-                    raise
-                self.error, attempt, began = error, attempt + 1, time.time()
+                    if self.error is not None and not self._stopping.is_set() and isinstance(error, Exception):
+                        error = self._after_the_first(launch_error(error))
+                    if error is ended:
+                        raise
+                    raise error from ended
+                self.error, attempt, began = self._after_the_first(error), attempt + 1, time.time()
         with self._lock:
             self._launched = launched
         self._stall = Stall(self.config.deadlines.health, self.config.deadlines.collective)
-        self.condition, self.error = Condition.READY, None
+        self._watch_raylets(launched.group)
+        self.error, self.condition = None, Condition.READY
 
     def _wanted_no_more(self) -> bool:
         return self._stopping.is_set() or bool(self._gone())
 
-    def _blame_ray(self, error: BaseException) -> None:
-        """Raises that Ray is gone if that is why a launch ended with ``error``, whatever it says itself."""
+    def _blamed_on_ray(self, error: BaseException) -> BaseException:
+        """What a launch ended with: that Ray is gone if it is, whatever ``error`` says itself."""
         if self._stopping.is_set() or not (why := self._gone()):
-            return
+            return error
         assert self._session is not None
-        if isinstance(error, Exception) or not self._session.current():  # else a signal's SystemExit, which goes first
-            phase, teardown = (error.phase, error.teardown) if isinstance(error, LaunchError) else ("", "")
-            raise LaunchError(why, "F15", phase, teardown=teardown) from error
+        if not isinstance(error, Exception) and self._session.current():
+            return error  # a signal's SystemExit, which goes first
+        phase, teardown = (error.phase, error.teardown) if isinstance(error, LaunchError) else ("", "")
+        return LaunchError(why, NODE_LOST, phase, teardown=teardown)
+
+    def _after_the_first(self, error: LaunchError) -> LaunchError:
+        """What the service is said to have ended by: its first cause, which ``error`` is or has followed."""
+        first = self.error
+        if first is None or first is error:
+            return error
+        first.followers.append(error)
+        return first
 
     def _hand_over(self, launched: Launched) -> None:
         """Lets the group's user take it, and watches meanwhile. If that fails the group is torn down."""
@@ -239,9 +278,13 @@ class Supervisor:
         asked = time.monotonic()
         while not self._stopping.is_set() and self._launched is not None:
             group = self._launched.group
-            if why := self._gone(HEAD_BACK_S):
-                self._give_up(LaunchError(why, "F15", Phase.SERVE.name))
+            lost = self._raylets.lost()
+            if why := self._session_lost(at_once=bool(lost)):
+                self._give_up(LaunchError(why, NODE_LOST, Phase.SERVE.name))
                 return
+            if lost:
+                self._lost(StepOutcome(), lost)
+                continue
             try:
                 outcome = group.ended(WATCH_S)
                 if outcome.complete and time.monotonic() - asked > ASK_EVERY_S:
@@ -256,7 +299,10 @@ class Supervisor:
             if (failure := self.failure()) is not None:
                 self._give_up(failure)
                 return
-            if not outcome.complete:
+            if why := drivers_node_lost(outcome.deaths.values()):
+                self._give_up(LaunchError(why, NODE_LOST, Phase.SERVE.name))
+                return
+            if not (outcome.complete or self._raylets.lost()):
                 self._lost(outcome)
 
     def _ask(self, outcome: StepOutcome) -> StepOutcome:
@@ -272,17 +318,23 @@ class Supervisor:
             outcome.pending, outcome.waited_s = tuple(ranks), self._stall.lasts(time.monotonic())
         return outcome
 
-    def _lost(self, outcome: StepOutcome) -> None:
-        """A rank is gone: says so at once, then explains, tears down and rebuilds if that is allowed."""
+    def _lost(self, outcome: StepOutcome, nodes: Collection[str] = ()) -> None:
+        """A rank is gone: says so at once, then explains, tears down and rebuilds if that is allowed.
+
+        Args:
+            nodes: ids of those that are known to be gone with their ranks.
+        """
         assert self._launched is not None
         group = self._launched.group
-        self.error = LaunchError(loss(outcome), "F07", Phase.SERVE.name)
-        self.condition = Condition.LAUNCHING
-        self._tell_down(self.error)  # callers need not wait for the explanation
-        error = self._explained(group, outcome, Phase.SERVE)
+        self._lost_nodes.update(nodes)
+        known = nodes_lost(group, nodes) if nodes else LaunchError(loss(outcome), "F07", Phase.SERVE.name)
+        self.error, self.condition = known, Condition.LAUNCHING
+        self._tell_down(known)  # callers need not wait for the explanation
+        error = explain_lost_nodes(group, nodes) if nodes else self._explained(group, outcome, Phase.SERVE)
         torn_down = self._tear_down(error)
         if why := self._gone():
-            error = LaunchError(f"{why}; {error.summary.splitlines()[0]}", "F15", error.phase, teardown=error.teardown)
+            teardown = error.teardown
+            error = LaunchError(f"{why}; {error.summary.splitlines()[0]}", NODE_LOST, error.phase, teardown=teardown)
             torn_down = False
         error.retryable = True
         self.error = error
@@ -292,16 +344,25 @@ class Supervisor:
             return
         try:
             self._launch(time.time())
-        except Exception as again:
-            if self._stopping.is_set():
-                return
-            lost = launch_error(again, Phase.SERVE.name)
-            self.failures.append((time.time(), lost))
-            self._fail(lost)
+        except (Exception, SystemExit) as again:  # the second of Ray, which is shut down meanwhile
+            if not self._stopping.is_set():
+                self._fail(self._after_the_first(launch_error(again)))
+
+    def _watch_raylets(self, group: RankGroup) -> None:
+        """Of the group's nodes, and of the driver's own."""
+        self._raylets.close()
+        self._raylets = RayletWatch({})
+        nodes = {member.process.node_id for member in group.members if member.process}
+        with contextlib.suppress(Exception):  # a head that is just gone is noticed next
+            if nodes:
+                here = ray.get_runtime_context().get_node_id()
+                self._raylets = RayletWatch(raylets_of(ray.nodes(), {here, *nodes}))
 
     def _give_up(self, error: LaunchError) -> None:
         """Ranks that nobody can use, or nobody keeps, are ended: they would hold their GPUs until the engine is."""
-        self.failures.append((time.time(), error))
+        error = self._after_the_first(error)
+        if not any(one is error for _, one in self.failures):
+            self.failures.append((time.time(), error))
         self._fail(error)
         self._tear_down(error)
 
@@ -321,7 +382,7 @@ class Supervisor:
         return True
 
     def _fail(self, error: LaunchError) -> None:
-        self.condition, self.error = Condition.FAILED, error
+        self.error, self.condition = error, Condition.FAILED
         self._tell_down(error)
 
     def _tell_down(self, error: LaunchError) -> None:
@@ -331,9 +392,21 @@ class Supervisor:
             log.exception("the group's user could not be told of its loss")
 
     def _gone(self, patience_s: float = RELEASE_PATIENCE_S) -> str:
-        return self._session.lost(patience_s) if self._session is not None else ""
+        return self._session.ended(patience_s) if self._session is not None else ""
+
+    def _silent(self) -> bool:
+        """Whether calls of Ray may never be answered."""
+        return self._session is not None and bool(self._session.lost())
+
+    def _session_lost(self, at_once: bool) -> str:
+        """Why the session that the group serves in is no more, looked at now and then."""
+        if not at_once and time.monotonic() - self._looked < LOOK_EVERY_S:
+            return ""
+        self._looked = time.monotonic()
+        return self._gone(HEAD_BACK_S)
 
     def _leave(self) -> None:
+        self._raylets.close()
         if self._session is not None:
             self._session.close()
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from raylaunch import errors
-from raylaunch.errors import LaunchError, RankEvidence
+from raylaunch.errors import LaunchError, RankEvidence, in_order
 
 
 def f03():
@@ -93,3 +93,42 @@ def test_errors_can_be_kept_in_sets_and_are_caught_by_their_bases():
     assert len({f03(), f03()}) == 2
     assert isinstance(errors.RequestError("x"), ValueError)
     assert all(isinstance(error, errors.RaylaunchError) for error in EVERY_ERROR)
+
+
+@pytest.mark.parametrize(
+    ("followers", "line"),
+    [
+        ([], "F15 gone"),
+        (["F13 no room"], "F15 gone; the rebuild then failed: F13 no room"),
+        (["F06 died", "F13 no room"], "F15 gone; the rebuild then failed: F06 died; after that it failed: F13 no room"),
+        (["F06 died"] * 3, "F15 gone; the rebuild then failed (3 times): F06 died"),
+        (
+            ["F06 died", "F13 no room", "F06 died"],
+            "F15 gone; the rebuild then failed: F06 died; after that it failed: F13 no room; after that it failed: "
+            "F06 died",
+        ),
+    ],
+)
+def test_the_first_cause_comes_first_and_what_followed_in_its_order(followers, line):
+    assert in_order("F15 gone", followers) == line
+
+
+def test_an_error_with_followers():
+    """The evidence is the first cause's; that of what followed comes after it."""
+    error = LaunchError("node a is lost", "F15", "SERVE", rank=1, ranks=[RankEvidence(1, "a", state="lost")])
+    error.followers.append(LaunchError("no room\nthe cluster has\n  nothing", "F13", "PLACE"))
+    error.followers.append(LaunchError("the engine was shut down"))
+    assert str(error).splitlines() == [
+        "LaunchError F15 [SERVE] node a is lost; the rebuild then failed: F13 [PLACE] no room; after that it failed: "
+        "the engine was shut down",
+        "  rank 1  node a  lost   <- cause",
+        "  attempt 1 after it: F13 [PLACE] no room",
+        "  the cluster has",
+        "    nothing",
+    ]
+    first = LaunchError("rank 1 died", "F06", "LOAD", followers=[LaunchError("rank 0 died", "F06", "CONNECT")])
+    assert first.headline() == (
+        "LaunchError F06 [LOAD] rank 1 died; another attempt then failed: F06 [CONNECT] rank 0 died"
+    )
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.code, again.rank) == (str(error), "F15", 1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import GetTimeoutError, RaySystemError
 
-from raylaunch import LaunchConfig, LaunchError, supervisor
+from raylaunch import LaunchConfig, LaunchError, node_loss, supervisor
 from raylaunch import launch as launching
 from raylaunch.cluster import RaySession
 from raylaunch.errors import shut_down
@@ -36,7 +37,7 @@ class Kept:
         monkeypatch.setattr(supervisor, "WATCH_S", 0.01)
         monkeypatch.setattr(supervisor, "enter", lambda *_: RaySession())
         monkeypatch.setattr(supervisor, "launch", self._launch)
-        monkeypatch.setattr(supervisor, "explain_failure", lambda *_: LaunchError("rank 1 died", "F07"))
+        monkeypatch.setattr(supervisor, "explain_failure", lambda *_: LaunchError("rank 1 died", "F07", "SERVE"))
 
     def _launch(self, config: LaunchConfig, report: LaunchReport, *_: object, **more: Any) -> Launched:
         one = self.left.pop(0)
@@ -82,10 +83,10 @@ def test_a_lost_group_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (ValueError("no such key"), "ValueError: no such key"),
         (GetTimeoutError("late"), "GetTimeoutError: late"),
-        (LaunchError("a rule is broken", "F03"), "LaunchError F03 a rule is broken"),
+        (LaunchError("a rule is broken", "F03", "CAPTURE"), "F03 [CAPTURE] a rule is broken"),
     ],
 )
-def test_a_rebuild_that_raises_anything_ends_in_failed(
+def test_a_rebuild_that_raises_anything_ends_in_failed_by_what_came_first(
     monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
 ) -> None:
     first = ScriptedGroup(PLAN)
@@ -93,8 +94,121 @@ def test_a_rebuild_that_raises_anything_ends_in_failed(
     kept.keeper.start()
     lose(first)
     kept.wait_for(Condition.FAILED)
-    assert text in kept.keeper.health(0).reason
-    assert text in kept.told[-1].headline()
+    reason = f"LaunchError F07 [SERVE] rank 1 died; the rebuild then failed: {text}"
+    assert kept.keeper.health(0).reason == kept.told[-1].headline() == reason
+    assert [one.summary for _, one in kept.keeper.failures] == ["rank 1 died"]
+    kept.keeper.stop()
+
+
+def test_the_first_cause_stays_while_a_rebuild_is_tried_and_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, trying, go_on = ScriptedGroup(PLAN), threading.Event(), threading.Event()
+
+    def tried(**_: Any) -> Any:
+        trying.set()
+        assert go_on.wait(5)
+        raise LaunchError("rank 0 died", "F06", "LOAD", retryable=True)
+
+    kept = Kept(monkeypatch, first, tried, raising(LaunchError("no node has 1 CPU", "F13", "PLACE")))
+    kept.keeper.restarts_left = 2
+    kept.keeper.start()
+    lose(first)
+    assert trying.wait(5)
+    assert kept.keeper.health(0).reason == "LaunchError F07 [SERVE] rank 1 died"
+    go_on.set()
+    kept.wait_for(Condition.FAILED)
+    assert kept.keeper.health(0).reason == kept.told[-1].headline() == (
+        "LaunchError F07 [SERVE] rank 1 died; the rebuild then failed: F06 [LOAD] rank 0 died; after that it failed: "
+        "F13 [PLACE] no node has 1 CPU"
+    )  # fmt: skip
+    kept.keeper.stop()
+
+
+def test_a_first_launch_that_is_tried_again_fails_by_what_came_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    died = LaunchError("rank 0 died", "F06", "LOAD", retryable=True)
+    kept = Kept(monkeypatch, raising(died), raising(ZeroDivisionError("division by zero")))
+    with pytest.raises(LaunchError) as caught:
+        kept.keeper.start()
+    assert caught.value.headline() == (
+        "LaunchError F06 [LOAD] rank 0 died; another attempt then failed: ZeroDivisionError: division by zero"
+    )
+    assert kept.keeper.health(0).reason == caught.value.headline()
+
+
+def test_a_group_that_serves_again_has_no_cause_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next loss is a first cause of its own; both are kept, in their order."""
+    first, second = ScriptedGroup(PLAN), ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, first, second)
+    kept.keeper.start()
+    lose(first)
+    kept.wait_for(Condition.READY)
+    lose(second)
+    kept.wait_for(Condition.FAILED)
+    assert len(kept.keeper.failures) == 2
+    assert kept.keeper.error is kept.keeper.failures[1][1]
+    assert kept.keeper.error.followers == []
+    kept.keeper.stop()
+
+
+def test_health_does_not_wait_for_the_answers_of_a_group_that_is_lost_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group, asked = ScriptedGroup(PLAN), threading.Event()
+
+    def silent(*_: object, **__: object) -> dict[int, Any]:
+        asked.set()
+        time.sleep(1.0)
+        return {}
+
+    kept = Kept(monkeypatch, group, until_stopped)
+    monkeypatch.setattr(group, "states", silent)
+    kept.keeper.start()
+    seen: list[Any] = []
+    asking = threading.Thread(target=lambda: seen.append((kept.keeper.health(0), time.monotonic())))
+    asking.start()
+    assert asked.wait(5)
+    lose(group)
+    lost = time.monotonic()
+    asking.join(5)
+    ((health, answered),) = seen
+    assert (health.ready, health.ranks, "rank 1" in health.reason) == (False, (), True)
+    assert answered - lost < 0.3
+    began = time.monotonic()
+    assert not kept.keeper.health(0).ready
+    assert time.monotonic() - began < 0.1, "what is known is not asked"
+    kept.keeper.stop()
+
+
+def test_a_lost_raylet_is_the_cause_whatever_its_ranks_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        def __init__(self) -> None:
+            self.nodes: set[str] = set()
+
+        def lost(self) -> set[str]:
+            return self.nodes
+
+        def close(self) -> None:
+            self.nodes = set()
+
+    group = ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, group, raising(LaunchError("no node has 1 CPU", "F13", "PLACE")))
+    places = {member.rank: f"n{member.rank}" for member in group.members}
+    for member in group.members:
+        member.process = SimpleNamespace(
+            node_id=places[member.rank], address="10.0.0.4", pid=1, device="cpu", log_files=()
+        )
+        member.spec = SimpleNamespace(core_file="")
+    monkeypatch.setattr(supervisor.Supervisor, "_watch_raylets", lambda self, _: None)
+    monkeypatch.setattr(node_loss.ray, "nodes", list)
+    kept.keeper.start()
+    kept.keeper._raylets = ended = Ended()  # type: ignore[assignment]
+    ended.nodes = {"n1"}
+    lose(group)
+    kept.wait_for(Condition.FAILED)
+    assert kept.keeper.health(0).reason == (
+        "LaunchError F15 [SERVE] node 10.0.0.4 is lost: its raylet, Ray's process there, has ended; rank 1 ran there; "
+        "the rebuild then failed: F13 [PLACE] no node has 1 CPU"
+    )
+    assert kept.keeper._lost_nodes == {"n1"}
     kept.keeper.stop()
 
 

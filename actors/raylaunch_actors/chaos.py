@@ -108,6 +108,13 @@ def _hold_gil() -> None:
     ctypes.PyDLL(None).sleep(FOREVER_S)  # PyDLL, unlike CDLL, keeps the interpreter while it sleeps
 
 
+def _out_of_memory() -> None:
+    """More than any device has is asked of its allocator."""
+    import torch
+
+    torch.empty(1 << 50, dtype=torch.uint8, device="cuda" if torch.cuda.is_initialized() else "cpu")
+
+
 def _illegal_access() -> None:
     import torch
 
@@ -127,6 +134,7 @@ ACTIONS: dict[str, Callable[[], object]] = {
     "sleep": lambda: time.sleep(FOREVER_S),
     "hold_gil": _hold_gil,
     "illegal_access": _illegal_access,
+    "out_of_memory": _out_of_memory,
 }
 
 

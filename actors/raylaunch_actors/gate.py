@@ -15,6 +15,7 @@ from typing import Any
 
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Arrival, Facts, Failure, Gate, LaunchPlan, Release, RoundName, RoundPlan, Step
+from raylaunch_actors import shortage
 from raylaunch_actors.victims import lost_its_peers
 
 
@@ -43,16 +44,23 @@ class RankState:
 
 
 class RankGate:
-    """One rank's gate. ``arrive``, ``progress`` and ``fail`` are the rank's; ``advance`` and ``state`` the driver's."""
+    """One rank's gate. ``arrive``, ``progress`` and ``fail`` are the rank's; ``advance`` and ``state`` the driver's.
+
+    Attributes:
+        read_counters: gives the figures of the running engine.
+        out_of_memory: the words for an error that says that memory has run out; "" for any other.
+    """
 
     def __init__(self, rank: int, plan: LaunchPlan) -> None:
         self.rank, self.plan = rank, plan
+        self.out_of_memory: Callable[[LaunchPlan, BaseException, Step | None], str] = lambda *_: ""
         self.read_counters: Callable[[], dict[str, int]] = dict
         self.stop_requested = threading.Event()
         self._changed = threading.Condition()
         self._report: Arrival | Failure | None = None
         self._release: Release | None = None
         self._step: Step | None = None
+        self._at: Step | None = None  # the same, or one that it may pass alone
         self._left = time.time()
         self._activity = "starting"
         self._progress = 0
@@ -76,7 +84,7 @@ class RankGate:
         offer: Any = None,
     ) -> Release:
         """Reports an arrival and blocks until the driver releases it; returns all ranks' offers."""
-        step = Step(gate, round, shape, iteration)
+        self._at = step = Step(gate, round, shape, iteration)
         self._gates += 1
         if gate is Gate.ITERATION and iteration is not None and not self.plan.stops_at(round or "", iteration):
             self.progress(f"capturing {step}")
@@ -107,13 +115,17 @@ class RankGate:
         """Reports the error that ends this rank; the first one counts. Never waits."""
         if isinstance(self._report, Failure):
             return self._report
+        code, message = error.code if isinstance(error, RankFault) else None, str(error)
+        scarce = self.out_of_memory(self.plan, error, self._at)
+        if scarce:
+            code, message = None if self._serving else shortage.CODE, f"{scarce}\n{message}"
         failure = Failure(
             rank=self.rank,
-            step=self._step,
+            step=self._at,
             error=type(error).__name__,
-            message=str(error) if str(error).strip() else repr(error),
-            code=error.code if isinstance(error, RankFault) else None,
-            victim=lost_its_peers(error),
+            message=message if message.strip() else repr(error),
+            code=code,
+            victim=not scarce and lost_its_peers(error),
             traceback="".join(traceback.format_exception(error)),
             when=time.time(),
         )

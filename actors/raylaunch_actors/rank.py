@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -20,7 +21,7 @@ from raylaunch.errors import RankFault
 from raylaunch.package import package_files
 from raylaunch.protocol import Arrival, Failure, LaunchPlan, Release
 from raylaunch.sglang.sockets import SglangSockets
-from raylaunch_actors import priority
+from raylaunch_actors import priority, shortage
 from raylaunch_actors.gate import RankGate, RankState
 from raylaunch_actors.progress import modules_loaded, reported
 
@@ -101,6 +102,7 @@ class Rank:
             Path(spec.core_file).parent.mkdir(parents=True, exist_ok=True)
         self.spec = spec
         self.gate = RankGate(spec.rank, spec.plan)
+        self.gate.out_of_memory = partial(shortage.recognised, spec)
         self._boot_thread: int | None = None
         faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=False)
 

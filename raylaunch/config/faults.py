@@ -6,13 +6,14 @@ import re
 from typing import Literal
 
 FaultAction = Literal[
-    "raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "illegal_access", "third_iteration",
+    "raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "illegal_access", "out_of_memory",
+    "third_iteration",
     "no_capture_context", "extra_all_reduce", "skip_registration", "strip_symbols", "zero_all_reduce", "warm_again",
     "stale_decode", "other_version", "free_recorded", "no_shared_memory", "no_peer_access", "other_nccl_host",
     "reversed_gpus", "hidden_gpus",
 ]  # fmt: skip
 
-AT_A_GATE = ("raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "illegal_access")
+AT_A_GATE = ("raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "illegal_access", "out_of_memory")
 AT_A_SHAPE = ("extra_all_reduce", "free_recorded", "warm_again")
 OF_GRAPHS = (
     "third_iteration", "no_capture_context", "extra_all_reduce", "skip_registration", "strip_symbols",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from raylaunch.errors import RaylaunchError
@@ -14,6 +17,9 @@ from raylaunch.sampling import SamplingParams
 from raylaunch.serve.errors import ApiError, unavailable
 from raylaunch.serve.running import Serving, closed
 from raylaunch.serve.streaming import json_answer
+
+if TYPE_CHECKING:
+    from raylaunch.engine import Engine
 
 HEALTH = "/health"
 LOOK_S = 0.05
@@ -31,33 +37,60 @@ def build(serving: Serving) -> APIRouter:
     @router.get("/ready")
     async def ready() -> Response:
         """200 if requests are answered now, 503 with the reason if not."""
-        _require_ready(serving)
+        require_ready(serving.engine)
         return json_answer({"status": "ready"})
 
     @router.get("/health_generate")
     async def health_generate() -> Response:
         """200 when the ranks have given out a token since the question; 503 with the reason if they do not."""
-        _require_ready(serving)
-        seconds = serving.engine.config.deadlines.health
         began = time.monotonic()
-        token = asyncio.create_task(_one_token(serving))
-        try:
-            while not token.done() and serving.pulse.at < began:
-                left = began + seconds - time.monotonic()
-                if left <= 0:
-                    raise _unready(f"no token within {seconds:g} s")
-                await asyncio.wait((token,), timeout=min(LOOK_S, left))
-                _require_ready(serving)
-            if token.done():
-                token.result()
-        except RaylaunchError as error:
-            raise _unready(str(error)) from None
-        finally:
-            token.cancel()
-            await asyncio.gather(token, return_exceptions=True)
+        seconds = serving.engine.config.deadlines.health
+        await require_answer(serving.engine, lambda: _one_token(serving), lambda: serving.pulse.at >= began, seconds)
         return json_answer({"status": "ready"})
 
     return router
+
+
+def require_ready(engine: Engine) -> None:
+    """Raises :class:`ApiError`, 503 with the reason, if requests are not answered now. Asks no rank."""
+    health = engine.health(ask_ranks=False)
+    if not health.ready:
+        raise _unready(health.reason)
+
+
+async def require_answer(
+    engine: Engine, ask: Callable[[], Coroutine[Any, Any, None]], answered: Callable[[], bool], seconds: float
+) -> None:
+    """Returns when the ranks have answered. Whatever becomes of the question, it has ended by then.
+
+    Args:
+        ask: a question to them.
+        answered: whether they have answered anybody meanwhile, which will do.
+    Raises:
+        ApiError: 503 with the reason: they did not within ``seconds``, they could not, or they are lost, which is not
+            waited for.
+    """
+    require_ready(engine)
+    end = time.monotonic() + seconds
+    asking = asyncio.create_task(ask())
+    try:
+        while not (asking.done() or answered()):
+            left = end - time.monotonic()
+            if left <= 0:
+                raise _unready(f"no token within {seconds:g} s")
+            await asyncio.wait((asking,), timeout=min(LOOK_S, left))
+            require_ready(engine)
+        if asking.done():
+            asking.result()
+    except ApiError:
+        raise
+    except RaylaunchError as error:
+        raise _unready(str(error)) from None
+    except HTTPException as error:  # how SGLang says it
+        raise _unready(error.detail) from None
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
 
 
 async def _one_token(serving: Serving) -> None:
@@ -68,12 +101,6 @@ async def _one_token(serving: Serving) -> None:
             return
     finally:
         await closed(chunks)
-
-
-def _require_ready(serving: Serving) -> None:
-    health = serving.engine.health(ask_ranks=False)
-    if not health.ready:
-        raise _unready(health.reason)
 
 
 def _unready(reason: str) -> ApiError:

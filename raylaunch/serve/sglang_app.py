@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylaunch import __version__
@@ -17,6 +17,7 @@ from raylaunch.serve.cors import HideOrigin, with_cors
 from raylaunch.serve.errors import ApiError, unavailable
 from raylaunch.serve.first_event import FirstEvent
 from raylaunch.serve.half_pairs import RefuseHalfPairs
+from raylaunch.serve.health import require_answer, require_ready
 from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.running import GroupUnavailable, rebuilt
 from raylaunch.sglang.manager import TokenizerSide
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from raylaunch.config import ServeConfig
     from raylaunch.engine import Engine
 
-OURS = ("/", "/status.json", "/ready", "/raylaunch/metrics", *status.OPEN_PATHS)
+OURS = ("/", "/status.json", "/ready", "/health", "/health_generate", "/raylaunch/metrics", *status.OPEN_PATHS)
 OPEN_PATHS = ("/health", "/health_generate", "/metrics", "/ready", *status.OPEN_PATHS)
 """Need no key: SGLang's server too leaves its health and metrics to probes that have none."""
 OPEN_METHODS = ("OPTIONS",)
@@ -34,7 +35,7 @@ LIMITED_PATHS = (
     "/generate", "/encode", "/classify", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages",
     "/v1/embeddings", "/v1/score", "/v1/rerank",
 )  # fmt: skip
-HEALTH_PATHS = ("/health", "/health_generate", "/ping")
+HEALTH_PATHS = ("/ping",)
 UNMARKED = ("/load_lora_adapter_from_tensors", "/set_trace_level", "/open_session", "/close_session")
 """Endpoints that change the server and that SGLang does not mark as an operator's."""
 
@@ -58,7 +59,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     app = Guard(engine, settings, frontend.side, app)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
-    app = Split(own_application(engine, settings), app)
+    app = Split(own_application(engine, settings, frontend.side), app)
     if settings.api_key is not None:
         app = RequireKey(app, key=settings.api_key, open_paths=OPEN_PATHS, open_methods=OPEN_METHODS)
     app = app if settings.api_key is None and not exposed else _without_websockets(app)
@@ -85,8 +86,9 @@ def sglang_application(frontend: SglangFrontend) -> FastAPI:
     return app
 
 
-def own_application(engine: Engine, settings: ServeConfig) -> FastAPI:
-    """The pages that are this package's own."""
+def own_application(engine: Engine, settings: ServeConfig, side: TokenizerSide) -> FastAPI:
+    """The pages that are this package's own. Health is: SGLang's would wait for ranks that are lost, and leave its
+    question to them to nobody."""
     app = FastAPI(title="raylaunch", version=__version__, docs_url=None, redoc_url=None)
     routes, figures = metrics.build(engine, settings, path="/raylaunch/metrics")
     app.include_router(routes)
@@ -95,9 +97,17 @@ def own_application(engine: Engine, settings: ServeConfig) -> FastAPI:
     @app.get("/ready")
     async def ready() -> dict[str, str]:
         """200 if requests are answered now, 503 with the reason if not."""
-        health = engine.health(ask_ranks=False)
-        if not health.ready:
-            raise unavailable(f"the engine is not ready: {health.reason}")
+        require_ready(engine)
+        return {"status": "ready"}
+
+    @app.get("/health")
+    @app.get("/health_generate")
+    async def health(request: Request) -> dict[str, str]:
+        """200 when the ranks have given out anything since the question; 503 with the reason if they do not."""
+        if request.url.path == "/health" and not side.health_generates():
+            return await ready()
+        began = time.time()  # SGLang's clock
+        await require_answer(engine, side.one_token, lambda: side.heard_at() > began, side.health_seconds())
         return {"status": "ready"}
 
     errors.install(app)
@@ -116,10 +126,9 @@ class Split:
 
 
 class Guard:
-    """Answers 503 with the headline while there is no group, whatever is asked: ``/health`` and ``/v1/models`` too
-    (F07). While there is one that makes no progress, requests and questions of health get it, and an operator, who may
-    be the one to set it going again, is let through. With ``serve.while_rebuilding: wait`` a request waits for the new
-    group first."""
+    """Answers 503 with the headline while there is no group, whatever is asked: ``/v1/models`` too (F07). While there
+    is one that makes no progress, requests and questions of health get it, and an operator, who may be the one to set
+    it going again, is let through. With ``serve.while_rebuilding: wait`` a request waits for the new group first."""
 
     def __init__(self, engine: Engine, settings: ServeConfig, side: TokenizerSide, app: ASGIApp) -> None:
         self.engine, self.settings, self.side, self.app = engine, settings, side, app

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from raylaunch.errors import RequestFailed
 from raylaunch.frontends.base import Prepared
 from raylaunch.sglang.fields import Limits, check_fields, embeds_problem
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
@@ -104,7 +106,7 @@ class TokenizerSide:
             **logprob_arguments(prepared.params),
         )
 
-    async def _send(self, **arguments: Any) -> AsyncIterator[dict[str, Any]]:
+    async def _send(self, **arguments: Any) -> AsyncGenerator[dict[str, Any], None]:
         from sglang.srt.managers.io_struct import GenerateReqInput
 
         async with contextlib.aclosing(
@@ -112,6 +114,43 @@ class TokenizerSide:
         ) as one:
             async for output in one:
                 yield output
+
+    async def one_token(self) -> None:
+        """Asks the ranks for a token as SGLang's own health does: of ranks that are busy any output is the answer.
+
+        Raises:
+            RequestFailed, HTTPException: they were lost meanwhile.
+        """
+        from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+
+        request_id = f"{HEALTH_CHECK_RID_PREFIX}_{secrets.token_hex(16)}"
+        parameters = {"max_new_tokens": 1, "temperature": 0.0}
+        outputs = self._send(rid=request_id, input_ids=[0], sampling_params=parameters, log_metrics=False)
+        try:
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    reason = output["meta_info"].get("finish_reason") or {}
+                    if reason.get("type") == "abort":
+                        raise RequestFailed(str(reason.get("message")))
+                    return
+        finally:
+            self.manager.rid_to_state.pop(request_id, None)  # ranks that are busy do not end it
+
+    def heard_at(self) -> float:
+        """When the ranks were last heard, in seconds since the epoch."""
+        return float(self.manager.last_receive_tstamp)
+
+    def health_generates(self) -> bool:
+        """Whether ``/health`` too asks the ranks for a token: SGLang's variable for it."""
+        from sglang.srt.environ import envs
+
+        return bool(envs.SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION.get())
+
+    def health_seconds(self) -> float:
+        """How long they may take for it: SGLang's variable, or its default."""
+        from sglang.srt.entrypoints.http_server import HEALTH_CHECK_TIMEOUT
+
+        return float(HEALTH_CHECK_TIMEOUT)
 
     def abort(self, request_id: str = "", *, everything: bool = False) -> None:
         """Asks rank 0 to end a request, or all."""
@@ -131,6 +170,7 @@ class TokenizerSide:
 
     def _fail_all(self, reason: str, ranks_go_on: bool) -> None:
         from sglang.srt.managers.io_struct import AbortReq
+        from sglang.srt.managers.utils import is_health_check_generate_req
 
         if ranks_go_on:
             self.abort(everything=True)
@@ -141,7 +181,9 @@ class TokenizerSide:
             "err_type": "ServiceUnavailable",
         }
         for request_id, state in list(self.manager.rid_to_state.items()):
-            if state.dispatched:
+            if is_health_check_generate_req(state.obj):  # to SGLang an abort of that is nothing
+                self._end_bare(request_id, state, finish)
+            elif state.dispatched:
                 try:
                     self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
                 except Exception:  # of what it has said so far no answer can be made

@@ -80,3 +80,34 @@ def test_f16_memory_that_cannot_be_shared(two_ranks: LaunchConfig) -> None:
     with pytest.raises(LaunchError, match="expandable_segments") as caught:
         Engine(config).start()
     assert (caught.value.code, caught.value.phase) == ("F16", "CONNECT")
+
+
+@pytest.mark.parametrize(
+    ("at", "phase", "text"),
+    [
+        ("load", "LOAD", "parallel.tensor_parallel_size"),
+        ("warmup", "WARMUP", "lower engine.memory_fraction or engine.kv_tokens"),
+        ("capture prefill 8 2", "CAPTURE", "or capture.prefill_tokens and capture.decode_batch_sizes"),
+        ("verify", "VERIFY", "lower engine.memory_fraction or engine.kv_tokens"),
+    ],
+)
+def test_f23_memory_runs_out(two_ranks: LaunchConfig, at: str, phase: str, text: str) -> None:
+    """The peers, which wait for the rank in a collective, are not blamed."""
+    with pytest.raises(LaunchError) as caught:
+        Engine(two_ranks.override(f"faults=[{{action: out_of_memory, rank: 1, at: {at}}}]")).start()
+    error = caught.value
+    assert (error.code, error.phase, error.rank, error.retryable) == ("F23", phase, 1, False), error
+    assert f"no GPU memory left in {phase}" in error.headline()
+    assert "1048576.00 GiB asked for, " in error.headline()
+    assert " free of " in error.headline()
+    assert text in error.headline()
+    if phase == "CAPTURE":
+        assert (error.round, error.shape, error.iteration) == ("prefill", 8, 2)
+
+
+def test_f23_a_cache_that_does_not_fit(two_ranks: LaunchConfig) -> None:
+    """Real, not provoked."""
+    with pytest.raises(LaunchError, match=r"the KV cache needs \d+ MiB") as caught:
+        Engine(two_ranks.override("engine.kv_tokens=10000000000")).start()
+    assert (caught.value.code, caught.value.phase) == ("F23", "WARMUP")
+    assert "no GPU memory left in WARMUP (" in caught.value.headline()

@@ -153,6 +153,10 @@ FAULTS = [
     ("{action: zero_all_reduce, rank: 1}", "breakable", "F12", "VERIFY", None),
     ("{action: warm_again, rank: 0}", "tc_piecewise", "F20", "CAPTURE", 0),
     ("{action: reversed_gpus, rank: 1}", "breakable", "F09", "CONNECT", None),
+    ("{action: out_of_memory, rank: 1, at: load}", "breakable", "F23", "LOAD", 1),
+    ("{action: out_of_memory, rank: 1, at: warmup}", "breakable", "F23", "WARMUP", 1),
+    ("{action: out_of_memory, rank: 1, at: capture prefill 1024 2}", "tc_piecewise", "F23", "CAPTURE", 1),
+    ("{action: out_of_memory, rank: 0, at: capture decode 8 1}", "breakable", "F23", "CAPTURE", 0),
 ]
 FAULTS_OF_FOUR = [
     ("{action: third_iteration, rank: 3}", "tc_piecewise", "F01", "CAPTURE", 3),
@@ -180,6 +184,16 @@ def test_faults_are_named(
     assert (caught.value.code, caught.value.phase) == (code, phase)
     if rank is not None:
         assert caught.value.rank == rank
+    assert gone([one.pid for one in caught.value.ranks])
+
+
+def test_f23_a_cache_that_does_not_fit(tmp_path: Path) -> None:
+    """Real, not provoked, and SGLang's own words: too small a part of the memory for any cache beside the weights."""
+    config = config_for(make_model(tmp_path / "m", MODELS[0], 2), "engine.sglang.args.mem_fraction_static=0.001")
+    with pytest.raises(LaunchError) as caught, Engine(config):
+        pass
+    assert (caught.value.code, caught.value.phase) == ("F23", "WARMUP"), caught.value
+    assert "raise engine.sglang.args.mem_fraction_static" in caught.value.headline()
     assert gone([one.pid for one in caught.value.ranks])
 
 

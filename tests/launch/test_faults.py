@@ -49,10 +49,14 @@ CASES = [
     Case("F20-hole", "{action: warm_again, rank: 0, at: capture decode 2}, "
          "{action: warm_again, rank: 1, at: capture decode 2}", "F20", "CAPTURE", 0,
          "no graph for 1 pieces", "decode", 2),
+    Case("F23-warmup", "{action: out_of_memory, rank: 0, at: warmup}", "F23", "WARMUP", 0,
+         "no memory left in WARMUP (1048576.00 GiB asked for, "),
+    Case("F23-capture", "{action: out_of_memory, rank: 1, at: capture prefill 8 2}", "F23", "CAPTURE", 1,
+         "no memory left in CAPTURE prefill 8 tokens iteration 2 (1048576.00 GiB asked for, ", "prefill", 8, 2),
 ]  # fmt: skip
 
 
-SLOW = ("F06-segfault-in-load", "F12-stale")  # the second in tests/reference/test_verify.py too
+SLOW = ("F06-segfault-in-load", "F12-stale", "F23-warmup")  # the second in tests/reference/test_verify.py too
 
 
 @pytest.mark.parametrize(
@@ -123,6 +127,18 @@ def test_f16_the_fallback_is_gloo_on_every_rank(tiny: LaunchConfig) -> None:
         said = [arrival.facts for arrival in engine.report.facts(Gate.CONNECTED)[0][1]]
     assert [facts.kind for facts in said] == ["gloo", "gloo"]
     assert all("rank 1 cannot share memory: refused on purpose" in facts.reason for facts in said)
+
+
+@pytest.mark.slow
+def test_f23_a_cache_that_does_not_fit(tiny: LaunchConfig) -> None:
+    """Real, not provoked: with what it needs, and what would help."""
+    with pytest.raises(LaunchError) as caught:
+        Engine(tiny.override("engine.kv_tokens=1000000000000")).start()
+    error = caught.value
+    assert (error.code, error.phase, error.retryable) == ("F23", "WARMUP", False), error
+    assert "no memory left in WARMUP (" in error.headline()
+    assert "lower engine.kv_tokens" in error.headline()
+    assert "the KV cache needs " in str(error)
 
 
 def test_f10_taken_port_is_named(tiny: LaunchConfig) -> None:

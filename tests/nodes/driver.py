@@ -21,10 +21,10 @@ def say(kind: str, **more: Any) -> None:
     print(json.dumps({"kind": kind, "at": time.time(), **more}), flush=True)
 
 
-def say_error(error: LaunchError, kind: str = "error") -> None:
+def say_error(error: LaunchError, kind: str = "error", **more: Any) -> None:
     states = [f"{one.node} {one.state}" for one in error.ranks]
     say(kind, code=error.code, phase=error.phase, rank=error.rank, text=str(error), states=states,
-        teardown=error.teardown)  # fmt: skip
+        teardown=error.teardown, **more)  # fmt: skip
 
 
 def say_ready(engine: Engine) -> None:
@@ -32,10 +32,13 @@ def say_ready(engine: Engine) -> None:
     say("ready", places=places, table=engine.report.table(200))
 
 
-def until(condition: str, engine: Engine) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while engine.health(ask_ranks=False).condition != condition and time.monotonic() < end:
+def until(condition: str, engine: Engine) -> float:
+    """When the engine was first seen not to be ready, in seconds since the epoch."""
+    end, unready = time.monotonic() + PATIENCE_S, 0.0
+    while (health := engine.health(ask_ranks=False)).condition != condition and time.monotonic() < end:
+        unready = unready or (0.0 if health.ready else time.time())
         time.sleep(0.02)
+    return unready or time.time()
 
 
 def main() -> None:
@@ -57,9 +60,9 @@ def main() -> None:
             if line.strip() == "ask":
                 say("answer", text=engine.generate("12+30=", max_new_tokens=8).text)
             elif line.strip() == "lost":
-                until("failed", engine)
+                unready = until("failed", engine)
                 assert engine.last_error is not None
-                say_error(engine.last_error)
+                say_error(engine.last_error, unready=unready)
             elif line.strip() == "rebuilt":
                 end = time.monotonic() + PATIENCE_S
                 while not engine.restarts and time.monotonic() < end:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -148,6 +149,13 @@ class Hosts:
         for one in self.processes(host):
             with contextlib.suppress(psutil.Error):
                 one.kill()
+
+    def end_raylet(self, host: int, number: int = signal.SIGKILL) -> None:
+        """Ray's own process of the host alone gets a signal; with SIGTERM it leaves the cluster, as by ``ray stop``."""
+        for one in self.processes(host):
+            with contextlib.suppress(psutil.Error):
+                if one.name() == "raylet":
+                    one.send_signal(number)
 
     def cut(self, host: int) -> None:
         """Pulls the host's cable: nothing is sent any more, not even a reset."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -92,3 +93,37 @@ def test_the_group_is_rebuilt_on_other_nodes(how: str, hosts: Hosts) -> None:
     assert (error["code"], error["rank"]) == ("F15", 1), error["text"]
     assert lost not in [node for node, _ in after]
     assert len({node for node, _ in after}) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_node_whose_raylet_alone_ends_is_left_at_once(number: int, hosts: Hosts) -> None:
+    """Long before its ranks end, which would hold their memory meanwhile; the group is rebuilt without it, or fails by
+    what came first."""
+    with driver(hosts, "restarts=1", "deadlines.place=5") as remote:
+        before = remote.hear("ready")["places"]
+        lost = host_of(before[1][0])
+        began = time.time()
+        hosts.end_raylet(lost, number)
+        remote.tell("lost")
+        error = remote.hear("error")
+        print(f"{error['at'] - began:.1f} s\n{error['text']}")
+        headline = error["text"].splitlines()[0]
+        assert (error["code"], error["phase"], error["rank"]) == ("F15", "SERVE", 1), error["text"]
+        assert f"F15 [SERVE] node {before[1][0]} is lost: its raylet, Ray's process there, has ended" in headline
+        assert "; rank 1 ran there; the rebuild then failed: F13 [PLACE]" in headline
+        assert error["unready"] - began < (0.5 if number == signal.SIGKILL else 3.0)
+        assert hosts.ranks(lost) == []
+
+
+def test_the_drivers_own_raylet_ends(hosts: Hosts) -> None:
+    """Where no rank runs. Ray would end the ranks later, and nothing can be launched from there."""
+    with driver(hosts, "restarts=1") as remote:
+        remote.hear("ready")
+        began = time.time()
+        hosts.end_raylet(0)
+        remote.tell("lost")
+        error = remote.hear("error")
+        assert (error["code"], error["phase"]) == ("F15", "SERVE"), error["text"]
+        assert "which the driver runs on, is lost: its raylet" in error["text"]
+        assert error["unready"] - began < 0.5
+    assert [hosts.ranks(host) for host in (1, 2)] == [[], []]

@@ -13,7 +13,7 @@ from raylaunch.serve.sglang_app import Guard
 from raylaunch.supervisor import Health
 from tests.serve.fake_engine import FakeEngine
 
-REQUESTS = ("/generate", "/v1/chat/completions", "/health", "/health_generate")
+REQUESTS = ("/generate", "/v1/chat/completions", "/ping")
 OTHERS = ("/continue_generation", "/abort_request", "/v1/models")
 
 

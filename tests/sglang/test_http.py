@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
 import re
@@ -109,6 +111,49 @@ def test_a_lost_group(engine, frontend, rank):
         assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
 
     served(engine, ask)
+
+
+def test_health_does_not_wait_for_ranks_that_are_lost(engine, frontend, rank, caplog):
+    """It says why at once, and what it had asked of them is left to nobody, also where its client leaves first."""
+    unretrieved = []
+    frontend.runs.loop.call_soon_threadsafe(
+        frontend.runs.loop.set_exception_handler, lambda _, context: unretrieved.append(context)
+    )
+
+    def ask(client):
+        rank.hold.set()
+        rank.seen.clear()
+        with pytest.raises(httpx.ReadTimeout):
+            client.get("/health", timeout=0.5)
+        with ThreadPoolExecutor() as pool:
+            asked = [pool.submit(client.get, path) for path in ("/health", "/health_generate")]
+            stream = pool.submit(client.post, "/generate", json={"text": ["1", "2"], "stream": True})
+            wait_until(lambda: len(rank.seen) == 5)
+            engine.now = GONE
+            began = time.monotonic()
+            answers = [one.result() for one in asked]
+            assert time.monotonic() - began < 0.3
+            frontend.down(LOST)
+            stream.result()
+            assert {(one.status_code, LOST.headline() in one.text) for one in answers} == {(503, True)}
+            # The ranks are lost before anybody has said so: the question itself finds out.
+            engine.now = READY
+            late = pool.submit(client.get, "/health_generate")
+            wait_until(lambda: len(rank.seen) == 6)
+            began = time.monotonic()
+            frontend.down(LOST)
+            assert (late.result().status_code, LOST.summary in late.result().text) == (503, True)
+            assert time.monotonic() - began < 0.3
+        assert frontend.side.manager.rid_to_state == {}
+        rank.hold.clear()
+        frontend.up(OFFER)
+
+    served(engine, ask)
+    gc.collect()
+    frontend.runs.submit(asyncio.sleep(0)).result()
+    frontend.runs.loop.call_soon_threadsafe(frontend.runs.loop.set_exception_handler, None)
+    assert unretrieved == []
+    assert "never retrieved" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,8 @@ def test_it_answers_and_survives_the_loss_of_a_rank() -> None:
         ("{action: other_version, rank: 1}", "F19", "CONNECT", 1),
         ("{action: raise, rank: 0, at: warmup}", None, "WARMUP", 0),
         ("{action: sleep, rank: 1, at: verify}", "F08", "VERIFY", 1),
+        ("{action: out_of_memory, rank: 1, at: load}", "F23", "LOAD", 1),
+        ("{action: out_of_memory, rank: 1, at: warmup}", "F23", "WARMUP", 1),
     ],
 )
 def test_faults_are_named(fault: str, code: str | None, phase: str, rank: int) -> None:
@@ -125,6 +127,24 @@ def test_faults_are_named(fault: str, code: str | None, phase: str, rank: int) -
     pids = [one.pid for one in caught.value.ranks]
     assert alive(pids) == []
     assert shared_memory(pids) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("engine.kv_tokens=1000000000000", "lower engine.kv_tokens or engine.sglang.args.mem_fraction_static"),
+        ("engine.sglang.args.mem_fraction_static=0.000001", "raise engine.sglang.args.mem_fraction_static"),
+    ],
+)
+def test_f23_a_cache_that_does_not_fit(setting: str, text: str) -> None:
+    """Real, not provoked."""
+    with pytest.raises(LaunchError) as caught, Engine(config_of(setting)):
+        pass
+    error = caught.value
+    print(error)
+    assert (error.code, error.phase, error.retryable) == ("F23", "WARMUP", False), error
+    assert text in error.headline()
+    assert alive([one.pid for one in error.ranks]) == []
 
 
 def test_an_image_is_answered(tmp_path: Path) -> None:

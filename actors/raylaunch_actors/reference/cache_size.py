@@ -98,7 +98,7 @@ def settle_kv_tokens(offers: Sequence[FreeMemory], fraction: float, appetite: Ap
     fitting = max(0, budget // appetite.bytes_per_token)
     if fitting < appetite.max_context:
         raise RankFault(
-            None,
+            "F23",
             f"the KV cache would hold {fitting} tokens and one request may have {appetite.max_context}, which take "
             f"{_gib(appetite.max_context * appetite.bytes_per_token)}: of {_gib(free[tightest])} free beside the "
             f"weights for {sharing[tightest]} rank(s) on a GPU, engine.memory_fraction={fraction:g} allows "

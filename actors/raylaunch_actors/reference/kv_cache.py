@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from raylaunch.errors import RankFault
+from raylaunch_actors.shortage import chain_of, shortage_of
 
 
 class KVCache:
@@ -62,11 +63,13 @@ class KVCache:
         except RuntimeError as error:  # torch reports exhausted memory so, on CPU and on CUDA
             self.keys.clear()
             self.values.clear()
+            if shortage_of(tuple(chain_of(error))) is None:
+                raise
             mebibytes = self.capacity * self.bytes_per_token / 2**20
             raise RankFault(
                 None,
                 f"the KV cache needs {mebibytes:.0f} MiB on {self.device} ({self.capacity} tokens of "
-                f"{self.bytes_per_token} bytes) and could not be allocated; lower engine.kv_tokens: {error}",
+                f"{self.bytes_per_token} bytes) and could not be allocated: {error}",
             ) from error
 
 
