@@ -71,6 +71,7 @@ def test_the_ranks_side_imports_only_what_both_sides_share(file):
         "raylaunch.protocol",
         "raylaunch.config",
         "raylaunch.errors",
+        "raylaunch.hub",
         "raylaunch.wire",
         "raylaunch.sglang.sockets",
         "raylaunch.sglang.arguments",
