@@ -102,7 +102,7 @@ def snapshot(path: str, revision: str | None, patterns: Sequence[str], *, weight
     from huggingface_hub import snapshot_download
 
     answer = ask(path, revision)
-    folder = cached(path, answer.commit or revision)
+    folder = (cached(path, answer.commit) if answer.commit else None) or cached(path, revision)
     if answer.commit is not None:
         try:
             return Path(snapshot_download(path, revision=answer.commit, allow_patterns=list(patterns)))

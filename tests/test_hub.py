@@ -182,3 +182,13 @@ def test_a_hub_that_answers_is_followed_where_the_branch_has_moved(cache, monkey
         new = hub.snapshot(MODEL, None, (*hub.SETTINGS, hub.WEIGHTS), weights=True)
     assert (old.name, new.name) == (COMMIT, "1" * 40)
     assert (new / "model.safetensors").is_file()
+
+
+def test_an_older_snapshot_is_used_where_the_new_one_cannot_be_fetched(cache, monkeypatch, caplog):
+    old = fill(cache, "config.json", "model.safetensors")
+    monkeypatch.setattr(fake, "COMMIT", "1" * 40)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError(30, "ro")))
+    with fake.hub() as address, caplog.at_level(logging.WARNING, "raylaunch.hub"):
+        at(monkeypatch, address)
+        assert hub.snapshot(MODEL, None, (*hub.SETTINGS, hub.WEIGHTS), weights=True) == old
+    assert "the Hub does not give all of it: [Errno 30] ro: the cached snapshot 0000000" in caplog.text
