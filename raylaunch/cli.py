@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from raylaunch.signals import INTERRUPTED, leave_when_told
+from raylaunch.signals import leave_when_told
 
 
 def main() -> None:
@@ -23,9 +23,10 @@ def main() -> None:
     except SystemExit as end:
         cluster = sys.modules.get("raylaunch.cluster")
         # Threads that were left in the middle of an import, or in Ray, must not meet an interpreter that ends.
-        if end.code == INTERRUPTED or (cluster is not None and cluster.abandoned()):
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code or (cluster is not None and cluster.abandoned()):
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()
-            os._exit(end.code if isinstance(end.code, int) else 0)
+            os._exit(code)
         raise
