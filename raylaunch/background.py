@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
+
+LOOK_S = 0.2
 
 
 class Background:
@@ -40,3 +43,24 @@ class Background:
             raise TimeoutError
         self.raise_if_failed()
         return self._value
+
+
+def outlast(done: Callable[[float], bool], patience_s: float) -> bool:
+    """Waits for ``done``, at most ``patience_s``, whatever handlers of signals raise meanwhile; returns whether it is.
+
+    Args:
+        done: waits that many seconds, and says whether there is no more to wait for.
+    Raises:
+        BaseException: the first that was raised meanwhile, when the wait is over.
+    """
+    end, interrupt = time.monotonic() + patience_s, None
+    while True:
+        try:
+            while not (ended := done(LOOK_S)) and time.monotonic() < end:
+                pass
+            break
+        except BaseException as error:
+            interrupt = interrupt or error
+    if interrupt is not None:
+        raise interrupt
+    return ended

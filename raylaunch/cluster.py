@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import math
 import os
 import secrets
@@ -24,11 +25,14 @@ import ray
 import ray._private.ray_constants
 import ray._private.worker
 
+from raylaunch.background import outlast
 from raylaunch.config.address import cluster_to_join
-from raylaunch.errors import LaunchError
+from raylaunch.errors import LaunchError, shut_down
 from raylaunch.joining import head_of
 from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
+from raylaunch.ray_thread import RayThread
 from raylaunch.raylets import raylets_of
+from raylaunch.signals import of_a_command
 from raylaunch.surroundings import OBJECT_STORE_BYTES
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -37,6 +41,10 @@ AGENT_GRACE_S = 1.0
 CONNECT_S = 5.0
 LOOK_S = 1.0
 RELEASE_PATIENCE_S = 2.0
+START_S = 300.0  # Ray's own start gives up before
+# How long a start that nobody wants any more is waited for: half started, Ray can only be left, with its process.
+LEAVE_START_S, LEAVE_START_OF_A_COMMAND_S = 60.0, 3.0
+END_S = 60.0
 _ABANDONED = threading.Event()
 _LOCK = threading.Lock()
 _OPEN: list[RaySession] = []
@@ -54,6 +62,8 @@ class RaySession:
     started: bool = False
     joined: bool = False
     _token_folder: str = ""
+    _thread: RayThread | None = None
+    _answers_sigterm: bool = False
     _head: tuple[str, int] | None = None
     _raylet: tuple[str, int] | None = None  # of this process's own node
     _worker: bytes = b""  # Ray's id of this process, another one after every ray.init
@@ -71,24 +81,78 @@ class RaySession:
             if heir is not None:
                 if self.started or self.joined:
                     heir.started, heir.joined, heir._token_folder = self.started, self.joined, self._token_folder
-                self.started, self.joined, self._token_folder = False, False, ""
+                    heir._thread, heir._answers_sigterm = self._thread, self._answers_sigterm
+                self._forget()
                 return
-        if (self.started or self.joined) and self.current():
-            if self._refuses():
+        try:
+            if (self.started or self.joined) and self.current() and self._refuses():
                 self.abandon()
-            else:
-                ours = _private_processes() if self.started else []
-                ray.shutdown()
-                _end(ours)
-        self.started = self.joined = False
-        if self._token_folder:
-            shutil.rmtree(self._token_folder, ignore_errors=True)
-            self._token_folder = ""
-            if abandoned():
-                return  # Ray's threads go on in this process, and end it on the spot if they find no token
-            for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):  # the first is set by Ray itself
-                os.environ.pop(name, None)
-            _forget_token()
+            elif self._thread is not None:
+                try:
+                    outlast(self._thread.over, END_S)
+                finally:
+                    if not self._thread.over(0):
+                        self.abandon(process.pid for process in self._processes())
+        finally:
+            self._give_back()
+
+    def _forget(self) -> None:
+        self.started = self.joined = self._answers_sigterm = False
+        self._token_folder, self._thread = "", None
+
+    def _give_back(self) -> None:
+        """What this process has changed of itself: it needs no answer of Ray's."""
+        token_folder = self._token_folder
+        _hold_sigterm()
+        if self._answers_sigterm and _on_main_thread() and signal.getsignal(signal.SIGTERM) is _exit:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._forget()
+        if not token_folder:
+            return
+        shutil.rmtree(token_folder, ignore_errors=True)
+        if abandoned():
+            return  # Ray's threads go on in this process, and end it on the spot if they find no token
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):  # the first is set by Ray itself
+            os.environ.pop(name, None)
+        _forget_token()
+
+    def _start(self, init: Callable[[], object], stopped: Callable[[], bool]) -> None:
+        """Has Ray started. Raises what it raises, and :class:`LaunchError` if ``stopped`` said so."""
+        self._thread = RayThread(init, functools.partial(self._end, self.started))
+        try:
+            end = time.monotonic() + START_S
+            while not self._thread.up(LOOK_S):
+                if stopped():
+                    raise shut_down("PLACE")
+                if time.monotonic() > end:
+                    raise LaunchError(f"Ray has not started within {START_S:g} s", phase="PLACE", retryable=True)
+        except BaseException:
+            with contextlib.suppress(BaseException):  # of a second signal
+                outlast(self._thread.up, LEAVE_START_OF_A_COMMAND_S if of_a_command() else LEAVE_START_S)
+            if not self._thread.up(0):
+                self.abandon(process.pid for process in self._processes())
+                self._thread = None
+            raise
+        _hold_sigterm()
+        error = self._thread.error
+        if error is not None:
+            raise error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+
+    def _answer_sigterm(self) -> None:
+        """Where the process has no answer to SIGTERM, it becomes a SystemExit while the session lasts, so that
+        ``with`` blocks are left properly; a process that has one keeps it."""
+        if _on_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _exit)
+            self._answers_sigterm = True
+
+    def _end(self, started: bool) -> None:
+        if self.current():
+            ours = _private_processes() if started else []
+            ray.shutdown()
+            _end(ours)
+
+    def _processes(self) -> list[psutil.Process]:
+        return _private_processes() if self.started else []
 
     def current(self) -> bool:
         """Whether this process still is in the session. Where it is not, most calls of Ray would start a new one."""
@@ -192,27 +256,18 @@ def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[]
     target = cluster_to_join(address)
     session = RaySession(joined=bool(target), started=not target)
     try:
-        with _callers_sigterm():
-            if target:
-                _require_listener(target)
-                ray.init(
-                    address=head_of(target, stopped), namespace=namespace, log_to_driver=False, logging_level="ERROR"
-                )
-            else:
-                _private_token(session)
-                with _workers_at_nice_0(), _workers_as_this_process():
-                    ray.init(
-                        address="local",
-                        namespace=namespace,
-                        num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level="ERROR",
-                        object_store_memory=OBJECT_STORE_BYTES,
-                    )
-            session._entered()
+        session._answer_sigterm()
+        if target:
+            _require_listener(target)
+            session._start(functools.partial(_join, head_of(target, stopped), namespace), stopped)
+        else:
+            _private_token(session)
+            with _workers_at_nice_0(), _workers_as_this_process():
+                session._start(functools.partial(_start_private, cpus, namespace), stopped)
+        session._entered()
         _no_worker_lines()
     except LaunchError:  # stopped
+        session.close()
         raise
     except Exception as error:  # of no class of its own where a busy machine starts Ray too slowly
         with contextlib.suppress(Exception):
@@ -223,6 +278,22 @@ def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[]
         session.close()
         raise
     return session
+
+
+def _join(head: str, namespace: str) -> None:
+    ray.init(address=head, namespace=namespace, log_to_driver=False, logging_level="ERROR")
+
+
+def _start_private(cpus: float, namespace: str) -> None:
+    ray.init(
+        address="local",
+        namespace=namespace,
+        num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
 
 
 @contextlib.contextmanager
@@ -293,21 +364,14 @@ def _end(processes: list[psutil.Process]) -> None:
             process.kill()
 
 
-@contextlib.contextmanager
-def _callers_sigterm() -> Iterator[None]:
-    """Keeps the process's answer to SIGTERM over ``ray.init``.
+def _on_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
-    Ray's own kills its processes on the spot, before a launch can end its ranks in order and give its placement
-    group back. Where the process has no answer, it becomes a SystemExit, so that ``with`` blocks are left properly.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, _exit if before in (signal.SIG_DFL, None) else before)
+
+def _hold_sigterm() -> None:
+    """Makes the process's answer to SIGTERM the one that the system knows, in case that Ray has taken it."""
+    if _on_main_thread() and (answer := signal.getsignal(signal.SIGTERM)) is not None:
+        signal.signal(signal.SIGTERM, answer)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

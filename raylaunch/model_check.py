@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raylaunch import hub
 from raylaunch.config import LaunchConfig
+from raylaunch.config.address import cluster_to_join
 from raylaunch.config.context import POSITIONS, longest_context, trained_context
 from raylaunch.config.faults import AT_A_GATE, OF_GPUS, OF_GRAPHS, OF_THE_REFERENCE_ENGINE
 from raylaunch.errors import ConfigError
@@ -227,20 +229,20 @@ def overridden_by_sglang(config: LaunchConfig) -> dict[str, Any]:
 
 
 def _from_hub(config: LaunchConfig) -> Path:
-    import huggingface_hub as hub
-    from huggingface_hub.errors import HFValidationError
-
     path, revision = config.model.path, config.model.revision
+    sglang = config.engine.kind == "sglang"
+    here = not cluster_to_join(config.placement.address)  # else the ranks' nodes have caches of their own
+    weights = here and not sglang and config.model.load_format == "auto"
     try:
-        if not isinstance(hub.try_to_load_from_cache(path, "config.json", revision=revision), str):
-            # Asks once: the download tries a Hub that does not answer for half a minute, also for a mistyped folder.
-            hub.get_hf_file_metadata(hub.hf_hub_url(path, "config.json", revision=revision))
-        return Path(hub.hf_hub_download(path, "config.json", revision=revision))
-    except HFValidationError:
+        answer = hub.ask(path, revision)
+        folder = hub.snapshot(path, revision, ["config.json"], weights=weights and answer.commit is None)
+    except ValueError:
         raise ConfigError("model.path", path, "is neither a folder nor a Hub name such as Qwen/Qwen3-8B") from None
-    except Exception as error:  # those of its HTTP client are of no class that it names
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError("model.path", path, f"no such folder here, and the Hub does not give it: {first}") from None
+    except hub.HubError as error:
+        raise ConfigError("model.path", path, f"no such folder here, and the Hub does not give it: {error}") from None
+    if sglang and answer.commit is None:
+        hub.go_offline()  # SGLang asks for the files of the model by its name, on the driver and in the ranks
+    return folder / "config.json"
 
 
 def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from raylaunch import hub
 from raylaunch.config import LaunchConfig, ModelConfig
 from raylaunch.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -51,11 +55,15 @@ def load_tokenizer(config: LaunchConfig) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
-            str(folder) if folder.is_dir() else name,
-            trust_remote_code=config.model.trust_remote_code,
-            revision=config.model.revision,
-        )
+        if not folder.is_dir():
+            code = ("*.py",) if config.model.trust_remote_code else ()
+            folder = hub.snapshot(name, config.model.revision, (*hub.SETTINGS, *code))
+            if not any((folder / file).is_file() for file in FILES):
+                if config.model.tokenizer is None:
+                    log.warning("%s, snapshot %s, has no tokenizer: prompts are token ids", name, folder.name[:7])
+                    return None
+                raise FileNotFoundError(f"it has none of {', '.join(FILES)}")
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.model.trust_remote_code)
     except Exception as error:  # of many classes, plain Exception among them
         raise _unreadable(config.model, str(error)) from None
 

@@ -73,6 +73,7 @@ def test_the_ranks_side_imports_only_what_both_sides_share(file):
         "raylaunch.errors",
         "raylaunch.masking",
         "raylaunch.package",
+        "raylaunch.hub",
         "raylaunch.wire",
         "raylaunch.sglang.sockets",
         "raylaunch.sglang.arguments",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from raylaunch.commands.outcome import interruptible, signals_held
 from raylaunch.errors import ConfigError, LaunchError, RankFault
 from raylaunch.surroundings import check_surroundings
 
@@ -215,18 +216,20 @@ def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None, str]:
     from raylaunch.cluster import enter
     from raylaunch.placement import choose_device, cluster_nodes, look_up
 
-    session = enter(address, 0, config.placement.namespace)
-    try:
-        nodes = cluster_nodes()
+    with interruptible():
+        session = enter(address, 0, config.placement.namespace)
         try:
-            look_up(config, choose_device(config, nodes))
-        except (ConfigError, LaunchError) as error:
-            return address, nodes, str(error)
-        return address, nodes, ""
-    except Exception as error:
-        raise LaunchError(f"the Ray cluster at {address!r} does not answer: {error}", phase="PLACE") from error
-    finally:
-        session.close()
+            nodes = cluster_nodes()
+            try:
+                look_up(config, choose_device(config, nodes))
+            except (ConfigError, LaunchError) as error:
+                return address, nodes, str(error)
+            return address, nodes, ""
+        except Exception as error:
+            raise LaunchError(f"the Ray cluster at {address!r} does not answer: {error}", phase="PLACE") from error
+        finally:
+            with signals_held():
+                session.close()
 
 
 def _listed(shapes: Sequence[int]) -> str:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import typer
 
 from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFailed
+from raylaunch.signals import INTERRUPTED, answered_by, say
 
-LAUNCH_FAILED, WRONG_USAGE, REQUEST_FAILED, INTERRUPTED = 1, 2, 3, 130
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LAUNCH_FAILED, WRONG_USAGE, REQUEST_FAILED = 1, 2, 3
 
 
 class Unwritten(Exception):
@@ -34,11 +30,10 @@ def written(option: str, file: Path) -> Iterator[None]:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Runs a command's work: errors made on purpose and signals become a message and an exit code, not a traceback."""
+    """Runs a command's work: errors made on purpose and interrupts become a message and an exit code, no traceback."""
     try:
-        with _signals_interrupt():
-            yield
-    except (KeyboardInterrupt, SystemExit):  # the second is Ray's own answer to SIGTERM while it starts
+        yield
+    except KeyboardInterrupt:
         _end("interrupted; everything that was started has been given back", INTERRUPTED)
     except ConfigError as error:
         _end(f"ConfigError {error}", WRONG_USAGE)
@@ -64,11 +59,12 @@ def _end(message: str, code: int) -> None:
 
 
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """The first SIGINT or SIGTERM is a KeyboardInterrupt; what undoes the launch is not interrupted by a second.
+def interruptible() -> Iterator[None]:
+    """For work that has something to give back: the first signal is a KeyboardInterrupt, and a second does not disturb
+    what undoes the work. Outside, a signal ends a command at once. Import before what takes long to import: an
+    exception may be dropped there.
 
-    One handler that remembers, not two: what is interrupted may put back the one that it has found, as the start of
-    Ray does.
+    One handler that remembers, not two: what is interrupted may put back the one that it has found.
     """
     seen: list[int] = []
 
@@ -79,37 +75,31 @@ def _signals_interrupt() -> Iterator[None]:
         else:
             raise KeyboardInterrupt
 
-    with _handlers(interrupt):
-        yield
+    with answered_by(interrupt):
+        try:
+            yield
+        except Exception as error:
+            if seen:  # what was interrupted has made another error of it
+                raise KeyboardInterrupt from error
+            raise
+        if seen:  # or has dropped it
+            raise KeyboardInterrupt
 
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the end of the block: it gives back what must not be left."""
+    """Signals wait until the end of the block: it gives back what must not be left."""
     seen: list[int] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
         seen.append(number)
         _wait_for_the_end(number, frame)
 
-    with _handlers(hold):
+    with answered_by(hold):
         yield
     if seen:
         raise KeyboardInterrupt
 
 
-@contextmanager
-def _handlers(handler: Any) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {one: signal.signal(one, handler) for one in SIGNALS}
-    try:
-        yield
-    finally:
-        for one, previous in before.items():
-            signal.signal(one, previous if previous is not None else signal.SIG_DFL)
-
-
 def _wait_for_the_end(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"shutting down, this takes a few seconds\n")  # print could be what the signal interrupted
+    say("shutting down, this takes a few seconds")

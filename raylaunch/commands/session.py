@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from raylaunch.commands.outcome import LAUNCH_FAILED, Unwritten, signals_held, written
+from raylaunch.background import LOOK_S, Background, outlast
+from raylaunch.commands.outcome import LAUNCH_FAILED, Unwritten, interruptible, signals_held, written
 from raylaunch.commands.progress import LaunchProgress, stderr_console
 from raylaunch.commands.quiet import quiet_libraries
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from raylaunch.config import LaunchConfig
     from raylaunch.engine import Engine
+
+GIVE_BACK_S = 60.0
 
 
 @contextmanager
@@ -39,26 +42,41 @@ def launched(config: LaunchConfig, *, show_report: bool = True, trace: Path | No
     check_surroundings(config)
     check_model(config)  # before Ray is imported: a wrong configuration is told at once
     quiet_libraries()
-    console = stderr_console()
-    with LaunchProgress(console) as progress:
-        from raylaunch.engine import Engine
+    from raylaunch.engine import Engine
 
-        engine = Engine(config, listener=progress.step)
+    with interruptible():
+        console = stderr_console()
+        with LaunchProgress(console) as progress:
+            engine = Engine(config, listener=progress.step)
+            try:
+                _start(engine)
+            except BaseException:
+                _write_trace(engine, trace, console)
+                raise
         try:
-            engine.start()
-        except BaseException:
-            _write_trace(engine, trace, console)
-            raise
-    try:
-        if show_report:
-            console.print(engine.report.rich_table())
-        wrote = _write_trace(engine, trace, console)
-        yield engine
-    finally:
-        with signals_held():
-            engine.shutdown()
+            if show_report:
+                console.print(engine.report.rich_table())
+            wrote = _write_trace(engine, trace, console)
+            yield engine
+        finally:
+            with signals_held():
+                engine.shutdown()
     if not wrote:
         raise typer.Exit(LAUNCH_FAILED)
+
+
+def _start(engine: Engine) -> None:
+    """Starts it on a thread of its own, where no signal interrupts it; one ends it at its next step, in order."""
+    starting = Background(engine.start)
+    try:
+        while not starting.done(LOOK_S):
+            pass
+    except BaseException:
+        engine.shutdown()
+        if outlast(starting.done, GIVE_BACK_S):
+            engine.shutdown()  # again: it may have had nothing yet to shut down
+        raise
+    starting.result()
 
 
 def _write_trace(engine: Engine, trace: Path | None, console: Console) -> bool:

@@ -14,6 +14,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
 from raylaunch.model_check import ModelShape
+from raylaunch.protocol import Phase
 from raylaunch.requests import RequestTable, RunningRequest
 from raylaunch.sampling import SamplingParams
 from raylaunch.tokenizer import load_tokenizer
@@ -50,7 +51,12 @@ class ReferenceFrontend:
 
     def up(self, offer: Any) -> None:
         if self._loading is not None:
-            self.tokenizer = self._loading.result()
+            seconds = self._config.deadlines.load
+            try:
+                self.tokenizer = self._loading.result(seconds)
+            except TimeoutError:
+                text = f"the model's tokenizer was not there within {seconds:g} s"
+                raise LaunchError(text, phase=Phase.VERIFY.name) from None
         client = RankZeroClient(offer, self._deliver)
         client.open()
         self._client, self._kv_tokens = client, offer.kv_tokens

@@ -9,7 +9,6 @@ import ipaddress
 import logging
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.signals import answered_by
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -170,8 +170,9 @@ def serve(
     *,
     say: Callable[[str], object] = log.info,
 ) -> None:
-    """Answers HTTP requests for a started engine. Returns after SIGINT or SIGTERM, when running requests have ended
-    or ``settings.drain`` seconds are over; a second signal ends them at once. The engine is left running.
+    """Answers HTTP requests for a started engine. Returns after SIGINT, SIGTERM, SIGQUIT or SIGHUP, when
+    running requests have ended or ``settings.drain`` seconds are over; a second signal ends them at once. The engine is
+    left running.
 
     Args:
         listener: a bound socket, from :func:`bind`; without one the configured address is bound now.
@@ -245,36 +246,23 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """In place of uvicorn's, which raises the signal again when everything has ended well."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
         loop = asyncio.get_running_loop()
-        before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
-        for one in before:
-            loop.add_signal_handler(one, self._stop, one)
-        try:
+
+        def handle(number: int, _: object) -> None:  # no handler of the loop's: between two of its own is a gap
+            loop.call_soon_threadsafe(self._stop, signal.Signals(number))
+
+        with answered_by(handle):
             yield
-        finally:
-            for one, handler in before.items():
-                loop.remove_signal_handler(one)
-                signal.signal(one, handler if handler is not None else signal.SIG_DFL)
 
     @contextlib.contextmanager
     def signals_from_main_thread(self, loop: LoopThread) -> Iterator[None]:
         """The same where the server runs on another thread: Python gives signals to the main thread only."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
         def handle(number: int, _: object) -> None:
             loop.soon(self._stop, signal.Signals(number))
 
-        before = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with answered_by(handle):
             yield
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler if handler is not None else signal.SIG_DFL)
 
     def _stop(self, number: signal.Signals) -> None:
         if self.should_exit:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from typer.testing import CliRunner
 
-from raylaunch.cli import app
+from raylaunch.commands.app import app
 
 LAUNCH_SECONDS = 100
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -14,7 +15,7 @@ from rich.console import Console
 from raylaunch.commands.bench.allreduce import bench_config, compare
 from raylaunch.commands.bench.launch import cost_of, medians, noop_config
 from raylaunch.commands.bench.plot import require_drawable
-from raylaunch.commands.outcome import explain, reported, signals_held
+from raylaunch.commands.outcome import explain, interruptible, reported, signals_held
 from raylaunch.commands.progress import LaunchProgress
 from raylaunch.commands.questions import Question, Reply, read_questions, score
 from raylaunch.config import LaunchConfig
@@ -85,7 +86,7 @@ def test_an_error_that_nobody_expected_keeps_its_traceback() -> None:
         raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP])
 def test_the_first_signal_interrupts_and_the_second_waits(number: signal.Signals) -> None:
     before, undone = signal.getsignal(number), []
 
@@ -96,7 +97,7 @@ def test_the_first_signal_interrupts_and_the_second_waits(number: signal.Signals
             os.kill(os.getpid(), number)
             undone.append(True)
 
-    with pytest.raises(typer.Exit) as ended, reported():
+    with pytest.raises(typer.Exit) as ended, reported(), interruptible():
         work()
     assert (ended.value.exit_code, undone) == (130, [True])
     assert signal.getsignal(number) is before
@@ -114,9 +115,32 @@ def test_a_second_signal_waits_also_where_the_work_has_put_its_handler_back() ->
             os.kill(os.getpid(), signal.SIGTERM)
             undone.append(True)
 
-    with pytest.raises(typer.Exit), reported():
+    with pytest.raises(typer.Exit), reported(), interruptible():
         work()
     assert undone == [True]
+
+
+@pytest.mark.parametrize("error", [None, ImportError("half of it is there"), typer.Exit(1)])
+def test_an_interrupt_that_was_dropped_or_made_another_error_of_is_one_all_the_same(error: Exception | None) -> None:
+    def work() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if error is not None:
+            raise error
+
+    with pytest.raises(typer.Exit) as ended, reported(), interruptible():
+        work()
+    assert ended.value.exit_code == 130
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with interruptible():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_held_signal_interrupts_afterwards() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import raylaunch
-from raylaunch.cli import undecodable
+from raylaunch.commands.arguments import undecodable
 from tests.cli.runner import run
 
 HEAVY = {"ray", "torch", "transformers", "pydantic", "yaml", "zmq", "msgspec", "numpy"}
@@ -45,7 +45,7 @@ def test_a_comparison_with_sglang_says_that_the_default_will_not_do() -> None:
 
 def test_the_command_line_loads_nothing_heavy() -> None:
     """What keeps ``--help`` quick, measured by what is loaded and not by a clock on a shared machine."""
-    code = "import sys, raylaunch.cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import sys, raylaunch.cli, raylaunch.commands.app; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )

@@ -5,13 +5,11 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+from raylaunch import hub
 from raylaunch.config import ModelConfig
 from raylaunch.errors import RankFault
 from raylaunch_actors.gate import RankGate
 from raylaunch_actors.progress import bytes_fetched, reported
-
-SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
-WEIGHTS = ("*.safetensors",)  # no pickled ones
 
 
 def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool, commit: str | None = None) -> Path:
@@ -31,15 +29,14 @@ def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool, commit: s
             return folder
         where = f"there is no folder {model.path} on node {platform.node()}"
         raise RankFault(None, f"{where}: a model's folder must exist on every node that has a rank")
-    from huggingface_hub import snapshot_download
-
-    patterns = [*SETTINGS]
-    if weights and model.load_format == "auto":
-        patterns += WEIGHTS
+    patterns = [*hub.SETTINGS]
+    weights = weights and model.load_format == "auto"
+    if weights:
+        patterns.append(hub.WEIGHTS)  # no pickled ones
     if model.trust_remote_code:
         patterns.append("*.py")
     try:
         with reported(gate, f"fetching {model.path}", lambda: bytes_fetched(model.path)):
-            return Path(snapshot_download(model.path, revision=commit or model.revision, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
+            return hub.snapshot(model.path, commit or model.revision, patterns, weights=weights)
+    except (hub.HubError, ValueError) as error:
         raise RankFault(None, f"{model.path} cannot be fetched from the Hub: {error}") from error

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raylaunch import hub
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Gate, ReadyFacts, VerifyFacts
 from raylaunch.sglang.arguments import ONE_NODE, server_arguments
@@ -62,6 +64,7 @@ def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     """MEET: says who it is before anything slow is imported; rank 0 binds the store. Raises RankFault F09, F10."""
     # Of a Hub model there is nothing to compare: all ranks are on one node and have its cache.
     prints = fingerprint(spec, Path(spec.config.model.path).expanduser())
+    _ask_the_hub(spec, gate)
     environment.prepare(spec)  # after the fingerprint, as some of it differs from rank to rank, and before CUDA
     device = rank_device(spec)
     store = None
@@ -71,6 +74,18 @@ def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     release = gate.arrive(Gate.MEET, identity(spec, device, prints), offer=store.address if store else None)
     versions.use_store(release.offers[0])
     return store
+
+
+def _ask_the_hub(spec: RankSpec, gate: RankGate) -> None:
+    """Where the Hub does not answer SGLang reads the cache, and does not try for each file by itself."""
+    path = spec.config.model.path
+    if Path(path).expanduser().is_dir():
+        return
+    revision = spec.config.model.revision
+    gate.progress(f"asking the Hub for {path}")
+    with suppress(ValueError):  # no name on the Hub, but of another store that SGLang knows
+        if hub.ask(path, revision).commit is None and hub.cached(path, revision) is not None:
+            hub.go_offline()
 
 
 def require_alike(theirs: Mapping[str, str], here: Mapping[str, str]) -> None:

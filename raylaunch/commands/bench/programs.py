@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from raylaunch.commands.outcome import signals_held
+from raylaunch.commands.outcome import interruptible, signals_held
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
@@ -21,12 +21,13 @@ def ray_session(config: LaunchConfig, cpus: float) -> Iterator[None]:
     check_surroundings(config)
     from raylaunch.cluster import enter
 
-    session = enter(config.placement.address, cpus, config.placement.namespace)
-    try:
-        yield
-    finally:
-        with signals_held():
-            session.close()
+    with interruptible():
+        session = enter(config.placement.address, cpus, config.placement.namespace)
+        try:
+            yield
+        finally:
+            with signals_held():
+                session.close()
 
 
 def run_program(config: LaunchConfig, program: str) -> Launched:

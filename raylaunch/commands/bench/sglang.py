@@ -16,7 +16,7 @@ import typer
 
 from raylaunch.commands.bench.figures import JsonFile, machine_line, numbers_of, write_figures
 from raylaunch.commands.options import Settings, load_config, require_writable
-from raylaunch.commands.outcome import reported
+from raylaunch.commands.outcome import interruptible, reported
 from raylaunch.commands.printed import deliver
 from raylaunch.commands.progress import stderr_console
 from raylaunch.errors import ConfigError
@@ -65,7 +65,7 @@ def bench_sglang(
         work = Work(tuple(lengths), repeat, concurrent, new_tokens, shape.vocab_size)
         machine = describe_machine()
         figures: dict[str, list[Served]] = {}
-        with tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder:
+        with interruptible(), tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder:
             servers = commands(chosen, Path(folder))
             with segments_removed():
                 if warm:

@@ -1,0 +1,43 @@
+"""The command line: its commands, each in a file of :mod:`raylaunch.commands`. Loads neither Ray nor torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from raylaunch import __version__
+from raylaunch.commands import bench, doctor, evaluate, generate, serve
+
+app = typer.Typer(
+    name="raylaunch",
+    help="Starts tensor-parallel language models on Ray: every rank in the same phase, every failure with a name.",
+    epilog="Exit codes: 0 done, 1 the launch failed or a result could not be written, 2 wrong configuration or "
+    "usage, 3 a request failed, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"raylaunch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of ``raylaunch`` itself."""
+
+
+app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
+app.command("eval")(evaluate.evaluate)
+app.command("doctor")(doctor.doctor)
+app.add_typer(bench.app, name="bench")

@@ -1,0 +1,160 @@
+"""Models named on the Hub: from a name to a folder of this node's cache, with one short question to the network.
+
+Whoever needs a model's files asks here and then reads the folder. Given a name, each library would ask the Hub again,
+for every file, and try a network that is not there for minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from raylaunch.background import Background
+
+ASK_S = 5.0
+ASK_AGAIN_S = 60.0
+SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
+WEIGHTS = "*.safetensors"
+INDEX = "model.safetensors.index.json"
+COMMIT = re.compile("[0-9a-f]{40}")
+
+log = logging.getLogger(__name__)
+
+
+class HubError(Exception):
+    """A model that can be had neither from the Hub nor from the cache; says why in one line."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the Hub said of a revision.
+
+    Attributes:
+        commit: what the revision is now; None if it did not say.
+        problem: why it did not.
+    """
+
+    commit: str | None
+    problem: str = ""
+
+
+_SILENT: dict[tuple[str, str, str], tuple[float, Answer]] = {}
+
+
+def ask(path: str, revision: str | None) -> Answer:
+    """What ``revision`` is now: the Hub is asked once, for at most :data:`ASK_S`. This process does not ask one that
+    has not answered again within :data:`ASK_AGAIN_S`.
+
+    Raises:
+        ValueError: ``path`` is no name on the Hub.
+    """
+    from huggingface_hub import constants, hf_hub_url
+
+    hf_hub_url(path, "config.json")  # which looks at the name
+    revision = revision or constants.DEFAULT_REVISION
+    if COMMIT.fullmatch(revision) and cached(path, revision) is not None:
+        return Answer(revision)  # it can be nothing else
+    if constants.HF_HUB_OFFLINE:
+        return Answer(None, "HF_HUB_OFFLINE is set")
+    asked = (constants.ENDPOINT, path, revision)
+    said_at, said = _SILENT.get(asked, (0.0, None))
+    if said is None or time.monotonic() - said_at > ASK_AGAIN_S:
+        said = _ask(path, revision)
+        if said.commit is None:
+            _SILENT[asked] = time.monotonic(), said
+    return said
+
+
+def _ask(path: str, revision: str) -> Answer:
+    import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    url = hub.hf_hub_url(path, "config.json", revision=revision)
+    asking = Background(lambda: hub.get_hf_file_metadata(url, timeout=ASK_S))
+    try:
+        return Answer(asking.result(ASK_S).commit_hash or revision)
+    except TimeoutError:
+        return Answer(None, f"the Hub does not answer within {ASK_S:g} s")
+    except EntryNotFoundError:  # the repository of a tokenizer needs none
+        return Answer(revision)
+    except Exception as error:  # those of its HTTP client are of no class that it names
+        if "timeout" in type(error).__name__.lower():
+            return Answer(None, f"the Hub does not answer within {ASK_S:g} s")
+        return Answer(None, one_line(error))
+
+
+def snapshot(path: str, revision: str | None, patterns: Sequence[str], *, weights: bool = False) -> Path:
+    """The folder with a model's files, fetched into the cache as far as they are missing and the Hub answers.
+
+    Args:
+        patterns: files to fetch.
+        weights: whether the model's weights must be there.
+    Raises:
+        HubError: it cannot be had.
+        ValueError: ``path`` is no name on the Hub.
+    """
+    from huggingface_hub import snapshot_download
+
+    answer = ask(path, revision)
+    folder = (cached(path, answer.commit) if answer.commit else None) or cached(path, revision)
+    if answer.commit is not None:
+        try:
+            return Path(snapshot_download(path, revision=answer.commit, allow_patterns=list(patterns)))
+        except Exception as error:
+            if folder is None or (weights and missing_weights(folder)):
+                raise HubError(f"it cannot be fetched: {one_line(error)}") from error
+            answer = Answer(None, f"the Hub does not give all of it: {one_line(error)}")
+    if folder is None:
+        raise HubError(f"{answer.problem}, and the cache has nothing of it")
+    if weights and (file := missing_weights(folder)):
+        raise HubError(f"{answer.problem}, and the cached snapshot {folder.name[:7]} has no {file}")
+    if answer.problem and not answer.problem.startswith("HF_HUB_OFFLINE"):
+        log.warning("%s: the cached snapshot %s of %s is used", answer.problem, folder.name[:7], path)
+    return folder
+
+
+def cached(path: str, revision: str | None) -> Path | None:
+    """The folder of this node's cache with the revision, whole or not; None if there is none."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    model = Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=path, repo_type="model")
+    revision = revision or constants.DEFAULT_REVISION
+    reference = model / "refs" / revision
+    try:
+        commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    except OSError:
+        return None
+    folder = model / "snapshots" / commit
+    return folder if folder.is_dir() else None
+
+
+def missing_weights(folder: Path) -> str:
+    """A file of weights that the folder should have and has not; "" if there is none. A dead link is no file."""
+    index = folder / INDEX
+    if not index.is_file():
+        return "" if any(file.is_file() for file in folder.glob(WEIGHTS)) else WEIGHTS
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"readable {INDEX}"
+    return next((name for name in names if not (folder / name).is_file()), "")
+
+
+def go_offline() -> None:
+    """From here on no library of this process asks the Hub, nor of one that it starts: as with HF_HUB_OFFLINE=1."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+
+
+def one_line(error: BaseException) -> str:
+    """An error's first line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

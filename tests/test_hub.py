@@ -1,0 +1,194 @@
+"""Models on the Hub where it answers, refuses, hangs or is not there: at most one short question, and one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from raylaunch import ConfigError, hub
+from raylaunch.config import LaunchConfig
+from raylaunch.model_check import read_model_config
+from tests.reference import hub as fake
+
+MODEL, COMMIT = fake.MODEL, fake.COMMIT
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_SILENT", {})
+    monkeypatch.setattr(hub, "ASK_S", 1.0)
+    return tmp_path
+
+
+def at(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def fill(cache: Path, *names: str, index: dict[str, str] | None = None) -> Path:
+    """A cached snapshot with these files."""
+    model = cache / f"models--{MODEL.replace('/', '--')}"
+    folder = model / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(COMMIT)
+    for name in names:
+        (folder / name).write_text("{}")
+    if index is not None:
+        (folder / hub.INDEX).write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+@contextmanager
+def hub_that_answers(status: int) -> Iterator[tuple[str, list[str]]]:
+    """A Hub that has one answer for everything: its address, and what it was asked."""
+    asked: list[str] = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def hub_that(behaves: str) -> Iterator[str]:
+    """The address of a Hub of this behaviour: a status, ``hangs``, ``refuses`` or ``unknown``."""
+    if behaves == "hangs":
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    elif behaves == "refuses":
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    elif behaves == "unknown":
+        yield "http://no.such.host.invalid"
+    else:
+        with hub_that_answers(int(behaves)) as (address, _):
+            yield address
+
+
+BEHAVIOURS = ("hangs", "refuses", "unknown", "500", "503", "429", "401", "403")
+
+
+@pytest.mark.parametrize("behaves", BEHAVIOURS)
+def test_a_whole_cached_model_is_used_at_once_with_a_line_that_says_why(behaves, cache, monkeypatch, caplog):
+    folder = fill(cache, "config.json", "model.safetensors")
+    began = time.monotonic()
+    with hub_that(behaves) as address, caplog.at_level(logging.WARNING, "raylaunch.hub"):
+        at(monkeypatch, address)
+        for _ in range(3):  # as the driver for its check, for its tokenizer, and a rank
+            assert hub.snapshot(MODEL, None, hub.SETTINGS, weights=True) == folder
+    assert time.monotonic() - began < 10
+    assert f"the cached snapshot {COMMIT[:7]} of {MODEL} is used" in caplog.text
+    if behaves == "hangs":
+        assert "the Hub does not answer within 1 s" in caplog.text
+
+
+@pytest.mark.parametrize("behaves", BEHAVIOURS)
+def test_a_model_that_is_not_cached_is_refused_at_once_in_one_line(behaves, monkeypatch):
+    began = time.monotonic()
+    with hub_that(behaves) as address:
+        at(monkeypatch, address)
+        with pytest.raises(ConfigError, match=r"no such folder here, and the Hub does not give it: ") as refused:
+            read_model_config(LaunchConfig.default([f"model.path={MODEL}"]))
+    assert time.monotonic() - began < 10
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_hub_that_refuses_is_asked_once(monkeypatch, cache):
+    fill(cache, "config.json", "model.safetensors")
+    with hub_that_answers(429) as (address, asked):
+        at(monkeypatch, address)
+        for _ in range(3):
+            hub.snapshot(MODEL, None, hub.SETTINGS, weights=True)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "index", "missing"),
+    [
+        (("model.safetensors",), None, ""),
+        ((), None, "*.safetensors"),
+        (("a.safetensors", "b.safetensors"), {"x": "a.safetensors", "y": "b.safetensors"}, ""),
+        (("a.safetensors",), {"x": "a.safetensors", "y": "b.safetensors"}, "b.safetensors"),
+        (("a.safetensors", hub.INDEX), None, f"readable {hub.INDEX}"),
+    ],
+)
+def test_what_is_missing_of_the_weights(cache, names, index, missing):
+    assert hub.missing_weights(fill(cache, "config.json", *names, index=index)) == missing
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_model_that_is_cached_in_part_is_refused_with_the_file_that_it_lacks(offline, cache, monkeypatch):
+    fill(cache, "config.json", "a.safetensors", index={"x": "a.safetensors", "y": "b.safetensors"})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with hub_that("refuses") as address:
+        at(monkeypatch, address)
+        with pytest.raises(ConfigError, match=rf"cached snapshot {COMMIT[:7]} has no b\.safetensors"):
+            read_model_config(LaunchConfig.default([f"model.path={MODEL}"]))
+
+
+def test_a_commit_that_is_cached_is_nobodys_question(cache, monkeypatch):
+    folder = fill(cache, "config.json", "model.safetensors")
+    with hub_that_answers(500) as (address, asked):
+        at(monkeypatch, address)
+        assert hub.ask(MODEL, COMMIT) == hub.Answer(COMMIT)
+        assert hub.cached(MODEL, COMMIT) == hub.cached(MODEL, "main") == folder
+    assert asked == []
+
+
+def test_offline_asks_nobody(cache, monkeypatch):
+    folder = fill(cache, "config.json", "model.safetensors")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with hub_that_answers(500) as (address, asked):
+        at(monkeypatch, address)
+        assert hub.snapshot(MODEL, None, hub.SETTINGS, weights=True) == folder
+    assert asked == []
+
+
+def test_a_hub_that_answers_is_followed_where_the_branch_has_moved(cache, monkeypatch):
+    old = fill(cache, "config.json", "model.safetensors")
+    monkeypatch.setattr(fake, "COMMIT", "1" * 40)
+    with fake.hub() as address:
+        at(monkeypatch, address)
+        new = hub.snapshot(MODEL, None, (*hub.SETTINGS, hub.WEIGHTS), weights=True)
+    assert (old.name, new.name) == (COMMIT, "1" * 40)
+    assert (new / "model.safetensors").is_file()
+
+
+def test_an_older_snapshot_is_used_where_the_new_one_cannot_be_fetched(cache, monkeypatch, caplog):
+    old = fill(cache, "config.json", "model.safetensors")
+    monkeypatch.setattr(fake, "COMMIT", "1" * 40)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError(30, "ro")))
+    with fake.hub() as address, caplog.at_level(logging.WARNING, "raylaunch.hub"):
+        at(monkeypatch, address)
+        assert hub.snapshot(MODEL, None, (*hub.SETTINGS, hub.WEIGHTS), weights=True) == old
+    assert "the Hub does not give all of it: [Errno 30] ro: the cached snapshot 0000000" in caplog.text
