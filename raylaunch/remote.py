@@ -23,4 +23,5 @@ for name in ("whoami", "health", "stop", "stacks", "finish"):
     setattr(Rank, name, ray.method(concurrency_group="control")(getattr(rank.Rank, name)))
 Rank.advance = ray.method(concurrency_group="gate")(rank.Rank.advance)  # type: ignore[method-assign]
 RankActor = ray.remote(**NEVER_AGAIN, concurrency_groups={"control": 2, "gate": 1})(Rank)
-NodeAgentActor = ray.remote(**NEVER_AGAIN, max_concurrency=4)(NodeAgent)
+# One call of five waits for news as long as the group lives.
+NodeAgentActor = ray.remote(**NEVER_AGAIN, max_concurrency=5)(NodeAgent)
