@@ -7,11 +7,15 @@ class before anything else of ours, so the classes that Ray is given live here.
 from __future__ import annotations
 
 import ray
-from raylaunch_actors import node_agent, rank
+from raylaunch_actors import endings, node_agent, rank
 
 
 class Rank(rank.Rank):
     """A rank; one thread runs ``boot`` for life, the others answer meanwhile."""
+
+    def __init__(self, spec: rank.RankSpec) -> None:
+        endings.settle()  # Ray makes actors on the main thread
+        super().__init__(spec)
 
 
 class NodeAgent(node_agent.NodeAgent):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from signal import Signals
 
 from raylaunch import Engine, LaunchError, RaylaunchError
+from raylaunch.driver import StepListener
+from raylaunch.protocol import Phase, Step
 
 WORDS = {
     Signals.SIGKILL: "died: killed by SIGKILL",
@@ -58,14 +61,67 @@ def strike(engine: Engine, ranks: Sequence[int], number: Signals, patience_s: fl
     return loss
 
 
-def assert_named(loss: Loss, rank: int, number: Signals, health_s: float = 10.0) -> None:
-    """The right rank in the right words, in time, and no other at first."""
+def assert_named(loss: Loss, rank: int, number: Signals, struck: Sequence[int], health_s: float) -> None:
+    """The right rank in the right words, in time, and no other but those that were struck as well."""
     code = "F08" if number is Signals.SIGSTOP else "F07"
     assert (loss.error.rank, loss.error.code, loss.error.phase) == (rank, code, "SERVE"), loss.error
     assert f"rank {rank} " in loss.error.headline(), loss.error
     assert WORDS[number] in loss.error.headline(), loss.error
     assert loss.unready_s < (health_s if number is Signals.SIGSTOP else 0.3)
-    assert "rank" not in loss.first.replace(f"rank {rank} ", "").replace("a rank of the group", ""), loss.first
+    for text in (loss.first, loss.error.headline()):
+        assert {int(one) for one in re.findall(r"\brank (\d+)", text)} <= set(struck), text
+    if len(struck) > 1:
+        assert all(f"rank {one}" in loss.error.headline() for one in struck), loss.error
+
+
+def strike_each(engine: Engine, plan: Iterable[tuple[Signals, Sequence[int]]], again_s: float, health_s: float) -> None:
+    """Sends one signal after the other to a group that is rebuilt each time, and judges what is said of it.
+
+    Args:
+        plan: signals, and the ranks that get it at the same time.
+        again_s: seconds that a rebuild may take.
+        health_s: the group's ``deadlines.health``.
+    """
+    for number, ranks in plan:
+        loss = strike(engine, ranks, number)
+        if loss.error.rank in ranks:  # of two that die at once, whichever the kernel ended first
+            assert_named(loss, loss.error.rank, number, ranks, health_s)
+        else:
+            raise AssertionError(f"rank {loss.error.rank} is blamed for {number.name} to {ranks}\n{loss.error}")
+        assert engine.wait_ready(again_s), engine.last_error
+        print(f"  serving again {time.time() - engine.failures[-1][0]:.1f} s after that", flush=True)
+
+
+def cut_off(make: Callable[[StepListener], Engine], number: Signals, rank: int, phases: Sequence[Phase]) -> None:
+    """Starts an engine whose launch is ended by a signal to a rank once in each phase, and tried again each time; what
+    was said of each attempt is judged. In the end it serves.
+
+    Args:
+        make: makes an engine with enough restarts, and a listener that is told before each step.
+    """
+    left, due, errors = list(phases), list(phases[:1]), dict[Phase, LaunchError]()
+
+    def listener(step: Step, index: int, steps: int) -> None:
+        if index == 0 and left and not due:  # the next attempt
+            errors[left.pop(0)] = known()
+            due.extend(left[:1])
+        if due and step.phase is due[0]:
+            due.clear()
+            os.kill(engine.report.places[rank].pid, number)
+
+    def known() -> LaunchError:
+        error = engine.last_error
+        assert error is not None
+        print(f"{number.name} to rank {rank}: {error.headline()}", flush=True)
+        return error
+
+    engine = make(listener)
+    with engine:
+        assert engine.generate("12+30=", max_new_tokens=8).text == "42"
+    assert list(errors) == list(phases)
+    for phase, error in errors.items():
+        assert (error.rank, error.code, error.phase) == (rank, "F06", phase.name), error
+        assert WORDS[number] in error.headline(), error
 
 
 @contextlib.contextmanager

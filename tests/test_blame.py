@@ -187,6 +187,7 @@ def test_every_signal_is_named(number: signal.Signals, dumped: int) -> None:
         (RAY_EOF, "", 0, 255 << 8, "exited with code 255"),
         (RAY_EOF, "", 0, 40, "killed by signal 40"),
         (RAY_GROUP_REMOVED, "", 0, TERM, "ended by Ray: Destroying worker since its placement group was removed"),
+        ("exit code 1. The process receives a SIGTERM.", "", 0, None, "was asked to end by SIGTERM"),
         ("The actor is dead because it was killed by `ray.kill`.", "", 0, 1 << 8, "ended by ray.kill"),
         ("Task was killed due to the node running low on memory.", "", 0, KILL,
          "killed by Ray: the node ran low on memory"),

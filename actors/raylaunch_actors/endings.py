@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import signal
-import threading
 
 
 def settle() -> None:
-    """Takes back what Ray's worker does on a signal. Only the main thread may; elsewhere nothing is changed.
+    """Takes back what Ray's worker does on a signal; only its main thread may.
 
     Its handler of SIGTERM ends the threads that answer for the rank, and leaves the rank's own thread serving for ten
     seconds more. Ray itself sends SIGTERM only to workers that it wants to end. A Ctrl-C goes to every process of a
     terminal and is the driver's to answer: Ray holds it back from most of its workers, here it is from all.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -19,7 +19,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Arrival, Failure, LaunchPlan, Release
 from raylaunch.sglang.sockets import SglangSockets
-from raylaunch_actors import endings, priority
+from raylaunch_actors import priority
 from raylaunch_actors.gate import RankGate, RankState
 from raylaunch_actors.progress import modules_loaded, reported
 
@@ -99,7 +99,6 @@ class Rank:
         self.spec = spec
         self.gate = RankGate(spec.rank, spec.plan)
         self._boot_thread: int | None = None
-        endings.settle()
         faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=False)
 
     def __repr__(self) -> str:
