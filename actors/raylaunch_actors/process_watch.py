@@ -55,9 +55,11 @@ class Followed:
                 pass
         try:
             self._stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
-        except FileNotFoundError as error:
+        except OSError as error:
             self.close()
-            raise ProcessLookupError(pid) from error
+            if isinstance(error, FileNotFoundError):
+                raise ProcessLookupError(pid) from error
+            raise
 
     def look(self, now: float) -> None:
         """Takes note of what the kernel says. What has ended stays so; what was stopped may go on."""
@@ -124,6 +126,8 @@ class ProcessWatch:
                     self._followed[pid] = Followed(pid)
                 except ProcessLookupError:
                     self._lost[pid] = Sighting(True, None, time.time())
+                except PermissionError:  # /proc shows it to its own user alone, who is another
+                    continue
             if self._thread is None:
                 self._thread = threading.Thread(target=self._watch, name="process-watch", daemon=True)
                 self._thread.start()
