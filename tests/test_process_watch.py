@@ -139,6 +139,18 @@ def test_one_that_is_marked_before_it_says_why(sleeper: subprocess.Popen[bytes])
     followed.close()
 
 
+def test_a_process_that_ended_well_and_is_not_waited_for_costs_nothing() -> None:
+    process = subprocess.Popen(["sleep", "0.1"])
+    watch = ProcessWatch()
+    watch.follow([process.pid])
+    assert news_of(watch, process).status == 0
+    before = time.process_time()
+    time.sleep(0.4)
+    assert time.process_time() - before < 0.2  # a loop without a pause would take all of it, on a processor of its own
+    process.wait()
+    assert watch.seen()[process.pid].status == 0
+
+
 def test_no_descriptor_is_left_open(sleeper: subprocess.Popen[bytes]) -> None:
     before = len(os.listdir("/proc/self/fd"))
     watch = ProcessWatch()

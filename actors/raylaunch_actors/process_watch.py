@@ -159,7 +159,7 @@ class ProcessWatch:
                     self._changed.notify_all()
                 poll = select.poll()
                 for one in self._followed.values():
-                    if one.pidfd >= 0:
+                    if one.pidfd >= 0 and not (one.seen is not None and one.seen.ended):
                         poll.register(one.pidfd, select.POLLIN)
             poll.poll(LOOK_S * 1000)  # ends sooner when a process does
 
