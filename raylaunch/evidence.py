@@ -126,11 +126,11 @@ def own_frames(stack: str, innermost: int = 2) -> str:
 def _take_in_ended(group: RankGroup, outcome: StepOutcome) -> bool:
     """Adds ranks that have ended since the step stopped waiting: a crowded machine brings their news late."""
     late = group.ended(0)
+    known = {*outcome.arrivals, *outcome.failures, *outcome.deaths, *outcome.seen}
     outcome.seen |= late.seen
-    known = {*outcome.arrivals, *outcome.failures, *outcome.deaths}
     outcome.deaths.update({rank: text for rank, text in late.deaths.items() if rank not in outcome.deaths})
     outcome.failures.update({rank: one for rank, one in late.failures.items() if rank not in outcome.failures})
-    return bool({*late.deaths, *late.failures} - known)
+    return bool({*late.deaths, *late.failures, *late.seen} - known)
 
 
 def _observe_all(group: RankGroup, outcome: StepOutcome) -> tuple[list[Observation], dict[int, str], dict[int, str]]:
@@ -144,6 +144,8 @@ def _observe_all(group: RankGroup, outcome: StepOutcome) -> tuple[list[Observati
         states |= group.states(late, LATE_PROBE_S)
     stacks: dict[int, str] = group.ask("stacks", list(states), PROBE_S)
     silent = [rank for rank in pending if rank not in states]
+    if silent:  # one that crashes writes down its stacks before it ends
+        outcome.seen |= group.sightings()
     lost = group.find_lost_nodes([*outcome.deaths, *silent])
     tails: dict[int, str] = {}
     observations = []
