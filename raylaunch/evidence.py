@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from raylaunch.diagnosis import (
-    NODE_LOST,
-    Fate,
-    Observation,
-    cause_of_death,
-    ended_by_watchdog,
-    fault_code,
-    inside_collective,
-    may_help_to_retry,
-    root_cause,
-)
+from raylaunch.diagnosis import Fate, Observation, Seen, fault_code, may_help_to_retry, observe, root_cause, sentence
 from raylaunch.errors import LaunchError, RankEvidence
 from raylaunch.group import RankGroup, StepOutcome
 from raylaunch.protocol import Phase, Step, Violation
-
-if TYPE_CHECKING:
-    from raylaunch_actors.gate import RankState
 
 OWN_CODE = re.compile(r"[/\\\\](raylaunch_actors|raylaunch)[/\\\\]")
 PROBE_S = 1.0
 LATE_PROBE_S = 2.0  # more for ranks that did not answer at once: there may be fewer cores than ranks
 VICTIM_PROBE_S = 2.0
+LAST_WORDS_S = 1.0
+LOOK_S = 0.02
+RAYS_OWN = (None, 1 << 8, int(signal.SIGKILL), int(signal.SIGTERM))  # how processes end that Ray ends
 LOG_LINES = 400  # a process that aborts writes its threads' stacks after the reason
 SHOWN_LINES = 20
 
@@ -50,7 +41,7 @@ def explain_failure(
         if _take_in_ended(group, outcome):
             observations, stacks, tails = _observe_all(group, outcome)
     cause = root_cause(observations)
-    error = LaunchError(_summary(cause, waited_s), retryable=may_help_to_retry(cause))
+    error = LaunchError(sentence(observations, cause, waited_s), retryable=may_help_to_retry(cause))
     error.phase = phase.name
     where = (cause.step if cause and cause.step else None) or step
     if where is not None and where.phase is phase:
@@ -135,95 +126,77 @@ def own_frames(stack: str, innermost: int = 2) -> str:
 def _take_in_ended(group: RankGroup, outcome: StepOutcome) -> bool:
     """Adds ranks that have ended since the step stopped waiting: a crowded machine brings their news late."""
     late = group.ended(0)
-    known = {*outcome.arrivals, *outcome.failures, *outcome.deaths}
+    known = {*outcome.arrivals, *outcome.failures, *outcome.deaths, *outcome.seen}
+    outcome.seen |= late.seen
     outcome.deaths.update({rank: text for rank, text in late.deaths.items() if rank not in outcome.deaths})
     outcome.failures.update({rank: one for rank, one in late.failures.items() if rank not in outcome.failures})
-    return bool({*late.deaths, *late.failures} - known)
+    return bool({*late.deaths, *late.failures, *late.seen} - known)
 
 
 def _observe_all(group: RankGroup, outcome: StepOutcome) -> tuple[list[Observation], dict[int, str], dict[int, str]]:
     """What became of every rank; stacks and last log lines by rank. All ranks are asked at the same time."""
     ranks = [member.rank for member in group.members]
-    pending = [rank for rank in ranks if rank not in {*outcome.arrivals, *outcome.failures, *outcome.deaths}]
+    _await_last_words(group, outcome)
+    ended = {rank for rank, one in outcome.seen.items() if one.ended}
+    pending = [rank for rank in ranks if rank not in {*outcome.arrivals, *outcome.failures, *outcome.deaths, *ended}]
     states = group.states(pending, PROBE_S)
-    if late := [rank for rank in pending if rank not in states]:
+    if late := [rank for rank in pending if rank not in {*states, *outcome.seen}]:
         states |= group.states(late, LATE_PROBE_S)
     stacks: dict[int, str] = group.ask("stacks", list(states), PROBE_S)
     silent = [rank for rank in pending if rank not in states]
+    if silent:  # one that crashes writes down its stacks before it ends
+        outcome.seen |= group.sightings()
     lost = group.find_lost_nodes([*outcome.deaths, *silent])
     tails: dict[int, str] = {}
     observations = []
     for rank in ranks:
-        if rank in lost:
-            observations.append(Observation(rank, Fate.DIED, "its node does not answer", code=NODE_LOST))
-        elif rank in states:
-            observations.append(_observe_answering(rank, states[rank], stacks.get(rank, "")))
-        elif rank in silent:
-            observations.append(_observe_silent(group, rank, stacks, tails))
-        else:
-            observations.append(_observe_reported(group, rank, outcome, tails))
+        seen = Seen(
+            rank,
+            node_lost=rank in lost,
+            process=outcome.seen.get(rank),
+            death=outcome.deaths.get(rank),
+            failure=outcome.failures.get(rank),
+            arrival=outcome.arrivals.get(rank),
+            state=states.get(rank),
+            stack=stacks.get(rank, ""),
+        )
+        if rank not in lost:
+            seen = _with_what_its_agent_says(group, seen, stacks, tails)
+        observations.append(observe(seen))
     return observations, stacks, tails
 
 
-def _observe_reported(group: RankGroup, rank: int, outcome: StepOutcome, tails: dict[int, str]) -> Observation:
-    """A rank that has arrived, failed or died."""
-    if rank in outcome.deaths:
-        unread = "<its log cannot be read>"
-        log = group.ask_agent(rank, "log_tail", _log_files(group, rank), LOG_LINES, default=unread)
+def _await_last_words(group: RankGroup, outcome: StepOutcome) -> None:
+    """Gives Ray a moment to say of dying ranks whether it has ended them itself, and why."""
+    outcome.seen |= group.sightings()
+    end = time.monotonic() + LAST_WORDS_S
+    while time.monotonic() < end:
+        unsaid = [rank for rank, one in outcome.seen.items() if one.ended and rank not in outcome.deaths]
+        if all(outcome.seen[rank].status not in RAYS_OWN for rank in unsaid):
+            return
+        time.sleep(LOOK_S)
+        _take_in_ended(group, outcome)
+
+
+def _with_what_its_agent_says(group: RankGroup, seen: Seen, stacks: dict[int, str], tails: dict[int, str]) -> Seen:
+    """Adds what the agent of its node knows of a rank that has ended or says nothing."""
+    rank, process, files = seen.rank, group.members[seen.rank].process, _log_files(group, seen.rank)
+    if seen.death is not None or (seen.process is not None and seen.process.ended):
+        log = group.ask_agent(rank, "log_tail", files, LOG_LINES, default="<its log cannot be read>")
         tails[rank] = "\n".join(log.splitlines()[-SHOWN_LINES:])
-        if ended_by_watchdog(log):
-            return Observation(rank, Fate.VICTIM, "NCCL's watchdog ended it: a peer did not come to a collective")
-        kills = group.ask_agent(rank, "out_of_memory_kills", default=0)
-        return Observation(rank, Fate.DIED, cause_of_death(outcome.deaths[rank], log, kills))
-    if rank in outcome.failures:
-        failure = outcome.failures[rank]
-        fate = Fate.VICTIM if failure.victim else Fate.FAILED
-        first = next(iter(failure.message.strip().splitlines()), "")
-        return Observation(rank, fate, f"{failure.error}: {first}", failure.when, failure.step, failure.code)
-    arrival = outcome.arrivals[rank]
-    return Observation(rank, Fate.ARRIVED, f"arrived at {arrival.step}", arrival.arrived, arrival.step)
-
-
-def _observe_answering(rank: int, state: RankState, stack: str) -> Observation:
-    """A rank that has not come and says what it is doing."""
-    if inside_collective(stack):
-        detail = f"waits for its peers in a collective ({state.activity})"
-        return Observation(rank, Fate.WAITING, detail, step=state.step, gates=state.gates)
-    return Observation(rank, Fate.HUNG, f"still busy: {state.activity}", step=state.step, gates=state.gates)
-
-
-def _observe_silent(group: RankGroup, rank: int, stacks: dict[int, str], tails: dict[int, str]) -> Observation:
-    """A rank that has not come and says nothing, on a node that is there."""
-    process, files = group.members[rank].process, _log_files(group, rank)
+        return replace(seen, log=log, oom_kills=group.ask_agent(rank, "out_of_memory_kills", default=0))
+    if seen.process is not None or seen.failure is not None or seen.arrival is not None or seen.state is not None:
+        return seen
     if process is None:
-        return Observation(rank, Fate.SILENT, "its process has not started")
-    pid = process.pid
-    states = group.ask_agent(rank, "process_states", [pid])
-    if states is None:
-        return Observation(rank, Fate.SILENT, "does not answer, and neither does the agent of its node")
+        return replace(seen, started=False)
+    states = group.ask_agent(rank, "process_states", [process.pid])
     if not states:
         tails[rank] = group.ask_agent(rank, "log_tail", files, default="")
-        return Observation(rank, Fate.DIED, "its process is gone")
-    if states[pid] in "Tt":
-        return Observation(rank, Fate.SILENT, "its process is stopped (SIGSTOP or a debugger)")
-    stacks[rank] = group.ask_agent(rank, "native_stacks", pid, files, default="")
-    return Observation(rank, Fate.SILENT, "does not answer: native code holds the interpreter")
+        return replace(seen, letter=None if states is None else "")
+    stacks[rank] = group.ask_agent(rank, "native_stacks", process.pid, files, default="")
+    return replace(seen, letter=states[process.pid])
 
 
 def _log_files(group: RankGroup, rank: int) -> tuple[str, ...]:
     process = group.members[rank].process
     return process.log_files if process else ()
-
-
-def _summary(cause: Observation | None, waited_s: float) -> str:
-    if cause is None:
-        return "the launch failed and every rank says that it is fine"
-    name = f"rank {cause.rank}"
-    if cause.fate in (Fate.HUNG, Fate.WAITING, Fate.SILENT):
-        waited = f" for {waited_s:.0f} s" if waited_s else ""
-        return f"{name} made no progress{waited}: {cause.detail}"
-    if cause.fate is Fate.DIED:
-        return f"{name} died: {cause.detail}"
-    if cause.fate is Fate.VICTIM:
-        return f"{name} lost its peers and no rank says why: {cause.detail}"
-    return f"{name} failed: {cause.detail}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from raylaunch.background import Background
 from raylaunch.cluster import RaySession
-from raylaunch.diagnosis import NODE_PATTERN
+from raylaunch.diagnosis import LEFT, NODE_PATTERN
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.knock import Knock
 from raylaunch.placement import STOP_LOOK_S, Placement, gpus_seen, other_raylets, release
@@ -23,11 +23,14 @@ from raylaunch.teardown import Teardown, prove_ended
 
 if TYPE_CHECKING:
     from raylaunch_actors.gate import RankState
+    from raylaunch_actors.process_watch import Sighting
     from raylaunch_actors.rank import RankProcess, RankSpec
 
 SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
 GRACE_S = 0.3
 NODE_PROBE_S = 3.0
+SIGHTINGS_S = 1.0
+STOPPED_SHARE = 0.8  # of deadlines.health, for which a process may be stopped, as by a debugger, and still go on
 CLOSE_MARGIN_S = 8.0  # on top of the proof's deadline: a placement group is waited for, too
 CLOSE_LOOK_S = 0.1
 HEADLESS_S = 3.0  # in which agents of a cluster that goes on without its head can kill ranks
@@ -51,13 +54,14 @@ class Member:
 
 @dataclass
 class StepOutcome:
-    """What a step brought: every rank is in exactly one of the four.
+    """What a step brought: every rank is in exactly one of the first four.
 
     Attributes:
         arrivals: ranks that stand at a gate.
         failures: ranks that reported an error.
         deaths: ranks whose actor is gone, with Ray's message.
         pending: ranks that said nothing by the deadline, or by the end of the grace after the first failure.
+        seen: ranks whose processes were seen to die, or to be stopped, whatever the ranks themselves say.
         waited_s: seconds without a sign of life or of work after which the pending ranks were given up, where that is
             known.
     """
@@ -66,11 +70,12 @@ class StepOutcome:
     failures: dict[int, Failure] = field(default_factory=dict)
     deaths: dict[int, str] = field(default_factory=dict)
     pending: tuple[int, ...] = ()
+    seen: dict[int, Sighting] = field(default_factory=dict)
     waited_s: float = 0.0
 
     @property
     def complete(self) -> bool:
-        return not (self.failures or self.deaths or self.pending)
+        return not (self.failures or self.deaths or self.pending or self.seen)
 
 
 @dataclass
@@ -79,6 +84,7 @@ class RankGroup:
 
     Attributes:
         agents: one per node, by node id.
+        news: what each agent will say once a process of its node dies, or was stopped for long; by the call, its node.
         lost_nodes: ids of nodes that were found to answer no more; they are not asked again.
         raylets: host and port of each other node's raylet, by node id; the driver's own node cannot be lost to it.
         session: that the group runs in.
@@ -87,6 +93,7 @@ class RankGroup:
     placement: Placement
     members: list[Member] = field(default_factory=list)
     agents: dict[str, Any] = field(default_factory=dict)
+    news: dict[Any, str] = field(default_factory=dict)
     lost_nodes: set[str] = field(default_factory=set)
     raylets: dict[str, tuple[str, int]] = field(default_factory=dict)
     session: RaySession = field(default_factory=RaySession)
@@ -126,6 +133,8 @@ class RankGroup:
             seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
             for member in self.members:
                 member.boot = member.actor.boot.remote(seen[member.rank])
+            patience = STOPPED_SHARE * specs[0].config.deadlines.health
+            self.news = {agent.news.remote(patience): node for node, agent in self.agents.items()}
         return outcome
 
     def _await_processes(self, deadline_s: float, stopped: Callable[[], bool]) -> StepOutcome:
@@ -154,6 +163,8 @@ class RankGroup:
                 else:
                     if member:
                         member.process = answer
+                        if answer.node_id in self.agents:
+                            self.agents[answer.node_id].follow.remote([answer.pid])
         if outcome.deaths:
             outcome.pending = tuple(member.rank for member in self.members if not member.ended)
             return outcome
@@ -206,25 +217,49 @@ class RankGroup:
     # ---- watching
 
     def ended(self, timeout_s: float) -> StepOutcome:
-        """Waits up to ``timeout_s`` for a rank to end; the outcome has a failure or a death for each that did."""
+        """Waits up to ``timeout_s`` for a rank to end, to be seen dying, or to have been stopped for long; the outcome
+        has a failure, a death or a sighting for each that did."""
         boots = {member.boot: member.rank for member in self.members if member.boot is not None}
-        done, _ = ray.wait(list(boots), num_returns=1, timeout=timeout_s) if boots else ([], [])
+        news = dict(self.news)
+        calls = [*boots, *news]
+        done, _ = ray.wait(calls, num_returns=1, timeout=timeout_s) if boots else ([], [])
         if not self.session.current():  # which ends the wait, too, and the next call of Ray would start a new one
             raise ConnectionError(self.session.lost())
         if done:
-            more, _ = ray.wait(list(boots), num_returns=len(boots), timeout=0)
+            more, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
             done = more or done
         outcome = StepOutcome()
         for ref in done:
+            if ref in news:
+                self.news.pop(ref, None)
+                with contextlib.suppress(RayError):  # of an agent that is gone, whose ranks' own calls go on
+                    outcome.seen |= self._by_rank(news[ref], ray.get(ref))
+                continue
             try:
                 failure = ray.get(ref)
                 if failure is not None:
                     outcome.failures[boots[ref]] = failure
                 else:
-                    outcome.deaths[boots[ref]] = "left its serve loop"
+                    outcome.deaths[boots[ref]] = LEFT
             except RayError as error:
                 outcome.deaths[boots[ref]] = str(error)
+        stopped = [time.time() - one.when for one in outcome.seen.values() if not one.ended]
+        outcome.waited_s = max(stopped, default=0.0)
         return outcome
+
+    def sightings(self) -> dict[int, Sighting]:
+        """The ranks whose processes are dying, gone or stopped now, as the agents of their nodes see them."""
+        calls = {agent.seen.remote(): node for node, agent in self.agents.items() if node not in self.lost_nodes}
+        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=SIGHTINGS_S) if calls else ([], [])
+        found: dict[int, Sighting] = {}
+        for ref in done:
+            with contextlib.suppress(RayError):
+                found |= self._by_rank(calls[ref], ray.get(ref))
+        return found
+
+    def _by_rank(self, node: str, seen: dict[int, Sighting]) -> dict[int, Sighting]:
+        processes = [member.process for member in self.members if member.process]
+        return {one.rank: seen[one.pid] for one in processes if one.node_id == node and one.pid in seen}
 
     def states(self, ranks: Sequence[int], timeout_s: float) -> dict[int, RankState]:
         """Health of these ranks; those that do not answer in time are absent."""
@@ -232,8 +267,15 @@ class RankGroup:
 
     def ask(self, method: str, ranks: Sequence[int], timeout_s: float) -> dict[int, Any]:
         """Calls a control method on ranks; errors and late answers are left out."""
+        return self.answers(self.pose(method, ranks), timeout_s)
+
+    def pose(self, method: str, ranks: Sequence[int]) -> dict[Any, int]:
+        """Calls a control method on ranks and waits for nothing; the calls, each with its rank."""
         members = {member.rank: member for member in self.members}  # none are left once the group is closed
-        calls = {getattr(members[rank].actor, method).remote(): rank for rank in ranks if rank in members}
+        return {getattr(members[rank].actor, method).remote(): rank for rank in ranks if rank in members}
+
+    def answers(self, calls: Mapping[Any, int], timeout_s: float) -> dict[int, Any]:
+        """What calls of :meth:`pose` have brought, by rank; errors and late answers are left out."""
         if not calls:
             return {}
         done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s)
@@ -308,7 +350,7 @@ class RankGroup:
                     break
             self.session.abandon(self._pids() if self.session.started else ())
         left, unseen = tuple(self._pids()), self._unseen()
-        count, self.members, self.agents = len(self.members), [], {}
+        count, self.members, self.agents, self.news = len(self.members), [], {}, {}
         return Teardown(count, left=left, unseen=unseen, seconds=time.monotonic() - began)
 
     def _close(self, deadline_s: float) -> Teardown:
@@ -326,7 +368,7 @@ class RankGroup:
                 removed = 1 if release(self.placement.group) else 0
             self.placement.owned = False
         done = Teardown(len(members), removed, forced, left, unseen, time.monotonic() - began)
-        self.members, self.agents = [], {}
+        self.members, self.agents, self.news = [], {}, {}
         return done
 
     def _pids(self) -> list[int]:

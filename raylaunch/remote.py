@@ -7,11 +7,15 @@ class before anything else of ours, so the classes that Ray is given live here.
 from __future__ import annotations
 
 import ray
-from raylaunch_actors import node_agent, rank
+from raylaunch_actors import endings, node_agent, rank
 
 
 class Rank(rank.Rank):
     """A rank; one thread runs ``boot`` for life, the others answer meanwhile."""
+
+    def __init__(self, spec: rank.RankSpec) -> None:
+        endings.settle()  # Ray makes actors on the main thread
+        super().__init__(spec)
 
 
 class NodeAgent(node_agent.NodeAgent):
@@ -23,4 +27,5 @@ for name in ("whoami", "health", "stop", "stacks", "finish"):
     setattr(Rank, name, ray.method(concurrency_group="control")(getattr(rank.Rank, name)))
 Rank.advance = ray.method(concurrency_group="gate")(rank.Rank.advance)  # type: ignore[method-assign]
 RankActor = ray.remote(**NEVER_AGAIN, concurrency_groups={"control": 2, "gate": 1})(Rank)
-NodeAgentActor = ray.remote(**NEVER_AGAIN, max_concurrency=4)(NodeAgent)
+# One call of five waits for news as long as the group lives.
+NodeAgentActor = ray.remote(**NEVER_AGAIN, max_concurrency=5)(NodeAgent)

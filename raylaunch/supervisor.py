@@ -15,7 +15,7 @@ from ray.util.placement_group import PlacementGroup
 from raylaunch.background import Background
 from raylaunch.cluster import RELEASE_PATIENCE_S, RaySession, enter
 from raylaunch.config import LaunchConfig
-from raylaunch.diagnosis import NODE_LOST
+from raylaunch.diagnosis import NODE_LOST, ended_by, ended_from_outside, stopped_by
 from raylaunch.driver import StepListener
 from raylaunch.errors import LaunchError, launch_error, shut_down
 from raylaunch.evidence import explain_failure
@@ -25,6 +25,7 @@ from raylaunch.launch import Launched, launch, span
 from raylaunch.node_loss import explain_lost_nodes, nodes_lost
 from raylaunch.placement import request_for
 from raylaunch.protocol import Phase
+from raylaunch.rank_watch import RankWatch
 from raylaunch.ray_deaths import drivers_node_lost
 from raylaunch.raylets import RayletWatch, raylets_of
 from raylaunch.report import LaunchReport, Span
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 WATCH_S = 0.1
 LOOK_EVERY_S = 0.5  # at the head, to which each look is a connection
-ASK_EVERY_S = 5.0
 ANSWER_S = 1.0  # for a rank to say how it is
 ANSWER_LOOK_S = 0.05
 STOP_S = 2.0
@@ -275,9 +275,11 @@ class Supervisor:
             self._give_up(launch_error(error, Phase.SERVE.name))
 
     def _watch_until_lost_for_good(self) -> None:
-        asked = time.monotonic()
+        watch: RankWatch | None = None
         while not self._stopping.is_set() and self._launched is not None:
             group = self._launched.group
+            if watch is None or watch.group is not group:
+                watch = RankWatch(group, [member.rank for member in group.members], self.config.deadlines.health)
             lost = self._raylets.lost()
             if why := self._session_lost(at_once=bool(lost)):
                 self._give_up(LaunchError(why, NODE_LOST, Phase.SERVE.name))
@@ -287,9 +289,8 @@ class Supervisor:
                 continue
             try:
                 outcome = group.ended(WATCH_S)
-                if outcome.complete and time.monotonic() - asked > ASK_EVERY_S:
-                    outcome = self._ask(outcome)
-                    asked = time.monotonic()
+                if outcome.complete:
+                    outcome = self._ask(watch, outcome)
             except (Exception, SystemExit) as error:  # the second where Ray is shut down meanwhile
                 why = self._gone() or f"the Ray session ended: {type(error).__name__}: {error}"
                 self._give_up(LaunchError(why, "F15", Phase.SERVE.name))
@@ -305,17 +306,16 @@ class Supervisor:
             if not (outcome.complete or self._raylets.lost()):
                 self._lost(outcome)
 
-    def _ask(self, outcome: StepOutcome) -> StepOutcome:
-        """Finds ranks that are alive and do not answer or do not work: stopped, cut off, or stuck."""
-        assert self._launched is not None
-        group = self._launched.group
-        ranks = [member.rank for member in group.members]
-        states = group.states(ranks, self.config.deadlines.health)
-        silent = set(ranks) - set(states)
-        if silent:
-            outcome.pending, outcome.waited_s = tuple(sorted(silent)), self.config.deadlines.health
-        elif self._stall.look(time.monotonic(), [states[rank].counters for rank in ranks]):
-            outcome.pending, outcome.waited_s = tuple(ranks), self._stall.lasts(time.monotonic())
+    def _ask(self, watch: RankWatch, outcome: StepOutcome) -> StepOutcome:
+        """Finds ranks that are alive and do not answer or do not work: cut off, or stuck."""
+        now = time.monotonic()
+        states = watch.look(now)
+        if states is None:
+            return outcome
+        if silent := set(watch.ranks) - set(states):
+            outcome.pending, outcome.waited_s = tuple(sorted(silent)), watch.patience_s
+        elif self._stall.look(now, [states[rank].counters for rank in watch.ranks]):
+            outcome.pending, outcome.waited_s = tuple(watch.ranks), self._stall.lasts(now)
         return outcome
 
     def _lost(self, outcome: StepOutcome, nodes: Collection[str] = ()) -> None:
@@ -412,8 +412,14 @@ class Supervisor:
 
 
 def loss(outcome: StepOutcome) -> str:
-    """Which ranks are gone and, where one has said itself why, its words: all that is known without asking further."""
-    gone = ", ".join(str(rank) for rank in sorted({*outcome.failures, *outcome.deaths, *outcome.pending}))
-    said = [failure for _, failure in sorted(outcome.failures.items()) if not failure.victim]
-    why = f": {said[0].error}: {said[0].message.splitlines()[0]}" if said else ""
-    return f"rank {gone} is lost{why}"
+    """What is known of a loss without asking further.
+
+    Whoever is lost is not to blame for that: no rank is named but one that was ended from outside, is stopped, or has
+    said itself what went wrong in it.
+    """
+    seen = sorted(outcome.seen.items())
+    died = [f"rank {rank} died: {ended_by(one.status or 0)}" for rank, one in seen if ended_from_outside(one)]
+    stopped = [f"rank {rank} does not run: {stopped_by(one.status)}" for rank, one in seen if not one.ended]
+    own = [failure for _, failure in sorted(outcome.failures.items()) if not failure.victim]
+    failed = [f"rank {one.rank} is lost: {one.error}: {next(iter(one.message.splitlines()), '')}" for one in own]
+    return "; ".join(died or stopped or failed) or "a rank of the group is lost"

@@ -53,6 +53,9 @@ class ScriptedGroup:
         except queue.Empty:
             return StepOutcome()
 
+    def pose(self, method: str, ranks: object) -> dict[Any, int]:
+        return {}
+
     def states(self, ranks: object, timeout_s: float) -> dict[int, Any]:
         return {}
 

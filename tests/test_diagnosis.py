@@ -16,7 +16,7 @@ from raylaunch.diagnosis import (
 )
 from raylaunch.protocol import Phase
 
-DIED, FAILED, SILENT, HUNG, VICTIM, WAITING, ARRIVED = Fate
+DIED, FAILED, STOPPED, SILENT, HUNG, VICTIM, WAITING, ARRIVED = Fate
 
 
 def seen(*fates):
@@ -36,6 +36,8 @@ def seen(*fates):
         ([WAITING, WAITING], 0),
         ([HUNG, SILENT], 1),
         ([SILENT, FAILED], 1),
+        ([SILENT, STOPPED], 1),
+        ([(STOPPED, 1.0), (FAILED, 9.0)], 1),
         ([FAILED, DIED], 1),
         ([VICTIM, WAITING, ARRIVED], 0),
         ([VICTIM, HUNG], 1),
@@ -56,7 +58,7 @@ def test_of_ranks_that_do_the_same_the_one_behind_is_to_blame(fate, gates, blame
     assert root_cause([Observation(rank, fate, gates=passed) for rank, passed in enumerate(gates)]).rank == blamed
 
 
-@pytest.mark.parametrize("culprit", [DIED, FAILED, SILENT, HUNG])
+@pytest.mark.parametrize("culprit", [DIED, FAILED, STOPPED, SILENT, HUNG])
 def test_a_healthy_rank_is_not_blamed_because_it_spoke_first(culprit):
     """When a node dies its peers' collectives break seconds before Ray says so."""
     cause = root_cause(seen((VICTIM, 10.0), (culprit, 13.0), (WAITING, 9.0), (ARRIVED, 8.0)))
@@ -74,6 +76,7 @@ def test_a_healthy_rank_is_not_blamed_because_it_spoke_first(culprit):
         (FAILED, Phase.SERVE, "F07"),
         (HUNG, Phase.WARMUP, "F08"),
         (SILENT, Phase.SERVE, "F08"),
+        (STOPPED, Phase.SERVE, "F08"),
         (WAITING, Phase.CAPTURE, "F08"),
     ],
 )
@@ -87,6 +90,7 @@ def test_fault_code(fate, phase, code):
     [
         (DIED, None, True),
         (HUNG, None, True),
+        (STOPPED, None, True),
         (VICTIM, None, True),
         (FAILED, None, False),
         (DIED, "F02", False),

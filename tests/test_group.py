@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayError, RayTaskError
+from raylaunch_actors.process_watch import Sighting
 
 from raylaunch import group as group_module
 from raylaunch.errors import LaunchError
@@ -162,3 +163,45 @@ def test_a_host_that_neither_answers_nor_refuses_is_told_after_the_wait() -> Non
             began = time.monotonic()
             assert not Knock(*address).answered(0.2)
             assert time.monotonic() - began >= 0.2
+
+
+DYING, STOPPED = Sighting(True, 9, 5.0), Sighting(False, 19, 5.0)
+
+
+def serving(news: Answers, *, boots: tuple[Answers, Answers] = (LATE, LATE)) -> RankGroup:
+    """Two ranks that serve, and what the agent of their node says of processes."""
+    group = group_of(LATE, LATE, agent=news)
+    for member, boot in zip(group.members, boots, strict=True):
+        member.process, member.boot = process(member.rank), boot
+    group.news = {news: "n"}
+    return group
+
+
+@pytest.mark.parametrize("seen", [DYING, STOPPED])
+def test_what_an_agent_sees_of_a_process_ends_the_wait_before_its_call_does(seen: Sighting) -> None:
+    group = serving(Answers({101: seen, 999: DYING}))  # the second is of no rank
+    outcome = group.ended(5.0)
+    assert (outcome.seen, outcome.deaths, outcome.failures, outcome.complete) == ({1: seen}, {}, {}, False)
+    assert (outcome.waited_s > 0) is not seen.ended
+    assert group.ended(0).complete, "news is told once"
+    assert group.sightings() == {1: seen}
+
+
+def test_a_death_and_what_was_seen_of_it_come_together() -> None:
+    outcome = serving(Answers({100: DYING}), boots=(Answers(DIED), LATE)).ended(5.0)
+    assert (list(outcome.seen), list(outcome.deaths)) == ([0], [0])
+
+
+def test_an_agent_that_is_gone_takes_nothing_with_it() -> None:
+    group = serving(Answers(DIED))
+    assert group.ended(0).complete
+    assert group.news == {}
+    assert group.sightings() == {}
+    group.members[1].boot = Answers(DIED)
+    assert list(group.ended(0).deaths) == [1]
+
+
+def test_a_lost_node_is_not_asked_what_its_processes_do() -> None:
+    group = serving(Answers({100: DYING}))
+    group.lost_nodes = {"n"}
+    assert group.sightings() == {}

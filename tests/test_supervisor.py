@@ -72,7 +72,7 @@ def test_a_lost_group_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     kept.keeper.start()
     lose(first)
     kept.wait_for(Condition.READY)
-    assert [error.headline() for error in kept.told] == ["LaunchError F07 [SERVE] rank 1 is lost"]
+    assert [error.headline() for error in kept.told] == ["LaunchError F07 [SERVE] a rank of the group is lost"]
     assert [str(error.summary) for _, error in kept.keeper.failures] == ["rank 1 died"]
     kept.keeper.stop()
     assert (first.closed, second.closed, kept.keeper.condition) == (1, 1, Condition.STOPPED)
@@ -232,7 +232,7 @@ def test_a_loss_that_cannot_be_explained_is_made_good_all_the_same(monkeypatch: 
     lose(first)
     kept.wait_for(Condition.READY)
     assert first.closed == 1
-    assert kept.keeper.failures[0][1].summary == "rank 1 is lost"
+    assert kept.keeper.failures[0][1].summary == "a rank of the group is lost"
     kept.keeper.stop()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import mmap
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from raylaunch_actors.rank import RankSpec
 
 FOREVER_S = 1_000_000
+MAPPED_BYTES, MAPPED_TIMES = 1 << 28, 16  # little memory, in very many page tables
 
 
 def provoke(spec: RankSpec, gate: RankGate) -> RankGate:
@@ -163,10 +165,24 @@ def _hidden_gpus() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus()[0]
 
 
+HELD: list[mmap.mmap] = []
+
+
+def _slow_to_die() -> None:
+    """The kernel needs half a second and more to undo this process, as it does where a GPU's memory is given back."""
+    descriptor = os.memfd_create("raylaunch-slow-to-die")
+    os.ftruncate(descriptor, MAPPED_BYTES)
+    HELD.extend(
+        mmap.mmap(descriptor, MAPPED_BYTES, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE) for _ in range(MAPPED_TIMES)
+    )
+    os.close(descriptor)
+
+
 SURROUNDINGS: dict[str, Callable[[], None]] = {
     "other_nccl_host": _other_nccl_host,
     "reversed_gpus": _reversed_gpus,
     "hidden_gpus": _hidden_gpus,
+    "slow_to_die": _slow_to_die,
 }
 
 

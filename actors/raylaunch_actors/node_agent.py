@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raylaunch_actors.process_watch import ProcessWatch, Sighting
+
 COUNT_EVERY_S = 1.0
 RECENT_S = 15.0  # a death is seen at once, and explained within seconds
 
@@ -21,6 +23,7 @@ class NodeAgent:
 
     def __init__(self) -> None:
         self._kills = KillCount()
+        self._processes = ProcessWatch()
         threading.Thread(target=self._keep_counting, name="oom-kills", daemon=True).start()
 
     def ready(self) -> bool:
@@ -56,6 +59,18 @@ class NodeAgent:
     def out_of_memory_kills(self) -> int:
         """Processes the kernel has killed for want of memory in the last seconds; 0 if it cannot be told."""
         return self._kills.look(time.monotonic(), oom_kills())
+
+    def follow(self, pids: Iterable[int]) -> None:
+        """Watches these processes from now on."""
+        self._processes.follow(pids)
+
+    def seen(self) -> dict[int, Sighting]:
+        """The watched processes that are dying, gone or stopped now."""
+        return self._processes.seen()
+
+    def news(self, patience_s: float) -> dict[int, Sighting]:
+        """Waits until a watched process is dying or gone, or was stopped for ``patience_s``; see :meth:`seen`."""
+        return self._processes.news(patience_s)
 
     def process_states(self, pids: Iterable[int]) -> dict[int, str]:
         """State letter of each process that still exists (``T`` stopped, ``D`` in the kernel); zombies are gone.

@@ -10,7 +10,7 @@ FaultAction = Literal[
     "third_iteration",
     "no_capture_context", "extra_all_reduce", "skip_registration", "strip_symbols", "zero_all_reduce", "warm_again",
     "stale_decode", "other_version", "free_recorded", "no_shared_memory", "no_peer_access", "other_nccl_host",
-    "reversed_gpus", "hidden_gpus",
+    "reversed_gpus", "hidden_gpus", "slow_to_die",
 ]  # fmt: skip
 
 AT_A_GATE = ("raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "illegal_access", "out_of_memory")

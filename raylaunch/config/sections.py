@@ -257,7 +257,7 @@ class DeadlineConfig(Section):
         place: for the placement group; the ranks' processes may then take as long once more, and 5 s for each rank.
         stretch: how many times its deadline one barrier may take in all while ranks report progress.
         collective: how long a rank waits for its peers inside one collective.
-        health: how long a rank may leave a health question unanswered while serving.
+        health: within how many seconds a rank is lost that answers no more, or is stopped, while serving.
     """
 
     place: Seconds = 60

@@ -263,8 +263,8 @@ def test_a_lost_group_ends_the_server():
         error = events_of(text)[-1]["error"]
         assert error["code"] == "engine_unavailable"
         assert process.wait(60) == 1
-    assert re.search(r"LaunchError F07 \[SERVE\] rank \d is lost", error["message"])
-    assert re.match(r"LaunchError F07 \[SERVE\] rank \d died: ended without a message", lines[-1])
+    assert re.search(r"LaunchError F07 \[SERVE\] rank \d died: killed by SIGKILL", error["message"])
+    assert re.match(r"LaunchError F07 \[SERVE\] rank \d died: killed by SIGKILL", lines[-1])
 
 
 @pytest.mark.slow
