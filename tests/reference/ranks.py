@@ -22,7 +22,7 @@ def rank_main(rank: int, folder: str, names: Sequence[str], job: Job, to_parent:
 
     def exchange(value: object) -> list[Any]:
         to_parent.put(("exchange", rank, value))
-        return list(from_parent.get(timeout=60))
+        return list(from_parent.get(timeout=180))
 
     torch.set_num_threads(1)
     try:
@@ -48,7 +48,7 @@ def run_ranks(folder: Path, names: Sequence[str], job: Job) -> list[dict[str, An
         waiting: dict[int, Any] = {}
         while len(done) < WORLD:
             try:
-                kind, rank, value = to_parent.get(timeout=90)
+                kind, rank, value = to_parent.get(timeout=180)
             except queue.Empty:
                 raise AssertionError(f"no word from the ranks; {sorted(waiting)} wait for the others") from None
             assert kind != "failed", f"rank {rank}:\n{value}"
