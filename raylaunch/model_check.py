@@ -13,7 +13,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.config.address import cluster_to_join
 from raylaunch.config.context import POSITIONS, longest_context, trained_context
 from raylaunch.config.faults import AT_A_GATE, OF_GPUS, OF_GRAPHS, OF_THE_REFERENCE_ENGINE
-from raylaunch.errors import ConfigError
+from raylaunch.errors import ConfigError, RankFault
 from raylaunch.protocol import RoundPlan
 from raylaunch.sglang.arguments import check_sglang
 from raylaunch.tokenizer import check_tokenizer
@@ -72,8 +72,8 @@ def check_model(config: LaunchConfig) -> ModelShape:
     check_ignored(config)
     if sglang:
         check_sglang(config)
-    elif data.get("quantization_config"):
-        raise ConfigError("model.path", config.model.path, "quantised checkpoints need another engine than 'reference'")
+    else:
+        check_reference(config, data)
     if not config.engine.sglang.args.get("skip_tokenizer_init"):
         check_tokenizer(config.model)
     return shape
@@ -95,6 +95,26 @@ def with_context(config: LaunchConfig, shape: ModelShape) -> LaunchConfig:
     if config.engine.kind != "sglang" or said or shape.scaled_from is None:
         return config
     return config.model_copy(update={"engine": config.engine.model_copy(update={"max_context": shape.max_positions})})
+
+
+def check_reference(config: LaunchConfig, data: Mapping[str, Any]) -> None:
+    """Whether the reference engine runs this model, and has weights to read. Raises :class:`ConfigError`.
+
+    Args:
+        data: the model's ``config.json``. What it leaves out is known only where transformers has been imported, which
+            takes seconds: ranks ask again before they load.
+    """
+    from raylaunch_actors.reference.supported import why_unsupported
+    from raylaunch_actors.reference.weight_files import weight_files
+
+    if why := why_unsupported(data, config.parallel.tensor_parallel_size):
+        raise ConfigError("model.path", config.model.path, f"{why}; engine.kind=sglang may run it")
+    folder = Path(config.model.path).expanduser()
+    if config.model.load_format == "auto" and folder.is_dir():
+        try:
+            weight_files(folder, data)
+        except RankFault as error:
+            raise ConfigError("model.path", config.model.path, error.message.removeprefix(f"{folder} ")) from None
 
 
 def check_padding(config: LaunchConfig) -> None:
@@ -201,9 +221,6 @@ def read_model_config(config: LaunchConfig) -> dict[str, Any]:
         file = folder / "config.json"
         if not file.is_file():
             raise ConfigError("model.path", path, "the folder has no config.json")
-        reads = config.engine.kind == "reference"  # SGLang reads other formats too
-        if reads and config.model.load_format == "auto" and not any(folder.glob("*.safetensors")):
-            raise ConfigError("model.path", path, "the folder has no *.safetensors; model.load_format=dummy needs none")
     else:
         file = _from_hub(config)
     try:

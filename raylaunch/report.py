@@ -167,7 +167,8 @@ class LaunchReport:
             return _describe_all_reduce(facts)
         if phase is Phase.LOAD and isinstance(facts := by_gate.get(Gate.LOADED), LoadFacts):
             sizes = f"{human_bytes(facts.nbytes)} held, {human_bytes(facts.bytes_read)} read"
-            return f"{facts.tensors} tensors per rank, {sizes}"
+            dtype = f" of {facts.dtype}" if facts.dtype else ""
+            return f"{facts.tensors} tensors per rank{dtype}, {sizes}{_describe_unused(facts)}"
         if phase is Phase.WARMUP and isinstance(facts := by_gate.get(Gate.WARMED), WarmupFacts):
             return describe_warmup(facts)
         if phase is Phase.CAPTURE:
@@ -264,6 +265,14 @@ class LaunchReport:
     def write_trace(self, file: str | Path) -> None:
         """Writes :meth:`chrome_trace`. Raises ``OSError``."""
         Path(file).write_text(json.dumps(self.chrome_trace()), encoding="utf-8")
+
+
+def _describe_unused(facts: LoadFacts) -> str:
+    if not facts.unused:
+        return ""
+    more = facts.unused - len(facts.unused_names)
+    names = ", ".join(facts.unused_names) + (f" and {more} more" if more else "")
+    return f"; the model has no place for {count(facts.unused, 'tensor')} of the checkpoint: {names}"
 
 
 def _describe_all_reduce(facts: CommunicatorFacts) -> str:

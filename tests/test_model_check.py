@@ -153,7 +153,7 @@ def test_sglang_gives_several_ranks_the_same_kv_head(ranks, reference, sglang):
         ({**GOOD, "rope_scaling": {"type": "yarn", "factor": "4"}}, "has factor = '4' of its rotary scaling"),
         ({**GOOD, "rope_scaling": ["yarn"]}, "has rope_scaling = ['yarn']: must be a mapping"),
         ({"text_config": "none"}, "num_attention_heads = None"),
-        ({**GOOD, "quantization_config": {"quant_method": "fp8"}}, "quantised checkpoints"),
+        ({**GOOD, "quantization_config": {"quant_method": "fp8"}}, "the checkpoint is quantised (fp8)"),
         (None, "the folder has no config.json"),
     ],
 )
@@ -167,7 +167,9 @@ def test_a_config_json_that_will_not_do(check, tmp_path, data, text):
 def test_missing_weights(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(GOOD))
     config = LaunchConfig.from_dict({"model": {"path": str(tmp_path)}})
-    with pytest.raises(ConfigError, match=r"no \*\.safetensors; model.load_format=dummy needs none"):
+    with pytest.raises(
+        ConfigError, match=r": holds neither model.safetensors nor .*; model.load_format=dummy needs none"
+    ):
         check_model(config)
     assert check_model(config.override("model.load_format=dummy"))
 

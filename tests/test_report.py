@@ -53,6 +53,23 @@ def test_what_a_phase_brought(phase, what):
     assert report_of().describe(phase) == what
 
 
+@pytest.mark.parametrize(
+    ("unused", "names", "said"),
+    [
+        (1, ("mtp.fc.weight",), "the model has no place for 1 tensor of the checkpoint: mtp.fc.weight"),
+        (9, ("a", "b", "c"), "the model has no place for 9 tensors of the checkpoint: a, b, c and 6 more"),
+    ],
+)
+def test_the_weights_dtype_and_what_of_the_checkpoint_is_not_used(unused, names, said):
+    report = report_of()
+    for index, record in enumerate(report.steps):
+        if record.step.gate is Gate.LOADED:
+            facts = replace(record.arrivals[0].facts, dtype="bfloat16", unused=unused, unused_names=names)
+            ranks = tuple(replace(one, facts=facts) for one in record.arrivals)
+            report.steps[index] = replace(record, arrivals=ranks)
+    assert report.describe(Phase.LOAD) == f"40 tensors per rank of bfloat16, 1.0 MiB held, 1.0 MiB read; {said}"
+
+
 @pytest.mark.parametrize(("registered", "left"), [(0, 12), (10, 2)])
 def test_inputs_that_were_registered_to_be_measured_are_not_the_models(registered, left):
     report = report_of(MEASURING)

@@ -81,11 +81,23 @@ class CommunicatorFacts:
 
 @dataclass(frozen=True)
 class LoadFacts:
-    """LOADED: the rank's shard of the weights. ``nbytes`` is what it holds, ``bytes_read`` what it read."""
+    """LOADED: the rank's shard of the weights.
+
+    Attributes:
+        tensors: how many it has loaded.
+        nbytes: what it holds.
+        bytes_read: what it read.
+        dtype: of the weights, such as ``bfloat16``; "" where the engine does not say.
+        unused: how many tensors of the checkpoint the model has no place for.
+        unused_names: the first few of them.
+    """
 
     tensors: int
     nbytes: int
     bytes_read: int
+    dtype: str = ""
+    unused: int = 0
+    unused_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,9 @@ def compile_and_capture(runner: ModelRunner, communicator: Communicator) -> Piec
     return backend
 
 
-def prompts(*lengths: int, seed: int = 1) -> list[list[int]]:
+def prompts(*lengths: int, seed: int = 1, vocabulary: int = 1000) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(0, 1000, (length,), generator=generator).tolist() for length in lengths]
+    return [torch.randint(0, vocabulary, (length,), generator=generator).tolist() for length in lengths]
 
 
 def submits(texts: Sequence[list[int]], sampling: Sampling) -> list[Submit]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import queue
 import threading
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +19,11 @@ from raylaunch_actors.reference.worker import FollowerWorker, RankZeroWorker, Wo
 from raylaunch.wire import Sampling, SequencePart, StepPlan
 from tests.models import save
 from tests.reference.engines import compile_and_capture, make_runner, prompts, submits, tokens
+from tests.reference.ranks import WORLD, Exchange, run_ranks
 from tests.reference.test_parity import reference
 
-WORLD = 2
 LENGTHS = (1025, 128)
 NEW = 8  # every step waits for the other rank, which a busy machine may not run
-Exchange = Callable[[Any], list[Any]]
-
-
-def rank_main(rank: int, folder: str, names: Sequence[str], to_parent: Any, from_parent: Any) -> None:
-    """A rank's process: reports ("done" or "failed", what)."""
-
-    def exchange(value: object) -> list[Any]:
-        to_parent.put(("exchange", rank, value))
-        return list(from_parent.get(timeout=60))
-
-    torch.set_num_threads(1)
-    try:
-        results = {name: one_model(rank, Path(folder) / name, exchange) for name in names}
-        to_parent.put(("done", rank, results))
-    except BaseException:
-        to_parent.put(("failed", rank, traceback.format_exc()))
 
 
 def one_model(rank: int, path: Path, exchange: Exchange) -> dict[str, Any]:
@@ -97,39 +78,6 @@ def answer(worker: Worker) -> list[list[int]]:
     return [tokens(outputs, number) for number in range(len(LENGTHS))]
 
 
-def run_ranks(folder: Path, names: Sequence[str]) -> list[dict[str, dict[str, Any]]]:
-    """Runs both ranks, carries what they exchange, and returns each one's results."""
-    spawn = multiprocessing.get_context("spawn")
-    to_parent = spawn.Queue()
-    to_ranks = [spawn.Queue() for _ in range(WORLD)]
-    processes = [
-        spawn.Process(target=rank_main, args=(rank, str(folder), names, to_parent, to_ranks[rank]))
-        for rank in range(WORLD)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        done: dict[int, Any] = {}
-        waiting: dict[int, Any] = {}
-        while len(done) < WORLD:
-            try:
-                kind, rank, value = to_parent.get(timeout=90)
-            except queue.Empty:
-                raise AssertionError(f"no word from the ranks; {sorted(waiting)} wait for the others") from None
-            assert kind != "failed", f"rank {rank}:\n{value}"
-            (done if kind == "done" else waiting)[rank] = value
-            if len(waiting) == WORLD:
-                for own in to_ranks:
-                    own.put([waiting[r] for r in range(WORLD)])
-                waiting.clear()
-        return [done[rank] for rank in range(WORLD)]
-    finally:
-        for process in processes:
-            process.join(10)
-            if process.is_alive():
-                process.kill()
-
-
 @pytest.mark.parametrize(
     "names",
     [("qwen3_untied",), pytest.param(("qwen3_tied", "qwen3_moe", "qwen2_5_vl"), marks=pytest.mark.slow)],
@@ -137,7 +85,7 @@ def run_ranks(folder: Path, names: Sequence[str]) -> list[dict[str, dict[str, An
 @pytest.mark.slow
 def test_two_ranks_answer_as_generate_does(names: Sequence[str], models: Path) -> None:
     expected = {name: [answer[:NEW] for answer in reference(save(name, models), prompts(*LENGTHS))] for name in names}
-    zero, one = run_ranks(models, names)
+    zero, one = run_ranks(models, names, one_model)
     for name in names:
         assert zero[name]["eager"] == expected[name], name
         assert zero[name]["replayed"] == expected[name], name

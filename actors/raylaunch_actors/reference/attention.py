@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
+from raylaunch.errors import RankFault
 from raylaunch.wire import SequencePart
 from raylaunch_actors.reference.kv_cache import KVCache
 
@@ -31,6 +32,7 @@ class AttentionBatch:
         self.cache, self.sequences = cache, sequences
         rows = [row for s in sequences for row in range(s.kv_start + s.kv_length, s.kv_start + s.kv_length + s.rows)]
         self._rows = torch.tensor(rows, dtype=torch.long, device=cache.device)
+        self._attended: set[int] = set()
         self._masks: dict[tuple[int, int], Tensor] = {}  # the same in every layer
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, layer: int) -> Tensor:
@@ -44,9 +46,19 @@ class AttentionBatch:
 
         Returns:
             ``[1, T, heads, head_dim]``; padding rows are zero.
+
+        Raises:
+            RankFault: the layer's heads are not those of the cache, or it has attended in this step.
         """
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         real = self._rows.numel()
+        if k.shape[1::2] != keys.shape[1:] or v.shape[1::2] != values.shape[1:]:
+            held = f"{list(keys.shape[1:])}, by the model's configuration"
+            what = f"keys are {list(k.shape[1::2])} and values {list(v.shape[1::2])} (heads, head_dim)"
+            raise RankFault(None, f"layer {layer}: {what}; the cache holds {held}")
+        if layer in self._attended:
+            raise RankFault(None, f"layer {layer} attends twice in a pass, and has one place for keys and values")
+        self._attended.add(layer)
         keys.index_copy_(0, self._rows, k[0, :, :real].transpose(0, 1))
         values.index_copy_(0, self._rows, v[0, :, :real].transpose(0, 1))
         out = q.new_zeros((1, q.shape[2], q.shape[1], q.shape[3]))

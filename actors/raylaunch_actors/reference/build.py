@@ -10,14 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
+from transformers.integrations.moe import _default_apply_gate
 
 from raylaunch.errors import RankFault
 from raylaunch_actors.reference import interfaces
-
-# Rotary embeddings whose frequencies depend on the length of the input: they read data back.
-_DYNAMIC_ROPE = ("dynamic", "longrope")
-# Factors on the attention's or the head's output that other models have and the engine does not apply.
-_LOGIT_FACTORS = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")
+from raylaunch_actors.reference.supported import is_mixture, why_unsupported
 
 
 def read_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
@@ -30,46 +27,17 @@ def read_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
 
 def check_supported(config: Any, world_size: int) -> None:
     """Raises RankFault, with what is wrong, if the engine cannot run this model on ``world_size`` ranks."""
+    if why := why_unsupported(config.to_dict(), world_size):
+        raise RankFault(None, why)
     text = config.get_text_config()
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    name = config.model_type
-    quantised = getattr(config, "quantization_config", None)
-    if quantised is not None:
-        details = quantised if isinstance(quantised, dict) else vars(quantised)
-        method = details.get("quant_method", "unknown method")
-        raise RankFault(
-            None, f"{name}: the checkpoint is quantised ({method}); the reference engine runs plain weights"
-        )
-    if getattr(text, "kv_lora_rank", None):
-        raise RankFault(None, f"{name}: multi-head latent attention is not implemented")
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise RankFault(
-            None,
-            f"{name}: layers of type {', '.join(sorted(kinds - {'full_attention'}))} are not implemented",
-        )
-    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        raise RankFault(None, f"{name}: sliding window attention ({text.sliding_window} tokens) is not implemented")
     if heads % world_size or kv_heads % world_size:
         raise RankFault(
             None,
-            f"{name}: {heads} attention heads and {kv_heads} key/value heads must divide by the "
+            f"{config.model_type}: {heads} attention heads and {kv_heads} key/value heads must divide by the "
             f"{world_size} ranks; key/value heads are not replicated",
         )
-    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    if rope.get("rope_type", rope.get("type")) in _DYNAMIC_ROPE:
-        raise RankFault(None, f"{name}: rotary embeddings of type {rope.get('rope_type')!r} are not implemented")
-    for factor in _LOGIT_FACTORS:
-        if getattr(text, factor, None) not in (None, 1, 1.0):
-            raise RankFault(None, f"{name}: {factor} = {getattr(text, factor)} is not implemented")
-    if is_mixture(text) and text.hidden_act not in ("silu", "swish"):
-        raise RankFault(None, f"{name}: experts with activation {text.hidden_act!r} are not implemented, only silu")
-
-
-def is_mixture(text_config: Any) -> bool:
-    """Whether the model has routed experts."""
-    return bool(getattr(text_config, "num_experts", 0) or getattr(text_config, "num_local_experts", 0))
 
 
 def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
@@ -80,7 +48,7 @@ def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -
     # The vision tower keeps PyTorch's own attention: it runs outside the graphs, on whole images.
     attention: Any = {"text_config": interfaces.NAME, "vision_config": "sdpa"} if images else interfaces.NAME
     options: dict[str, Any] = {"attn_implementation": attention, "dtype": dtype}
-    if is_mixture(config.get_text_config()):
+    if is_mixture(config.get_text_config().to_dict()):
         options["experts_implementation"] = interfaces.NAME
     if trust_remote_code:
         options["trust_remote_code"] = True
@@ -91,9 +59,32 @@ def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -
             raise RankFault(None, f"transformers cannot build a {config.model_type} model: {error}") from error
     model.eval()
     for name, module in model.named_modules():
-        if hasattr(module, "gate_up_proj_bias") or getattr(module, "is_transposed", False):
-            raise RankFault(None, f"{name}: experts with biases or transposed weights are not implemented")
+        if why := _odd_experts(module):
+            raise RankFault(None, f"{config.model_type}: {name}: experts {why} are not implemented")
     return model
+
+
+def _odd_experts(module: Any) -> str | None:
+    """In what these experts differ from those of :func:`.interfaces.experts`; None if in nothing, or if it has none."""
+    fused = [one for one in module.parameters(recurse=False) if one.dim() == 3]
+    if not hasattr(module, "has_gate"):
+        return f"of class {type(module).__name__}" if len(fused) > 1 else None
+    odd = {
+        "with biases": module.has_bias,
+        "with transposed weights": module.is_transposed,
+        "with interleaved weights": not getattr(module, "is_concatenated", True),
+        "without a gate": not module.has_gate,
+        "with norms": getattr(module, "has_post_expert_norm", False),
+        "with a gate of their own": type(module)._apply_gate is not _default_apply_gate,
+        "with another activation than silu": not _is_silu(getattr(module, "act_fn", None)),
+        "that keep transformers' own code": module.config._experts_implementation != interfaces.NAME,
+    }
+    return next((what for what, holds in odd.items() if holds), None)
+
+
+def _is_silu(activation: Any) -> bool:
+    values = torch.linspace(-4.0, 4.0, 33)
+    return activation is not None and torch.equal(activation(values), torch.nn.functional.silu(values))
 
 
 def eos_token_ids(path: str | Path, config: Any) -> frozenset[int]:

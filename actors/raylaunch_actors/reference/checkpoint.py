@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,30 @@ from torch import Tensor
 
 from raylaunch.errors import RankFault
 from raylaunch_actors.reference.tensor_parallel import Split
+from raylaunch_actors.reference.weight_files import index_metadata
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+# Names of dtypes in safetensors files; those of quantised weights are not among them.
+FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Checkpoint:
-    """A folder with ``model.safetensors``, or with an index and its shards.
+    """The files that hold a model's weights; see :func:`.weight_files.weight_files`.
 
     Attributes:
         files: tensor name -> file that holds it (after :meth:`open`).
         bytes_read: bytes of the slices read so far, in the checkpoint's dtype.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
         self.files: dict[str, Path] = {}
         self.bytes_read = 0
         self._open: dict[Path, Any] = {}
 
     def open(self) -> None:
-        """Opens every file. Raises RankFault if one is missing, damaged or lacks a tensor it should hold."""
-        index = self.folder / INDEX
-        if index.exists():
-            self.files = {name: self.folder / file for name, file in _weight_map(index).items()}
-        elif (self.folder / SINGLE).exists():
-            self.files = dict.fromkeys(self._handle(self.folder / SINGLE).keys(), self.folder / SINGLE)
-        else:
-            raise RankFault(None, f"{self.folder} holds neither {SINGLE} nor {INDEX}")
-        held = {file: set(self._handle(file).keys()) for file in sorted(set(self.files.values()))}
-        for name, file in self.files.items():
-            if name not in held[file]:
-                raise RankFault(None, f"{index} says that {file.name} holds {name}, and it does not")
+        """Opens every file. Raises RankFault if one is missing or damaged."""
+        for path in self.paths:
+            self.files |= dict.fromkeys(self._handle(path).keys(), path)
 
     def close(self) -> None:
         """Closes the files."""
@@ -52,6 +45,27 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the whole tensor."""
         return tuple(self._handle(self.files[name]).get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """The tensor's dtype by its name in the file, such as ``BF16``."""
+        return str(self._handle(self.files[name]).get_slice(name).get_dtype())
+
+    def own_dtype(self) -> torch.dtype | None:
+        """The dtype that the index names, else that of the first floating tensor of the first file, as transformers
+        has it; None if that is none of a plain model's. Raises RankFault if the file is damaged."""
+        if named := index_metadata(self.paths).get("dtype"):
+            dtype = getattr(torch, str(named), None)
+            return dtype if isinstance(dtype, torch.dtype) else None
+        handle = self._handle(self.paths[0])
+        names = (str(handle.get_slice(name).get_dtype()) for name in handle.keys())  # noqa: SIM118  no mapping
+        return next((FLOATING[name] for name in names if name in FLOATING), None)
+
+    def pieces(self, name: str, nbytes: int) -> Iterator[Tensor]:
+        """A tensor of at least one dimension, in pieces of about ``nbytes``; not counted as read."""
+        whole, shape = self._handle(self.files[name]).get_slice(name), self.shape(name)
+        rows = max(1, nbytes // (4 * max(1, math.prod(shape[1:]))))
+        for start in range(0, shape[0], rows):
+            yield whole[start : start + rows]
 
     def read(self, name: str, split: Split, rank: int, world_size: int) -> Tensor:
         """The rank's part of a tensor, on the CPU, in the checkpoint's dtype. Raises RankFault."""
@@ -76,20 +90,10 @@ class Checkpoint:
             try:
                 self._open[file] = safe_open(str(file), framework="pt")
             except FileNotFoundError as error:
-                raise RankFault(None, f"{file} is named by the index and does not exist") from error
+                raise RankFault(None, f"{file} does not exist") from error
             except (SafetensorError, OSError) as error:
                 raise RankFault(
                     None,
                     f"{file} ({file.stat().st_size} bytes) is damaged or not a safetensors file: {error}",
                 ) from error
         return self._open[file]
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weights = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RankFault(None, f"{index} is damaged: {type(error).__name__}: {error}") from error
-    if not isinstance(weights, dict) or not weights:
-        raise RankFault(None, f"{index}: weight_map must name the tensors and their files")
-    return {str(name): str(file) for name, file in weights.items()}

@@ -44,6 +44,8 @@ from raylaunch_actors.reference.worker import FollowerWorker, RankZeroWorker, Wo
 if TYPE_CHECKING:
     from raylaunch_actors.rank import RankSpec
 
+UNUSED_NAMED = 3  # of a checkpoint's tensors that the model has no place for
+
 
 def run(spec: RankSpec, gate: RankGate) -> None:
     """Launches, then serves until it is stopped. An exception ends this rank and frees its peers."""
@@ -87,7 +89,14 @@ def load(spec: RankSpec, gate: RankGate, commit: str | None) -> tuple[LoadedMode
         progress=lambda name: gate.progress(f"loading {name}"),
     )
     report = loaded.report
-    facts = LoadFacts(report.tensors, report.parameter_bytes, report.bytes_read)
+    facts = LoadFacts(
+        report.tensors,
+        report.parameter_bytes,
+        report.bytes_read,
+        str(loaded.facts.dtype).removeprefix("torch."),
+        len(report.unused),
+        report.unused[:UNUSED_NAMED],
+    )
     offers = gate.arrive(Gate.LOADED, facts, offer=free_memory(rank_device(spec))).offers
     return loaded, limits_of(spec.config, loaded.facts, offers)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +14,8 @@ from raylaunch.errors import RankFault
 from raylaunch_actors.communicator.link import Communicators, Link
 from raylaunch_actors.communicator.settings import Settings
 from raylaunch_actors.communicator.shared_memory import arena_bytes_needed
+from raylaunch_actors.reference.checkpoint import Checkpoint
+from raylaunch_actors.reference.weight_files import weight_files
 
 if TYPE_CHECKING:
     from raylaunch_actors.rank import RankSpec
@@ -73,9 +76,18 @@ def model_sizes(spec: RankSpec, path: Path) -> ModelSizes:
         layers, hidden = int(text["num_hidden_layers"]), int(text["hidden_size"])
     except (KeyError, TypeError, ValueError) as error:
         raise RankFault(None, f"{path}/config.json does not say {error}") from None
-    named = [spec.config.model.dtype, *(one.get(key) for one in (text, data) for key in ("dtype", "torch_dtype"))]
-    name = next((one for one in named if one in DTYPES), "float32")
-    return ModelSizes(layers, hidden, DTYPES[name])
+    named = [spec.config.model.dtype, *(one.get(key) for one in (data, text) for key in ("dtype", "torch_dtype"))]
+    dtype = next((DTYPES[str(one)] for one in named if one in DTYPES), None)
+    return ModelSizes(layers, hidden, dtype or _stored_dtype(path, data))
+
+
+def _stored_dtype(path: Path, data: Mapping[str, Any]) -> torch.dtype:
+    """The weights' own, where they are on this node already; of a Hub model they come only after this."""
+    try:
+        checkpoint = Checkpoint(weight_files(path, data))
+        return checkpoint.own_dtype() or torch.float32
+    except RankFault:  # LOAD says so, if weights are wanted
+        return torch.float32
 
 
 def arena_bytes(spec: RankSpec, model: ModelSizes, probes: int) -> int:

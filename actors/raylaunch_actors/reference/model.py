@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,13 @@ from raylaunch.config.context import longest_context
 from raylaunch.errors import RankFault
 from raylaunch_actors.reference import build, weights
 from raylaunch_actors.reference.checkpoint import Checkpoint
+from raylaunch_actors.reference.logits import Rule, logit_rule
+from raylaunch_actors.reference.supported import is_mixture
 from raylaunch_actors.reference.tensor_parallel import Plan, insert_all_reduces
+from raylaunch_actors.reference.weight_files import weight_files
 
 LoadFormat = Literal["safetensors", "dummy"]
+RUNS_IN = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,10 @@ class LoadReport:
     """What was loaded.
 
     Attributes:
-        tensors: tensors read from the checkpoint (dummy: parameters made).
+        tensors: tensors of the checkpoint that were read (dummy: parameters made).
         bytes_read: from the checkpoint, by this rank.
         parameter_bytes: of this rank's parameters, on the device.
-        unused: tensors of the checkpoint that are rightly not used.
+        unused: tensors of the checkpoint that the model has no place for.
         all_reduces: sums over the ranks in one forward pass.
     """
 
@@ -82,12 +87,14 @@ class LoadedModel:
         inner: its decoder, the part that is compiled: ids or embeddings in, hidden states out.
         embed: token ids -> embeddings.
         lm_head: hidden states -> logits (of this rank's part of the vocabulary, if sharded).
+        logit_rule: what the model does to logits behind its head, element by element.
     """
 
     model: nn.Module
     inner: nn.Module
     embed: nn.Module
     lm_head: nn.Linear
+    logit_rule: Rule
     facts: ModelFacts
     report: LoadReport
 
@@ -111,7 +118,7 @@ def load_model(
         path: folder with ``config.json`` and, unless the weights are dummies, a safetensors checkpoint.
         rank: in the tensor-parallel group of ``world_size`` ranks.
         device: where the parameters go.
-        dtype: of weights and activations; None: the configuration's own, or float32 if it names none.
+        dtype: of weights and activations; None: the configuration's own, or the weights' if it names none.
         group: name under which the rank's communicator is bound to ``raylaunch::all_reduce``.
         load_format: ``dummy`` makes seeded weights and reads nothing but the configuration.
         seed: of dummy weights.
@@ -123,46 +130,73 @@ def load_model(
     """
     config = build.read_config(path, trust_remote_code=trust_remote_code)
     build.check_supported(config, world_size)
-    dtype = dtype or _own_dtype(config)
+    checkpoint = None if load_format == "dummy" else _open(Path(path))
+    dtype = dtype or own_dtype(config, checkpoint)
     model = build.build(config, dtype, trust_remote_code=trust_remote_code)
     inner, head = _decoder(model), _head(model)
-    plan = Plan(_styles(model, world_size))
-    plan.check()
     shard = weights.Shard(rank, world_size, dtype, device)
     unused: tuple[str, ...] = ()
-    bytes_read = 0
-    if load_format == "dummy":
+    if checkpoint is None:
+        plan = _plan(model, world_size)
         tensors = weights.fill_dummy(model, plan, shard, seed, progress)
     else:
-        checkpoint = Checkpoint(path)
-        checkpoint.open()
         try:
-            tensors, unused = weights.fill_from_checkpoint(model, plan, checkpoint, shard, progress)
+            contents = weights.understand(model, checkpoint, dtype)
+            plan = _plan(model, world_size)  # once it is known what is tied
+            tensors = weights.fill_from_checkpoint(model, plan, contents, shard, progress)
         finally:
             checkpoint.close()
-        bytes_read = checkpoint.bytes_read
+        unused = contents.unused
     weights.tie(model)
     model.to(device)  # the buffers; the parameters are there
+    rule = logit_rule(model, head)
     all_reduces = insert_all_reduces(model, plan, group) if world_size > 1 else 0
     size = sum(parameter.nbytes for parameter in model.parameters())
-    report = LoadReport(tensors, bytes_read, size, unused, all_reduces)
+    report = LoadReport(tensors, checkpoint.bytes_read if checkpoint else 0, size, unused, all_reduces)
     sharded = world_size > 1 and plan.parameter_style("lm_head.weight") is not None
-    facts = _facts(path, model, world_size, dtype, sharded)
-    return LoadedModel(model, inner, model.get_input_embeddings(), head, facts, report)
+    facts = _facts(path, model, world_size, world_size if _divides_heads(model, plan) else 1, dtype, sharded)
+    return LoadedModel(model, inner, model.get_input_embeddings(), head, rule, facts, report)
+
+
+def _open(folder: Path) -> Checkpoint:
+    checkpoint = Checkpoint(weight_files(folder, json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+    checkpoint.open()
+    return checkpoint
+
+
+def own_dtype(config: Any, checkpoint: Checkpoint | None) -> torch.dtype:
+    """What ``auto`` means, as transformers has it: the configuration's dtype, else the index's or the weights' own.
+
+    Raises RankFault if the engine does not run in it.
+    """
+    dtype = getattr(config, "dtype", None)
+    if dtype is None and checkpoint is not None:
+        dtype = checkpoint.own_dtype()
+    if dtype is None:
+        dtype = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    if dtype not in RUNS_IN:
+        raise RankFault(None, f"the model is of dtype {dtype}: set model.dtype to float32, bfloat16 or float16")
+    return dtype
+
+
+def _plan(model: Any, world_size: int) -> Plan:
+    plan = Plan(_styles(model, world_size))
+    plan.check()
+    return plan
 
 
 def _styles(model: Any, world_size: int) -> dict[str, str]:
     # Some versions keep the head's entry on the class only, some copy it to the instance.
     styles = {**(getattr(type(model), "_tp_plan", None) or {}), **(getattr(model, "_tp_plan", None) or {})}
+    # Outputs that would be gathered at once, and inputs divided again, are computed as a whole by every rank.
+    for name, style in styles.items():
+        if name != "lm_head" and style in ("colwise_gather_output", "rowwise_split_input"):
+            styles[name] = "replicate"
     head = _head(model)
-    if "lm_head.weight" in weights.tied_names(model) or head.weight.shape[0] % world_size:
+    tied = weights.tied_names(model)
+    if "lm_head.weight" in tied or "lm_head.weight" in tied.values() or head.weight.shape[0] % world_size:
         styles.pop("lm_head", None)  # a tied head is the embedding, which every rank holds
     return styles
-
-
-def _own_dtype(config: Any) -> torch.dtype:
-    dtype = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _head(model: Any) -> nn.Linear:
@@ -179,14 +213,32 @@ def _decoder(model: Any) -> nn.Module:
     return base.language_model if hasattr(base, "language_model") else base
 
 
-def _facts(path: str | Path, model: Any, world_size: int, dtype: torch.dtype, lm_head_sharded: bool) -> ModelFacts:
+def _divides_heads(model: Any, plan: Plan) -> bool:
+    """Whether the ranks share the heads of a layer; else the plan lets every rank compute all of them.
+
+    Raises RankFault if they share those of the queries, and not those of the keys.
+    """
+    found = {
+        leaf: plan.parameter_style(f"{name}.weight") == "colwise"
+        for name, module in model.named_modules()
+        if (leaf := name.rpartition(".")[2]) in ("q_proj", "k_proj", "v_proj") and isinstance(module, nn.Linear)
+    }
+    if len(set(found.values())) > 1:
+        names = " and ".join(sorted(name for name, divided in found.items() if divided))
+        raise RankFault(None, f"{type(model).__name__}: a plan that divides {names} alone is not implemented")
+    return any(found.values())
+
+
+def _facts(
+    path: str | Path, model: Any, world_size: int, attention_ranks: int, dtype: torch.dtype, lm_head_sharded: bool
+) -> ModelFacts:
     text = model.config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelFacts(
         model_type=model.config.model_type,
         layers=text.num_hidden_layers,
-        heads=text.num_attention_heads // world_size,
-        kv_heads=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) // world_size,
+        heads=text.num_attention_heads // attention_ranks,
+        kv_heads=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) // attention_ranks,
         head_dim=head_dim,
         hidden_size=text.hidden_size,
         working_width=_working_width(text, world_size),
@@ -203,7 +255,7 @@ def _working_width(text: Any, world_size: int) -> int:
     """Residual, normed and reduced hidden states and one spare, beside gate, up and their product."""
     widest = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     inner = 3 * widest // world_size
-    if build.is_mixture(text):  # every chosen expert has its own copies, and its hidden states in and out
+    if is_mixture(text.to_dict()):  # every chosen expert has its own copies, and its hidden states in and out
         own = getattr(text, "moe_intermediate_size", None) or widest
         inner = max(inner, text.num_experts_per_tok * (2 * text.hidden_size + 3 * own // world_size))
     return int(4 * text.hidden_size + inner)

@@ -196,13 +196,13 @@ class ModelRunner:
             if rank != 0:
                 return None
             with torch.no_grad():
-                return self.loaded.lm_head(hidden).float()
+                return self.loaded.logit_rule(self.loaded.lm_head(hidden)).float()
         if self.communicator is None:
             raise RankFault(None, "the head is divided among ranks and the runner has no communicator")
         with torch.no_grad():
             full = hidden.new_zeros((hidden.shape[0], facts.vocab_size))
             if hidden.shape[0]:
-                own = self.loaded.lm_head(hidden)
+                own = self.loaded.logit_rule(self.loaded.lm_head(hidden))
                 width = own.shape[-1]
                 # Gathering as a sum: every element is nonzero on one rank only, so nothing is rounded.
                 full[:, rank * width : (rank + 1) * width] = own

@@ -74,6 +74,7 @@ STYLES: Mapping[str, tuple[Split, Split]] = {
     "colwise_gather_output": (Split(-2), Split(-1)),
     "rowwise": (Split(-1), REPLICATED),  # the bias is added once, after the sum
     "packed_colwise": (Split(-2, blocks=2), Split(-1, blocks=2)),
+    "replicate": (REPLICATED, REPLICATED),
     "replicated_with_grad_allreduce": (REPLICATED, REPLICATED),
     "embedding_rowwise": (REPLICATED, REPLICATED),  # costs memory, saves an all-reduce
     "moe_tp_experts": (

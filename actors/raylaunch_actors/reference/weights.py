@@ -1,4 +1,4 @@
-"""Fills a model's parameters: from a checkpoint, or with seeded dummy values."""
+"""Fills a model's parameters and buffers: from a checkpoint, or with seeded dummy values."""
 
 from __future__ import annotations
 
@@ -12,29 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from raylaunch.errors import RankFault
-from raylaunch_actors.reference.checkpoint import Checkpoint
-from raylaunch_actors.reference.tensor_parallel import Plan, Split
+from raylaunch_actors.reference.checkpoint import FLOATING, Checkpoint
+from raylaunch_actors.reference.recipes import Recipe, Recipes, Ties, recipes_for, settle_ties
+from raylaunch_actors.reference.tensor_parallel import REPLICATED, Plan
 
-# Module names are not always the names in published checkpoints: model type -> (module prefix, checkpoint
-# prefix).
-_QWEN_VL = (("model.language_model.", "model."), ("model.visual.", "visual."))
-_PREFIXES = {"qwen2_vl": _QWEN_VL, "qwen2_5_vl": _QWEN_VL}
-_UNUSED = (r"rotary_emb\.inv_freq$",)  # computed, though old checkpoints store it
-_FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-
-
-@dataclass(frozen=True)
-class Target:
-    """A parameter to fill: its name, whole shape and split."""
-
-    name: str
-    shape: tuple[int, ...]
-    split: Split
+_COMPARED_AT_ONCE = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Where this process stands, and what its parameters are to be."""
+    """Where this process stands, and what its parameters are to be.
+
+    A parameter that its model builds in another dtype than ``dtype``, or always wants in float32, keeps that.
+    """
 
     rank: int
     world_size: int
@@ -42,14 +32,18 @@ class Shard:
     device: torch.device
 
 
-def targets(model: Any, plan: Plan) -> list[Target]:
-    """Every parameter of the model once; tied ones under the name of their source."""
-    tied = tied_names(model)
-    return [
-        Target(name, tuple(parameter.shape), plan.split(name, parameter.dim()))
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if name not in tied
-    ]
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint, understood: what each of its tensors is in the model."""
+
+    checkpoint: Checkpoint
+    recipes: Recipes
+    ties: Ties
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names in the checkpoint that the model has no place for."""
+        return tuple(self.recipes.unused)
 
 
 def tied_names(model: Any) -> dict[str, str]:
@@ -58,9 +52,10 @@ def tied_names(model: Any) -> dict[str, str]:
 
 
 def assign(model: nn.Module, name: str, value: Tensor) -> None:
-    """Makes ``value`` the parameter ``name``."""
-    module, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
+    """Makes ``value`` the parameter or buffer ``name``."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    setattr(module, leaf, value if leaf in module._buffers else nn.Parameter(value, requires_grad=False))
 
 
 def tie(model: Any) -> None:
@@ -70,43 +65,69 @@ def tie(model: Any) -> None:
         setattr(model.get_submodule(module), leaf, model.get_parameter(source))
 
 
-def fill_from_checkpoint(
-    model: Any, plan: Plan, checkpoint: Checkpoint, shard: Shard, progress: Callable[[str], None]
-) -> tuple[int, tuple[str, ...]]:
-    """Loads every parameter from an open checkpoint.
+def understand(model: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> Contents:
+    """Compares names and shapes with the model's, before anything is read: a wrong checkpoint fails at once.
 
-    Names and shapes are compared before anything is read, so that a wrong checkpoint fails at once and with
-    all its faults in one message.
+    What the configuration ties and the checkpoint holds with different values is tied no longer, in ``model`` too;
+    tensors that the model has no place for are left out, and listed.
 
-    Returns:
-        How many of the checkpoint's tensors were read, and the names of those that are rightly unused.
+    Args:
+        dtype: in which two tensors that might be one are compared.
 
     Raises:
-        RankFault: a tensor is missing, unexpected or of another shape; a file is damaged.
+        RankFault: with all that is missing or of another shape, in one message.
     """
-    wanted = targets(model, plan)
-    sources = {target.name: _sources(target.name, model.config.model_type, checkpoint) for target in wanted}
-    missing = sorted(name for name, keys in sources.items() if not keys)
-    used = {key for keys in sources.values() for key in keys}
-    left = sorted(checkpoint.files.keys() - used)
-    unused = tuple(name for name in left if _rightly_unused(name, model))
-    unexpected = [name for name in left if name not in unused]
-    if missing or unexpected:
-        parts = [
-            f"{len(names)} {what}: {_few(names)}"
-            for what, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
-        kind = type(model).__name__
-        raise RankFault(None, f"{checkpoint.folder} is not a checkpoint of this {kind}; tensors {'; '.join(parts)}")
-    for target in wanted:
-        _check_shape(target, sources[target.name], checkpoint)
-    for target in wanted:
-        progress(target.name)
-        value = _read(target, sources[target.name], checkpoint, shard)
-        # Always a copy: what was read may be a view of the mapped file, which others may replace or truncate.
-        assign(model, target.name, torch.empty(value.shape, dtype=shard.dtype, device=shard.device).copy_(value))
-    return len(used), unused
+    recipes = recipes_for(model, checkpoint.files)
+    whole = {target: recipe for recipe in recipes.of.values() for target in recipe.targets}
+
+    def equal(one: str, other: str) -> bool:
+        return _equal(checkpoint, whole[one], whole[other], dtype)
+
+    ties = settle_ties(tied_names(model), recipes.present, equal)
+    contents = Contents(checkpoint, recipes, ties)
+    faults = _faults(model, contents)
+    if faults:
+        files = ", ".join(sorted({path.name for path in checkpoint.paths})[:2])
+        where = f"{checkpoint.paths[0].parent} ({files}{', ...' if len(checkpoint.paths) > 2 else ''})"
+        raise RankFault(
+            None, f"{where} is not a checkpoint of this {type(model).__name__}; tensors {'; '.join(faults)}"
+        )
+    model.all_tied_weights_keys = ties.tied
+    return contents
+
+
+def fill_from_checkpoint(
+    model: Any, plan: Plan, contents: Contents, shard: Shard, progress: Callable[[str], None]
+) -> int:
+    """Loads this rank's part of every parameter and buffer. Returns how many of the checkpoint's tensors were read.
+
+    Raises:
+        RankFault: a file is damaged, or a tensor cannot be divided among the ranks.
+    """
+    dtypes = _Dtypes(model, shard.dtype)
+    places = {name: (tensor.dim(), tensor.dtype) for name, tensor in model.state_dict().items()}
+    read = 0
+    for recipe in contents.recipes.of.values():
+        names = {target: contents.ties.place_of(target) for target in recipe.targets}
+        if not any(names.values()):
+            continue
+        progress(recipe.targets[0])
+        splits = {target: plan.split(name or target, places[target][0]) for target, name in names.items()}
+        parts = recipe.split_of_parts(splits)
+
+        def part(key: str, split: Any = REPLICATED if parts is None else parts) -> Tensor:
+            return contents.checkpoint.read(key, split, shard.rank, shard.world_size)
+
+        for target, value in recipe.make(model, part).items():
+            if (name := names.get(target)) is None:
+                continue
+            if parts is None:
+                value = splits[target].of(name, value, shard.rank, shard.world_size)
+            # Always a copy: what was read may be a view of the mapped file, which others may replace or truncate.
+            own = torch.empty(value.shape, dtype=dtypes.of(name, places[name][1]), device=shard.device)
+            assign(model, name, own.copy_(value))
+        read += len(recipe.keys)
+    return read
 
 
 def fill_dummy(model: Any, plan: Plan, shard: Shard, seed: int, progress: Callable[[str], None]) -> int:
@@ -116,80 +137,99 @@ def fill_dummy(model: Any, plan: Plan, shard: Shard, seed: int, progress: Callab
     Matrices are normal with deviation ``fan_in ** -0.5``, norms one, biases zero. Returns the number of
     parameters.
     """
-    wanted = targets(model, plan)
+    tied = tied_names(model)
+    wanted = {name: one for name, one in model.named_parameters(remove_duplicate=False) if name not in tied}
     generator = torch.Generator(device=shard.device)
-    for target in wanted:
-        progress(target.name)
-        if len(target.shape) > 1:
-            digest = hashlib.sha256(f"{seed}/{target.name}".encode()).digest()
+    dtypes = _Dtypes(model, shard.dtype)
+    for name, parameter in wanted.items():
+        progress(name)
+        shape, split = tuple(parameter.shape), plan.split(name, parameter.dim())
+        if len(shape) > 1:
+            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            whole = torch.empty(target.shape, dtype=torch.float32, device=shard.device)
-            whole.normal_(0.0, target.shape[-1] ** -0.5, generator=generator)
-            value = target.split.of(target.name, whole, shard.rank, shard.world_size)
+            whole = torch.empty(shape, dtype=torch.float32, device=shard.device)
+            whole.normal_(0.0, shape[-1] ** -0.5, generator=generator)
+            value = split.of(name, whole, shard.rank, shard.world_size)
         else:
-            shape = target.split.local_shape(target.name, target.shape, shard.rank, shard.world_size)
-            value = torch.full(shape, 0.0 if target.name.endswith("bias") else 1.0, device=shard.device)
-        assign(model, target.name, value.to(shard.dtype).clone(memory_format=torch.contiguous_format))
+            local = split.local_shape(name, shape, shard.rank, shard.world_size)
+            value = torch.full(local, 0.0 if name.endswith("bias") else 1.0, device=shard.device)
+        dtype = dtypes.of(name, parameter.dtype)
+        assign(model, name, value.to(dtype).clone(memory_format=torch.contiguous_format))
     return len(wanted)
 
 
-def _sources(name: str, model_type: str, checkpoint: Checkpoint) -> list[str]:
-    """The checkpoint's tensors that make up the parameter ``name``; empty if they are not there."""
-    names = [name]
-    for module, stored in _PREFIXES.get(model_type, ()):
-        if name.startswith(module):
-            names.append(stored + name.removeprefix(module))
-    for candidate in names:
-        if candidate in checkpoint.files:
-            return [candidate]
-        module, _, leaf = candidate.rpartition(".")
-        if module.endswith("experts") and leaf in _FUSED:  # stored one by one, held in one tensor
-            keys: list[str] = []
-            expert = 0
-            while f"{module}.{expert}.{_FUSED[leaf][0]}.weight" in checkpoint.files:
-                keys += [f"{module}.{expert}.{part}.weight" for part in _FUSED[leaf]]
-                expert += 1
-            if keys and all(key in checkpoint.files for key in keys):
-                return keys
-    return []
+class _Dtypes:
+    """In which dtype a model keeps each tensor: some are always in float32."""
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        plan = model._get_dtype_plan(dtype)
+        self._kept = [(re.compile(name.replace("*", ".*")), kept) for name, kept in plan.items()]
+
+    def of(self, name: str, built: torch.dtype) -> torch.dtype:
+        """Dtype of ``name``, which the model has built as ``built``."""
+        return next((kept for pattern, kept in self._kept if pattern.search(name)), built)
 
 
-def _is_fused(target: Target, keys: list[str]) -> bool:
-    return keys[0].endswith(".weight") and target.name.rpartition(".")[2] in _FUSED
+def _faults(model: Any, contents: Contents) -> list[str]:
+    """Everything that makes it no checkpoint of this model, in phrases."""
+    recipes, checkpoint = contents.recipes, contents.checkpoint
+    places = model.state_dict()
+    there = recipes.present | contents.ties.tied.keys() | contents.ties.stored_as.keys()
+    missing = [name for name in places if name not in there]
+    shapes: list[str] = []
+    stored: list[str] = []
+    for recipe in recipes.of.values():
+        if not any(map(contents.ties.place_of, recipe.targets)):
+            continue
+        for target, shape in _shapes(model, recipe, checkpoint).items():
+            if shape != (wanted := tuple(places[target].shape) if target in places else None):
+                of = f" of {len(recipe.keys)} tensors" if len(recipe.keys) > 1 else ""
+                shapes.append(f"{target}{of} has shape {_text(shape)}, the model's config wants {_text(wanted)}")
+        if places[recipe.targets[0]].is_floating_point():
+            stored += [
+                f"{key} is stored as {checkpoint.dtype(key)}"
+                for _, key in recipe.keys
+                if checkpoint.dtype(key) not in FLOATING
+            ]
+    parts = [
+        f"{len(names)} {what}: {_few(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("both whole and in parts", recipes.twice),
+            ("of another shape", shapes),
+            ("quantised, and config.json has no quantization_config", stored),
+        )
+        if names
+    ]
+    if missing and recipes.unused:  # which may be the missing ones under other names
+        parts.append(f"{len(recipes.unused)} unexpected: {_few(recipes.unused)}")
+    return parts
 
 
-def _check_shape(target: Target, keys: list[str], checkpoint: Checkpoint) -> None:
-    expected = target.shape
-    if _is_fused(target, keys):
-        experts, rows, columns = target.shape
-        parts = len(_FUSED[target.name.rpartition(".")[2]])
-        if len(keys) != experts * parts:
-            raise RankFault(
-                None, f"{target.name}: the checkpoint has {len(keys) // parts} experts, the config {experts}"
-            )
-        expected = (rows // parts, columns)
-    for key in keys:
-        if (found := checkpoint.shape(key)) != expected:
-            raise RankFault(
-                None,
-                f"{checkpoint.files[key]}: {key} has shape {list(found)}, the model's config wants {list(expected)}",
-            )
+def _shapes(model: Any, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, tuple[int, ...] | str]:
+    """Shapes of what a recipe makes, found out without reading; or why it makes nothing."""
+    if recipe.converter is None:
+        return {recipe.targets[0]: checkpoint.shape(recipe.keys[0][1])}
+    try:
+        made = recipe.make(model, lambda key: torch.empty(checkpoint.shape(key), device="meta"))
+    except Exception as error:  # a conversion raises what its operations do
+        return {recipe.targets[0]: f"none ({str(error).splitlines()[0] if str(error) else type(error).__name__})"}
+    return {name: tuple(value.shape) for name, value in made.items()}
 
 
-def _read(target: Target, keys: list[str], checkpoint: Checkpoint, shard: Shard) -> Tensor:
-    if not _is_fused(target, keys):
-        return checkpoint.read(keys[0], target.split, shard.rank, shard.world_size)
-    parts = len(_FUSED[target.name.rpartition(".")[2]])
-    each = Split(target.split.dim)  # a fused tensor's blocks are separate tensors here
-    rows = [checkpoint.read(key, each, shard.rank, shard.world_size) for key in keys]
-    return torch.stack([torch.cat(rows[i : i + parts]) for i in range(0, len(rows), parts)])
+def _text(shape: tuple[int, ...] | str | None) -> str:
+    return str(list(shape)) if isinstance(shape, tuple) else shape or "none"
 
 
-def _rightly_unused(name: str, model: Any) -> bool:
-    if name in tied_names(model):  # a copy of what it is tied to
-        return True
-    patterns = [*_UNUSED, *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())]
-    return any(re.search(pattern, name) for pattern in patterns)
+def _equal(checkpoint: Checkpoint, one: Recipe, other: Recipe, dtype: torch.dtype) -> bool:
+    """Whether two tensors of the checkpoint are the same in ``dtype``; read piece by piece, and not counted as read."""
+    if one.converter is not None or other.converter is not None:
+        return False  # kept apart, which is right in any case: two copies of one value answer as one
+    left, right = one.keys[0][1], other.keys[0][1]
+    if checkpoint.shape(left) != checkpoint.shape(right):
+        return False
+    pieces = zip(checkpoint.pieces(left, _COMPARED_AT_ONCE), checkpoint.pieces(right, _COMPARED_AT_ONCE), strict=True)
+    return all(torch.equal(a.to(dtype), b.to(dtype)) for a, b in pieces)
 
 
 def _few(names: Iterable[str], most: int = 6) -> str:

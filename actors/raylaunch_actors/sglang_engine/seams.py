@@ -77,7 +77,8 @@ def _loaded(rounds: Rounds) -> Wrapper:
                 result = original(self, *arguments, **options)
             if not self.is_draft_worker:
                 sizes = [one.numel() * one.element_size() for one in self.model.parameters()]
-                rounds.gate.arrive(Gate.LOADED, LoadFacts(len(sizes), sum(sizes), 0))
+                dtype = str(getattr(self, "dtype", "")).removeprefix("torch.")
+                rounds.gate.arrive(Gate.LOADED, LoadFacts(len(sizes), sum(sizes), 0, dtype))
             return result
 
         return load_model

@@ -1,0 +1,142 @@
+"""Tiny models of many families on one rank and on two: tokens equal transformers' own, or one line says why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
+from raylaunch_actors.graphs import ops
+from raylaunch_actors.reference.channel import FollowerSocket, RankZeroSockets
+from raylaunch_actors.reference.model import load_model
+from raylaunch_actors.reference.scheduler import Scheduler
+from raylaunch_actors.reference.worker import FollowerWorker, RankZeroWorker, Worker
+
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError, RankFault
+from raylaunch.model_check import check_model
+from raylaunch.wire import Sampling
+from tests.families import FAMILIES, ONE_RANK, REFUSED, VOCAB, save_family
+from tests.reference.engines import CPU, compile_and_capture, make_runner, prompts, submits, tokens
+from tests.reference.ranks import WORLD, Exchange, run_ranks
+
+LENGTHS = (5, 40, 70)  # the last one is longer than the largest shape
+NEW = 12
+SHAPES: dict[str, Any] = {"prefill": (8, 64), "decode": (2, 4), "capacity": 1024}
+BATCHES = 5  # of models: two processes and transformers are started once for each
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.enable_progress_bar()
+
+
+def expected(path: Path) -> list[list[int]]:
+    """Greedy tokens by transformers, without its cache."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    answers = []
+    with torch.no_grad():
+        for prompt in prompts(*LENGTHS, vocabulary=VOCAB):
+            ids = list(prompt)
+            for _ in range(NEW):
+                ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            answers.append(ids[len(prompt) :])
+    return answers
+
+
+def answers_of(worker: Worker) -> list[list[int]]:
+    if isinstance(worker, RankZeroWorker):
+        for request in submits(prompts(*LENGTHS, vocabulary=VOCAB), Sampling(max_new_tokens=NEW)):
+            assert worker.submit(request) == []
+    outputs = worker.run_until_idle()
+    return [tokens(outputs, number) for number in range(len(LENGTHS))]
+
+
+def of_two(rank: int, path: Path, exchange: Exchange) -> dict[str, list[list[int]]]:
+    """A rank's answers, eagerly and with graphs."""
+    communicator = SharedMemoryAllReduce(rank, WORLD, 1 << 20, 32 << 20, 60.0)
+    communicator.attach(exchange(communicator.offer()))
+    ops.bind_group("tp", communicator)
+    sockets, follower = RankZeroSockets("127.0.0.1", WORLD), None
+    try:
+        runner = make_runner(path, rank, WORLD, communicator, **SHAPES)
+        offer = exchange(sockets.open() if rank == 0 else None)[0]
+        worker: Worker
+        if rank == 0:
+            worker = RankZeroWorker(runner, Scheduler(runner.limits), sockets)
+        else:
+            follower = FollowerSocket(rank, offer)
+            follower.open()
+            worker = FollowerWorker(runner, follower)
+        eager = answers_of(worker)
+        compile_and_capture(runner, communicator)
+        communicator.register(exchange(communicator.pending()))
+        return {"eager": eager, "replayed": answers_of(worker)}
+    finally:
+        sockets.close()
+        if follower is not None:
+            follower.close()
+        ops.unbind_group("tp")
+        communicator.close()
+
+
+def of_one(path: Path) -> list[list[int]]:
+    runner = make_runner(path, **SHAPES)
+    return answers_of(RankZeroWorker(runner, Scheduler(runner.limits), None))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_one_rank_and_two_answer_as_transformers_does(batch: int, models: Path) -> None:
+    names = sorted(FAMILIES)[batch::BATCHES]
+    right = {name: expected(save_family(name, models)) for name in names}
+    assert {name: of_one(models / name) for name in names} == right
+    two = run_ranks(models, names, of_two)[0]
+    assert {name: answers["eager"] for name, answers in two.items()} == right
+    assert {name: answers["replayed"] for name, answers in two.items()} == right
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONE_RANK)
+def test_models_that_cannot_be_divided_run_on_one_rank(name: str, models: Path) -> None:
+    path = save_family(name, models)
+    assert of_one(path) == expected(path)
+    with pytest.raises(RankFault, match="its layers cannot be divided among ranks; use 1 rank"):
+        load_model(path, 0, WORLD, CPU)
+    with pytest.raises(ConfigError, match="its layers cannot be divided among ranks; use 1 rank"):
+        check_model(config_of(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFUSED)
+def test_others_are_refused_in_one_line_before_ranks_start(name: str, models: Path) -> None:
+    path, said = save_family(name, models), REFUSED[name][2]
+    if name == "gpt2":  # names all sizes otherwise
+        text = json.loads((path / "config.json").read_text())
+        sizes = {"num_attention_heads": text["n_head"], "max_position_embeddings": text["n_positions"]}
+        (path / "config.json").write_text(json.dumps({**text, **sizes}))
+    with pytest.raises(ConfigError) as caught:
+        check_model(config_of(path))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RankFault) as fault:
+        load_model(path, 0, 1, CPU)
+    assert str(fault.value).startswith(said)
+
+
+def config_of(path: Path) -> LaunchConfig:
+    return LaunchConfig.from_dict(
+        {
+            "model": {"path": str(path)},
+            "parallel": {"tensor_parallel_size": WORLD},
+            "capture": {"prefill_tokens": [8, 64], "decode_batch_sizes": [2, 4]},
+        }
+    )
