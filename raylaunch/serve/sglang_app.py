@@ -17,6 +17,7 @@ from raylaunch.serve.errors import ApiError, unavailable
 from raylaunch.serve.first_event import FirstEvent
 from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.running import GroupUnavailable, rebuilt
+from raylaunch.serve.sglang_fields import KnownFields, dropped, request_kinds
 from raylaunch.sglang.manager import TokenizerSide
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
         raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
     theirs = sglang_application(frontend)
     app: ASGIApp = FirstEvent(_operators_only(theirs) if exposed else theirs)
+    app = KnownFields(app, request_kinds(), dropped(frontend.side.server_args.completion_template))
     app = Guard(engine, settings, frontend.side, app)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
