@@ -51,6 +51,8 @@ class SamplingParams(BaseModel):
     @classmethod
     def of(cls, params: SamplingParams | None, changes: dict[str, Any]) -> SamplingParams:
         """``params`` with some fields changed. Raises :class:`RequestError` naming the first wrong one."""
+        if params is not None and not isinstance(params, cls):
+            raise RequestError(f"params is a {type(params).__name__}: give SamplingParams, or single ones by name")
         if not changes:
             return params or cls()
         try:

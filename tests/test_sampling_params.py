@@ -74,12 +74,24 @@ def test_ranks_are_told_all_but_the_stop_strings():
         assert getattr(on_wire, name) == (list(value) if isinstance(value, tuple) else value)
 
 
-def test_the_reference_engine_knows_no_further_parameters():
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("min_p", "the reference engine has no sampling parameter 'min_p'"),
+        ("top_p", "'top_p' is a parameter of its own"),
+    ],
+)
+def test_the_reference_engine_knows_no_further_parameters(name, text):
     config = LaunchConfig.default()
     frontend = ReferenceFrontend(config)
     frontend._shape = check_model(config)
-    with pytest.raises(RequestError, match="the reference engine has no sampling parameter 'min_p'"):
-        frontend.prepare([1], SamplingParams(extra={"min_p": 0.1}))
+    with pytest.raises(RequestError, match=text):
+        frontend.prepare([1], SamplingParams(extra={name: 0.1}))
+
+
+def test_parameters_of_another_kind():
+    with pytest.raises(RequestError, match="params is a dict: give SamplingParams"):
+        SamplingParams.of({"temperature": 1}, {})  # type: ignore[arg-type]
 
 
 def test_the_largest_values_fit_the_wire():

@@ -120,6 +120,9 @@ def _question(path: str, number: int, line: str) -> Question:
             raise wrong(f"has {key} = {data[key]!r}, which is no text")
         if problem := problem_of(data[key]):
             raise wrong(f"has {key} = {data[key]!r}: {problem}")
+    for key in data:
+        if key not in ("prompt", "answer"):  # such as a limit of its own, which nothing would keep to
+            raise wrong(f"has {key!r}, which nothing would look at")
     if not data["prompt"]:
         raise wrong("has an empty prompt")
     return Question(data["prompt"], data["answer"])

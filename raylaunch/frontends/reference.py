@@ -84,8 +84,10 @@ class ReferenceFrontend:
             raise RequestError("the engine is not started")
         if images:
             raise RequestError("the reference engine takes no images; engine.kind=sglang does")
-        if params.extra:
-            raise RequestError(f"the reference engine has no sampling parameter {next(iter(params.extra))!r}")
+        for name in params.extra:
+            if name in SamplingParams.model_fields:
+                raise RequestError(f"extra: {name!r} is a parameter of its own: give it outside of extra")
+            raise RequestError(f"the reference engine has no sampling parameter {name!r}")
         ids = ids_of(prompt, self.tokenizer, self._shape.vocab_size)
         positions = self._config.engine.max_context or self._shape.max_positions
         longest = min(positions, self._kv_tokens)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from raylaunch.serve.errors import ApiError, wrong
+from raylaunch.serve.errors import ApiError, shown, wrong
 
 MAX_DEPTH = 64
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read by :func:`parse`. ``APIRouter(route_class=StrictRoute)``."""
+    """A route whose body is read by :func:`parse`, and that refuses what its path is followed by.
+    ``APIRouter(route_class=StrictRoute)``."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
         takes_body = self.body_field is not None
+        named = {field.alias for field in self.dependant.query_params}
 
         async def strict(request: Request) -> Response:
             if takes_body:
                 _require_json(request)
+            _refuse_query(request, named)
             return await handler(_StrictRequest(request.scope, request.receive))
 
         return strict
@@ -42,18 +46,25 @@ def _require_json(request: Request) -> None:
         raise ApiError(415, f"the content type {found}; it must be application/json", code="unsupported_media_type")
 
 
+def _refuse_query(request: Request, named: Collection[str]) -> None:
+    for name in request.query_params:
+        if name not in named:
+            message = f"{shown(name)} is in the query, where nothing is looked for: fields go into a JSON body"
+            raise wrong(message, shown(name)[1:-1], "unknown_field")
+
+
 def parse(data: bytes) -> Any:
     """The JSON value of ``data``. Raises :class:`ApiError` (400) if it is none, or nested deeper than 64."""
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise wrong(f"the body is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
     except json.JSONDecodeError as error:
         raise wrong(f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise _too_deep() from None
-    except ValueError as error:  # a constant that is refused, or an integer of more digits than Python reads
+    except ValueError as error:  # a constant, a key that is there again, or an integer of more digits than Python reads
         raise wrong(f"the body is not JSON that can be used: {error}") from None
     _check_depth(value)
     if "\\ud" in text or "\\uD" in text:
@@ -63,6 +74,14 @@ def parse(data: bytes) -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shown(key)} is there more than once")
+    return found
 
 
 def _too_deep() -> ApiError:

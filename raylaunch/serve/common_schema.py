@@ -1,13 +1,12 @@
-"""Types of request fields that SGLang's and OpenAI's interfaces share, and the refusal of what is not supported."""
+"""Types of request fields that SGLang's and OpenAI's interfaces share, and fields that neither can honour here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from raylaunch.serve.errors import shown, wrong
+from raylaunch.serve.fields import Reasons, Unsupported
 
 MAX_STOPS = 64
 Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -18,18 +17,41 @@ StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 Stops = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 Integers = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1024)]
 
+UNSUPPORTED_SAMPLING: Unsupported = {
+    "min_p": (0,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": ({},),
+    "regex": ("",),
+    "ebnf": ("",),
+    "structural_tag": ("",),
+    "stop_regex": ("", []),
+    "no_stop_trim": (False,),
+    "skip_special_tokens": (True,),
+    "custom_params": ({},),
+}
+"""How tokens are chosen and made text, by the names that both interfaces have, and the values that change nothing."""
 
-def refuse_unsupported(extra: Mapping[str, Any] | None, table: Mapping[str, tuple[Any, ...]], prefix: str = "") -> None:
-    """Refuses fields that this server knows and cannot honour, unless their value changes nothing.
+UNSUPPORTED: Unsupported = {
+    "lora_path": ("", []),
+    "custom_logit_processor": ("",),
+    "session_params": ({},),
+    "priority": (0,),
+    "custom_labels": ({},),
+    "images_config": ({},),
+    "return_hidden_states": (False,),
+    "return_routed_experts": (False,),
+    "routed_experts_start_len": (0,),
+    "bootstrap_host": (),
+    "bootstrap_port": (),
+    "bootstrap_room": (),
+    "routed_dp_rank": (0,),
+    "disagg_prefill_dp_rank": (),
+}
+"""What SGLang's requests have beside sampling, under every endpoint."""
 
-    Args:
-        extra: the request's fields beyond its model's.
-        table: such fields, and the values that change nothing; null always does.
-    Raises:
-        ApiError: 400.
-    """
-    for key, value in (extra or {}).items():
-        if value is None or key not in table or any(type(value) is type(one) and value == one for one in table[key]):
-            continue
-        found = f" = {shown(value)}" if isinstance(value, str | int | float) else ""
-        raise wrong(f"{prefix}{key}{found} is not supported by this server; leave it out", prefix + key, "unsupported")
+WITHOUT_EFFECT: Reasons = {
+    "session_id": "this engine keeps nothing from one request to the next",
+    "extra_key": "it tells cached prompts apart, and this engine caches none",
+}

@@ -16,15 +16,9 @@ from raylaunch import __version__
 from raylaunch.errors import RequestFailed
 from raylaunch.requests import Chunk
 from raylaunch.serve.body import StrictRoute
-from raylaunch.serve.common_schema import refuse_unsupported
 from raylaunch.serve.errors import wrong
-from raylaunch.serve.generate_schema import (
-    UNSUPPORTED,
-    UNSUPPORTED_SAMPLING,
-    AbortRequest,
-    GenerateRequest,
-    Sampling,
-)
+from raylaunch.serve.fields import check_fields
+from raylaunch.serve.generate_schema import AbortRequest, GenerateRequest, Sampling
 from raylaunch.serve.prompts import require_possible, require_room, token_ids
 from raylaunch.serve.running import Call, Serving, run_all
 from raylaunch.serve.streaming import WHOLE_OR_STREAMED, EventStream, answer, json_answer
@@ -51,6 +45,7 @@ def build(serving: Serving) -> APIRouter:
     @router.post("/abort_request", response_class=Response)
     async def abort_request(body: AbortRequest) -> Response:
         """Ends the request of that id, or all; unknown ids are no error. Its answer says ``abort``."""
+        check_fields(body)
         for call in list(serving.running.values()):
             if body.abort_all or body.rid in (call.group, call.request_id):
                 with contextlib.suppress(RequestFailed):  # the ranks are gone, and so is the request
@@ -97,8 +92,8 @@ def build(serving: Serving) -> APIRouter:
 
     @router.get("/flush_cache", include_in_schema=False)
     @router.post("/flush_cache", response_class=PlainTextResponse)
-    async def flush_cache() -> Response:
-        """Does nothing: this engine keeps no prefix cache. SGLang's clients call it."""
+    async def flush_cache(timeout: float = 0.0) -> Response:
+        """Does nothing, however long it may take: this engine keeps no prefix cache. SGLang's clients call it."""
         return PlainTextResponse("There is no prefix cache to flush.\n")
 
     return router
@@ -151,13 +146,17 @@ class _Answer:
 async def _read(serving: Serving, body: GenerateRequest) -> _Asked:
     """Checks everything before anything is started. Raises ApiError."""
     engine = serving.engine
-    refuse_unsupported(body.model_extra, UNSUPPORTED)
+    check_fields(body)
+    for name in ("top_logprobs_num", "return_text_in_logprobs"):
+        if getattr(body, name) and not body.return_logprob:
+            raise wrong(f"{name} needs return_logprob to be true", name)
     prompts = body.text if body.text is not None else body.input_ids
     assert prompts is not None
     param = "text" if body.text is not None else "input_ids"
     samplings = _one_each(body.sampling_params or Sampling(), len(prompts.items), prompts.batch)
     for sampling in samplings:
-        refuse_unsupported(sampling.model_extra, UNSUPPORTED_SAMPLING, "sampling_params.")
+        if None not in (sampling.seed, sampling.sampling_seed) and sampling.seed != sampling.sampling_seed:
+            raise wrong("seed and sampling_seed are one thing by two names: give one", "sampling_params.seed")
     require_possible(engine, sum(sampling.n or 1 for sampling in samplings), param)
     groups = _ids(body.rid, len(prompts.items), prompts.batch)
     logprobs = (body.top_logprobs_num or 0) if body.return_logprob else None

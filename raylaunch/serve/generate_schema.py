@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from raylaunch.sampling import SamplingParams
-from raylaunch.serve.common_schema import Integers, Probability, Seed, Stops, Temperature, TopK
+from raylaunch.serve.common_schema import (
+    UNSUPPORTED,
+    UNSUPPORTED_SAMPLING,
+    WITHOUT_EFFECT,
+    Integers,
+    Probability,
+    Seed,
+    Stops,
+    Temperature,
+    TopK,
+)
+from raylaunch.serve.fields import Fields, Reasons, Unsupported
 from raylaunch.serve.prompts import Ids, Text
 
 DEFAULT_NEW_TOKENS = 128
 RequestId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class Sampling(BaseModel):
+class Sampling(Fields):
     """SGLang's ``sampling_params``; what is left out or null has SGLang's default."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    unsupported: ClassVar[Unsupported] = {
+        **UNSUPPORTED_SAMPLING,
+        "json_schema": ("",),
+        "min_new_tokens": (0,),
+        "spaces_between_special_tokens": (True,),
+        "stream_interval": (1,),
+    }
 
     max_new_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = DEFAULT_NEW_TOKENS
     temperature: Temperature | None = 1.0
@@ -46,10 +63,58 @@ class Sampling(BaseModel):
         )
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(Fields):
     """A request to ``/generate``: either ``text`` or ``input_ids``, one or a list of them."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    unsupported: ClassVar[Unsupported] = {
+        **UNSUPPORTED,
+        "input_embeds": ([],),
+        "image_data": ([],),
+        "video_data": ([],),
+        "audio_data": ([],),
+        "modalities": ([],),
+        "mm_hashes": ([],),
+        "use_audio_in_video": (False,),
+        "max_dynamic_patch": (),
+        "min_dynamic_patch": (),
+        "image_max_dynamic_patch": (),
+        "video_max_dynamic_patch": (),
+        "mm_data_mooncake": ([],),
+        "need_wait_for_mm_inputs": (False,),
+        "num_items_assigned": ({},),
+        "encoder_urls": ([],),
+        "logprob_start_len": (-1,),
+        "token_ids_logprob": ([],),
+        "return_sampling_mask": (False,),
+        "return_entropy": (False,),
+        "return_prompt_token_ids": (False,),
+        "return_indexer_topk": (False,),
+        "return_flat_raw_top_logprobs": (False,),
+        "return_flat_raw_top_logprobs_b64": (False,),
+        "return_bytes": (False,),
+        "log_metrics": (True,),
+        "lora_id": (),
+        "positional_embed_overrides": (),
+        "multi_item_delimiter_indices": ([],),
+        "bootstrap_pair_key": (),
+        "decode_tp_size": (),
+        "require_reasoning": (False,),
+        "max_thinking_tokens": (),
+        "background": (False,),
+        "http_worker_ipc": (),
+        "external_trace_header": ({},),
+        "received_time": (),
+    }
+    without_effect: ClassVar[Reasons] = {
+        **WITHOUT_EFFECT,
+        "no_logs": "no request's contents are ever logged",
+        "routing_key": "there is one group of ranks to go to",
+        "conversation_id": "this engine keeps nothing from one request to the next",
+    }
+    instead: ClassVar[Reasons] = {
+        **{name: f"sampling_params.{name}" for name in Sampling.model_fields},
+        "prompt": "text",
+    }
 
     text: Text | None = None
     input_ids: Ids | None = None
@@ -67,42 +132,10 @@ class GenerateRequest(BaseModel):
         return self
 
 
-class AbortRequest(BaseModel):
+class AbortRequest(Fields):
     """A request to end requests: the one that ``rid`` names, or all."""
 
-    model_config = ConfigDict(strict=True)
+    unsupported: ClassVar[Unsupported] = {"abort_message": ("",), "finished_reason": (), "http_worker_ipc": ()}
 
     rid: str | None = ""
     abort_all: bool | None = False
-
-
-UNSUPPORTED_SAMPLING: dict[str, tuple[Any, ...]] = {
-    "min_p": (0, 0.0),
-    "min_new_tokens": (0,),
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
-    "repetition_penalty": (1, 1.0),
-    "stop_regex": ("", []),
-    "json_schema": ("",),
-    "regex": ("",),
-    "ebnf": ("",),
-    "structural_tag": ("",),
-    "logit_bias": ({},),
-    "skip_special_tokens": (True,),
-    "no_stop_trim": (False,),
-}
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "input_embeds": (),
-    "image_data": ([],),
-    "video_data": ([],),
-    "audio_data": ([],),
-    "lora_path": ([],),
-    "custom_logit_processor": (),
-    "session_params": (),
-    "return_hidden_states": (False,),
-    "return_routed_experts": (False,),
-    "return_sampling_mask": (False,),
-    "return_entropy": (False,),
-    "token_ids_logprob": ([],),
-    "logprob_start_len": (-1,),
-}

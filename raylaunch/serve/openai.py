@@ -10,14 +10,13 @@ from starlette.responses import Response
 
 from raylaunch.serve.body import StrictRoute
 from raylaunch.serve.chat_template import ChatTemplate
-from raylaunch.serve.common_schema import refuse_unsupported
 from raylaunch.serve.errors import ApiError, shown, wrong
+from raylaunch.serve.fields import check_fields
 from raylaunch.serve.openai_answers import ChatAnswer, CompletionAnswer, events, whole
 from raylaunch.serve.openai_schema import (
     CHAT_TOKENS,
     COMPLETION_TOKENS,
     DEFAULT_MODEL,
-    UNSUPPORTED,
     ChatRequest,
     Common,
     CompletionRequest,
@@ -43,7 +42,7 @@ def build(serving: Serving) -> APIRouter:
         calls = _calls(serving, body, prompts, limit, body.logprobs, "cmpl")
         form = CompletionAnswer(serving, calls, body.logprobs is not None)
         if body.stream:
-            return EventStream(events(serving, "completions", form, body.usage_wanted))
+            return EventStream(events(serving, "completions", form, body.stream_options))
         return await answer(request, whole(serving, "completions", form))
 
     @router.post(CHAT, responses=WHOLE_OR_STREAMED)
@@ -52,7 +51,9 @@ def build(serving: Serving) -> APIRouter:
         _check(serving, body)
         if body.top_logprobs and not body.logprobs:
             raise wrong("top_logprobs needs logprobs to be true", "top_logprobs")
-        text = template.render(engine.tokenizer, [message.plain() for message in body.messages], body)
+        if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+            raise wrong("max_tokens and max_completion_tokens are one thing by two names: give one", "max_tokens")
+        text = template.render(engine.tokenizer, body)
         prompt = await token_ids(engine, text, "messages", special=False)
         limit = body.max_completion_tokens or body.max_tokens
         if limit is None:
@@ -61,7 +62,7 @@ def build(serving: Serving) -> APIRouter:
         calls = _calls(serving, body, [prompt], limit, logprobs, "chatcmpl", "messages")
         form = ChatAnswer(serving, calls, bool(body.logprobs))
         if body.stream:
-            return EventStream(events(serving, "chat", form, body.usage_wanted))
+            return EventStream(events(serving, "chat", form, body.stream_options))
         return await answer(request, whole(serving, "chat", form))
 
     @router.get("/v1/models")
@@ -79,10 +80,10 @@ def build(serving: Serving) -> APIRouter:
 
 
 def _check(serving: Serving, body: Common) -> None:
-    refuse_unsupported(body.model_extra, UNSUPPORTED)
+    check_fields(body)
     if body.stream_options is not None and not body.stream:
         raise wrong("stream_options needs stream to be true", "stream_options")
-    if body.model != DEFAULT_MODEL:
+    if body.model is not None and body.model != DEFAULT_MODEL:
         _require_model(serving, body.model)
 
 

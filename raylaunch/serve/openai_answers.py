@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylaunch.requests import Chunk
 from raylaunch.serve.running import Call, Serving, run_all
 from raylaunch.wire import TokenLogprob
+
+if TYPE_CHECKING:
+    from raylaunch.serve.openai_schema import StreamOptions
 
 
 class Form:
@@ -144,9 +147,17 @@ async def whole(serving: Serving, endpoint: str, form: Form) -> dict[str, Any]:
     return {**form.head(form.whole_object), "choices": choices, "usage": form.usage()}
 
 
-async def events(serving: Serving, endpoint: str, form: Form, usage: bool) -> AsyncGenerator[dict[str, Any], None]:
+async def events(
+    serving: Serving, endpoint: str, form: Form, options: StreamOptions | None
+) -> AsyncGenerator[dict[str, Any], None]:
     """The answer piece by piece. Pieces that add nothing that a client would see are left out."""
-    head = form.head(form.piece_object) | ({"usage": None} if usage else {})
+    at_end, always = (bool(options.include_usage), bool(options.continuous_usage_stats)) if options else (False, False)
+    bare = form.head(form.piece_object)
+
+    def piece(choice: dict[str, Any]) -> dict[str, Any]:
+        usage = {"usage": form.usage() if always else None} if at_end or always else {}
+        return {**bare, **usage, "choices": [choice]}
+
     opened: set[int] = set()
     chunks = run_all(serving, endpoint, form.calls)
     try:
@@ -156,10 +167,10 @@ async def events(serving: Serving, endpoint: str, form: Form, usage: bool) -> As
                 opened.add(call.index)
                 opening = form.opening(call)
                 if opening is not None:
-                    yield {**head, "choices": [opening]}
+                    yield piece(opening)
             if chunk.text or chunk.finish_reason is not None or (form.logprobs and chunk.token_ids):
-                yield {**head, "choices": [form.piece(call, chunk)]}
-        if usage:
-            yield {**head, "choices": [], "usage": form.usage()}
+                yield piece(form.piece(call, chunk))
+        if at_end:
+            yield {**bare, "choices": [], "usage": form.usage()}
     finally:
         await chunks.aclose()

@@ -1,36 +1,68 @@
-"""What OpenAI's endpoints take. Fields that are not named here are ignored, or refused by name (``UNSUPPORTED``)."""
+"""What OpenAI's endpoints take, with SGLang's additions."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from raylaunch.sampling import SamplingParams
-from raylaunch.serve.common_schema import Integers, Probability, Seed, Stops, Temperature, TopK
+from raylaunch.serve.common_schema import (
+    UNSUPPORTED,
+    UNSUPPORTED_SAMPLING,
+    WITHOUT_EFFECT,
+    Integers,
+    Probability,
+    Seed,
+    Stops,
+    Temperature,
+    TopK,
+)
+from raylaunch.serve.fields import Fields, Reasons, Unsupported
 from raylaunch.serve.generate_schema import RequestId
+from raylaunch.serve.messages import Message, Tool
 from raylaunch.serve.prompts import Prompt
 
 DEFAULT_MODEL = "default"  # SGLang's clients may leave the model out
 COMPLETION_TOKENS = 16
 CHAT_TOKENS = 1024
+Effort = (
+    Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+    | Annotated[float, Field(ge=0, le=0.99, allow_inf_nan=False)]
+)
 MaxTokens = Annotated[int, Field(ge=1, lt=1 << 31)]
 
 
-class StreamOptions(BaseModel):
-    """``include_usage``: the last event before ``[DONE]`` says how many tokens were used."""
+class StreamOptions(Fields):
+    """``include_usage``: the last event before ``[DONE]`` says how many tokens were used; ``continuous_usage_stats``,
+    which is SGLang's: every event does."""
 
-    model_config = ConfigDict(strict=True)
+    unsupported: ClassVar[Unsupported] = {"include_obfuscation": (False,)}
 
     include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
 
 
-class Common(BaseModel):
+class Common(Fields):
     """What both endpoints take. ``top_k``, ``stop_token_ids``, ``ignore_eos`` and ``rid`` are SGLang's additions."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    unsupported: ClassVar[Unsupported] = {
+        **UNSUPPORTED,
+        **UNSUPPORTED_SAMPLING,
+        "min_tokens": (0,),
+        "response_format": ({"type": "text"},),
+        "return_cached_tokens_details": (False,),
+        "return_token_ids": (False,),
+        "data_parallel_rank": (0,),
+    }
+    without_effect: ClassVar[Reasons] = {
+        **WITHOUT_EFFECT,
+        "user": "it says who asks, and everyone is answered alike",
+        "cache_salt": "it tells cached prompts apart, and this engine caches none",
+    }
+    instead: ClassVar[Reasons] = {"max_new_tokens": "max_tokens"}
 
-    model: Annotated[str, Field(max_length=1024)] = DEFAULT_MODEL
+    model: Annotated[str, Field(max_length=1024)] | None = DEFAULT_MODEL
     max_tokens: MaxTokens | None = None
     temperature: Temperature | None = 1.0
     top_p: Probability | None = 1.0
@@ -43,11 +75,6 @@ class Common(BaseModel):
     stop_token_ids: Integers | None = None
     ignore_eos: bool | None = False
     rid: RequestId | None = None
-
-    @property
-    def usage_wanted(self) -> bool:
-        """Whether a stream ends with its usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
 
     def params(self, new_tokens: int, logprobs: int | None, choice: int) -> SamplingParams:
         """As the engine takes them. ``choice`` is the number among ``n``: each draws by itself."""
@@ -67,76 +94,73 @@ class Common(BaseModel):
 class CompletionRequest(Common):
     """A request to ``/v1/completions``."""
 
+    unsupported: ClassVar[Unsupported] = {
+        **Common.unsupported,
+        "best_of": (1,),
+        "echo": (False,),
+        "suffix": ("",),
+        "json_schema": ("",),
+    }
+
     prompt: Prompt
     max_tokens: MaxTokens | None = COMPLETION_TOKENS
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
-class TextPart(BaseModel):
-    """A piece of a message."""
-
-    model_config = ConfigDict(strict=True)
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """One turn. What the chat template does not know of it is ignored."""
-
-    model_config = ConfigDict(strict=True)
-
-    role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | Annotated[list[TextPart], Field(max_length=1024)] | None = None
-    name: Annotated[str, Field(max_length=256)] | None = None
-
-    def plain(self) -> dict[str, str]:
-        """As chat templates take it."""
-        parts = self.content if isinstance(self.content, list) else []
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in parts)
-        return {"role": self.role, "content": text} | ({"name": self.name} if self.name is not None else {})
-
-
 class ChatRequest(Common):
-    """A request to ``/v1/chat/completions``. Without a limit an answer has at most 1024 tokens."""
+    """A request to ``/v1/chat/completions``. Without a limit an answer has at most 1024 tokens.
+
+    Calls that a model makes of ``tools`` stay in its text; with ``tool_choice: none`` it is not shown any.
+    """
+
+    unsupported: ClassVar[Unsupported] = {
+        **Common.unsupported,
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "parallel_tool_calls": (True,),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "moderation": (),
+        "web_search_options": (),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+        "verbosity": ("medium",),
+        "reasoning": (),
+        "task": (),
+        "input_ids": (),
+        "chat_template": (),
+        "documents": ([],),
+        "max_dynamic_patch": (),
+        "min_dynamic_patch": (),
+        "use_audio_in_video": (False,),
+        "return_prompt_token_ids": (False,),
+        "return_meta_info": (False,),
+    }
+    without_effect: ClassVar[Reasons] = {
+        **Common.without_effect,
+        "metadata": "it is kept with stored answers, and none are stored",
+        "safety_identifier": "it says who asks, and everyone is answered alike",
+        "prompt_cache_key": "it finds cached prompts, and this engine caches none",
+        "prompt_cache_options": "this engine caches no prompts",
+        "prompt_cache_retention": "this engine caches no prompts",
+        "separate_reasoning": "no reasoning is told from the text, as SGLang has it without a parser",
+        "stream_reasoning": "no reasoning is told from the text, as SGLang has it without a parser",
+    }
+    instead: ClassVar[Reasons] = {
+        **Common.instead,
+        "functions": "tools",
+        "function_call": "tool_choice",
+        "reasoning": "reasoning_effort",
+    }
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=1024)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    reasoning_effort: Effort | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-
-
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "logit_bias": ({},),
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
-    "repetition_penalty": (1, 1.0),
-    "min_p": (0, 0.0),
-    "min_tokens": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "regex": ("",),
-    "json_schema": ("",),
-    "ebnf": ("",),
-    "structural_tag": ("",),
-    "lora_path": ("",),
-    "stop_regex": ("", []),
-    "no_stop_trim": (False,),
-    "skip_special_tokens": (True,),
-    "continue_final_message": (False,),
-    "input_ids": (),
-    "input_embeds": (),
-    "image_data": ([],),
-    "return_hidden_states": (False,),
-}
+    continue_final_message: bool | None = False
+    add_generation_prompt: bool | None = None

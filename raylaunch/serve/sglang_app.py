@@ -20,6 +20,7 @@ from raylaunch.serve.half_pairs import RefuseHalfPairs
 from raylaunch.serve.health import require_answer, require_ready
 from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.running import GroupUnavailable, rebuilt
+from raylaunch.serve.sglang_fields import KnownFields, dropped, request_kinds
 from raylaunch.sglang.manager import TokenizerSide
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
         raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
     theirs = sglang_application(frontend)
     app: ASGIApp = FirstEvent(HideOrigin(_operators_only(theirs) if exposed else theirs))
+    app = KnownFields(app, request_kinds(), dropped(frontend.side.server_args.completion_template))
     app = RefuseHalfPairs(app)
     app = Guard(engine, settings, frontend.side, app)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)

@@ -269,7 +269,8 @@ class TokenizerSide:
         """Sampling parameters by SGLang's names. Raises :class:`RequestError`."""
         manager = self.manager
         vocab_size = manager.model_config.vocab_size
-        check_parameters(parameters, manager.sampling_params_class, manager.tokenizer, vocab_size)
+        seeded = bool(self.server_args.enable_deterministic_inference)
+        check_parameters(parameters, manager.sampling_params_class, manager.tokenizer, vocab_size, seeded=seeded)
 
     def _give_up(self, callers: Iterable[asyncio.Task[Any]], reason: str) -> None:
         """Ends those that wait for another answer than a request's, such as to an operator: no rank will give it."""

@@ -21,9 +21,13 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "repetition_penalty": (1e-6, 2.0),  # the ranks divide by it: no probability is left where that is infinite
 }
 """Least and greatest of what SGLang does not bound, or not enough."""
+INTERNAL = ("stop_strs", "stop_regex_strs", "stop_str_max_len", "stop_regex_max_len", "is_normalized")
+"""Fields of SGLang's class that it fills itself: from a request they are dropped, or have it fill none."""
 
 
-def check_parameters(parameters: Mapping[str, Any], kind: type[Any], tokenizer: Any, vocab_size: int) -> None:
+def check_parameters(
+    parameters: Mapping[str, Any], kind: type[Any], tokenizer: Any, vocab_size: int, *, seeded: bool = True
+) -> None:
     """Refuses what SGLang refuses, and what it would fail over: of its own it catches neither names that it does not
     know nor values that it cannot compare or count, and over a ``json_schema`` that is no text, a stop token that the
     model has not or a number out of its tensors' range the ranks end.
@@ -33,11 +37,14 @@ def check_parameters(parameters: Mapping[str, Any], kind: type[Any], tokenizer: 
         kind: SGLang's own class of them, whose fields say what they may be.
         tokenizer: the model's, or None.
         vocab_size: token ids are below it.
+        seeded: the ranks draw by a request's seed. Without ``enable_deterministic_inference`` they look at none.
     Raises:
         RequestError: names the parameter; SGLang's server answers 400, as to any ``ValueError``.
     """
     types = field_types(kind)  # type: ignore[arg-type]  # a class is hashable
-    refuse_unknown("sampling parameter", parameters, types)
+    refuse_unknown(
+        "sampling parameter", parameters, {name: kind for name, kind in types.items() if name not in INTERNAL}
+    )
     try:
         made = kind(**parameters)
         values = {name: getattr(made, name) for name in parameters}  # null is a default by now
@@ -52,6 +59,9 @@ def check_parameters(parameters: Mapping[str, Any], kind: type[Any], tokenizer: 
         raise RequestError(f"sampling parameters {dict(parameters)!r}: {error}") from None
     refuse_first_unlike("sampling parameter", values, types)
     _check_bounds(values, vocab_size)
+    if not seeded and values.get("sampling_seed") is not None and made.top_k != 1:  # 1: nothing is drawn
+        missing = "engine.sglang.args.enable_deterministic_inference=true"
+        raise RequestError(f"sampling_seed: tokens are drawn by a seed only where {missing} is set; leave the seed out")
 
 
 def _check_bounds(values: Mapping[str, Any], vocab_size: int) -> None:

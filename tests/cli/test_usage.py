@@ -115,6 +115,7 @@ def test_a_cluster_that_nobody_listens_at_is_a_failed_launch(monkeypatch: pytest
         ('{"prompt": "1+1="}', "line 1 has no 'answer'"),
         ('{"prompt": "1+1=", "answer": 2}', "line 1 has answer = 2, which is no text"),
         ('{"prompt": "", "answer": "2"}', "line 1 has an empty prompt"),
+        ('{"prompt": "1+1=", "answer": "2", "max_new_tokens": 4}', "line 1 has 'max_new_tokens', which nothing would"),
         ("\n", "holds no line"),
     ],
 )

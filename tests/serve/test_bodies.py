@@ -20,6 +20,7 @@ DEEP = b'{"a":' * MAX_DEPTH + b"1" + b"}" * MAX_DEPTH
         (b"\xff\xfe", "not UTF-8: byte 0 is 0xff"),
         (b'{"a":"\\ud800"}', "surrogate"),
         (b'{"\\uDFFF":1}', "surrogate"),
+        (b'{"a":1,"b":{"c":1,"d":2,"c":3}}', "the key 'c' is there more than once"),
         (b"[" * 100_000, "nested deeper"),
         (b"[" * 5_000 + b"]" * 5_000, "nested deeper"),
         (b'{"a":' + DEEP + b"}", "nested deeper than 64"),

@@ -64,11 +64,10 @@ def sounder(operation, body):
     """The body with a prompt that the model knows, and few tokens to generate: 128 choices may be asked for."""
     kept = {key: value for key, value in body.items() if key not in ("model", "input_ids", "max_completion_tokens")}
     kept |= {key: value for key, value in SOUND.items() if key in DESCRIBED[operation]}
-    if isinstance(kept.get("sampling_params"), dict):
-        kept["sampling_params"] = {**kept["sampling_params"], "max_new_tokens": 8}
-    elif operation == "POST /generate":
-        kept["sampling_params"] = {"max_new_tokens": 8}
-    return kept | {"max_tokens": 8}
+    if operation != "POST /generate":
+        return kept | {"max_tokens": 8}
+    given = kept.get("sampling_params")
+    return kept | {"sampling_params": {**(given if isinstance(given, dict) else {}), "max_new_tokens": 8}}
 
 
 @pytest.mark.timeout(300)

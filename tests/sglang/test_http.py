@@ -206,6 +206,9 @@ def test_other_wrong_fields(engine, rank, stream):
             ({"text": "1", "return_logprob": True, "top_logprobs_num": 17}, "top_logprobs_num = 17"),
             ({"text": "1", "return_logprob": True, "token_ids_logprob": [16]}, "out-of-vocabulary token id 16"),
             ({"text": "1", "sampling_params": {"top_k": 1 << 31}}, "top_k = 2147483648"),
+            ({"text": "1", "temperature": 0}, "temperature is a field that SGLang does not know"),
+            ({"text": "1", "sampling_params": {"sampling_seed": 3}}, "enable_deterministic_inference=true"),
+            ({"text": "1", "sampling_params": {"is_normalized": True}}, "no sampling parameter 'is_normalized'"),
         ]:
             answer = client.post("/generate", json={**body, "stream": stream})
             assert (answer.status_code, text in answer.text) == (400, True), body

@@ -24,6 +24,8 @@ class Parameters(msgspec.Struct, kw_only=True, array_like=True):
     repetition_penalty: float = 1.0
     sampling_seed: int | None = None
     stop_regex: str | None = None
+    stop_strs: list[str] | None = None
+    is_normalized: bool = False
 
     def __post_init__(self) -> None:
         self.temperature = 1.0 if self.temperature is None else self.temperature
@@ -85,3 +87,26 @@ def test_what_sglang_takes(parameters):
 def test_what_is_refused(parameters, text):
     with pytest.raises(RequestError, match=text):
         check_parameters(parameters, Parameters, None, 16)
+
+
+@pytest.mark.parametrize("name", ["stop_strs", "is_normalized"])
+def test_what_sglang_fills_itself_is_no_parameter(name):
+    with pytest.raises(RequestError, match=f"SGLang has no sampling parameter '{name}'"):
+        check_parameters({name: True}, Parameters, None, 16)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "seeded"),
+    [
+        ({"sampling_seed": 3}, True),
+        ({"sampling_seed": None}, False),
+        ({"sampling_seed": 3, "top_k": 1}, False),  # the likeliest token, whatever the seed
+    ],
+)
+def test_a_seed_that_changes_nothing_or_is_looked_at(parameters, seeded):
+    check_parameters(parameters, Parameters, None, 16, seeded=seeded)
+
+
+def test_a_seed_that_no_rank_looks_at():
+    with pytest.raises(RequestError, match=r"sampling_seed: .*enable_deterministic_inference=true is set"):
+        check_parameters({"sampling_seed": 3}, Parameters, None, 16, seeded=False)

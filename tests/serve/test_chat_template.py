@@ -1,0 +1,160 @@
+"""What reaches a chat template, as templates expect it, and what a template would leave out of the prompt."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from raylaunch.errors import ConfigError
+from raylaunch.serve.chat_template import ChatTemplate
+from raylaunch.serve.errors import ApiError
+from raylaunch.serve.openai_schema import ChatRequest
+from tests.serve.test_fields import byte_tokenizer
+
+AS_JSON = "{{ {'messages': messages, 'tools': tools} | tojson }}"
+BARE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<!>{% endif %}"
+ONLY_KNOWN = """{% for m in messages %}{% if m.role in ('system', 'user', 'assistant') %}{{ m.content }}{% endif %}
+{%- endfor %}"""
+PARTS = """{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}
+{%- for part in m.content %}({{ part.text }}){% endfor %}{% endif %}{% endfor %}"""
+USER = {"role": "user", "content": "hi"}
+TEXTS = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "d"}}]
+
+
+def render(template, *messages, **fields):
+    request = ChatRequest.model_validate({"messages": list(messages), **fields})
+    return ChatTemplate(template).render(byte_tokenizer(), request)
+
+
+def call(arguments, **more):
+    return {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}, **more}]}
+
+
+def test_a_conversation_with_a_tool():
+    result = {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "rain"}]}
+    shown = json.loads(render(AS_JSON, USER, call('{"city": "Paris"}', id="c", type="function"), result, tools=TOOLS))
+    function = {"name": "f", "arguments": {"city": "Paris"}}
+    assert shown == {
+        "messages": [
+            USER,
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "c", "type": "function", "function": function}]},
+            {"role": "tool", "content": "rain", "tool_call_id": "c"},
+        ],
+        "tools": TOOLS,
+    }
+    assert json.loads(render(AS_JSON, USER, tools=TOOLS, tool_choice="none"))["tools"] is None
+
+
+@pytest.mark.parametrize("given", ["", None, {}, "{}"])
+def test_a_call_without_arguments(given):
+    message = json.loads(render(AS_JSON, USER, call(given)))["messages"][1]
+    assert message["tool_calls"][0]["function"]["arguments"] == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("[1]", "must be a JSON object"),
+        ("{'city': 1}", "the text is not JSON"),
+        ('{"a": NaN}', "NaN"),
+        ('{"a": "\\ud800"}', "surrogate"),
+        ('{"a": 1, "a": 2}', "more than once"),
+    ],
+)
+def test_arguments_that_are_no_object(given, text):
+    with pytest.raises(ApiError) as caught:
+        render(AS_JSON, USER, call(given))
+    assert caught.value.param == "messages.1.tool_calls.0.function.arguments"
+    assert text in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ messages[0].content }}", "a b"),  # which would print the list
+        ("{{ messages[0].content | tojson }}", '"a b"'),
+        ("{{ messages[0].content + '!' }}", "a b!"),
+        (PARTS, "(a)(b)"),
+    ],
+)
+def test_text_in_parts(template, text):
+    assert render(template, TEXTS) == text
+
+
+@pytest.mark.parametrize(("template", "role"), [(BARE, "system"), ("{# developer #}" + BARE, "developer")])
+def test_a_developer_is_the_system_where_the_template_knows_none(template, role):
+    assert render(template, {"role": "developer", "content": "be terse"}, USER).startswith(f"<{role}>be terse")
+
+
+def test_an_answer_that_has_begun():
+    begun = {"role": "assistant", "content": "12+"}
+    template = BARE.replace("{% endfor %}", "<end>{% endfor %}", 1)
+    assert render(template, USER, begun, continue_final_message=True) == "<user>hi<end><assistant>12+"
+    assert render(template, USER, begun, add_generation_prompt=False) == "<user>hi<end><assistant>12+<end>"
+    assert render(template, USER, begun) == "<user>hi<end><assistant>12+<end><!>"
+
+
+@pytest.mark.parametrize(
+    ("effort", "text"), [("none", "none False"), ("high", "high True"), (0.5, "0.5 True"), (None, " ")]
+)
+def test_reasoning_effort(effort, text):
+    template = "{{ reasoning_effort }} {{ enable_thinking }}"
+    assert render(template, USER, reasoning_effort=effort) == text
+    more = {"enable_thinking": "as asked"}
+    assert render(template, USER, reasoning_effort=effort, chat_template_kwargs=more).endswith(" as asked")
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "fields", "param"),
+    [
+        (BARE, [USER], {"tools": TOOLS}, "tools"),
+        (BARE, [USER, call("{}")], {}, "messages.1.tool_calls"),
+        (BARE, [{"role": "assistant", "content": "a", "reasoning_content": "b"}], {}, "messages.0.reasoning_content"),
+        (ONLY_KNOWN, [USER, {"role": "tool", "content": "rain"}], {}, "messages.1"),
+        (ONLY_KNOWN, [USER, {"role": "function", "name": "f", "content": "rain"}], {}, "messages.1"),
+        ("{# no developer here #}" + ONLY_KNOWN, [{"role": "developer", "content": "a"}, USER], {}, "messages.0"),
+        (BARE, [USER], {"reasoning_effort": "low"}, "reasoning_effort"),
+        (BARE, [USER], {"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs.enable_thinking"),
+    ],
+)
+def test_what_a_template_leaves_out(template, messages, fields, param):
+    with pytest.raises(ApiError) as caught:
+        render(template, *messages, **fields)
+    assert (caught.value.status_code, caught.value.param) == (400, param)
+    assert f"does not show {param}" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("messages", "fields", "param"),
+    [
+        ([USER], {"continue_final_message": True}, "continue_final_message"),
+        ([{"role": "assistant"}], {"continue_final_message": True}, "continue_final_message"),
+        (
+            [{"role": "assistant", "content": "a"}],
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "add_generation_prompt",
+        ),
+        ([USER], {"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools"),
+        (
+            [USER],
+            {"chat_template_kwargs": {"add_generation_prompt": False}},
+            "chat_template_kwargs.add_generation_prompt",
+        ),
+        ([USER], {"chat_template_kwargs": {"a b": 1}}, "chat_template_kwargs.a b"),
+        ([{**USER, **call("{}"), "role": "user"}], {}, "messages.0.tool_calls"),
+        ([{**USER, "tool_call_id": "c"}], {}, "messages.0.tool_call_id"),
+    ],
+)
+def test_what_does_not_fit_together(messages, fields, param):
+    with pytest.raises(ApiError) as caught:
+        render(AS_JSON, *messages, **fields)
+    assert (caught.value.status_code, caught.value.param) == (400, param)
+
+
+def test_a_file_that_is_none():
+    from raylaunch.config import ServeConfig
+
+    with pytest.raises(ConfigError, match=r"serve\.chat_template"):
+        ChatTemplate.of(ServeConfig(chat_template="/nowhere/at/all"))
