@@ -19,6 +19,16 @@ Stops = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 Integers = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1024)]
 
 
+def chosen(
+    defaults: Mapping[str, Any], temperature: float | None, top_p: float | None, top_k: int | None
+) -> dict[str, Any]:
+    """How tokens are chosen: as the request says; where that says nothing as the model's ``defaults`` say, or OpenAI's
+    and SGLang's."""
+    given = {"temperature": temperature, "top_p": top_p, "top_k": None if top_k is None else max(top_k, 0)}
+    said = {name: value for name, value in given.items() if value is not None}
+    return {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **defaults, **said}
+
+
 def refuse_unsupported(extra: Mapping[str, Any] | None, table: Mapping[str, tuple[Any, ...]], prefix: str = "") -> None:
     """Refuses fields that this server knows and cannot honour, unless their value changes nothing.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from raylaunch.sampling import SamplingParams
-from raylaunch.serve.common_schema import Integers, Probability, Seed, Stops, Temperature, TopK
+from raylaunch.serve.common_schema import Integers, Probability, Seed, Stops, Temperature, TopK, chosen
 from raylaunch.serve.generate_schema import RequestId
 from raylaunch.serve.prompts import Prompt
 
@@ -32,14 +33,14 @@ class Common(BaseModel):
 
     model: Annotated[str, Field(max_length=1024)] = DEFAULT_MODEL
     max_tokens: MaxTokens | None = None
-    temperature: Temperature | None = 1.0
-    top_p: Probability | None = 1.0
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = 1
     stop: Stops | None = None
     seed: Seed | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    top_k: TopK | None = -1
+    top_k: TopK | None = None
     stop_token_ids: Integers | None = None
     ignore_eos: bool | None = False
     rid: RequestId | None = None
@@ -49,13 +50,11 @@ class Common(BaseModel):
         """Whether a stream ends with its usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def params(self, new_tokens: int, logprobs: int | None, choice: int) -> SamplingParams:
+    def params(self, new_tokens: int, logprobs: int | None, choice: int, defaults: Mapping[str, Any]) -> SamplingParams:
         """As the engine takes them. ``choice`` is the number among ``n``: each draws by itself."""
         return SamplingParams(
             max_new_tokens=new_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_k=max(self.top_k or 0, 0),
-            top_p=1.0 if self.top_p is None else self.top_p,
+            **chosen(defaults, self.temperature, self.top_p, self.top_k),
             seed=None if self.seed is None else (self.seed + choice) % (1 << 63),
             stop=() if self.stop is None else self.stop,
             stop_token_ids=tuple(self.stop_token_ids or ()),

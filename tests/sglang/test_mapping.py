@@ -74,7 +74,7 @@ def test_nothing_is_cut_off_of_an_incremental_stream():
 
 def test_the_token_that_ended_it_is_no_part_of_it():
     items, _ = taken([output("a", [5]), output("a", [5, 2], stopped(2))])
-    assert items == [Chunk("r", "a", (5,)), Chunk("r", "", (), "stop")]
+    assert items == [Chunk("r", "a", (5,)), Chunk("r", "", (), "stop", matched=2)]
 
 
 def test_a_stop_string_is_never_shown_however_it_is_cut():
