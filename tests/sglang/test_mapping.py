@@ -33,6 +33,14 @@ def test_sampling_parameters(ours, theirs):
     assert theirs.items() <= sampling_parameters(SamplingParams(**ours)).items()
 
 
+def test_what_sglang_has_preferences_for_is_sent_only_if_the_request_sets_it():
+    preferred = ("temperature", "sampling_seed", "min_p")
+    found = sampling_parameters(SamplingParams(top_k=3), preferred)
+    assert not {"temperature", "sampling_seed"} & set(found)
+    assert found["top_k"] == 3
+    assert sampling_parameters(SamplingParams(temperature=0.0, seed=1), preferred)["temperature"] == 0.0
+
+
 def test_further_parameters_are_passed_on():
     extra = {"min_p": 0.1, "json_schema": "{}"}
     assert extra.items() <= sampling_parameters(SamplingParams(temperature=0.5, extra=extra)).items()
