@@ -56,6 +56,12 @@ class Vocabulary:
         """A token as text, as it is at the beginning of one."""
         return self._decode([token])
 
+    def single_byte(self, token: int) -> bool:
+        """Whether the token is a byte that stands for itself, of a tokenizer that falls back to them."""
+        convert = getattr(self._tokenizer, "convert_ids_to_tokens", None)
+        name = convert(token) if convert is not None else None
+        return isinstance(name, str) and _BYTE.fullmatch(name) is not None
+
     def known_bytes(self, token: int) -> bytes | None:
         """The bytes of a token; None if it is no text by itself and its bytes cannot be told."""
         if token not in self._bytes:

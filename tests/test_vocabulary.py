@@ -94,6 +94,14 @@ def test_where_tokens_begin_in_the_text(data, offsets):
             assert text[at] == chr(byte)
 
 
+def test_single_bytes_that_stay_broken_are_a_character_each():
+    names = ["<0xF0>", "<0x9F>", "x", "<0xC3>", "<0xA9>", "x"]
+    places = TextOffsets(Vocabulary(metaspace()), [65])
+    tokens = metaspace().convert_tokens_to_ids(names)
+    assert [places.next(token) for token in tokens] == [0, 0, 2, 3, 3, 4]
+    assert metaspace().decode(tokens) == "\ufffd\ufffdxéx"
+
+
 def test_special_tokens_move_no_offset_and_a_first_word_may_have_no_space():
     tokenizer = metaspace()
     paris, end, start = tokenizer.convert_tokens_to_ids(["▁Paris", "<|im_end|>", "<s>"])

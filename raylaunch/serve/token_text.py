@@ -22,6 +22,7 @@ class TextOffsets:
         self._bare = all(vocabulary.hidden(token) for token in prompt[-LOOK_BACK:])
         self._at = 0  # characters of the text that are complete
         self._begun = b""  # of the next one
+        self._each = False  # whether each of these bytes is a character if there is no more of it
 
     def next(self, token: int) -> int:
         """The offset of the answer's next token."""
@@ -32,10 +33,12 @@ class TextOffsets:
             data = data.removeprefix(b" ") if not self._vocabulary.first(token).startswith(" ") else data
             self._bare = not data
         if self._begun and data and not _goes_on(self._begun, data):
-            self._at, self._begun = self._at + 1, b""  # it stays broken, and is shown as one character
+            self._at += len(self._begun) if self._each else 1  # it stays broken
+            self._begun = b""
         begin = self._at
         whole = self._begun + data
         self._begun = whole[len(whole) - pending_bytes(whole) :]
+        self._each = bool(self._begun) and self._vocabulary.single_byte(token)
         self._at += len(whole[: len(whole) - len(self._begun)].decode("utf-8", "replace"))
         return begin
 

@@ -113,7 +113,9 @@ class Answer:
             ids = ids[:-1]  # the token that ended it is no part of the answer
         text = self._scanner.push(text)
         if finish:
-            text += self._scanner.flush()
+            held = self._scanner.flush()
+            # SGLang finds stop strings in special tokens, which its text leaves out: the rest of one is no text either.
+            text += "" if isinstance(matched, str) and matched.startswith(held) else held
         logprobs = self._new_logprobs(meta, len(ids)) if self._params.logprobs is not None else None
         if not (text or ids or finish):
             return None

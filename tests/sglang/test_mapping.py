@@ -92,6 +92,11 @@ def test_a_stop_string_is_never_shown_however_it_is_cut():
     assert items[-1].finish_reason == "stop"
 
 
+def test_the_beginning_of_a_stop_string_that_ends_with_a_special_token_is_not_shown():
+    items, _ = taken([output("x", [1]), output("x\n", [1, 2, 3], stopped("\n<|im_end|>"))], stop=["\n<|im_end|>"])
+    assert [(chunk.text, chunk.matched) for chunk in items] == [("x", None), ("", "\n<|im_end|>")]
+
+
 def test_what_only_began_like_a_stop_string_is_shown():
     items, _ = taken([output("xE", [1]), output("xE", [1], {"type": "length"})], stop=["END"])
     assert "".join(chunk.text for chunk in items) == "xE"
