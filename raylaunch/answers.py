@@ -80,4 +80,5 @@ def joined(chunks: list[Chunk], prompt_tokens: int) -> Completion:
     logprobs = None
     if any(chunk.logprobs is not None for chunk in chunks):
         logprobs = tuple(one for chunk in chunks for one in chunk.logprobs or ())
-    return Completion(chunks[-1].request_id, text, ids, chunks[-1].finish_reason or "abort", prompt_tokens, logprobs)
+    last = chunks[-1]
+    return Completion(last.request_id, text, ids, last.finish_reason or "abort", prompt_tokens, logprobs, last.matched)

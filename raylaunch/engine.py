@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import PurePath
@@ -19,6 +19,7 @@ from raylaunch.encodable import problem_of
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends import frontend_of
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running
+from raylaunch.generation_config import SamplingDefaults, sampling_defaults
 from raylaunch.health import Condition, Health
 from raylaunch.model_check import ModelShape, check_model, with_context
 from raylaunch.protocol import Step
@@ -56,6 +57,7 @@ class Engine:
             config, self._step, self.frontend.up, self.frontend.down, self.frontend.failure, placement_group
         )
         self._shape: ModelShape | None = None
+        self._sampling = SamplingDefaults()
 
     # ---- life
 
@@ -72,6 +74,8 @@ class Engine:
         check_surroundings(self.config)
         self._shape = check_model(self.config)
         self._supervisor.config = with_context(self.config, self._shape)
+        self._sampling = sampling_defaults(self.config)
+        self._supervisor.sampling = str(self._sampling)
         try:
             self.frontend.begin(self._shape)
             self._supervisor.start(self.frontend.sockets)
@@ -159,6 +163,11 @@ class Engine:
     def tokenizer(self) -> Any:
         """The model's tokenizer, or None if it has none."""
         return self.frontend.tokenizer
+
+    @property
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """Sampling parameters that hold where a request says nothing of them, as the model wants them."""
+        return self._sampling.values
 
     # ---- requests
 
@@ -277,7 +286,7 @@ class Engine:
         for name, value in texts.items():
             if problem := problem_of(value if name != "the prompt" or isinstance(prompt, str) else ""):
                 raise RequestError(f"{name} cannot be encoded: {problem}")
-        prepared = self.frontend.prepare(prompt, params, images)
+        prepared = self.frontend.prepare(prompt, params.filled(self._sampling.values), images)
 
         def start(listener: Listener) -> Running:
             return self._submit(prepared, listener, request_id or secrets.token_hex(8))

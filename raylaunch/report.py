@@ -66,12 +66,14 @@ class LaunchReport:
         started: when the launch began, seconds since the epoch.
         ready: when requests could be sent, 0.0 before.
         attempts: launches it took, restarts included.
+        sampling: how tokens are chosen where a request says nothing of it; "" where nobody said.
     """
 
     name: str
     started: float = 0.0
     ready: float = 0.0
     attempts: int = 1
+    sampling: str = ""
     places: list[RankPlace] = field(default_factory=list)
     driver: list[Span] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
@@ -155,6 +157,9 @@ class LaunchReport:
                 continue
             busy = [f"{self.busy(place.rank, phase):.2f}" if phase is not Phase.PLACE else "" for place in shown]
             table.add_row(phase.name, f"{self.elapsed(phase):.2f}", *busy, escape(self.describe(phase)))
+        if self.sampling:
+            nothing = [""] * (1 + len(shown))
+            table.add_row(Phase.SERVE.name, *nothing, escape(f"unless a request says otherwise: {self.sampling}"))
         return table
 
     def describe(self, phase: Phase) -> str:
@@ -228,6 +233,7 @@ class LaunchReport:
                 if phase is not Phase.SERVE
             },
             "kv_tokens": self.kv_tokens,
+            "sampling": self.sampling,
             "capture_memory": self.capture_memory,
             "all_reduce": self._all_reduce(),
             "steps": [

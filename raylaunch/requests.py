@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from raylaunch.errors import EngineBusy, RaylaunchError, RequestError, RequestFailed
 from raylaunch.sampling import SamplingParams
-from raylaunch.text import Detokenizer, StopScanner
+from raylaunch.text import AnswerText
 from raylaunch.wire import FinishReason, Output, TokenLogprob
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ class Chunk:
         token_ids: what it adds, as tokens.
         finish_reason: on the last chunk: ``stop``, ``length`` or ``abort``.
         logprobs: one entry per token, if they were asked for.
+        matched: on the last chunk, if that says ``stop``: the stop string or the token that ended the answer.
     """
 
     request_id: str
@@ -33,11 +34,12 @@ class Chunk:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    matched: str | int | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer. ``prompt_tokens`` is the prompt's length; ``logprobs`` as in :class:`Chunk`."""
+    """A whole answer. ``prompt_tokens`` is the prompt's length; ``logprobs`` and ``matched`` as in :class:`Chunk`."""
 
     request_id: str
     text: str
@@ -45,6 +47,7 @@ class Completion:
     finish_reason: FinishReason
     prompt_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
+    matched: str | int | None = None
 
 
 def tell(listener: Callable[[Chunk | RaylaunchError], object], item: Chunk | RaylaunchError) -> bool:
@@ -78,12 +81,7 @@ class RunningRequest:
     on_end: Callable[[], object] = lambda: None
     finished: bool = False
     _ending: threading.Lock = field(default_factory=threading.Lock)
-    _scanner: StopScanner = field(init=False)
-    _detokenizer: Detokenizer | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._scanner = StopScanner(self.params.stop)
-        self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer is not None else None
+    _text: AnswerText | None = None  # made with the first output: the tokenizer may fail, as a request does
 
     @property
     def prompt_tokens(self) -> int:
@@ -99,27 +97,30 @@ class RunningRequest:
             self.fail(RequestFailed(f"request {self.request_id}: {output.message}"))
             return False
         try:
-            text = self._text(output)
+            text = self._text_of(output)
         except Exception as error:  # of the model's tokenizer, which may run code of its own
             log.exception("tokens of request %s cannot be made text", self.request_id)
             self.fail(RequestFailed(f"request {self.request_id}: its tokens cannot be made text: {error}"))
             return output.finish is None
-        finish = "stop" if self._scanner.stopped else output.finish
+        stopped = self._text.matched if self._text else None
+        finish = "stop" if stopped else output.finish
         if finish is not None and not self.end():
             return False  # the caller has left meanwhile
         told = True
         if text or output.tokens or finish:
             logprobs = None if output.logprobs is None else tuple(output.logprobs)
-            told = tell(self.listener, Chunk(self.request_id, text, tuple(output.tokens), finish, logprobs))
+            matched = stopped or output.matched
+            told = tell(self.listener, Chunk(self.request_id, text, tuple(output.tokens), finish, logprobs, matched))
         gone = not told and self.end()
-        return output.finish is None and (self._scanner.stopped or gone)
+        return output.finish is None and (bool(stopped) or gone)
 
-    def _text(self, output: Output) -> str:
-        text = self._detokenizer.push(output.tokens) if self._detokenizer else ""
-        if output.finish and self._detokenizer:
-            text += self._detokenizer.flush()
-        text = self._scanner.push(text)
-        return text + self._scanner.flush() if output.finish else text
+    def _text_of(self, output: Output) -> str:
+        if self.tokenizer is None:
+            return ""
+        if self._text is None:
+            self._text = AnswerText(self.tokenizer, self.prompt, self.params.stop)
+        text = self._text.push(output.tokens)
+        return text + self._text.finish(output.matched) if output.finish else text
 
     def fail(self, error: RaylaunchError) -> None:
         """Ends the request with an error. Does nothing if it has ended. Never raises."""

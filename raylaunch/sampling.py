@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -15,6 +16,9 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
 
 class SamplingParams(BaseModel):
     """How tokens are chosen and when a request ends.
+
+    Where ``temperature``, ``top_k`` and ``top_p`` are not given, the model's ``generation_config.json`` decides, and
+    only where that says nothing the defaults here; see the setting ``engine.sampling_defaults``.
 
     Attributes:
         max_new_tokens: most tokens to generate.
@@ -68,15 +72,31 @@ class SamplingParams(BaseModel):
             message = problem["msg"].removeprefix("Value error, ")
             raise RequestError(f"{key} = {problem.get('input')!r}: {message[0].lower() + message[1:]}") from None
 
-    def on_wire(self) -> Sampling:
-        """What the ranks need of it."""
+    def filled(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """With the ``defaults`` where nothing was said; those by names of the engine's own go into ``extra``."""
+        said = self.model_fields_set
+        missing = {name: value for name, value in defaults.items() if name in _FIELDS and name not in said}
+        further = {name: value for name, value in defaults.items() if name not in _FIELDS and name not in self.extra}
+        if further:
+            missing["extra"] = {**further, **self.extra}
+        return self.model_copy(update=missing) if missing else self
+
+    def on_wire(self, ends: Sequence[int] = ()) -> Sampling:
+        """What the ranks need of it.
+
+        Args:
+            ends: tokens that end an answer by the tokenizer's account; ranks know only the model's.
+        """
         return Sampling(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             seed=self.seed,
-            stop_token_ids=list(self.stop_token_ids),
+            stop_token_ids=[*self.stop_token_ids, *(() if self.ignore_eos else ends)],
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
         )
+
+
+_FIELDS = frozenset(SamplingParams.model_fields)

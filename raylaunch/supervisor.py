@@ -63,6 +63,7 @@ class Supervisor:
     ) -> None:
         self.config, self.listener, self.given = config, listener, given
         self.on_up, self.on_down, self.failure = on_up, on_down, failure
+        self.sampling = ""
         self.report = LaunchReport(config.name)
         self._ray_span: Span | None = None
         self.condition = Condition.NEW
@@ -182,7 +183,7 @@ class Supervisor:
     def _launch(self, began: float) -> None:
         attempt = 1
         while True:
-            self.report = LaunchReport(self.config.name, started=began, attempts=attempt)
+            self.report = LaunchReport(self.config.name, began, attempts=attempt, sampling=self.sampling)
             if self._ray_span is not None:
                 self.report.driver.append(self._ray_span)
                 self._ray_span = None

@@ -62,13 +62,17 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 class Output(msgspec.Struct, frozen=True):
-    """New tokens of one request; ``finish`` is set on its last message. ``logprobs`` has one entry per token."""
+    """New tokens of one request; ``finish`` is set on its last message. ``logprobs`` has one entry per token.
+
+    ``matched`` is the token that ended it, which is not among ``tokens``.
+    """
 
     request_id: str
     tokens: list[int]
     finish: FinishReason | None = None
     message: str = ""
     logprobs: list[TokenLogprob] | None = None
+    matched: int | None = None
 
 
 class SequencePart(msgspec.Struct, frozen=True):

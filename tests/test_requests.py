@@ -46,7 +46,7 @@ def test_a_stop_string_ends_the_request_and_asks_for_an_abort():
     running, arrived = request(stop="cd")
     assert not running.take(out(1, 3))
     assert running.take(out(4, 5)), "the rank goes on unless it is told"
-    assert arrived == [Chunk("r", "a", (1, 3)), Chunk("r", "", (4, 5), "stop")]
+    assert arrived == [Chunk("r", "a", (1, 3)), Chunk("r", "", (4, 5), "stop", matched="cd")]
     assert not running.take(out(6, finish="abort"))
     assert len(arrived) == 2
 
@@ -54,7 +54,7 @@ def test_a_stop_string_ends_the_request_and_asks_for_an_abort():
 def test_a_stop_string_in_the_last_output_needs_no_abort():
     running, arrived = request(stop="b")
     assert not running.take(out(1, 2, finish="length"))
-    assert arrived == [Chunk("r", "a", (1, 2), "stop")]
+    assert arrived == [Chunk("r", "a", (1, 2), "stop", matched="b")]
 
 
 def test_what_was_held_back_for_a_stop_string_is_shown_at_the_end():
@@ -90,7 +90,7 @@ def test_an_error_of_the_rank_ends_the_request():
 def test_tokens_that_cannot_be_made_text_end_the_request_and_are_aborted():
     class Broken:
         def decode(self, ids, skip_special_tokens=True):
-            raise KeyError(ids[0])
+            raise KeyError(3)
 
     running, arrived = request(tokenizer=Broken())
     assert running.take(out(3))

@@ -74,6 +74,11 @@ def test_ranks_are_told_all_but_the_stop_strings():
         assert getattr(on_wire, name) == (list(value) if isinstance(value, tuple) else value)
 
 
+def test_the_tokenizers_ends_are_sent_unless_ends_are_ignored():
+    assert SamplingParams(stop_token_ids=(7,)).on_wire((2, 3)).stop_token_ids == [7, 2, 3]
+    assert SamplingParams(stop_token_ids=(7,), ignore_eos=True).on_wire((2, 3)).stop_token_ids == [7]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

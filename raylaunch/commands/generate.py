@@ -26,10 +26,15 @@ def generate(
     prompt: Annotated[list[str], typer.Option(help="Text to continue. Repeatable.")],
     settings: Settings = None,
     max_new_tokens: MaxNewTokens = None,
-    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.", show_default="0")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.", show_default="all")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token.", show_default="the model's, or 0")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample among the k likeliest tokens.", show_default="the model's, or all")
+    ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Sample among the likeliest that hold this probability.", show_default="1")
+        float | None,
+        typer.Option(help="Sample among the likeliest that hold this probability.", show_default="the model's, or 1"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer. Repeatable.")] = None,

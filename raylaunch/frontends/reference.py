@@ -18,6 +18,7 @@ from raylaunch.protocol import Phase
 from raylaunch.requests import RequestTable, RunningRequest
 from raylaunch.sampling import SamplingParams
 from raylaunch.tokenizer import load_tokenizer
+from raylaunch.vocabulary import vocabulary_of
 from raylaunch.wire import Abort, Output, Submit
 
 
@@ -109,7 +110,8 @@ class ReferenceFrontend:
         with self._sending:
             self._requests.add(request)
             try:
-                client.send(Submit(wire_id, ids, params.on_wire()))
+                ends = vocabulary_of(self.tokenizer).ends if self.tokenizer is not None else ()
+                client.send(Submit(wire_id, ids, params.on_wire(ends)))
             except RequestFailed:
                 request.end()
                 raise

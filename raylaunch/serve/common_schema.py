@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -50,6 +51,17 @@ UNSUPPORTED: Unsupported = {
     "disagg_prefill_dp_rank": (),
 }
 """What SGLang's requests have beside sampling, under every endpoint."""
+
+
+def chosen(
+    defaults: Mapping[str, Any], temperature: float | None, top_p: float | None, top_k: int | None
+) -> dict[str, Any]:
+    """How tokens are chosen: as the request says; where that says nothing as the model's ``defaults`` say, or OpenAI's
+    and SGLang's."""
+    given = {"temperature": temperature, "top_p": top_p, "top_k": None if top_k is None else max(top_k, 0)}
+    said = {name: value for name, value in given.items() if value is not None}
+    return {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **defaults, **said}
+
 
 WITHOUT_EFFECT: Reasons = {
     "session_id": "this engine keeps nothing from one request to the next",

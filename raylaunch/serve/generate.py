@@ -119,18 +119,19 @@ class _Answer:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str | None = None
+    matched: str | int | None = None
 
     def add(self, chunk: Chunk) -> None:
         self.texts.append(chunk.text)
         self.tokens.extend(chunk.token_ids)
         self.logprobs.extend(chunk.logprobs or ())
-        self.finish = chunk.finish_reason
+        self.finish, self.matched = chunk.finish_reason, chunk.matched
 
     def data(self, serving: Serving, asked: _Asked) -> dict[str, Any]:
         self.texts = ["".join(self.texts)]
         meta: dict[str, Any] = {
             "id": self.call.request_id,
-            "finish_reason": _finish(self.finish, len(self.tokens)),
+            "finish_reason": _finish(self.finish, len(self.tokens), self.matched),
             "prompt_tokens": len(self.call.prompt),
             "completion_tokens": len(self.tokens),
             "cached_tokens": 0,
@@ -163,10 +164,11 @@ async def _read(serving: Serving, body: GenerateRequest) -> _Asked:
     calls: list[Call] = []
     for prompt, sampling, group in zip(prompts.items, samplings, groups, strict=True):
         ids = await token_ids(engine, prompt, param)
-        require_room(engine, ids, sampling.params(None, 0).max_new_tokens, param)
+        require_room(engine, ids, sampling.params(None, 0, {}).max_new_tokens, param)
         for choice in range(sampling.n or 1):
             name = group if (sampling.n or 1) == 1 else f"{group}-{choice}"
-            calls.append(Call(len(calls), ids, sampling.params(logprobs, choice), name, group))
+            params = sampling.params(logprobs, choice, engine.sampling_defaults)
+            calls.append(Call(len(calls), ids, params, name, group))
     batch = prompts.batch or len(calls) > 1
     return _Asked(calls, batch, bool(body.return_logprob), bool(body.return_text_in_logprobs))
 
@@ -212,14 +214,14 @@ async def _events(serving: Serving, asked: _Asked) -> AsyncGenerator[Any, None]:
         await chunks.aclose()
 
 
-def _finish(reason: str | None, tokens: int) -> dict[str, Any] | None:
+def _finish(reason: str | None, tokens: int, matched: str | int | None) -> dict[str, Any] | None:
     if reason is None:
         return None
     if reason == "length":
         return {"type": "length", "length": tokens}
     if reason == "abort":
         return {"type": "abort", "message": "the request was aborted"}
-    return {"type": reason, "matched": None}
+    return {"type": reason, "matched": matched}
 
 
 def _logprobs(serving: Serving, entries: list[TokenLogprob], texts: bool) -> dict[str, Any]:

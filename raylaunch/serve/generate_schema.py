@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -17,6 +18,7 @@ from raylaunch.serve.common_schema import (
     Stops,
     Temperature,
     TopK,
+    chosen,
 )
 from raylaunch.serve.fields import Fields, Reasons, Unsupported
 from raylaunch.serve.prompts import Ids, Text
@@ -26,7 +28,7 @@ RequestId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Sampling(Fields):
-    """SGLang's ``sampling_params``; what is left out or null has SGLang's default."""
+    """SGLang's ``sampling_params``; what is left out or null has the model's default, or SGLang's."""
 
     unsupported: ClassVar[Unsupported] = {
         **UNSUPPORTED_SAMPLING,
@@ -37,9 +39,9 @@ class Sampling(Fields):
     }
 
     max_new_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = DEFAULT_NEW_TOKENS
-    temperature: Temperature | None = 1.0
-    top_p: Probability | None = 1.0
-    top_k: TopK | None = -1
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: TopK | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = 1
     stop: Stops | None = None
     stop_token_ids: Integers | None = None
@@ -47,14 +49,12 @@ class Sampling(Fields):
     sampling_seed: Seed | None = None
     seed: Seed | None = None
 
-    def params(self, logprobs: int | None, choice: int) -> SamplingParams:
+    def params(self, logprobs: int | None, choice: int, defaults: Mapping[str, Any]) -> SamplingParams:
         """As the engine takes them. ``choice`` is the number among ``n``: each draws by itself."""
         seed = self.sampling_seed if self.sampling_seed is not None else self.seed
         return SamplingParams(
             max_new_tokens=DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_k=max(self.top_k or 0, 0),
-            top_p=1.0 if self.top_p is None else self.top_p,
+            **chosen(defaults, self.temperature, self.top_p, self.top_k),
             seed=None if seed is None else (seed + choice) % (1 << 63),
             stop=() if self.stop is None else self.stop,
             stop_token_ids=tuple(self.stop_token_ids or ()),

@@ -125,7 +125,7 @@ def _calls(
     single = choices * len(prompts) == 1
     calls = []
     for index in range(choices * len(prompts)):
-        params = body.params(new_tokens, logprobs, index % choices)
+        params = body.params(new_tokens, logprobs, index % choices, serving.engine.sampling_defaults)
         name = group if single else f"{group}-{index}"
         calls.append(Call(index, prompts[index // choices], params, name, group))
     return calls

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from raylaunch.requests import Chunk
 from raylaunch.serve.running import Call, Serving, run_all
+from raylaunch.serve.token_text import TextOffsets
+from raylaunch.vocabulary import vocabulary_of
 from raylaunch.wire import TokenLogprob
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ class Form:
     def __init__(self, serving: Serving, calls: Sequence[Call], logprobs: bool) -> None:
         self.calls, self.logprobs = calls, logprobs
         self.created, self.model = int(time.time()), serving.engine.model_name
-        self.tokenizer = serving.engine.tokenizer
+        tokenizer = serving.engine.tokenizer
+        self.vocabulary = None if tokenizer is None else vocabulary_of(tokenizer)
         self.generated = 0
 
     def head(self, kind: str) -> dict[str, Any]:
@@ -57,8 +60,8 @@ class Form:
         }
 
     def token(self, token: int) -> str:
-        """A token as text; tokens that are no whole character are shown with a replacement character."""
-        return f"token_id:{token}" if self.tokenizer is None else str(self.tokenizer.decode([token]))
+        """A token as text; one that is part of a character by its bytes."""
+        return f"token_id:{token}" if self.vocabulary is None else self.vocabulary.label(token)
 
 
 class CompletionAnswer(Form):
@@ -68,30 +71,26 @@ class CompletionAnswer(Form):
 
     def __init__(self, serving: Serving, calls: Sequence[Call], logprobs: bool) -> None:
         super().__init__(serving, calls, logprobs)
-        self._offsets = [0] * len(calls)
+        self._offsets = [TextOffsets(self.vocabulary, call.prompt) if self.vocabulary else None for call in calls]
 
     def piece(self, call: Call, chunk: Chunk) -> dict[str, Any]:
-        return self._choice(call, chunk.text, chunk.logprobs or (), chunk.finish_reason)
+        return self._choice(call, chunk.text, chunk.logprobs or (), chunk)
 
     def choice(self, call: Call, chunks: list[Chunk]) -> dict[str, Any]:
         entries = [one for chunk in chunks for one in chunk.logprobs or ()]
-        return self._choice(call, "".join(chunk.text for chunk in chunks), entries, chunks[-1].finish_reason)
+        return self._choice(call, "".join(chunk.text for chunk in chunks), entries, chunks[-1])
 
-    def _choice(self, call: Call, text: str, entries: Sequence[TokenLogprob], finish: str | None) -> dict[str, Any]:
+    def _choice(self, call: Call, text: str, entries: Sequence[TokenLogprob], last: Chunk) -> dict[str, Any]:
         logprobs = self._logprobs(call, entries) if self.logprobs else None
-        return {"index": call.index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        return {"index": call.index, "text": text, "logprobs": logprobs, **ending(last)}
 
     def _logprobs(self, call: Call, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-        tokens = [self.token(one.token_id) for one in entries]
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offsets[call.index])
-            self._offsets[call.index] += len(token)
+        offsets = self._offsets[call.index]
         return {
-            "tokens": tokens,
+            "tokens": [self.token(one.token_id) for one in entries],
             "token_logprobs": [one.logprob for one in entries],
             "top_logprobs": [{self.token(token): value for token, value in one.top} or None for one in entries],
-            "text_offset": offsets,
+            "text_offset": [offsets.next(one.token_id) if offsets else 0 for one in entries],
         }
 
 
@@ -110,7 +109,7 @@ class ChatAnswer(Form):
             "index": call.index,
             "delta": delta,
             "logprobs": self._logprobs(chunk.logprobs or ()) if self.logprobs else None,
-            "finish_reason": chunk.finish_reason,
+            **ending(chunk),
         }
 
     def choice(self, call: Call, chunks: list[Chunk]) -> dict[str, Any]:
@@ -119,7 +118,7 @@ class ChatAnswer(Form):
             "index": call.index,
             "message": {"role": "assistant", "content": "".join(chunk.text for chunk in chunks), "refusal": None},
             "logprobs": self._logprobs(entries) if self.logprobs else None,
-            "finish_reason": chunks[-1].finish_reason,
+            **ending(chunks[-1]),
         }
 
     def _logprobs(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -134,7 +133,14 @@ class ChatAnswer(Form):
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.token(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "replace"))}
+        data = text.encode() if self.vocabulary is None else self.vocabulary.bytes_of(token)
+        return {"token": text, "logprob": logprob, "bytes": list(data)}
+
+
+def ending(chunk: Chunk) -> dict[str, Any]:
+    """How a choice ended; ``matched_stop``, as SGLang calls it, is there where a stop string or a token ended it."""
+    matched = {} if chunk.matched is None else {"matched_stop": chunk.matched}
+    return {"finish_reason": chunk.finish_reason, **matched}
 
 
 async def whole(serving: Serving, endpoint: str, form: Form) -> dict[str, Any]:

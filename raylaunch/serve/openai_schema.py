@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -17,6 +18,7 @@ from raylaunch.serve.common_schema import (
     Stops,
     Temperature,
     TopK,
+    chosen,
 )
 from raylaunch.serve.fields import Fields, Reasons, Unsupported
 from raylaunch.serve.generate_schema import RequestId
@@ -64,25 +66,23 @@ class Common(Fields):
 
     model: Annotated[str, Field(max_length=1024)] | None = DEFAULT_MODEL
     max_tokens: MaxTokens | None = None
-    temperature: Temperature | None = 1.0
-    top_p: Probability | None = 1.0
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = 1
     stop: Stops | None = None
     seed: Seed | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    top_k: TopK | None = -1
+    top_k: TopK | None = None
     stop_token_ids: Integers | None = None
     ignore_eos: bool | None = False
     rid: RequestId | None = None
 
-    def params(self, new_tokens: int, logprobs: int | None, choice: int) -> SamplingParams:
+    def params(self, new_tokens: int, logprobs: int | None, choice: int, defaults: Mapping[str, Any]) -> SamplingParams:
         """As the engine takes them. ``choice`` is the number among ``n``: each draws by itself."""
         return SamplingParams(
             max_new_tokens=new_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_k=max(self.top_k or 0, 0),
-            top_p=1.0 if self.top_p is None else self.top_p,
+            **chosen(defaults, self.temperature, self.top_p, self.top_k),
             seed=None if self.seed is None else (self.seed + choice) % (1 << 63),
             stop=() if self.stop is None else self.stop,
             stop_token_ids=tuple(self.stop_token_ids or ()),

@@ -41,6 +41,7 @@ OURS: Mapping[str, str] = {
 SHARED: tuple[tuple[Callable[[LaunchConfig], Any], str, str], ...] = (
     (lambda config: config.engine, "kv_tokens", "max_total_tokens"),
     (lambda config: config.engine, "max_context", "context_length"),
+    (lambda config: config.engine, "sampling_defaults", "sampling_defaults"),
     (lambda config: config.engine, "max_running_requests", "max_running_requests"),
     (lambda config: config.engine, "max_waiting_requests", "max_queued_requests"),
     (lambda config: config.capture, "compiler", "cuda_graph_tc_compiler"),

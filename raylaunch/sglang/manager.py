@@ -102,7 +102,7 @@ class TokenizerSide:
             **prompt,
             rid=request_id,
             image_data=list(prepared.images) or None,
-            sampling_params=sampling_parameters(prepared.params),
+            sampling_params=sampling_parameters(prepared.params, self.server_args.preferred_sampling_params or ()),
             **logprob_arguments(prepared.params),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,12 @@ NAMED_OTHERWISE = {"sampling_seed": "seed", "no_stop_trim": "stop"}
 REMOTE = ("http://", "https://", "file://", "data:")
 
 
-def sampling_parameters(params: SamplingParams) -> dict[str, Any]:
+def sampling_parameters(params: SamplingParams, preferred: Collection[str] = ()) -> dict[str, Any]:
     """Sampling parameters by SGLang's names.
+
+    Args:
+        preferred: those for which SGLang has a value of its own, its argument ``preferred_sampling_params``; what the
+            request does not set of them is left to that.
 
     ``seed`` has an effect only where SGLang's argument ``enable_deterministic_inference`` is set.
 
@@ -45,7 +49,8 @@ def sampling_parameters(params: SamplingParams) -> dict[str, Any]:
             raise RequestError(f"extra: {name!r} is set by {NAMED_OTHERWISE.get(name, name)!r}, outside of extra")
         if name == "n":
             raise RequestError("extra: 'n': a request has one answer; ask as often as answers are wanted")
-    return own | params.extra
+    unsaid = {NAMED_OTHERWISE.get(name, name) for name in preferred} - params.model_fields_set
+    return {name: value for name, value in own.items() if NAMED_OTHERWISE.get(name, name) not in unsaid} | params.extra
 
 
 def logprob_arguments(params: SamplingParams) -> dict[str, Any]:
@@ -111,11 +116,13 @@ class Answer:
             ids = ids[:-1]  # the token that ended it is no part of the answer
         text = self._scanner.push(text)
         if finish:
-            text += self._scanner.flush()
+            held = self._scanner.flush()
+            # SGLang finds stop strings in special tokens, which its text leaves out: the rest of one is no text either.
+            text += "" if isinstance(matched, str) and matched.startswith(held) else held
         logprobs = self._new_logprobs(meta, len(ids)) if self._params.logprobs is not None else None
         if not (text or ids or finish):
             return None
-        return Chunk(self.request_id, text, tuple(ids), finish, logprobs)
+        return Chunk(self.request_id, text, tuple(ids), finish, logprobs, matched if finish == "stop" else None)
 
     def _new(self, ids: Sequence[int], text: str) -> tuple[list[int], str]:
         if self._incremental:

@@ -198,6 +198,7 @@ def test_stop_tokens(sampling: dict, token: int, finish: str | None, tokens: int
     assert step is not None
     (output,) = scheduler.complete(step, [token])
     assert (output.finish, len(output.tokens)) == (finish, tokens)
+    assert output.matched == (token if finish else None)
     assert scheduler.idle == (finish is not None)
 
 

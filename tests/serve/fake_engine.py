@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, RankEvidence
@@ -21,6 +22,7 @@ class FakeEngine:
         self.config = LaunchConfig.default(SETTINGS)
         self.model_name = "tiny-adder"
         self.kv_tokens = 8192
+        self.sampling_defaults: dict[str, Any] = {}
         self.report: LaunchReport = report_of(PLAN)
         self.restarts = 0
         self.failures: tuple[tuple[float, LaunchError], ...] = ()

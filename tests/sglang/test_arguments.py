@@ -58,7 +58,8 @@ def test_a_model_without_tokenizer_files_works_on_token_ids(tmp_path):
 def test_settings_of_both_engines_have_sglangs_names_and_its_defaults_where_they_are_not_set():
     config = LaunchConfig.from_dict(BASE)
     names = {"max_total_tokens", "context_length", "max_running_requests", "max_queued_requests"}
-    assert not names & set(server_arguments(config))
+    assert not {*names, "sampling_defaults"} & set(server_arguments(config))
+    assert server_arguments(config.override("engine.sampling_defaults=openai"))["sampling_defaults"] == "openai"
     changed = config.override("engine.kv_tokens=4096", "engine.max_context=512", "capture.compiler=inductor")
     arguments = server_arguments(changed)
     assert (arguments["max_total_tokens"], arguments["context_length"]) == (4096, 512)

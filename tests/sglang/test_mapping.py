@@ -33,6 +33,14 @@ def test_sampling_parameters(ours, theirs):
     assert theirs.items() <= sampling_parameters(SamplingParams(**ours)).items()
 
 
+def test_what_sglang_has_preferences_for_is_sent_only_if_the_request_sets_it():
+    preferred = ("temperature", "sampling_seed", "min_p")
+    found = sampling_parameters(SamplingParams(top_k=3), preferred)
+    assert not {"temperature", "sampling_seed"} & set(found)
+    assert found["top_k"] == 3
+    assert sampling_parameters(SamplingParams(temperature=0.0, seed=1), preferred)["temperature"] == 0.0
+
+
 def test_further_parameters_are_passed_on():
     extra = {"min_p": 0.1, "json_schema": "{}"}
     assert extra.items() <= sampling_parameters(SamplingParams(temperature=0.5, extra=extra)).items()
@@ -74,7 +82,7 @@ def test_nothing_is_cut_off_of_an_incremental_stream():
 
 def test_the_token_that_ended_it_is_no_part_of_it():
     items, _ = taken([output("a", [5]), output("a", [5, 2], stopped(2))])
-    assert items == [Chunk("r", "a", (5,)), Chunk("r", "", (), "stop")]
+    assert items == [Chunk("r", "a", (5,)), Chunk("r", "", (), "stop", matched=2)]
 
 
 def test_a_stop_string_is_never_shown_however_it_is_cut():
@@ -82,6 +90,11 @@ def test_a_stop_string_is_never_shown_however_it_is_cut():
     items, _ = taken(cuts, stop=["END"])
     assert [chunk.text for chunk in items] == ["x", "", ""]
     assert items[-1].finish_reason == "stop"
+
+
+def test_the_beginning_of_a_stop_string_that_ends_with_a_special_token_is_not_shown():
+    items, _ = taken([output("x", [1]), output("x\n", [1, 2, 3], stopped("\n<|im_end|>"))], stop=["\n<|im_end|>"])
+    assert [(chunk.text, chunk.matched) for chunk in items] == [("x", None), ("", "\n<|im_end|>")]
 
 
 def test_what_only_began_like_a_stop_string_is_shown():

@@ -88,15 +88,11 @@ def _is_silu(activation: Any) -> bool:
 
 
 def eos_token_ids(path: str | Path, config: Any) -> frozenset[int]:
-    """Tokens that end an answer: of ``generation_config.json`` if it is there, else of ``config.json``."""
-    ids: Any = None
+    """Tokens that end an answer: those of ``generation_config.json`` and of ``config.json``, the text model's too."""
+    named = [getattr(one, "eos_token_id", None) for one in (config, config.get_text_config())]
     with contextlib.suppress(OSError):  # no such file
-        ids = GenerationConfig.from_pretrained(str(path)).eos_token_id
-    if ids is None:
-        ids = getattr(config.get_text_config(), "eos_token_id", None)
-    if ids is None:
-        return frozenset()
-    return frozenset([ids] if isinstance(ids, int) else ids)
+        named.append(GenerationConfig.from_pretrained(str(path)).eos_token_id)
+    return frozenset(one for ids in named for one in ([ids] if isinstance(ids, int) else ids or ()))
 
 
 @contextlib.contextmanager

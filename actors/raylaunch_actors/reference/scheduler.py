@@ -200,7 +200,7 @@ class Scheduler:
         sampling = request.submit.sampling
         if token in sampling.stop_token_ids or (token in self.limits.eos_token_ids and not sampling.ignore_eos):
             self._release(request)
-            return Output(request.id, [], "stop")
+            return Output(request.id, [], "stop", matched=token)
         request.generated.append(token)
         finish: FinishReason | None = None
         length = len(request.submit.prompt) + len(request.generated)

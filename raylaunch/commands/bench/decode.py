@@ -134,7 +134,7 @@ async def _run_together(engine: Engine, prompts: Sequence[Sequence[int]], new_to
     async def one(prompt: Sequence[int]) -> Arrivals:
         return [
             (time.perf_counter(), len(chunk.token_ids))
-            async for chunk in engine.astream(prompt, max_new_tokens=new_tokens, ignore_eos=True)
+            async for chunk in engine.astream(prompt, max_new_tokens=new_tokens, temperature=0.0, ignore_eos=True)
             if chunk.token_ids
         ]
 

@@ -87,7 +87,7 @@ def time_prefill(engine: Engine, tokens: int, repeat: int) -> PrefillFigure:
     for number in range(WARM_UP + repeat):
         prompt = [draw_token.randrange(engine.shape.vocab_size) for _ in range(tokens)]
         began = time.perf_counter()
-        engine.generate([prompt], max_new_tokens=1, ignore_eos=True)
+        engine.generate([prompt], max_new_tokens=1, temperature=0.0, ignore_eos=True)
         if number >= WARM_UP:
             took.append(time.perf_counter() - began)
     return PrefillFigure(tokens, repeat, median_high(took), min(took), max(took))
