@@ -131,9 +131,9 @@ def test_f16_the_fallback_is_gloo_on_every_rank(tiny: LaunchConfig) -> None:
 
 @pytest.mark.slow
 def test_f23_a_cache_that_does_not_fit(tiny: LaunchConfig) -> None:
-    """Real, not provoked: with what it needs, and what would help."""
+    """Real, not provoked: with what it needs, and what would help. No address space is so large: nothing is touched."""
     with pytest.raises(LaunchError) as caught:
-        Engine(tiny.override("engine.kv_tokens=1000000000000")).start()
+        Engine(tiny.override("engine.kv_tokens=1000000000000000")).start()
     error = caught.value
     assert (error.code, error.phase, error.retryable) == ("F23", "WARMUP", False), error
     assert "no memory left in WARMUP (" in error.headline()

@@ -132,7 +132,7 @@ def test_faults_are_named(fault: str, code: str | None, phase: str, rank: int) -
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ("engine.kv_tokens=1000000000000", "lower engine.kv_tokens or engine.sglang.args.mem_fraction_static"),
+        ("engine.kv_tokens=1000000000000000", "lower engine.kv_tokens or engine.sglang.args.mem_fraction_static"),
         ("engine.sglang.args.mem_fraction_static=0.000001", "raise engine.sglang.args.mem_fraction_static"),
     ],
 )
