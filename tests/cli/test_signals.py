@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,13 @@ MARK = "RAYLAUNCH_TEST_OF_SIGNALS"
 START_S, END_S = 120.0, 60.0
 ODD = ("Fatal", "Traceback", "SIGTERM received", "SIGABRT", "Stack (most recent call first)", "Exception ignored")
 ENDS = ("interrupted\n", "interrupted; everything that was started has been given back\n")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For temporary files of a command and of its Ray, whose sockets must have short names."""
+    with tempfile.TemporaryDirectory(prefix="rl-", dir="/tmp", ignore_cleanup_errors=True) as one:
+        yield Path(one)
 
 
 class Command:
@@ -43,7 +51,10 @@ class Command:
 
     def has(self, name: str) -> bool:
         """Whether a process of that name has come of it."""
-        return any(name in one.name() for one in self.family())
+        try:
+            return any(name in one.name() for one in psutil.Process(self.process.pid).children(recursive=True))
+        except psutil.Error:
+            return False
 
     def token(self) -> bool:
         return any(self.folder.glob("raylaunch-auth-*/token"))
@@ -110,8 +121,8 @@ def signal_is_caught(pid: int, number: signal.Signals) -> bool:
         ("a rank runs", 1.5, signal.SIGTERM),
     ],
 )
-def test_a_signal_while_it_starts(moment: str, after_s: float, number: signal.Signals, tmp_path: Path) -> None:
-    command = Command(tmp_path, "generate", "--prompt", "1+1=", "--no-report")
+def test_a_signal_while_it_starts(moment: str, after_s: float, number: signal.Signals, folder: Path) -> None:
+    command = Command(folder, "generate", "--prompt", "1+1=", "--no-report")
     command.await_(lambda: MOMENTS[moment](command))
     time.sleep(after_s)
     command.process.send_signal(number)
@@ -122,8 +133,8 @@ def test_a_signal_while_it_starts(moment: str, after_s: float, number: signal.Si
 @pytest.mark.parametrize(
     "arguments", [("serve", "--port", "0"), ("eval", "--data", "sums-heldout"), ("bench", "launch")]
 )
-def test_two_signals_while_ray_starts(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    command = Command(tmp_path, *arguments)
+def test_two_signals_while_ray_starts(arguments: tuple[str, ...], folder: Path) -> None:
+    command = Command(folder, *arguments)
     command.await_(lambda: command.has("raylet"))
     command.process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
@@ -134,8 +145,8 @@ def test_two_signals_while_ray_starts(arguments: tuple[str, ...], tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_hang_up_of_a_server_drains_it_unless_it_was_started_by_nohup(ignored: bool, tmp_path: Path) -> None:
-    command = Command(tmp_path, "serve", "--port", "0", ignores=signal.SIGHUP if ignored else None)
+def test_a_hang_up_of_a_server_drains_it_unless_it_was_started_by_nohup(ignored: bool, folder: Path) -> None:
+    command = Command(folder, "serve", "--port", "0", ignores=signal.SIGHUP if ignored else None)
     lines = []
     assert command.process.stderr is not None
     while "serving" not in (line := command.process.stderr.readline()):
@@ -175,14 +186,14 @@ except (KeyboardInterrupt, SystemExit) as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "raised"), [("SIGINT", "KeyboardInterrupt"), ("SIGTERM", "SystemExit")])
-def test_an_engine_that_is_interrupted_gives_everything_back(number: str, raised: str, tmp_path: Path) -> None:
+def test_an_engine_that_is_interrupted_gives_everything_back(number: str, raised: str, folder: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, number],
         capture_output=True,
         text=True,
-        env={**environment, "TMPDIR": str(tmp_path)},
+        env={**environment, "TMPDIR": str(folder)},
         timeout=START_S,
     )
     assert done.stdout == f"{raised} True\n", done.stderr
-    assert not list(tmp_path.glob("raylaunch-*"))
+    assert not list(folder.glob("raylaunch-*"))
