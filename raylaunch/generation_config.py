@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raylaunch import hub
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, RequestError
 from raylaunch.sampling import SamplingParams
 
 FILE = "generation_config.json"
-ASK_S = 10.0  # how long the Hub may take to say whether a model has one
 OF_BOTH = ("temperature", "top_k", "top_p")
 OF_SGLANG = ("min_p", "repetition_penalty")
 CHANGES_NOTHING: Mapping[str, tuple[Any, ...]] = {
@@ -144,17 +144,10 @@ def _preferred(given: Any) -> Mapping[str, Any]:
 
 def _file(config: LaunchConfig) -> Path | None:
     """Where the file is, fetched from the Hub if need be; None if there is none."""
-    path, revision = config.model.path, config.model.revision
-    folder = Path(path).expanduser()
-    if folder.is_dir() or path.startswith((".", "/", "~")):
-        return folder / FILE if (folder / FILE).is_file() else None
-    import huggingface_hub as hub
-
-    cached = hub.try_to_load_from_cache(path, FILE, revision=revision)
-    if cached is not None:
-        return Path(cached) if isinstance(cached, str) else None  # else it is known that there is none
-    try:
-        hub.get_hf_file_metadata(hub.hf_hub_url(path, FILE, revision=revision), timeout=ASK_S)
-        return Path(hub.hf_hub_download(path, FILE, revision=revision))
-    except Exception:  # no such file, or no Hub: what is in the cache is all there is
-        return None
+    folder = Path(config.model.path)
+    if not folder.is_absolute():  # as the configuration has made every folder
+        try:
+            folder = hub.snapshot(config.model.path, config.model.revision, [FILE])
+        except (hub.HubError, ValueError):  # told where config.json is read
+            return None
+    return folder / FILE if (folder / FILE).is_file() else None
