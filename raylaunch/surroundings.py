@@ -17,7 +17,8 @@ from raylaunch.shadows import require_unshadowed
 SOCKET_BYTES = 107  # the longest name of a Unix socket
 OBJECT_STORE_BYTES = 100 << 20  # of a private cluster
 RAY_BYTES, RAY_FILES = 64 << 20, 200  # its logs and sockets
-FILES, FILES_OF_A_RANK = 192, 16  # measured: with 200 two ranks could not connect, with 256 they could
+# Estimates, low on purpose. Seen once on a busy machine with two ranks: past CONNECT with 256 files, not with 200.
+FILES, FILES_OF_A_RANK = 192, 16
 THREADS, THREADS_OF_A_RANK = 200, 48
 MIB = 1 << 20
 SHARED_MEMORY = Path("/dev/shm")
