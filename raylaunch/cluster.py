@@ -41,7 +41,7 @@ AGENT_GRACE_S = 1.0
 CONNECT_S = 5.0
 LOOK_S = 1.0
 RELEASE_PATIENCE_S = 2.0
-START_S = 300.0  # Ray's own start gives up before
+START_S, START_LOOK_S = 300.0, 0.2  # Ray's own start gives up before
 # How long a start that nobody wants any more is waited for: half started, Ray can only be left, with its process.
 LEAVE_START_S, LEAVE_START_OF_A_COMMAND_S = 60.0, 3.0
 END_S = 60.0
@@ -121,7 +121,7 @@ class RaySession:
         self._thread = RayThread(init, functools.partial(self._end, self.started))
         try:
             end = time.monotonic() + START_S
-            while not self._thread.up(LOOK_S):
+            while not self._thread.up(START_LOOK_S):
                 if stopped():
                     raise shut_down("PLACE")
                 if time.monotonic() > end:
