@@ -9,7 +9,7 @@ from pydantic import SecretStr, ValidationError
 from typer.testing import CliRunner
 
 from raylaunch.api_key import key_of_environment, problem_of
-from raylaunch.cli import app
+from raylaunch.commands.app import app
 from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import ConfigError
 from raylaunch.serve.limits import RequireKey
