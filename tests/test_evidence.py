@@ -144,8 +144,8 @@ def test_f27_a_dying_rank_is_to_blame_and_not_the_one_whose_error_comes_first(mo
     [
         (SIGKILL, "the node running low on memory", "rank 0 died: killed by Ray: the node ran low on memory"),
         (SIGTERM, "INTENDED_SYSTEM_EXIT Worker exit detail: Its placement group was removed. Id: 6",
-         "rank 0 died: ended by Ray: Its placement group was removed"),
-        (1 << 8, "it was killed by `ray.kill`.", "rank 0 died: ended by ray.kill"),
+         "rank 0 died: ended with its placement group, which somebody has removed"),
+        (1 << 8, "it was killed by `ray.kill`.", "rank 0 died: ended by ray.kill, which somebody has called"),
         (SIGTERM, "End of file", "rank 0 died: was asked to end by SIGTERM"),
         (3 << 8, None, "rank 0 died: exited with code 3"),
     ],

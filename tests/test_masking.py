@@ -110,9 +110,7 @@ def test_wrong_settings_are_named_without_their_secrets(wrong):
     assert SECRET not in str(pickle.loads(pickle.dumps(caught.value)))
 
 
-@pytest.mark.parametrize(
-    "setting", [f"serve.api_key={{{SECRET}", f"serve.api_key=!{SECRET}", f"serve.api_key {SECRET}"]
-)
+@pytest.mark.parametrize("setting", [f"serve.api_key='{SECRET}", f"serve.api_key {SECRET}"])
 def test_settings_that_cannot_be_read(setting):
     with pytest.raises(ConfigError) as caught:
         LaunchConfig.default([setting])
