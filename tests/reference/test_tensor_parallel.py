@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from raylaunch_actors.reference.tensor_parallel import REPLICATED, Plan, RowParallelLinear, Split, insert_all_reduces
+from raylaunch_actors.reference.tensor_parallel import (
+    REPLICATED,
+    Plan,
+    RowParallelLinear,
+    Split,
+    insert_all_reduces,
+    with_norms_of_heads,
+)
 from torch import nn
 
 from raylaunch.errors import RankFault
@@ -58,6 +65,14 @@ def test_blocks_are_divided_one_by_one() -> None:
 def test_what_does_not_divide_is_named() -> None:
     with pytest.raises(RankFault, match=r"layer\.w: dimension 0 of \[6, 2\] does not divide into 4"):
         Split(-2).ranges("layer.w", (6, 2), 0, 4)
+
+
+def test_norms_with_a_row_for_each_head_are_divided_with_the_heads() -> None:
+    layer = "model.layers.*.self_attn"
+    shapes = {"model.layers.0.self_attn.q_norm.weight": (4, 16), "model.layers.0.self_attn.k_norm.weight": (16,)}
+    projections = {f"{layer}.q_proj": "colwise", f"{layer}.k_proj": "colwise"}
+    assert with_norms_of_heads(projections, shapes) == {**projections, f"{layer}.q_norm": "colwise"}
+    assert with_norms_of_heads({f"{layer}.q_proj": "replicate"}, shapes) == {f"{layer}.q_proj": "replicate"}
 
 
 def test_unknown_style_is_named() -> None:

@@ -17,7 +17,7 @@ from raylaunch_actors.reference import build, weights
 from raylaunch_actors.reference.checkpoint import Checkpoint
 from raylaunch_actors.reference.logits import Rule, logit_rule
 from raylaunch_actors.reference.supported import is_mixture
-from raylaunch_actors.reference.tensor_parallel import Plan, insert_all_reduces
+from raylaunch_actors.reference.tensor_parallel import Plan, insert_all_reduces, with_norms_of_heads
 from raylaunch_actors.reference.weight_files import weight_files
 
 LoadFormat = Literal["safetensors", "dummy"]
@@ -192,6 +192,7 @@ def _styles(model: Any, world_size: int) -> dict[str, str]:
     for name, style in styles.items():
         if name != "lm_head" and style in ("colwise_gather_output", "rowwise_split_input"):
             styles[name] = "replicate"
+    styles = with_norms_of_heads(styles, {name: tuple(one.shape) for name, one in model.named_parameters()})
     head = _head(model)
     tied = weights.tied_names(model)
     if "lm_head.weight" in tied or "lm_head.weight" in tied.values() or head.weight.shape[0] % world_size:

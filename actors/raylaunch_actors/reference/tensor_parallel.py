@@ -122,6 +122,23 @@ class Plan:
         return bias if dims == 1 else weight
 
 
+def with_norms_of_heads(styles: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """``styles``, and norms that have a row of weights for each head divided as the heads are.
+
+    Plans leave them out (Cohere's, with query-key norm), as if every rank held all heads.
+
+    Args:
+        shapes: parameter name -> its whole shape.
+    """
+    more = {}
+    for name, shape in shapes.items():
+        module = _pattern(name).rpartition(".")[0]
+        parent, _, leaf = module.rpartition(".")
+        if leaf in ("q_norm", "k_norm") and len(shape) == 2 and styles.get(f"{parent}.{leaf[0]}_proj") == "colwise":
+            more[module] = "colwise"
+    return {**styles, **more}
+
+
 def _pattern(name: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
