@@ -277,7 +277,8 @@ class Supervisor:
         """A rank is gone: says so at once, then explains, tears down and rebuilds if that is allowed."""
         assert self._launched is not None
         group = self._launched.group
-        self.error = LaunchError(loss(outcome), "F07", Phase.SERVE.name)
+        gone = outcome.deaths or outcome.failures or any(one.ended for one in outcome.seen.values())
+        self.error = LaunchError(loss(outcome), "F07" if gone else "F08", Phase.SERVE.name)
         self.condition = Condition.LAUNCHING
         self._tell_down(self.error)  # callers need not wait for the explanation
         error = self._explained(group, outcome, Phase.SERVE)
