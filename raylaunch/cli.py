@@ -33,8 +33,8 @@ def main() -> None:
         # Threads that were left in the middle of an import, or in Ray, must not meet an interpreter that ends.
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if code or (cluster is not None and cluster.abandoned()):
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(AttributeError, OSError, ValueError):  # None where it was closed at the start
+                    stream.flush()
             os._exit(code)
         raise

@@ -328,7 +328,9 @@ class Supervisor:
         assert self._launched is not None
         group = self._launched.group
         self._lost_nodes.update(nodes)
-        known = nodes_lost(group, nodes) if nodes else LaunchError(loss(outcome), "F07", Phase.SERVE.name)
+        gone = outcome.deaths or outcome.failures or any(one.ended for one in outcome.seen.values())
+        code = "F07" if gone else "F08"
+        known = nodes_lost(group, nodes) if nodes else LaunchError(loss(outcome), code, Phase.SERVE.name)
         self.error, self.condition = known, Condition.LAUNCHING
         self._tell_down(known)  # callers need not wait for the explanation
         error = explain_lost_nodes(group, nodes) if nodes else self._explained(group, outcome, Phase.SERVE)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from signal import Signals
 
 from raylaunch import Engine, LaunchError, RaylaunchError
+from raylaunch.diagnosis import CRASHES
 from raylaunch.driver import StepListener
 from raylaunch.protocol import Phase, Step
 
@@ -28,6 +29,13 @@ WORDS = {
     Signals.SIGSTOP: "its process is stopped (SIGSTOP)",
 }
 """What must be said of a rank that got this signal."""
+
+
+def within_s(number: Signals, health_s: float) -> float:
+    """Seconds within which a loss must be noticed. One that crashes writes down the stacks of its threads first."""
+    if number is Signals.SIGSTOP:
+        return health_s
+    return 1.0 if number in CRASHES else 0.3
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ def assert_named(loss: Loss, rank: int, number: Signals, struck: Sequence[int], 
     assert (loss.error.rank, loss.error.code, loss.error.phase) == (rank, code, "SERVE"), loss.error
     assert f"rank {rank} " in loss.error.headline(), loss.error
     assert WORDS[number] in loss.error.headline(), loss.error
-    assert loss.unready_s < (health_s if number is Signals.SIGSTOP else 0.3)
+    assert loss.unready_s < within_s(number, health_s)
     for text in (loss.first, loss.error.headline()):
         assert {int(one) for one in re.findall(r"\brank (\d+)", text)} <= set(struck), text
     if len(struck) > 1:

@@ -86,6 +86,19 @@ def test_f27_a_process_that_takes_long_to_die_is_seen_dying() -> None:
     assert noticed < 0.3
 
 
+def test_what_one_look_finds_has_one_time() -> None:
+    """So that of two that ended at once neither seems to have been first."""
+    watch, processes = ProcessWatch(), [subprocess.Popen(["sleep", "0.1"]) for _ in range(2)]
+    for process in processes:
+        watch._followed[process.pid] = process_watch.Followed(process.pid)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    seen = watch.seen()
+    assert len(seen) == 2
+    assert len({one.when for one in seen.values()}) == 1
+    for process in processes:
+        process.wait()
+
+
 def test_a_stopped_process_may_go_on(sleeper: subprocess.Popen[bytes]) -> None:
     watch = ProcessWatch()
     watch.follow([sleeper.pid])

@@ -136,8 +136,7 @@ class ProcessWatch:
     def seen(self) -> dict[int, Sighting]:
         """The processes that have ended or are stopped now."""
         with self._changed:
-            for one in self._followed.values():
-                one.look(time.time())
+            self._look()
             return self._seen()
 
     def news(self, patience_s: float) -> dict[int, Sighting]:
@@ -150,11 +149,15 @@ class ProcessWatch:
     def _seen(self) -> dict[int, Sighting]:
         return self._lost | {pid: one.seen for pid, one in self._followed.items() if one.seen is not None}
 
+    def _look(self) -> None:
+        now = time.time()  # the same for all: of what one look finds, nothing is known to have been first
+        for one in self._followed.values():
+            one.look(now)
+
     def _watch(self) -> None:
         while True:
             with self._changed:
-                for one in self._followed.values():
-                    one.look(time.time())
+                self._look()
                 if self._news_of_ends():
                     self._changed.notify_all()
                 poll = select.poll()
