@@ -6,6 +6,7 @@ for every file, and try a network that is not there for minutes.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -115,8 +116,13 @@ def snapshot(path: str, revision: str | None, patterns: Sequence[str], *, weight
     if weights and (file := missing_weights(folder)):
         raise HubError(f"{answer.problem}, and the cached snapshot {folder.name[:7]} has no {file}")
     if answer.problem and not answer.problem.startswith("HF_HUB_OFFLINE"):
-        log.warning("%s: the cached snapshot %s of %s is used", answer.problem, folder.name[:7], path)
+        _say_once(f"{answer.problem}: the cached snapshot {folder.name[:7]} of {path} is used")
     return folder
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    log.warning(text)
 
 
 def cached(path: str, revision: str | None) -> Path | None:
