@@ -17,7 +17,7 @@ def main() -> None:
     from raylaunch.commands.printed import open_missing_streams
 
     open_missing_streams()
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # no standard error
+    with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # no standard error
         faulthandler.register(signal.SIGUSR1, all_threads=True)  # as in the ranks
     from raylaunch.commands.arguments import undecodable
 

@@ -20,7 +20,7 @@ from raylaunch.commands.bench.timed_server import Served, Work, measure, plan
 from raylaunch.commands.machine import describe_machine
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
-from raylaunch.sglang.arguments import IMPLEMENTATION
+from raylaunch.sglang.arguments import IMPLEMENTATION, LONGER_CONTEXT
 
 SERVER = """
 import http.server, json, os, sys, time
@@ -108,8 +108,8 @@ def test_both_launchers_get_the_same_implementation_variables_and_caches(tmp_pat
         ["engine.kind=sglang", "communicator.kind=sgl_kernel", "environment={NCCL_DEBUG: WARN}"]
     )
     made = commands(config, tmp_path)
-    variables = json.loads(made["sglang"](1)[-1])
-    assert variables == {**caches(None), IMPLEMENTATION: "0", "NCCL_DEBUG": "WARN"}
+    told = json.loads(Path(made["sglang"](1)[-2]).read_text())
+    assert told["variables"] == {**caches(None), **LONGER_CONTEXT, IMPLEMENTATION: "0", "NCCL_DEBUG": "WARN"}
     written = LaunchConfig.from_yaml(made["raylaunch"](1)[4])
     assert (written.communicator.kind, written.environment) == ("sgl_kernel", {"NCCL_DEBUG": "WARN"})
 
