@@ -257,6 +257,8 @@ def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[]
     session = RaySession(joined=bool(target), started=not target)
     try:
         session._answer_sigterm()
+        if of_a_command():
+            _start_no_other()
         if target:
             _require_listener(target)
             session._start(functools.partial(_join, head_of(target, stopped), namespace), stopped)
@@ -400,6 +402,15 @@ def _forget_token() -> None:
         from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
         AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _start_no_other() -> None:
+    """Has calls of Ray that come too late fail, of threads that were busy when the session ended: they would start
+    another one."""
+    with contextlib.suppress(ImportError):
+        from ray._private import auto_init_hook
+
+        auto_init_hook.enable_auto_connect = False
 
 
 def _no_worker_lines() -> None:

@@ -6,7 +6,6 @@ for every file, and try a network that is not there for minutes.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
@@ -24,6 +23,8 @@ SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTS = "*.safetensors"
 INDEX = "model.safetensors.index.json"
 COMMIT = re.compile("[0-9a-f]{40}")
+OF_THIS_MODEL = (401, 403, 404)
+"""Statuses that say nothing of another model, nor of another revision."""
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +46,15 @@ class Answer:
     problem: str = ""
 
 
-_SILENT: dict[tuple[str, str, str], tuple[float, Answer]] = {}
+_SILENT: dict[str, tuple[float, Answer]] = {}
+"""Hubs that have not answered, by address: when they were asked, and what was wrong."""
+_SAID: set[Path] = set()
+"""Snapshots of which it was said that they are used although the Hub has not answered."""
 
 
 def ask(path: str, revision: str | None) -> Answer:
-    """What ``revision`` is now: the Hub is asked once, for at most :data:`ASK_S`. This process does not ask one that
-    has not answered again within :data:`ASK_AGAIN_S`.
+    """What ``revision`` is now: the Hub is asked once, for at most :data:`ASK_S`. This process asks one that is not
+    there no more within :data:`ASK_AGAIN_S`, whatever for.
 
     Raises:
         ValueError: ``path`` is no name on the Hub.
@@ -58,36 +62,31 @@ def ask(path: str, revision: str | None) -> Answer:
     from huggingface_hub import constants, hf_hub_url
 
     hf_hub_url(path, "config.json")  # which looks at the name
-    revision = revision or constants.DEFAULT_REVISION
-    if COMMIT.fullmatch(revision) and cached(path, revision) is not None:
-        return Answer(revision)  # it can be nothing else
     if constants.HF_HUB_OFFLINE:
         return Answer(None, "HF_HUB_OFFLINE is set")
-    asked = (constants.ENDPOINT, path, revision)
-    said_at, said = _SILENT.get(asked, (0.0, None))
-    if said is None or time.monotonic() - said_at > ASK_AGAIN_S:
-        said = _ask(path, revision)
-        if said.commit is None:
-            _SILENT[asked] = time.monotonic(), said
-    return said
+    silent_at, silent = _SILENT.get(constants.ENDPOINT, (0.0, None))
+    if silent is not None and time.monotonic() - silent_at < ASK_AGAIN_S:
+        return silent
+    return _ask(path, revision or constants.DEFAULT_REVISION)
 
 
 def _ask(path: str, revision: str) -> Answer:
     import huggingface_hub as hub
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     url = hub.hf_hub_url(path, "config.json", revision=revision)
     asking = Background(lambda: hub.get_hf_file_metadata(url, timeout=ASK_S))
     try:
         return Answer(asking.result(ASK_S).commit_hash or revision)
-    except TimeoutError:
-        return Answer(None, f"the Hub does not answer within {ASK_S:g} s")
     except EntryNotFoundError:  # the repository of a tokenizer needs none
         return Answer(revision)
     except Exception as error:  # those of its HTTP client are of no class that it names
-        if "timeout" in type(error).__name__.lower():
-            return Answer(None, f"the Hub does not answer within {ASK_S:g} s")
-        return Answer(None, one_line(error))
+        late = isinstance(error, TimeoutError) or "timeout" in type(error).__name__.lower()
+        answer = Answer(None, f"the Hub does not answer within {ASK_S:g} s" if late else one_line(error))
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+        if status not in OF_THIS_MODEL:
+            _SILENT[hub.constants.ENDPOINT] = time.monotonic(), answer
+        return answer
 
 
 def snapshot(path: str, revision: str | None, patterns: Sequence[str], *, weights: bool = False) -> Path:
@@ -102,6 +101,9 @@ def snapshot(path: str, revision: str | None, patterns: Sequence[str], *, weight
     """
     from huggingface_hub import snapshot_download
 
+    folder = cached(path, revision)
+    if weights and folder is not None and COMMIT.fullmatch(revision or "") and not missing_weights(folder):
+        return folder  # nobody can have changed it
     answer = ask(path, revision)
     folder = (cached(path, answer.commit) if answer.commit else None) or cached(path, revision)
     if answer.commit is not None:
@@ -116,13 +118,10 @@ def snapshot(path: str, revision: str | None, patterns: Sequence[str], *, weight
     if weights and (file := missing_weights(folder)):
         raise HubError(f"{answer.problem}, and the cached snapshot {folder.name[:7]} has no {file}")
     if answer.problem and not answer.problem.startswith("HF_HUB_OFFLINE"):
-        _say_once(f"{answer.problem}: the cached snapshot {folder.name[:7]} of {path} is used")
+        if folder not in _SAID:
+            log.warning("%s: the cached snapshot %s of %s is used", answer.problem, folder.name[:7], path)
+        _SAID.add(folder)
     return folder
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    log.warning(text)
 
 
 def cached(path: str, revision: str | None) -> Path | None:

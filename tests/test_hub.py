@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "_SILENT", {})
     monkeypatch.setattr(hub, "ASK_S", 1.0)
-    hub._say_once.cache_clear()
+    monkeypatch.setattr(hub, "_SAID", set())
     return tmp_path
 
 
@@ -104,8 +104,9 @@ def test_a_whole_cached_model_is_used_at_once_with_a_line_that_says_why(behaves,
     began = time.monotonic()
     with hub_that(behaves) as address, caplog.at_level(logging.WARNING, "raylaunch.hub"):
         at(monkeypatch, address)
-        for _ in range(3):  # as the driver for its check, for its tokenizer, and a rank
-            assert hub.snapshot(MODEL, None, hub.SETTINGS, weights=True) == folder
+        for revision in (None, None, COMMIT):  # as the driver for its check and its tokenizer; a rank for its weights
+            assert hub.snapshot(MODEL, revision, hub.SETTINGS, weights=True) == folder
+        assert hub.snapshot(MODEL, COMMIT, hub.SETTINGS) == folder  # what else there is nobody knows
     assert time.monotonic() - began < 10
     assert caplog.text.count(f"the cached snapshot {COMMIT[:7]} of {MODEL} is used") == 1
     if behaves == "hangs":
@@ -157,13 +158,31 @@ def test_a_model_that_is_cached_in_part_is_refused_with_the_file_that_it_lacks(o
             read_model_config(LaunchConfig.default([f"model.path={MODEL}"]))
 
 
-def test_a_commit_that_is_cached_is_nobodys_question(cache, monkeypatch):
+def test_a_commit_that_is_cached_whole_is_nobodys_question(cache, monkeypatch):
     folder = fill(cache, "config.json", "model.safetensors")
     with hub_that_answers(500) as (address, asked):
         at(monkeypatch, address)
-        assert hub.ask(MODEL, COMMIT) == hub.Answer(COMMIT)
+        assert hub.snapshot(MODEL, COMMIT, hub.SETTINGS, weights=True) == folder
         assert hub.cached(MODEL, COMMIT) == hub.cached(MODEL, "main") == folder
     assert asked == []
+
+
+def test_a_commit_whose_weights_are_not_there_is_refused_in_time(cache, monkeypatch):
+    fill(cache, "config.json")
+    began = time.monotonic()
+    with hub_that("hangs") as address:
+        at(monkeypatch, address)
+        for _ in range(3):
+            with pytest.raises(hub.HubError, match=r"within 1 s, and the cached snapshot 0{7} has no \*\.safetensors"):
+                hub.snapshot(MODEL, COMMIT, hub.SETTINGS, weights=True)
+    assert time.monotonic() - began < 5
+
+
+def test_what_a_hub_says_of_one_revision_says_nothing_of_another(cache, monkeypatch):
+    with hub_that_answers(404) as (address, asked):
+        at(monkeypatch, address)
+        assert [hub.ask(MODEL, revision).commit for revision in ("mian", "main")] == [None, None]
+    assert len(asked) == 2
 
 
 def test_offline_asks_nobody(cache, monkeypatch):
