@@ -129,21 +129,15 @@ def test_faults_are_named(fault: str, code: str | None, phase: str, rank: int) -
     assert shared_memory(pids) == []
 
 
-@pytest.mark.parametrize(
-    ("setting", "text"),
-    [
-        ("engine.kv_tokens=1000000000000000", "lower engine.kv_tokens or engine.sglang.args.mem_fraction_static"),
-        ("engine.sglang.args.mem_fraction_static=0.000001", "raise engine.sglang.args.mem_fraction_static"),
-    ],
-)
-def test_f23_a_cache_that_does_not_fit(setting: str, text: str) -> None:
-    """Real, not provoked."""
-    with pytest.raises(LaunchError) as caught, Engine(config_of(setting)):
+def test_f23_a_cache_that_does_not_fit() -> None:
+    """Real, not provoked, and SGLang's own words: too small a part of the memory for any cache beside the weights."""
+    with pytest.raises(LaunchError) as caught, Engine(config_of("engine.sglang.args.mem_fraction_static=0.000001")):
         pass
     error = caught.value
     print(error)
     assert (error.code, error.phase, error.retryable) == ("F23", "WARMUP", False), error
-    assert text in error.headline()
+    assert "no memory for the KV cache left in WARMUP (" in error.headline()
+    assert "raise engine.sglang.args.mem_fraction_static" in error.headline()
     assert alive([one.pid for one in error.ranks]) == []
 
 
