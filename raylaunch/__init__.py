@@ -11,8 +11,8 @@ from raylaunch.errors import ConfigError, EngineBusy, LaunchError, RaylaunchErro
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
     from raylaunch.engine import Engine
+    from raylaunch.frontends.requests import Chunk, Completion
     from raylaunch.report import LaunchReport
-    from raylaunch.requests import Chunk, Completion
     from raylaunch.sampling import SamplingParams
 
 __version__ = "0.1.0"
@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Chunk": "requests",
-    "Completion": "requests",
+    "Chunk": "frontends.requests",
+    "Completion": "frontends.requests",
     "Engine": "engine",
     "LaunchConfig": "config",
     "LaunchReport": "report",
@@ -50,7 +50,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     if name == "Engine":
-        from raylaunch.shadows import require_unshadowed
+        from raylaunch.startup.shadows import require_unshadowed
 
         require_unshadowed()  # what it imports could be the user's
     return getattr(importlib.import_module(f"raylaunch.{_HOMES[name]}"), name)

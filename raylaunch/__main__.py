@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from raylaunch.errors import ConfigError
-from raylaunch.shadows import require_unshadowed
+from raylaunch.startup.shadows import require_unshadowed
 
 if __name__ == "__main__":
     try:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from raylaunch.signals import leave_when_told
+from raylaunch.startup.signals import leave_when_told
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        cluster = sys.modules.get("raylaunch.cluster")
+        cluster = sys.modules.get("raylaunch.cluster.session")
         # Threads that were left in the middle of an import, or in Ray, must not meet an interpreter that ends.
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if code or (cluster is not None and cluster.abandoned()):

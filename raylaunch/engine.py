@@ -12,22 +12,22 @@ from typing import Any, cast, overload
 
 from ray.util.placement_group import PlacementGroup
 
-from raylaunch.answers import AsyncWaiter, Start, Waiter
 from raylaunch.config import LaunchConfig
-from raylaunch.driver import StepListener
-from raylaunch.encodable import problem_of
+from raylaunch.config.encodable import problem_of
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends import frontend_of
+from raylaunch.frontends.answers import AsyncWaiter, Start, Waiter
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running
-from raylaunch.generation_config import SamplingDefaults, sampling_defaults
+from raylaunch.frontends.generation_config import SamplingDefaults, sampling_defaults
+from raylaunch.frontends.requests import Chunk, Completion
+from raylaunch.group.driver import StepListener
 from raylaunch.health import Condition, Health
 from raylaunch.model_check import ModelShape, check_model, with_context
 from raylaunch.protocol import Step
 from raylaunch.report import LaunchReport
-from raylaunch.requests import Chunk, Completion
 from raylaunch.sampling import SamplingParams
+from raylaunch.startup.surroundings import check_surroundings
 from raylaunch.supervisor import Supervisor
-from raylaunch.surroundings import check_surroundings
 
 
 class Engine:

@@ -13,21 +13,21 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from raylaunch.background import Background
-from raylaunch.cluster import RELEASE_PATIENCE_S, RaySession, enter
+from raylaunch.cluster.placement import request_for
+from raylaunch.cluster.raylets import RayletWatch, raylets_of
+from raylaunch.cluster.session import RELEASE_PATIENCE_S, RaySession, enter
 from raylaunch.config import LaunchConfig
-from raylaunch.diagnosis import NODE_LOST, ended_by, ended_from_outside, stopped_by
-from raylaunch.driver import StepListener
 from raylaunch.errors import LaunchError, launch_error, shut_down
-from raylaunch.evidence import explain_failure
-from raylaunch.group import RankGroup, StepOutcome
+from raylaunch.group.diagnosis import NODE_LOST, ended_by, ended_from_outside, stopped_by
+from raylaunch.group.driver import StepListener
+from raylaunch.group.evidence import explain_failure
+from raylaunch.group.launch import Launched, launch, span
+from raylaunch.group.node_loss import explain_lost_nodes, nodes_lost
+from raylaunch.group.rank_watch import RankWatch
+from raylaunch.group.ranks import RankGroup, StepOutcome
+from raylaunch.group.ray_deaths import drivers_node_lost
 from raylaunch.health import Condition, Health, RankHealth, Stall
-from raylaunch.launch import Launched, launch, span
-from raylaunch.node_loss import explain_lost_nodes, nodes_lost
-from raylaunch.placement import request_for
 from raylaunch.protocol import Phase
-from raylaunch.rank_watch import RankWatch
-from raylaunch.ray_deaths import drivers_node_lost
-from raylaunch.raylets import RayletWatch, raylets_of
 from raylaunch.report import LaunchReport, Span
 from raylaunch.sglang.sockets import SglangSockets
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from raylaunch.group import StepOutcome
+from raylaunch.group.ranks import StepOutcome
+from raylaunch.group.teardown import Teardown
 from raylaunch.protocol import LaunchPlan, Release
-from raylaunch.teardown import Teardown
 from tests.protocol.builders import arrivals
 
 
 class ScriptedGroup:
-    """Takes the place of a :class:`raylaunch.group.RankGroup` for the code that steps and keeps one.
+    """Takes the place of a :class:`raylaunch.group.ranks.RankGroup` for the code that steps and keeps one.
 
     Attributes:
         plan: of the launch; ranks come to all its gates.

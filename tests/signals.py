@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from signal import Signals
 
 from raylaunch import Engine, LaunchError, RaylaunchError
-from raylaunch.diagnosis import CRASHES
-from raylaunch.driver import StepListener
+from raylaunch.group.diagnosis import CRASHES
+from raylaunch.group.driver import StepListener
 from raylaunch.protocol import Phase, Step
 
 WORDS = {

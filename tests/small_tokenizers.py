@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from raylaunch.vocabulary import LETTERS
+from raylaunch.frontends.vocabulary import LETTERS
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 WORDS = ("▁the", "▁a", "▁Paris", "▁and", "ing", "é", "日本", "▁", "n", "'", "t", "x", ".", ",")

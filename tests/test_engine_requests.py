@@ -8,7 +8,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.engine import Engine
 from raylaunch.errors import EngineBusy, LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Prepared
-from raylaunch.requests import Chunk, RequestTable, RunningRequest
+from raylaunch.frontends.requests import Chunk, RequestTable, RunningRequest
 from raylaunch.supervisor import Condition
 
 

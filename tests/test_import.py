@@ -35,7 +35,9 @@ def test_importing_raylaunch_is_quick_and_loads_nothing_heavy():
     assert seconds < 0.5
 
 
-@pytest.mark.parametrize("name", ["raylaunch.protocol", "raylaunch.config, raylaunch.report, raylaunch.diagnosis"])
+@pytest.mark.parametrize(
+    "name", ["raylaunch.protocol", "raylaunch.config, raylaunch.report", "raylaunch.group.diagnosis"]
+)
 def test_the_pure_parts_load_nothing_heavy(name):
     assert cost(name)[1] == []
 

@@ -12,9 +12,9 @@ from raylaunch_actors.rank import RankSpec
 from raylaunch_actors.reference.channel import Offer
 
 from raylaunch.config import LaunchConfig, ServeConfig
-from raylaunch.driver import recorded
 from raylaunch.errors import ConfigError
-from raylaunch.launch import Launched, plan_of
+from raylaunch.group.driver import recorded
+from raylaunch.group.launch import Launched, plan_of
 from raylaunch.masking import looks_secret, masked
 from raylaunch.protocol import Arrival, Gate, Release, Step
 from raylaunch.sglang.sockets import SocketFolder

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from ray.exceptions import GetTimeoutError, RaySystemError
 
-from raylaunch import LaunchConfig, LaunchError, node_loss, supervisor
-from raylaunch import launch as launching
-from raylaunch.cluster import RaySession
+from raylaunch import LaunchConfig, LaunchError, supervisor
+from raylaunch.cluster.session import RaySession
 from raylaunch.errors import shut_down
-from raylaunch.group import StepOutcome
+from raylaunch.group import launch as launching
+from raylaunch.group import node_loss
+from raylaunch.group.launch import Launched
+from raylaunch.group.ranks import StepOutcome
 from raylaunch.health import Condition
-from raylaunch.launch import Launched
 from raylaunch.report import LaunchReport
 from raylaunch.supervisor import Supervisor
 from tests.protocol.builders import PLAN

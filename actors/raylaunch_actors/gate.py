@@ -16,7 +16,7 @@ from typing import Any
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Arrival, Facts, Failure, Gate, LaunchPlan, Release, RoundName, RoundPlan, Step
 from raylaunch_actors import shortage
-from raylaunch_actors.victims import lost_its_peers
+from raylaunch_actors.secondary_failures import lost_its_peers
 
 
 @dataclass(frozen=True)

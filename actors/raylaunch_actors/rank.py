@@ -28,8 +28,8 @@ from raylaunch_actors.progress import modules_loaded, reported
 PROGRAMS = {
     "reference": "raylaunch_actors.reference.launch",
     "sglang": "raylaunch_actors.sglang_engine.launch",
-    "noop": "raylaunch_actors.noop",
-    "bench_all_reduce": "raylaunch_actors.bench_all_reduce",
+    "noop": "raylaunch_actors.programs.noop",
+    "bench_all_reduce": "raylaunch_actors.programs.bench_all_reduce",
 }
 """Modules whose ``run(spec, gate)`` takes a rank through its phases and serves until it is stopped."""
 
@@ -93,7 +93,7 @@ class RankProcess:
 
 
 class Rank:
-    """A rank as a plain class; ``raylaunch.remote`` makes a Ray actor of it. One thread runs ``boot`` for life."""
+    """A rank as a plain class; ``raylaunch.group.remote`` makes it an actor. One thread runs ``boot`` for life."""
 
     def __init__(self, spec: RankSpec) -> None:
         priority.settle(spec.device)  # before there are threads of libraries
@@ -122,9 +122,9 @@ class Rank:
         try:
             require_same_files(self.spec.driver_files, package_files())
             if self.spec.config.faults:
-                from raylaunch_actors import chaos
+                from raylaunch_actors.faults import at_gates
 
-                self.gate = chaos.provoke(self.spec, self.gate)
+                self.gate = at_gates.provoke(self.spec, self.gate)
             name = PROGRAMS[self.spec.program]
             with reported(self.gate, f"importing {name}", modules_loaded):
                 program = importlib.import_module(name)

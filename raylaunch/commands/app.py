@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from raylaunch import __version__
-from raylaunch.commands import bench, doctor, evaluate, generate, serve
+from raylaunch import __version__, benchmarks
+from raylaunch.commands import doctor, evaluate, generate, serve
 
 app = typer.Typer(
     name="raylaunch",
@@ -40,4 +40,4 @@ app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.command("eval")(evaluate.evaluate)
 app.command("doctor")(doctor.doctor)
-app.add_typer(bench.app, name="bench")
+app.add_typer(benchmarks.app, name="bench")

@@ -16,8 +16,8 @@ from raylaunch.commands.printed import say
 from raylaunch.errors import ConfigError, LaunchError
 
 if TYPE_CHECKING:
+    from raylaunch.cluster.placement import Node
     from raylaunch.commands.examine import Plan
-    from raylaunch.placement import Node
 
 
 def doctor(
@@ -67,7 +67,7 @@ def show(machine: dict[str, Any], address: str, nodes: Sequence[Node] | None, na
     if nodes is None:
         lines += ["cluster", "  none given (RAY_ADDRESS, placement.address): a launch starts a private one here"]
     else:
-        from raylaunch.placement import show as amounts
+        from raylaunch.cluster.placement import show as amounts
 
         lines += [f"cluster {address}", *(f"  node {node.address}  {amounts(_shown(node.total))}" for node in nodes)]
     lines += [f"launch of {name}", *_rows(plan.facts)]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from raylaunch.commands.outcome import interruptible, signals_held
 from raylaunch.errors import ConfigError, LaunchError, RankFault
-from raylaunch.surroundings import check_surroundings
+from raylaunch.startup.surroundings import check_surroundings
 
 if TYPE_CHECKING:
     from raylaunch_actors.communicator.choice import Option
 
+    from raylaunch.cluster.placement import Node
     from raylaunch.config import LaunchConfig
-    from raylaunch.placement import Node
 
 
 @dataclass
@@ -71,7 +71,7 @@ def missing_requirements() -> list[str]:
 
 def private_node(config: LaunchConfig, machine: dict[str, Any]) -> Node:
     """The one node of the private cluster that a launch would start here."""
-    from raylaunch.placement import Node, request_for
+    from raylaunch.cluster.placement import Node, request_for
 
     total = {"CPU": max(float(machine["cpus"]), request_for(config, "cpu").cpus)}
     if machine["gpus"]:
@@ -95,8 +95,8 @@ def _examine_model(plan: Plan, config: LaunchConfig) -> None:
 
 
 def _examine_placement(plan: Plan, config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node] | None) -> str:
-    from raylaunch.launch import plan_of
-    from raylaunch.placement import choose_device, impossible, request_for, show
+    from raylaunch.cluster.placement import choose_device, impossible, request_for, show
+    from raylaunch.group.launch import plan_of
 
     where = [private_node(config, machine)] if nodes is None else list(nodes)
     device, world = choose_device(config, where), config.parallel.tensor_parallel_size
@@ -213,8 +213,8 @@ def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None, str]:
     if not address:
         expected = "a private cluster has no placement groups; give placement.address or RAY_ADDRESS"
         return "", None, str(ConfigError("placement.placement_group", named, expected)) if named else ""
-    from raylaunch.cluster import enter
-    from raylaunch.placement import choose_device, cluster_nodes, look_up
+    from raylaunch.cluster.placement import choose_device, cluster_nodes, look_up
+    from raylaunch.cluster.session import enter
 
     with interruptible():
         session = enter(address, 0, config.placement.namespace)

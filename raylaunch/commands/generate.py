@@ -12,7 +12,7 @@ from raylaunch.commands.options import Config, Debug, MaxNewTokens, Settings, lo
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.printed import require_stdout, say
 from raylaunch.commands.session import launched
-from raylaunch.encodable import problem_of
+from raylaunch.config.encodable import problem_of
 from raylaunch.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:

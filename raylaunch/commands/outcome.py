@@ -10,7 +10,7 @@ from types import FrameType
 import typer
 
 from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFailed
-from raylaunch.signals import INTERRUPTED, answered_by, say
+from raylaunch.startup.signals import INTERRUPTED, answered_by, say
 
 LAUNCH_FAILED, WRONG_USAGE, REQUEST_FAILED = 1, 2, 3
 

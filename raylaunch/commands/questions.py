@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raylaunch.encodable import problem_of
+from raylaunch.config.encodable import problem_of
 from raylaunch.errors import ConfigError
 
 

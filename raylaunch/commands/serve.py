@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.api_key import VARIABLE, key_of_environment
 from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
 from raylaunch.commands.session import launched
+from raylaunch.config.api_key import VARIABLE, key_of_environment
 from raylaunch.errors import ConfigError
 
 if TYPE_CHECKING:

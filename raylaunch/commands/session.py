@@ -36,7 +36,7 @@ def launched(config: LaunchConfig, *, show_report: bool = True, trace: Path | No
     """
     from raylaunch.config.address import cluster_to_join
     from raylaunch.model_check import check_model
-    from raylaunch.surroundings import check_surroundings
+    from raylaunch.startup.surroundings import check_surroundings
 
     cluster_to_join(config.placement.address)
     check_surroundings(config)

@@ -20,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from raylaunch.api_key import problem_of
 from raylaunch.config.address import CLIENT, NO_CLIENT
+from raylaunch.config.api_key import problem_of
 from raylaunch.config.explain import explain
 from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
 from raylaunch.config.files import read_config, shipped_configs

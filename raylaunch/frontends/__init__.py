@@ -14,7 +14,7 @@ __all__ = ["frontend_of"]
 def frontend_of(config: LaunchConfig) -> Frontend:
     """The frontend of the configured engine; nothing is started yet."""
     if config.engine.kind == "sglang":
-        from raylaunch.frontends.sglang import SglangFrontend
+        from raylaunch.sglang.frontend import SglangFrontend
 
         return SglangFrontend(config)
     from raylaunch.frontends.reference import ReferenceFrontend

@@ -8,8 +8,8 @@ from os import PathLike
 from typing import Any, Protocol
 
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError
+from raylaunch.frontends.requests import Chunk
 from raylaunch.model_check import ModelShape
-from raylaunch.requests import Chunk
 from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.sockets import SglangSockets
 

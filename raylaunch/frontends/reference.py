@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from raylaunch.background import Background
-from raylaunch.client import RankZeroClient
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
+from raylaunch.frontends.client import RankZeroClient
+from raylaunch.frontends.requests import RequestTable, RunningRequest
+from raylaunch.frontends.vocabulary import vocabulary_of
 from raylaunch.model_check import ModelShape
 from raylaunch.protocol import Phase
-from raylaunch.requests import RequestTable, RunningRequest
 from raylaunch.sampling import SamplingParams
 from raylaunch.tokenizer import load_tokenizer
-from raylaunch.vocabulary import vocabulary_of
 from raylaunch.wire import Abort, Output, Submit
 
 

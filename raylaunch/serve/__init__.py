@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raylaunch.serve.app import build_app
+    from raylaunch.serve.reference.app import build_app
     from raylaunch.serve.run import bind, serve
 
 __all__ = ["bind", "build_app", "serve"]
 
-_HOMES = {"bind": "run", "build_app": "app", "serve": "run"}
+_HOMES = {"bind": "run", "build_app": "reference.app", "serve": "run"}
 
 
 def __getattr__(name: str) -> Any:

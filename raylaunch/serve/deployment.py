@@ -15,14 +15,14 @@ from pydantic import SecretStr
 from ray import serve
 from ray.serve import Application
 
-from raylaunch.api_key import key_of_environment
+from raylaunch.cluster.placement import choose_device, cluster_nodes, request_for
 from raylaunch.config import LaunchConfig
+from raylaunch.config.api_key import key_of_environment
 from raylaunch.engine import Engine
 from raylaunch.errors import ConfigError
 from raylaunch.model_check import check_model
-from raylaunch.placement import choose_device, cluster_nodes, request_for
 from raylaunch.serve.limits import MAX_CONCURRENT
-from raylaunch.surroundings import check_surroundings
+from raylaunch.startup.surroundings import check_surroundings
 
 REPLICA_CPUS = 1.0
 HEALTH_PERIOD_S = 0.5
@@ -50,7 +50,7 @@ class RankGroup:
         await asyncio.to_thread(self._engine.start)
 
     def __serve_build_asgi_app__(self) -> Any:
-        from raylaunch.serve.app import build_app
+        from raylaunch.serve.reference.app import build_app
 
         return build_app(self._engine, self._config.serve, title=f"raylaunch {self._config.name}")
 

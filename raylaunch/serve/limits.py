@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raylaunch.api_key import problem_of
+from raylaunch.config.api_key import problem_of
 from raylaunch.errors import ConfigError
 from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
 

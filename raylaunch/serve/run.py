@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from raylaunch.errors import ConfigError, LaunchError
-from raylaunch.signals import answered_by
+from raylaunch.startup.signals import answered_by
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -217,12 +217,12 @@ def application(engine: Engine, settings: ServeConfig, *, exposed: bool) -> tupl
         ConfigError: the chat template cannot be read.
     """
     if engine.config.engine.kind == "sglang":
-        from raylaunch.frontends.sglang import SglangFrontend
-        from raylaunch.serve import sglang_app
+        from raylaunch.serve.sglang import app
+        from raylaunch.sglang.frontend import SglangFrontend
 
         assert isinstance(engine.frontend, SglangFrontend)
-        return sglang_app.build_app(engine, settings, exposed=exposed), engine.frontend.runs
-    from raylaunch.serve.app import build_app
+        return app.build_app(engine, settings, exposed=exposed), engine.frontend.runs
+    from raylaunch.serve.reference.app import build_app
 
     return build_app(engine, settings, title=f"raylaunch {engine.config.name}"), None
 

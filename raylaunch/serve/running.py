@@ -14,7 +14,7 @@ from raylaunch.errors import RequestError, RequestFailed
 if TYPE_CHECKING:
     from raylaunch.config import ServeConfig
     from raylaunch.engine import Engine
-    from raylaunch.requests import Chunk
+    from raylaunch.frontends.requests import Chunk
     from raylaunch.sampling import SamplingParams
 
 POLL_S = 0.1

@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
 from raylaunch.engine import Engine
+from raylaunch.group.launch import plan_of
 from raylaunch.health import Health
-from raylaunch.launch import plan_of
 from raylaunch.protocol import Gate, LoadFacts, Phase, ReadyFacts, RegisterFacts
 from raylaunch.report import LaunchReport, StepRecord
 from raylaunch.serve.limits import max_concurrent

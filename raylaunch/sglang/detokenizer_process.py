@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raylaunch.children import end, last_lines
+from raylaunch.sglang.children import end, last_lines
 from raylaunch.sglang.detokenizer import READY
 
 END_S = 3.0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raylaunch.commands.bench import decode, prefill, variants
+from raylaunch.benchmarks import decode, prefill, variants
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
 from tests.cli.runner import run

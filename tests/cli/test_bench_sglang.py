@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from raylaunch_actors.sglang_engine.environment import caches
 
-from raylaunch.commands.bench.processors import confine, deals, family
-from raylaunch.commands.bench.sglang import commands, groups, require_comparable, segments_removed, show, standard_error
-from raylaunch.commands.bench.timed_server import Served, Work, measure, plan
+from raylaunch.benchmarks.processors import confine, deals, family
+from raylaunch.benchmarks.sglang import commands, groups, require_comparable, segments_removed, show, standard_error
+from raylaunch.benchmarks.timed_server import Served, Work, measure, plan
 from raylaunch.commands.machine import describe_machine
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 import raylaunch.engine
-from raylaunch.commands.bench.figures import write_figures
+from raylaunch.benchmarks.figures import write_figures
 from raylaunch.commands.outcome import reported
 from raylaunch.errors import LaunchError
 from raylaunch.report import LaunchReport

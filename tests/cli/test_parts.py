@@ -12,9 +12,9 @@ import pytest
 import typer
 from rich.console import Console
 
-from raylaunch.commands.bench.allreduce import bench_config, compare
-from raylaunch.commands.bench.launch import cost_of, medians, noop_config
-from raylaunch.commands.bench.plot import require_drawable
+from raylaunch.benchmarks.allreduce import bench_config, compare
+from raylaunch.benchmarks.launch import cost_of, medians, noop_config
+from raylaunch.benchmarks.plot import require_drawable
 from raylaunch.commands.outcome import explain, interruptible, reported, signals_held
 from raylaunch.commands.progress import LaunchProgress
 from raylaunch.commands.questions import Question, Reply, read_questions, score

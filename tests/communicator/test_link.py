@@ -8,11 +8,11 @@ import pytest
 import torch
 from raylaunch_actors.communicator.choice import Option
 from raylaunch_actors.communicator.cpu import CpuCommunicators
-from raylaunch_actors.communicator.link import Link, MemoryOffer
 from raylaunch_actors.communicator.process_group import NotOpened, connect_store, open_store, opened_alike
 from raylaunch_actors.communicator.settings import Settings
 from raylaunch_actors.communicator.single import SingleRank
-from raylaunch_actors.reference.links import link_of
+from raylaunch_actors.reference.link import Link, MemoryOffer
+from raylaunch_actors.reference.link_setup import link_of
 
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault

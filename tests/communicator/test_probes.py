@@ -6,8 +6,8 @@ import time
 
 import pytest
 import torch
-from raylaunch_actors.communicator.probes import CALLS, QUEUED, WARM, Probes, enqueue, median_microseconds
 from raylaunch_actors.communicator.single import SingleRank
+from raylaunch_actors.graphs.probes import CALLS, QUEUED, WARM, Probes, enqueue, median_microseconds
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from raylaunch_actors.communicator.base import CallLabel
-from raylaunch_actors.communicator.probes import CALLS, Probes
 from raylaunch_actors.communicator.routed import RoutedAllReduce, routed
 from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
 from raylaunch_actors.communicator.single import SingleRank
+from raylaunch_actors.graphs.probes import CALLS, Probes
 
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Route

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from raylaunch import LaunchConfig
-from raylaunch.cluster import enter
+from raylaunch.cluster.session import enter
 
 
 def gpus() -> int:

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from raylaunch_actors.communicator.probes import QUEUED, Probes
+from raylaunch_actors.graphs.probes import QUEUED, Probes
 
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.protocol import CommunicatorFacts, Gate, Route

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from raylaunch import Engine, LaunchConfig
-from raylaunch.commands.bench.decode import time_decode
-from raylaunch.commands.bench.prefill import time_prefill
+from raylaunch.benchmarks.decode import time_decode
+from raylaunch.benchmarks.prefill import time_prefill
 from raylaunch.protocol import Gate
 from tests.gpu.conftest import gpus
 from tests.gpu.shapes import shapes_folder

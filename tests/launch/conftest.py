@@ -15,7 +15,7 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from raylaunch import LaunchConfig
-from raylaunch.cluster import enter
+from raylaunch.cluster.session import enter
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import ray
 from raylaunch_actors.priority import BEHIND
 
 from raylaunch import Engine, LaunchConfig, LaunchError, RequestError, RequestFailed
-from raylaunch.launch import launch
+from raylaunch.group.launch import launch
 from raylaunch.report import LaunchReport
 
 

@@ -170,7 +170,7 @@ def test_f13_impossible_placement_is_refused_at_once(tiny: LaunchConfig) -> None
 def test_f13_busy_cluster_is_a_deadline_with_what_is_free(tiny: LaunchConfig) -> None:
     from ray.util.placement_group import placement_group
 
-    from raylaunch.placement import release
+    from raylaunch.cluster.placement import release
 
     other = placement_group([{"CPU": 3}], name="somebody-else")
     assert other.wait(10)
@@ -205,7 +205,7 @@ def test_f13_of_a_named_group_is_about_that_group(
     """Before the launch of a rank, and told by ``doctor`` too."""
     from ray.util.placement_group import placement_group
 
-    from raylaunch.placement import release
+    from raylaunch.cluster.placement import release
 
     group = placement_group([bundle], name="mine")
     settings = (*settings, "placement.placement_group=mine")

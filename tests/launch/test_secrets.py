@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from zmq.utils import z85
 
 from raylaunch import Engine, LaunchConfig
-from raylaunch.serve.app import build_app
+from raylaunch.serve.reference.app import build_app
 
 PAGES = (
     "/",

@@ -11,8 +11,8 @@ from signal import Signals
 import pytest
 
 from raylaunch import Engine, LaunchConfig, LaunchError
-from raylaunch.evidence import explain_failure
-from raylaunch.launch import launch
+from raylaunch.group.evidence import explain_failure
+from raylaunch.group.launch import launch
 from raylaunch.protocol import Phase, Step
 from raylaunch.report import LaunchReport
 from raylaunch.supervisor import loss

@@ -9,8 +9,8 @@ from typing import Any
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RaylaunchError
+from raylaunch.frontends.requests import Chunk
 from raylaunch.model_check import ModelShape, check_model
-from raylaunch.requests import Chunk
 from raylaunch.sampling import SamplingParams
 from raylaunch.tokenizer import load_tokenizer
 from raylaunch.wire import TokenLogprob

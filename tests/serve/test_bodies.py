@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from raylaunch.serve.body import MAX_DEPTH, parse
 from raylaunch.serve.errors import ApiError
+from raylaunch.serve.reference.body import MAX_DEPTH, parse
 
 DEEP = b'{"a":' * MAX_DEPTH + b"1" + b"}" * MAX_DEPTH
 

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from raylaunch.errors import ConfigError
-from raylaunch.serve.chat_template import ChatTemplate
 from raylaunch.serve.errors import ApiError
-from raylaunch.serve.openai_schema import ChatRequest
+from raylaunch.serve.reference.chat_template import ChatTemplate
+from raylaunch.serve.reference.openai_schema import ChatRequest
 from tests.serve.test_fields import byte_tokenizer
 
 AS_JSON = "{{ {'messages': messages, 'tools': tools} | tojson }}"

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from raylaunch.config import ServeConfig
 from raylaunch.serve import build_app
-from raylaunch.serve.fields import Fields
-from raylaunch.serve.generate_schema import AbortRequest, GenerateRequest, Sampling
-from raylaunch.serve.messages import CalledFunction, Function, Message, TextPart, Tool, ToolCall
-from raylaunch.serve.openai_schema import ChatRequest, CompletionRequest, StreamOptions
+from raylaunch.serve.reference.fields import Fields
+from raylaunch.serve.reference.generate_schema import AbortRequest, GenerateRequest, Sampling
+from raylaunch.serve.reference.messages import CalledFunction, Function, Message, TextPart, Tool, ToolCall
+from raylaunch.serve.reference.openai_schema import ChatRequest, CompletionRequest, StreamOptions
 from tests.serve import field_table as table
 from tests.serve.answering_engine import AnsweringEngine
 

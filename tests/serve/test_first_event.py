@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from raylaunch.serve.first_event import FirstEvent, status_of
+from raylaunch.serve.sglang.first_event import FirstEvent, status_of
 from tests.serve.asgi import Exchange
 
 DONE = b"data: [DONE]\n\n"

@@ -18,7 +18,7 @@ from raylaunch.config import ServeConfig
 from raylaunch.errors import RequestFailed
 from raylaunch.serve import build_app
 from raylaunch.serve.errors import ApiError
-from raylaunch.serve.health import require_answer
+from raylaunch.serve.reference.health import require_answer
 from tests.serve.asgi import Exchange
 
 LOST = "LaunchError F07 [SERVE] rank 1 is lost"

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from raylaunch.config import ServeConfig
 from raylaunch.health import Health
 from raylaunch.serve import metrics, status
-from raylaunch.serve.app import build_app
+from raylaunch.serve.reference.app import build_app
 from tests.serve.fake_engine import FakeEngine, lost
 
 FOLDER = Path(status.__file__).with_name("status")

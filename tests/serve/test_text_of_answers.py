@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raylaunch.requests import Chunk, RunningRequest
+from raylaunch.frontends.requests import Chunk, RunningRequest
 from raylaunch.sampling import SamplingParams
 from raylaunch.wire import Output, TokenLogprob
 from tests.serve.answering_engine import AnsweringEngine

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from raylaunch.answers import Waiter
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError
+from raylaunch.frontends.answers import Waiter
 from raylaunch.model_check import check_model
 from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.arguments import installed_folder
@@ -46,7 +46,7 @@ def wait_until(condition, seconds=10.0):
 
 @contextlib.contextmanager
 def begun_frontend():
-    from raylaunch.frontends.sglang import SglangFrontend
+    from raylaunch.sglang.frontend import SglangFrontend
 
     one = SglangFrontend(CONFIG)
     one.begin(check_model(REFERENCE))

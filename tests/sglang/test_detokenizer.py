@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from raylaunch.answers import Waiter
 from raylaunch.errors import LaunchError, RequestFailed
+from raylaunch.frontends.answers import Waiter
 from tests.sglang.conftest import LOST, ask, begun_frontend, needs_sglang, start, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 

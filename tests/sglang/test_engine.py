@@ -12,7 +12,7 @@ import pytest
 from raylaunch import Engine, RequestFailed
 from raylaunch import supervisor as supervision
 from raylaunch.errors import LaunchError
-from raylaunch.launch import launch
+from raylaunch.group.launch import launch
 from raylaunch.protocol import Phase
 from tests.sglang.conftest import CONFIG, needs_sglang, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from raylaunch.answers import AsyncWaiter, Waiter
 from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFailed
-from raylaunch.frontends.sglang import SglangFrontend
+from raylaunch.frontends.answers import AsyncWaiter, Waiter
 from raylaunch.sampling import SamplingParams
+from raylaunch.sglang.frontend import SglangFrontend
 from tests.sglang.conftest import CONFIG, LOST, ask, needs_sglang, start, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from raylaunch.serve.sglang_app import Guard
+from raylaunch.serve.sglang.app import Guard
 from raylaunch.supervisor import Health
 from tests.serve.fake_engine import FakeEngine
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from raylaunch.serve.sglang_fields import KnownFields, dropped, refusal, request_kinds
+from raylaunch.serve.sglang.known_fields import KnownFields, dropped, refusal, request_kinds
 from tests.serve import field_table as table
 from tests.serve.test_fields import PLACES, bodies
 from tests.sglang.conftest import needs_sglang

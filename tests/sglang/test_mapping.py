@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raylaunch.errors import RequestError, RequestFailed
-from raylaunch.requests import Chunk
+from raylaunch.frontends.requests import Chunk
 from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.mapping import Answer, failure_of, finish_of, image_data, logprob_arguments, sampling_parameters
 from raylaunch.wire import TokenLogprob

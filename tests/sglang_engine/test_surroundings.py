@@ -11,7 +11,7 @@ from raylaunch_actors.sglang_engine import environment, launch, versions
 
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
-from raylaunch.launch import NO_MULTICAST
+from raylaunch.group.launch import NO_MULTICAST
 from raylaunch.sglang.arguments import IMPLEMENTATION
 from raylaunch.sglang.environment import switches
 

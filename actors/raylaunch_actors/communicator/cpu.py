@@ -16,7 +16,7 @@ from raylaunch_actors.communicator.single import SingleRank
 
 
 class CpuCommunicators:
-    """See :class:`raylaunch_actors.communicator.link.Communicators`."""
+    """See :class:`raylaunch_actors.reference.link.Communicators`."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -22,7 +22,7 @@ NCCL_HOST = "NCCL_HOSTID"
 
 
 class GpuCommunicators:
-    """See :class:`raylaunch_actors.communicator.link.Communicators`. The rank's device is current."""
+    """See :class:`raylaunch_actors.reference.link.Communicators`. The rank's device is current."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -12,13 +12,13 @@ import torch
 from raylaunch.protocol import Gate
 from raylaunch_actors.closing import close_all
 from raylaunch_actors.communicator.base import Communicator
-from raylaunch_actors.communicator.link import Link
 from raylaunch_actors.communicator.process_group import StoreServer, open_store
 from raylaunch_actors.device import identity, rank_device
 from raylaunch_actors.fingerprint import fingerprint
 from raylaunch_actors.gate import RankGate
 from raylaunch_actors.reference.channel import FollowerSocket, Offer, RankZeroSockets
-from raylaunch_actors.reference.links import make_link, model_sizes
+from raylaunch_actors.reference.link import Link
+from raylaunch_actors.reference.link_setup import make_link, model_sizes
 
 if TYPE_CHECKING:
     from raylaunch_actors.rank import RankSpec

@@ -33,7 +33,7 @@ from raylaunch_actors.reference.connect import GROUP, Connection, connect
 from raylaunch_actors.reference.hub import model_folder
 from raylaunch_actors.reference.kv_cache import KVCache
 from raylaunch_actors.reference.limits import Limits
-from raylaunch_actors.reference.links import DTYPES
+from raylaunch_actors.reference.link_setup import DTYPES
 from raylaunch_actors.reference.memory import free_memory, limits_of
 from raylaunch_actors.reference.model import LoadedModel, load_model
 from raylaunch_actors.reference.runner import ModelRunner

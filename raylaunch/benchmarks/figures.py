@@ -1,0 +1,61 @@
+"""What every measurement needs: its options, the machine beside the figures, a file for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raylaunch.benchmarks.plot import require_drawable
+from raylaunch.commands.options import require_writable
+from raylaunch.commands.outcome import written
+from raylaunch.errors import ConfigError
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the figures there (needs matplotlib).")]
+
+
+def numbers_of(option: str, text: str, example: str) -> list[int]:
+    """The positive whole numbers in ``2,4,8``. Raises :class:`ConfigError` that shows ``example``."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(option, text, f"must be {example}")
+    return [int(part) for part in parts]
+
+
+def sizes_of(option: str, text: str, example: str) -> list[int]:
+    """The sizes in ``2,4,8``, each once, ascending. Raises :class:`ConfigError`, also if there are none."""
+    sizes = sorted(set(numbers_of(option, text, example)))
+    if not sizes:
+        raise ConfigError(option, text, f"must be {example}")
+    return sizes
+
+
+def require_outputs(json_file: Path | None, plot: Path | None) -> None:
+    """Finds out before measuring that the figures could not be written or drawn. Raises :class:`ConfigError`."""
+    require_writable("--json", json_file)
+    require_writable("--plot", plot)
+    if plot is not None:
+        require_drawable(plot)
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """One line about the machine of :func:`raylaunch.commands.machine.describe_machine`."""
+    memory = machine["memory"]["total"] / (1 << 30)
+    packages = ", ".join(f"{name} {machine['packages'][name]}" for name in ("ray", "torch"))
+    return (
+        f"{machine['host']}: {machine['cpus_usable']:g} CPUs, {memory:.0f} GiB, {len(machine['gpus'])} GPUs, "
+        f"Python {machine['python']}, {packages}"
+    )
+
+
+def write_figures(file: Path | None, machine: dict[str, Any], figures: dict[str, Any]) -> None:
+    """Writes the figures, and the machine they were taken on, as JSON; nothing if no file was asked for.
+
+    Raises :class:`Unwritten`.
+    """
+    if file is not None:
+        with written("--json", file):
+            file.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,126 @@
+"""``raylaunch bench launch``: what a barrier of the driver costs, and how long each phase of a launch takes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from statistics import median_high
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raylaunch.benchmarks.figures import JsonFile, machine_line, numbers_of, write_figures
+from raylaunch.benchmarks.programs import ray_session, run_program
+from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
+from raylaunch.commands.outcome import reported
+from raylaunch.commands.printed import deliver
+from raylaunch.commands.progress import stderr_console
+from raylaunch.commands.session import launched
+
+if TYPE_CHECKING:
+    from raylaunch.config import LaunchConfig
+    from raylaunch.report import LaunchReport
+
+NOOP_SHAPES = 100
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one barrier costs while ranks do nothing. Milliseconds; ``per_rank`` is the median's share of one rank."""
+
+    ranks: int
+    steps: int
+    median: float
+    p99: float
+    per_rank: float
+
+
+def bench_launch(
+    config: Config = None,
+    settings: Settings = None,
+    debug: Debug = None,
+    repeat: Annotated[int, typer.Option(min=0, help="Launches of CONFIG; 0 measures barriers only.")] = 3,
+    ranks: Annotated[str, typer.Option(help='Group sizes to measure barriers with; "" measures none.')] = "2,4,8",
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the driver: a barrier of ranks that do nothing, and the phases of whole launches."""
+    with reported():
+        wanted = load_config(config, settings, debug=debug)
+        sizes = numbers_of("--ranks", ranks, "numbers of ranks such as 2,4,8")
+        require_writable("--json", json_file)
+        idle = {size: noop_config(wanted, size) for size in sizes}
+        from raylaunch.commands.machine import describe_machine
+
+        machine = describe_machine()
+        costs = step_costs(idle) if idle else []
+        launches = []
+        for number in range(repeat):
+            stderr_console().print(f"launch {number + 1} of {repeat}")
+            with launched(wanted, show_report=False) as engine:
+                launches.append(engine.report.to_dict())
+        barriers = [asdict(cost) for cost in costs]
+        figures = {"barriers": barriers, "launches": launches, "medians": medians(launches)}
+        deliver("\n".join(show(machine, costs, launches)), lambda: write_figures(json_file, machine, figures))
+
+
+def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
+    """``config`` for ranks that do nothing: no model, GPU or fault, and many barriers. Raises :class:`ConfigError`."""
+    return config.override(
+        f"parallel.tensor_parallel_size={ranks}",
+        "engine=reference",  # whose rounds are known beforehand
+        "engine.device=cpu",
+        "placement.resources_per_rank={}",
+        "faults=[]",
+        "debug=off",
+        "capture.enabled=true",
+        "capture.granularity=iteration",
+        "capture.compiler=eager",
+        f"capture.prefill_tokens={list(range(2, NOOP_SHAPES + 2))}",
+        "capture.decode_batch_sizes=[2]",
+    )
+
+
+def step_costs(configs: dict[int, LaunchConfig]) -> list[StepCost]:
+    """Launches idle ranks in each size and times their barriers. Raises :class:`LaunchError`."""
+    costs = []
+    with ray_session(next(iter(configs.values())), float(max(configs))):
+        for size, config in configs.items():
+            stderr_console().print(f"barriers of {size} ranks")
+            costs.append(cost_of(size, run_program(config, "noop").report))
+    return costs
+
+
+def cost_of(ranks: int, report: LaunchReport) -> StepCost:
+    """From release to release, over the barriers inside CAPTURE."""
+    from raylaunch.protocol import Gate
+
+    took = sorted(
+        (after.released - before.released) * 1e3
+        for before, after in pairwise(report.steps)
+        if after.step.gate is Gate.ITERATION
+    )
+    middle = median_high(took)
+    return StepCost(ranks, len(took), middle, took[min(len(took) - 1, int(len(took) * 0.99))], middle / ranks)
+
+
+def medians(launches: list[dict[str, Any]]) -> dict[str, float]:
+    """Median seconds of every phase, and of ``ready``."""
+    if not launches:
+        return {}
+    phases = {name: median_high(one["phases"][name]["seconds"] for one in launches) for name in launches[0]["phases"]}
+    return {**phases, "ready": median_high(one["seconds"] for one in launches)}
+
+
+def show(machine: dict[str, Any], costs: list[StepCost], launches: list[dict[str, Any]]) -> list[str]:
+    """The figures as lines for people."""
+    lines = [machine_line(machine)]
+    if costs:
+        lines += ["", "one barrier, ranks idle, milliseconds", " ranks  barriers  median     p99  per rank"]
+        lines += [f"{c.ranks:6}  {c.steps:8}  {c.median:6.2f}  {c.p99:6.2f}  {c.per_rank:8.2f}" for c in costs]
+    if launches:
+        lines += ["", f"a whole launch, median of {len(launches)}, seconds"]
+        every = [*(launch["phases"] for launch in launches)]
+        for name, middle in medians(launches).items():
+            values = [one[name]["seconds"] for one in every] if name != "ready" else [o["seconds"] for o in launches]
+            lines.append(f"  {name:<9} {middle:7.2f}   ({min(values):.2f} to {max(values):.2f})")
+    return lines

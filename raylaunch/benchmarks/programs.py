@@ -1,0 +1,47 @@
+"""Runs programs that are no engine in real ranks: through Ray, the gates and the driver; ended when they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from raylaunch.commands.outcome import interruptible, signals_held
+
+if TYPE_CHECKING:
+    from raylaunch.config import LaunchConfig
+    from raylaunch.group.launch import Launched
+
+
+@contextmanager
+def ray_session(config: LaunchConfig, cpus: float) -> Iterator[None]:
+    """The Ray session that ``config`` asks for, or a private one with ``cpus`` CPUs. Raises :class:`LaunchError`."""
+    from raylaunch.startup.surroundings import check_surroundings
+
+    check_surroundings(config)
+    from raylaunch.cluster.session import enter
+
+    with interruptible():
+        session = enter(config.placement.address, cpus, config.placement.namespace)
+        try:
+            yield
+        finally:
+            with signals_held():
+                session.close()
+
+
+def run_program(config: LaunchConfig, program: str) -> Launched:
+    """Takes ranks that run ``program`` (a key of ``raylaunch_actors.rank.PROGRAMS``) through all gates, and ends them.
+    What it returns has its report, and what rank 0 handed out at the last gate.
+
+    Raises:
+        LaunchError: as any launch.
+    """
+    from raylaunch.group.launch import launch
+    from raylaunch.report import LaunchReport
+
+    report = LaunchReport(config.name)
+    done = launch(config, report, lambda *_: None, program=program)
+    with signals_held():
+        done.group.close(config.deadlines.shutdown)
+    return done

@@ -1,0 +1,198 @@
+"""``raylaunch bench sglang``: SGLang started by its own launcher and by raylaunch, measured by the same client."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raylaunch.benchmarks.figures import JsonFile, machine_line, numbers_of, write_figures
+from raylaunch.commands.options import Settings, load_config, require_writable
+from raylaunch.commands.outcome import interruptible, reported
+from raylaunch.commands.printed import deliver
+from raylaunch.commands.progress import stderr_console
+from raylaunch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raylaunch.benchmarks.timed_server import Command, Served
+    from raylaunch.config import LaunchConfig
+
+SEGMENTS = "sgl*_*"
+SglangConfig = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CONFIG",
+        help="YAML file, or the name of one that ships, with the engine sglang.",
+        show_default="a tiny model, which needs --set engine=sglang",
+    ),
+]
+
+
+def bench_sglang(
+    config: SglangConfig = None,
+    settings: Settings = None,
+    prompts: Annotated[str, typer.Option(help="Prompt lengths to measure prefill with.")] = "256,512,1024,2048,4096",
+    repeat: Annotated[int, typer.Option(min=1, help="Requests of each length; the median counts.")] = 15,
+    concurrent: Annotated[int, typer.Option(min=1, help="Requests that are decoded at the same time.")] = 32,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each of them generates.")] = 64,
+    warm: Annotated[bool, typer.Option(help="First start one untimed, to fill the caches of kernels.")] = True,
+    starts: Annotated[int, typer.Option(min=1, help="How often each is started, in turn; the medians count.")] = 2,
+    together: Annotated[
+        bool, typer.Option(help="Have both up, each with half of the memory; deal processors out to them.")
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare raylaunch with SGLang's own launcher: time to ready, prefill latency, decode throughput."""
+    with reported():
+        chosen = load_config(config, settings)
+        lengths = numbers_of("--prompts", prompts, "prompt lengths such as 256,1024")
+        require_writable("--json", json_file)
+        require_comparable(chosen, together)
+        from raylaunch.benchmarks.timed_server import Work, measure
+        from raylaunch.commands.machine import describe_machine
+        from raylaunch.model_check import check_model, with_context
+
+        shape = check_model(chosen)
+        chosen = with_context(chosen, shape)
+        work = Work(tuple(lengths), repeat, concurrent, new_tokens, shape.vocab_size)
+        machine = describe_machine()
+        figures: dict[str, list[Served]] = {}
+        with interruptible(), tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder:
+            servers = commands(chosen, Path(folder))
+            with segments_removed():
+                if warm:
+                    stderr_console().print("sglang, untimed")
+                    measure({"sglang": servers["sglang"]}, Path(folder), work.shortest())
+                for group in groups(servers, starts, together):
+                    for name, measured in measure(group, Path(folder), work).items():
+                        stderr_console().print(f"{name}: {measured}")
+                        figures.setdefault(name, []).append(measured)
+        data = {name: [asdict(one) for one in each] for name, each in figures.items()}
+        deliver("\n".join(show(machine, figures)), lambda: write_figures(json_file, machine, data))
+
+
+def require_comparable(config: LaunchConfig, together: bool) -> None:
+    """Raises :class:`ConfigError` where the two launchers would not be measured alike."""
+    if config.engine.kind != "sglang":
+        expected = "must be sglang, which is launched in two ways: give a CONFIG with it, such as qwen3-8b-tp2"
+        raise ConfigError("engine.kind", config.engine.kind, expected)
+    from raylaunch.config.address import cluster_to_join
+
+    address = cluster_to_join(config.placement.address)
+    if together and address:
+        expected = "must not be set, nor RAY_ADDRESS, with --together: processors are dealt out to what a server starts"
+        raise ConfigError("placement.address", address, expected)
+
+
+def groups(servers: Mapping[str, Command], starts: int, together: bool) -> list[dict[str, Command]]:
+    """What is measured one after another; those of one group are up at the same time.
+
+    Together they are started in an order that is turned round each time: where a process comes to lie on a machine
+    with busy processors is decided at its start.
+    """
+    one_way = dict(servers)
+    if together:
+        return [one_way if start % 2 == 0 else dict(reversed(one_way.items())) for start in range(starts)]
+    return [{name: command} for name, command in one_way.items()] * starts
+
+
+def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
+    """How each server is started on a port. Both get the same server arguments, the same variables, and what was
+    compiled before for either."""
+    import sys
+
+    from raylaunch_actors.sglang_engine.environment import caches
+
+    from raylaunch.sglang.arguments import LONGER_CONTEXT, implementation, server_arguments
+
+    file = folder / "config.yaml"  # JSON is YAML; what was not set must stay so, as some defaults are SGLang's
+    open_to_all = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": None})})
+    data = open_to_all.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    file.write_text(json.dumps(data), encoding="utf-8")
+    arguments = server_arguments(config)
+    kept = caches(config.engine.sglang.cache_dir)
+    variables = {**kept, **LONGER_CONTEXT, **implementation(config.communicator.kind), **config.environment}
+    told = folder / "sglang.json"  # not on the command line, which everybody can see: variables may be secret
+    told.write_text(json.dumps({"arguments": arguments, "variables": variables}), encoding="utf-8")
+
+    def theirs(port: int) -> list[str]:
+        return [sys.executable, "-m", "raylaunch.benchmarks.sglang_server", str(told), str(port)]
+
+    def ours(port: int) -> list[str]:
+        options = ["--host", "127.0.0.1", "--port", str(port), "--no-report"]
+        return [sys.executable, "-m", "raylaunch", "serve", str(file), *options]
+
+    return {"sglang": theirs, "raylaunch": ours}
+
+
+@contextlib.contextmanager
+def segments_removed(folder: Path = Path("/dev/shm")) -> Iterator[None]:
+    """SGLang's own launcher leaves shared memory behind: what is new in the end, and not mapped, is removed."""
+    before = set(folder.glob(SEGMENTS))
+    try:
+        yield
+    finally:
+        for left in set(folder.glob(SEGMENTS)) - before:
+            if not any(is_mapped(left, process) for process in Path("/proc").glob("[0-9]*")):
+                left.unlink(missing_ok=True)
+
+
+def is_mapped(file: Path, process: Path) -> bool:
+    """Whether a process, a folder of ``/proc``, has a file mapped; one that has ended has none."""
+    try:
+        return str(file) in (process / "maps").read_text(errors="replace")
+    except OSError:
+        return False
+
+
+def show(machine: dict[str, Any], figures: dict[str, list[Served]]) -> list[str]:
+    """The means as lines for people; a ratio above 1 is for raylaunch.
+
+    ``+-`` is the standard error of the ratio, from the deals of the processors; ``alike`` is the ratio of SGLang's own
+    starts, smallest to largest: what comes of nothing but another start.
+    """
+    theirs, ours = (rows(figures[name]) for name in ("sglang", "raylaunch"))
+    lines = [
+        machine_line(machine),
+        "",
+        f"{'':<26} {'sglang':>10} {'raylaunch':>10} {'ratio':>7} {'+-':>7} {'alike':>7}",
+    ]
+    for name, values in theirs.items():
+        starts = [fmean(one) for one in values]
+        before, after = median(starts), median(fmean(one) for one in ours[name])
+        ratio = after / before if name.endswith("tokens/s") else before / after
+        error = f"{standard_error(values, ours[name]):7.3f}" if len(values[0]) > 2 else f"{'-':>7}"
+        alike = min(starts) / max(starts)
+        lines.append(f"{name:<26} {before:10.2f} {after:10.2f} {ratio:7.3f} {error} {alike:7.3f}")
+    return lines
+
+
+def standard_error(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> float:
+    """Of the ratio of two servers, from the ratios of all pairs of deals in which they had the same processors.
+
+    Args:
+        theirs, ours: figures of each start, one for each deal, as many for both.
+    """
+    ratios = [
+        fmean(mine[deal : deal + 2]) / fmean(other[deal : deal + 2])
+        for mine, other in zip(ours, theirs, strict=True)
+        for deal in range(0, len(mine), 2)
+    ]
+    return stdev(ratios) / math.sqrt(len(ratios))
+
+
+def rows(starts: list[Served]) -> dict[str, list[list[float]]]:
+    """Figures of one launcher's starts, and of their deals, by the name of the row that shows them."""
+    made = {"ready, s": [[one.ready_s] for one in starts]}
+    for length in starts[0].prefill_ms:
+        made[f"prefill {length} tokens, ms"] = [one.prefill_ms[length] for one in starts]
+    made["decode, tokens/s"] = [one.decode_tokens_per_s for one in starts]
+    return made

@@ -1,0 +1,129 @@
+"""One configuration launched in several ways, one after another in one run, so that their figures can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from raylaunch.commands.progress import stderr_console
+from raylaunch.commands.session import launched
+from raylaunch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raylaunch.config import LaunchConfig
+    from raylaunch.engine import Engine
+
+Figure = TypeVar("Figure")
+Figures = dict[str, dict[int, Figure]]  # by variant, then by size
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "eager": ("capture.enabled=false",),
+    "library": ("capture.enabled=true", "communicator.kind=library"),
+    "custom": ("capture.enabled=true", "communicator.kind=custom"),
+    "inductor": ("capture.enabled=true", "capture.compiler=inductor"),
+}
+"""Settings that make each variant. All but ``eager`` replay graphs; ``library`` reduces by NCCL or gloo."""
+
+DEFAULT = "eager,library,custom"
+
+
+def variants_of(text: str, config: LaunchConfig) -> dict[str, LaunchConfig]:
+    """The configurations of variants named as in ``eager,custom``, checked. Raises :class:`ConfigError`."""
+    from raylaunch.model_check import check_model
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown or not names or len(set(names)) < len(names):
+        raise ConfigError("--variants", text, f"must name some of {', '.join(VARIANTS)}, each once")
+    chosen = {name: config.override(*VARIANTS[name]) for name in names}
+    for one in chosen.values():
+        check_model(one)
+    return chosen
+
+
+def measure_all(
+    variants: dict[str, LaunchConfig],
+    sizes: Sequence[int],
+    refusal: Callable[[Engine, int], str],
+    measure: Callable[[Engine, int], Figure],
+    show: Callable[[Figures[Figure]], None],
+) -> None:
+    """Launches each variant, measures it at each size, and shows all figures.
+
+    Args:
+        refusal: why a size cannot be measured, "" if it can; told to the user.
+        measure: one figure; called in the order of the sizes.
+        show: called once; if something fails, with the figures that there are by then, unless there are none.
+    Raises:
+        LaunchError: a variant cannot be launched; nothing of it is left.
+    """
+    figures: Figures[Figure] = {}
+    try:
+        for name, config in variants.items():
+            with _launched(name, config) as engine:
+                figures[name] = {}
+                for size in sizes:
+                    why = refusal(engine, size)
+                    if why:
+                        stderr_console().print(f"{name}: {size} is left out: {why}", markup=False)
+                        continue
+                    figures[name][size] = measure(engine, size)
+                    stderr_console().print(f"{name}, {size}: {figures[name][size]}", markup=False)
+    except BaseException:
+        if any(figures.values()):
+            show(figures)
+        raise
+    show(figures)
+
+
+@contextmanager
+def _launched(name: str, config: LaunchConfig) -> Iterator[Engine]:
+    console = stderr_console()
+    console.print(f"{name}: launching", markup=False)
+    with launched(config, show_report=False) as engine:
+        from raylaunch.protocol import Phase
+
+        console.print(f"{name}: ready after {engine.report.seconds:.1f} s, {engine.report.describe(Phase.CONNECT)}",
+                      markup=False)  # fmt: skip
+        yield engine
+
+
+def comparison(title: str, unit: str, figures: dict[str, dict[int, float]], *, faster_is_less: bool) -> list[str]:
+    """A table for people: a row for each size, a column for each variant, and how much faster than the first it is.
+
+    Args:
+        title: what was measured; ``unit``: of the sizes, such as ``tokens``.
+        figures: by variant, then by size.
+    """
+    first, *others = figures
+    sizes = sorted({size for column in figures.values() for size in column})
+    head = f"{unit:>10}" + "".join(f"{name:>11}" for name in figures)
+    head += "".join(f"{f'{name}/{first}':>17}" for name in others)
+    lines = ["", title, head]
+    for size in sizes:
+        line = f"{size:>10}" + "".join(_cell(column.get(size), 11, "") for column in figures.values())
+        base = figures[first].get(size)
+        for name in others:
+            own = figures[name].get(size)
+            speed = None if base is None or own is None else (base / own if faster_is_less else own / base)
+            line += _cell(speed, 17, "x")
+        lines.append(line)
+    if others:
+        lines.append(f"(the columns on the right: how many times as fast as {first})")
+    return lines
+
+
+def plain(figures: Figures[Any]) -> dict[str, list[dict[str, Any]]]:
+    """The figures, which are dataclasses, for JSON: by variant, by size ascending."""
+    return {name: [asdict(one) for one in column.values()] for name, column in figures.items()}
+
+
+def lines_of(figures: dict[str, dict[int, float]]) -> dict[str, list[tuple[float, float]]]:
+    """The figures as named lines of (size, figure), for :func:`raylaunch.benchmarks.plot.draw`."""
+    return {name: sorted(column.items()) for name, column in figures.items() if column}
+
+
+def _cell(value: float | None, width: int, suffix: str) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:.2f}{suffix}".rjust(width)

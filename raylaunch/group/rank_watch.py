@@ -1,0 +1,66 @@
+"""Notices ranks that live and do not answer: stuck in native code, stopped, or cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from raylaunch_actors.gate import RankState
+
+ROUNDS = 5  # questions within the time that a rank may leave one unanswered
+LONGEST_S = 5.0  # between two questions
+LOOK_S = 0.5  # between two looks at what came back, at most
+
+
+class Asked(Protocol):
+    """What a :class:`raylaunch.group.ranks.RankGroup` is here."""
+
+    def pose(self, method: str, ranks: list[int]) -> Mapping[Any, int]: ...
+
+    def answers(self, calls: Mapping[Any, int], timeout_s: float) -> dict[int, Any]: ...
+
+
+@dataclass
+class RankWatch:
+    """Asks all ranks how they are, again and again, and never waits for the answers.
+
+    A rank that stops answering is noticed within ``health_s`` of its last sign of life, the wait for the next question
+    included.
+
+    Attributes:
+        group: the ranks' group.
+        ranks: to be asked.
+        health_s: seconds after which a rank that does not answer must have been noticed.
+    """
+
+    group: Asked
+    ranks: list[int]
+    health_s: float
+    _calls: dict[Any, int] = field(default_factory=dict)
+    _states: dict[int, RankState] = field(default_factory=dict)
+    _asked: float = float("-inf")
+
+    @property
+    def every_s(self) -> float:
+        """Seconds from one question to the next."""
+        return min(LONGEST_S, self.health_s / ROUNDS)
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that one question may stay unanswered."""
+        return max(self.health_s - self.every_s - LOOK_S, self.health_s / 2)
+
+    def look(self, now: float) -> dict[int, RankState] | None:
+        """The ranks' states once all have answered a question; those of some, if the others are late for good. None as
+        long as there is nothing to tell."""
+        if not self._calls:
+            if now - self._asked >= self.every_s:
+                self._calls, self._states, self._asked = dict(self.group.pose("health", self.ranks)), {}, now
+            return None
+        self._states |= self.group.answers(self._calls, 0)
+        if set(self._states) == set(self.ranks) or now - self._asked > self.patience_s:
+            self._calls = {}
+            return self._states
+        return None

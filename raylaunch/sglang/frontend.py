@@ -1,0 +1,351 @@
+"""The frontend of the engine ``sglang``: SGLang's own tokenizer manager and detokenizer, on a loop of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raylaunch.background import Background
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError, LaunchError, RankFault, RaylaunchError, RequestError, RequestFailed
+from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
+from raylaunch.frontends.requests import Chunk, RequestTable, tell
+from raylaunch.model_check import ModelShape, with_context
+from raylaunch.protocol import Phase
+from raylaunch.sampling import SamplingParams
+from raylaunch.sglang.arguments import LONGER_CONTEXT, keeps_figures, server_arguments
+from raylaunch.sglang.detokenizer_keeper import DetokenizerKeeper
+from raylaunch.sglang.detokenizer_process import DetokenizerProcess
+from raylaunch.sglang.environment import switches
+from raylaunch.sglang.loop import LoopThread
+from raylaunch.sglang.manager import TokenizerSide
+from raylaunch.sglang.mapping import Answer, image_data, sampling_parameters
+from raylaunch.sglang.metrics import SharedFigures
+from raylaunch.sglang.sockets import FIGURES_VARIABLE, SglangSockets, SocketFolder
+
+IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
+CLOSE_S = 5.0
+LOOK_S = 0.05
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SglangRequest:
+    """One request between its submission and its last chunk."""
+
+    request_id: str
+    prepared: Prepared
+    answer: Answer
+    listener: Listener
+    task: asyncio.Task[None] | None = None
+    finished: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """As SGLang counts, images included."""
+        return self.answer.prompt_tokens or len(self.prepared.ids)
+
+
+class SglangFrontend:
+    """Keeps SGLang's side of the driver while groups come and go. A :class:`raylaunch.frontends.base.Frontend`.
+
+    Attributes:
+        runs: the loop that everything of SGLang runs on, its HTTP application too.
+        side: SGLang's objects; None until they are made.
+    """
+
+    def __init__(self, config: LaunchConfig) -> None:
+        self._config = config
+        self._folder = SocketFolder()
+        self._figures = SharedFigures()
+        self._requests = RequestTable[SglangRequest]()  # SGLang queues them, and refuses those beyond its own limit
+        self._lock = threading.Lock()
+        self._starting: Background | None = None
+        self._detokenizer = DetokenizerKeeper(
+            self._new_detokenizer, self._lose_detokenizer, self._probe_again, config.deadlines.load
+        )
+        self._shape: ModelShape | None = None
+        self._up = self._closing = False
+        self._settled: dict[str, str] = {}
+        self.sockets: SglangSockets | None = None
+        self.runs: LoopThread | None = None
+        self.side: TokenizerSide | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.side.manager.tokenizer if self.side is not None else None
+
+    # ---- life
+
+    def begin(self, shape: ModelShape) -> None:
+        self._shape = shape
+        self.sockets = self._folder.open()
+        self._detokenizer.start()
+        self._starting = Background(self._make)
+
+    def raise_if_failed(self) -> None:
+        if self._detokenizer.failure is not None:
+            raise self._detokenizer.failure
+        if self._starting is not None:
+            self._starting.raise_if_failed()
+
+    def up(self, offer: Any) -> None:
+        assert self._starting is not None
+        seconds = self._config.deadlines.load
+        try:
+            self._starting.result(seconds)
+        except TimeoutError:
+            raise _verify(f"SGLang's tokenizer manager was not there within {seconds:g} s") from None
+        self._compare_settled(offer.get("settled", {}))
+        info = {name: value for name, value in offer.items() if name != "settled"}
+        self._detokenizer.answer(functools.partial(self._probe, info))
+        self._up = True
+
+    def down(self, error: LaunchError) -> None:
+        self._up = False
+        self._fail_requests(error.headline())
+
+    def trouble(self) -> str:
+        return self._detokenizer.trouble
+
+    def failure(self) -> LaunchError | None:
+        return self._detokenizer.failure
+
+    def close(self) -> None:
+        with self._lock:
+            self._closing = True
+        self.down(LaunchError("the engine was shut down"))
+        self._detokenizer.close()
+        if self._starting is not None:
+            try:
+                self._starting.result(IMPORT_S)
+            except BaseException as error:  # it was told to whoever started
+                log.debug("what was begun had failed: %s", error)
+        if self.runs is not None:
+            if self.side is not None:
+                try:
+                    self.runs.submit(self.side.close()).result(CLOSE_S)
+                except (TimeoutError, RuntimeError):
+                    log.warning("SGLang's sockets could not be closed within %g s", CLOSE_S)
+            self.runs.close()
+            self.runs = None
+        self._figures.close()
+        self._folder.close()
+
+    # ---- requests
+
+    def prepare(self, prompt: Prompt, params: SamplingParams, images: Sequence[Image] = ()) -> Prepared:
+        if self._shape is None or self.side is None:
+            raise RequestError("the engine is not started")
+        if params.extra:
+            self.side.check_parameters(sampling_parameters(params))
+        if images:
+            if not self.side.manager.model_config.is_multimodal:
+                raise RequestError(f"{self._shape.architecture} takes no images")
+            if not isinstance(prompt, str):
+                raise RequestError("a prompt with images must be text: the images decide how many tokens it has")
+            return Prepared([], params, prompt, image_data(images))
+        ids = ids_of(prompt, self.tokenizer, self._shape.vocab_size)
+        if params.stop and self.tokenizer is None:
+            raise RequestError("this model has no tokenizer: stop strings cannot be looked for")
+        longest = self.side.manager.context_len
+        room = self.side.scheduler_info.get("max_req_input_len", longest)
+        if len(ids) >= room:
+            raise RequestError(f"the prompt has {len(ids)} tokens: there is room for {room - 1} in the KV cache")
+        if len(ids) + params.max_new_tokens > longest:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens and max_new_tokens is {params.max_new_tokens}: together at most "
+                f"{longest} (the model's context)"
+            )
+        return Prepared(ids, params)
+
+    def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> SglangRequest:
+        side, runs = self.side, self.runs
+        if side is None or runs is None or not self._up:
+            raise RequestFailed("the engine is not ready: it has no ranks")
+        if self._detokenizer.trouble:
+            raise RequestFailed(f"the engine is not ready: {self._detokenizer.trouble}")
+        answer = Answer(request_id, prepared.params, incremental=side.manager.incremental_streaming_output)
+        request = SglangRequest(request_id, prepared, answer, listener)
+        self._requests.add(request)
+        runs.soon(self._begin_request, request)
+        return request
+
+    def forget(self, request: Running) -> None:
+        assert isinstance(request, SglangRequest)
+        if not request.finished:
+            request.finished = True
+            self._requests.remove(request.request_id)
+            if self.runs is not None:
+                self.runs.soon(_cancel, request)
+
+    def abort(self, request_id: str) -> bool:
+        request, side, runs = self._requests.get(request_id), self.side, self.runs
+        if request is None or side is None or runs is None:
+            return False
+        runs.soon(side.abort, request_id)
+        return True
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    # ---- on the loop
+
+    def _begin_request(self, request: SglangRequest) -> None:
+        if not request.finished:
+            request.task = asyncio.get_running_loop().create_task(self._answer(request))
+
+    async def _answer(self, request: SglangRequest) -> None:
+        assert self.side is not None
+        end: Chunk | RaylaunchError = RequestFailed(f"request {request.request_id} ended without a reason")
+        try:
+            async for output in self.side.stream(request.request_id, request.prepared):
+                item = request.answer.take(output)
+                if isinstance(item, RaylaunchError) or (item is not None and item.finish_reason is not None):
+                    end = item
+                    break
+                if item is not None and not request.finished:
+                    request.listener(item)
+        except ValueError as error:  # what SGLang's validation refuses
+            aborted = type(error).__name__ == "RequestAbortedError"
+            end = Chunk(request.request_id, "", (), "abort") if aborted else RequestError(str(error))
+        except Exception as error:
+            end = RequestFailed(f"request {request.request_id}: {type(error).__name__}: {error}")
+        self._end(request, end)
+
+    def _end(self, request: SglangRequest, item: Chunk | RaylaunchError) -> None:
+        with self._lock:
+            ended, request.finished = request.finished, True
+        if not ended:
+            self._requests.remove(request.request_id)
+            tell(request.listener, item)
+
+    # ---- inside
+
+    def _make(self) -> None:
+        """Imports SGLang and makes its objects. Raises :class:`ConfigError` for what cannot be used."""
+        policy = asyncio.get_event_loop_policy()
+        try:
+            import uvloop
+            from sglang.srt.entrypoints import engine, http_server  # noqa: F401  # http_server takes seconds
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            text = f"cannot be imported by the driver: {type(error).__name__}: {error}"
+            raise ConfigError("engine.kind", "sglang", text) from error
+        finally:
+            asyncio.set_event_loop_policy(policy)  # SGLang sets its own for the whole process
+        from raylaunch_actors.sglang_engine import versions
+
+        assert self.sockets is not None
+        assert self._shape is not None
+        config = with_context(self._config, self._shape)
+        try:
+            with switches({**LONGER_CONTEXT, **self._config.environment}):
+                server_args = versions.server_args({**server_arguments(config), "skip_server_warmup": True})
+        except (RankFault, RuntimeError) as error:
+            raise _refused(self._config, str(error)) from error
+        self._settled = versions.settled(server_args)
+        port_args = versions.port_args(self.sockets)
+        with self._lock:
+            if self._closing:
+                return
+            self._detokenizer.tell(server_args, port_args)
+            self.runs = LoopThread(uvloop.new_event_loop, "raylaunch-sglang")
+            self.runs.start()
+        if keeps_figures(self._config):
+            self._share_figures()
+        side = TokenizerSide(server_args, port_args)
+        try:
+            with switches({**LONGER_CONTEXT, **self._config.environment}):
+                self.runs.submit(side.open()).result()
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
+            key = "model.tokenizer" if self._config.model.tokenizer else "model.path"
+            value = self._config.model.tokenizer or self._config.model.path
+            text = f"SGLang cannot load its tokenizer: {type(error).__name__}: {error}"
+            raise ConfigError(key, value, text) from error
+        self.side = side
+
+    def _share_figures(self) -> None:
+        import ray
+
+        assert self.sockets is not None
+        while not ray.is_initialized():  # it is started beside this, and close() is called if it cannot be
+            if self._closing:
+                return
+            time.sleep(LOOK_S)
+        self._figures.open(Path(self.sockets.figures))
+
+    def _compare_settled(self, ranks: Mapping[str, str]) -> None:
+        """SGLang settles defaults by the machine and by variables. The ranks' decide what is computed, and are alike;
+        where the driver's differ, that is worth knowing and no reason to stop."""
+        from raylaunch_actors.sglang_engine.versions import unlike
+
+        if difference := unlike(ranks, self._settled):
+            text = "SGLang has settled arguments differently on rank 0 and on the driver: %s; the ranks' count"
+            log.warning(text, difference)
+
+    def _probe(self, offer: Mapping[str, Any] | None = None) -> None:
+        assert self.side is not None
+        assert self.runs is not None
+        seconds = self._config.deadlines.verify
+        answer = self.runs.submit(self.side.probe(offer))
+        try:
+            answer.result(seconds)
+        except TimeoutError:
+            answer.cancel()
+            raise _verify(f"the first request got no answer within {seconds:g} s") from None
+        except Exception as error:
+            raise _verify(f"the first request failed: {type(error).__name__}: {error}") from error
+
+    def _probe_again(self) -> None:
+        """Another detokenizer was started. While there are no ranks nothing can be asked: :meth:`up` will."""
+        try:
+            if self._up:
+                self._probe()
+        except LaunchError:
+            if self._up:
+                raise
+
+    def _lose_detokenizer(self, reason: str) -> None:
+        self._fail_requests(reason, ranks_go_on=True)
+
+    def _fail_requests(self, reason: str, *, ranks_go_on: bool = False) -> None:
+        for request in self._requests.take_all():
+            self._end(request, RequestFailed(f"request {request.request_id} was lost: {reason}"))
+        if self.side is not None and self.runs is not None:
+            self.runs.soon(functools.partial(self.side.lose, reason, ranks_go_on=ranks_go_on))
+
+    def _new_detokenizer(self, on_death: Callable[[str], None]) -> DetokenizerProcess:
+        assert self._folder.path is not None
+        assert self.sockets is not None
+        environment = dict(self._config.environment)
+        if keeps_figures(self._config):
+            environment[FIGURES_VARIABLE] = self.sockets.figures
+        return DetokenizerProcess(Path(self._folder.path) / "detokenizer.log", on_death, environment)
+
+
+def _cancel(request: SglangRequest) -> None:
+    if request.task is not None:
+        request.task.cancel()
+
+
+def _verify(text: str) -> LaunchError:
+    return LaunchError(text, "F12", Phase.VERIFY.name)
+
+
+def _refused(config: LaunchConfig, text: str) -> ConfigError:
+    """Server arguments that SGLang does not take; a driver without a GPU cannot even settle them."""
+    import torch
+
+    args = config.engine.sglang.args
+    if args.get("device") != "cpu" and not torch.cuda.is_available():
+        expected = f"the driver sees no GPU: it must run on a node like those of the ranks; SGLang says: {text}"
+        return ConfigError("engine.kind", "sglang", expected)
+    return ConfigError("engine.sglang.args", dict(args), text)

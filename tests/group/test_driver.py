@@ -1,0 +1,50 @@
+"""The driver over ranks whose arrivals are written in the test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raylaunch import LaunchConfig, LaunchError
+from raylaunch.group import driver
+from raylaunch.group.driver import Driver
+from raylaunch.group.ranks import StepOutcome
+from raylaunch.protocol import Gate, Protocol, Step
+from raylaunch.report import LaunchReport
+from tests.protocol.builders import PLAN
+from tests.scripted_group import ScriptedGroup
+
+CONFIG = LaunchConfig.default()
+
+
+def driver_of(group: ScriptedGroup, **more: Any) -> Driver:
+    return Driver(group, Protocol(PLAN), CONFIG, LaunchReport("x"), lambda *_: None, **more)  # type: ignore[arg-type]
+
+
+def test_all_steps_are_taken_and_the_last_arrivals_returned() -> None:
+    one = driver_of(ScriptedGroup(PLAN))
+    assert [arrival.offer for arrival in one.run()] == ["offer 0", "offer 1"]
+    assert [record.step for record in one.report.steps] == list(PLAN.steps())
+
+
+@pytest.mark.parametrize("looks", [0, 3, 10])  # before the first step, between two, while ranks are waited for
+def test_a_launch_that_is_wanted_no_more_ends_without_waiting_for_its_ranks(
+    monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    asked = iter(range(100))
+    monkeypatch.setattr(driver, "explain_failure", None)  # nothing has failed
+    with pytest.raises(LaunchError, match="the engine was shut down"):
+        driver_of(ScriptedGroup(PLAN, hangs_at=4), stopped=lambda: next(asked) >= looks).run()
+
+
+def test_a_rank_that_is_gone_at_its_release_from_the_last_gate_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = ScriptedGroup(PLAN)
+    group.finished = StepOutcome(deaths={1: "killed"})
+
+    def explain(group: object, outcome: StepOutcome, step: Step, *_: object) -> LaunchError:
+        return LaunchError(f"{sorted(outcome.deaths)} died at {step.gate}")
+
+    monkeypatch.setattr(driver, "explain_failure", explain)
+    with pytest.raises(LaunchError, match=rf"\[1\] died at {Gate.READY}"):
+        driver_of(group).run()
