@@ -6,10 +6,10 @@ mistake is one :class:`~raylaunch.errors.ConfigError` that names the key, its va
 
 from raylaunch.config.files import shipped_configs
 from raylaunch.config.overrides import apply_overrides
-from raylaunch.config.sections import AllReduce, FaultConfig, LaunchConfig, ModelConfig, ServeConfig
+from raylaunch.config.sections import AllReduceKind, FaultConfig, LaunchConfig, ModelConfig, ServeConfig
 
 __all__ = [
-    "AllReduce",
+    "AllReduceKind",
     "FaultConfig",
     "LaunchConfig",
     "ModelConfig",

@@ -1,4 +1,7 @@
-"""The page of all settings, made of their sections' docstrings: ``python -m raylaunch.config.page > docs/settings.md``."""
+"""The page of all settings, made of the sections' docstrings.
+
+python -m raylaunch.config.page > docs/settings.md
+"""
 
 from __future__ import annotations
 

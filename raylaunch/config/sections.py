@@ -54,7 +54,7 @@ LocalPath = Annotated[str, AfterValidator(lambda text: absolute(text))]
 FolderOrName = Annotated[str, AfterValidator(lambda text: folder_or_name(text))]
 FileOrText = Annotated[str, AfterValidator(lambda text: file_or_text(text))]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-AllReduce = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel", "jit"]
+AllReduceKind = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel", "jit"]
 
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+")
@@ -216,7 +216,7 @@ class CommunicatorConfig(Section):
             engine ``reference``; SGLang has limits of its own.
     """
 
-    kind: AllReduce = "custom"
+    kind: AllReduceKind = "custom"
     table_rows: PositiveInt = 131_072
     max_bytes: Annotated[Int, Field(ge=4096, le=1 << 30)] = 8 << 20
 

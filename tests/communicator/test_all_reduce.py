@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from raylaunch_actors.communicator.base import CallLabel
+from raylaunch_actors.communicator.base import CallLabel, pending_inputs, register_inputs
 from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
 from raylaunch_actors.communicator.single import SingleRank
 
@@ -72,7 +72,7 @@ def test_one_rank():
     with communicator.capture():
         communicator.record(x, out.zero_(), CallLabel("decode", 2, "piece0", 0)).run()
     assert torch.equal(out, x)
-    assert communicator.register([[]]) == 0
+    assert register_inputs(communicator, [[]]) == 0
 
 
 def graph_calls(channel: Channel):
@@ -86,7 +86,7 @@ def graph_calls(channel: Channel):
             for i, (x, out) in enumerate(zip(xs, outs, strict=True))
         ]
         sums.append(float(communicator.all_reduce(torch.ones(3))[0]))  # real inside of the context
-    count = communicator.register(channel.exchange(communicator.pending()))
+    count = register_inputs(communicator, channel.exchange(pending_inputs(communicator)))
     for step in range(200):
         for x, call in zip(xs, calls, strict=True):
             x.fill_(step + channel.rank)
@@ -117,7 +117,7 @@ def different_lists(channel: Channel):
     with communicator.capture():
         for index in range(2 - channel.rank):
             communicator.record(x, torch.zeros(100), CallLabel("prefill", 100, "piece0", index))
-    communicator.register(channel.exchange(communicator.pending()))
+    register_inputs(communicator, channel.exchange(pending_inputs(communicator)))
 
 
 def test_f03_is_raised_on_every_rank_before_anything_is_registered():

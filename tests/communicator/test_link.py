@@ -100,12 +100,28 @@ def test_f18_where_nothing_can_be_opened_every_reason_is_told():
             link.close()
 
 
+class NoInputs:
+    """A registration that never has anything to do."""
+
+    capacity = None
+
+    def pending(self):
+        return ()
+
+    def register(self, peers):
+        return 0
+
+    def registered(self):
+        return 0
+
+
 class Kind(SingleRank):
     """A communicator that is only opened and closed."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.kind, self.registers, self.closed = kind, kind == "registering", False
+        self.kind, self.closed = kind, False
+        self.registration = NoInputs() if kind == "registering" else None
 
     def close(self) -> None:
         self.closed = True

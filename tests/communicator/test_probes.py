@@ -9,6 +9,8 @@ import torch
 from raylaunch_actors.communicator.single import SingleRank
 from raylaunch_actors.graphs.probes import CALLS, QUEUED, WARM, Probes, enqueue, median_microseconds
 
+from tests.communicator.test_link import NoInputs
+
 
 @pytest.mark.parametrize(
     ("times", "microseconds"),
@@ -65,7 +67,7 @@ def test_runs_are_enqueued_back_to_back_and_not_too_many(repeats):
 @pytest.mark.parametrize(("registers", "graphs", "kept"), [(False, True, 0), (True, True, 64), (True, False, 0)])
 def test_inputs_stay_allocated_only_where_they_are_registered(registers, graphs, kept):
     communicator = SingleRank()
-    communicator.registers = registers
+    communicator.registration = NoInputs() if registers else None
     probes = Probes({"single": communicator}, (32, 64), torch.float32, torch.device("cpu"))
     if graphs:
         probes.capture()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from raylaunch_actors.communicator.base import CallLabel
+from raylaunch_actors.communicator.base import CallLabel, pending_inputs, register_inputs, registered_inputs
 from raylaunch_actors.communicator.routed import RoutedAllReduce, routed
 from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
 from raylaunch_actors.communicator.single import SingleRank
@@ -30,7 +30,7 @@ def alone():
 
 
 def test_only_what_goes_to_the_one_that_registers_is_registered(alone):
-    assert (alone.kind, alone.registers, alone.max_bytes) == ("shared-memory+single", True, 4096)
+    assert (alone.kind, bool(alone.registration), alone.max_bytes) == ("shared-memory+single", True, 4096)
     assert [alone.inputs_for(nbytes) for nbytes in (4, 400, 404)] == [1, 1, 0]
     small, large = (alone.input_memory(nbytes).view(torch.float32) for nbytes in (400, 800))
     with alone.capture():
@@ -41,12 +41,12 @@ def test_only_what_goes_to_the_one_that_registers_is_registered(alone):
             for index, x in enumerate((small, large))
         ]
     assert [call.needs_peers for call in calls] == [True, False]
-    assert [one.nbytes for one in alone.pending()] == [400]
+    assert [one.nbytes for one in pending_inputs(alone)] == [400]
     assert not calls[0].registered
     assert calls[1].registered
-    assert alone.register([alone.pending()]) == alone.registered() == 1
+    assert register_inputs(alone, [pending_inputs(alone)]) == registered_inputs(alone) == 1
     assert calls[0].registered
-    assert alone.pending() == ()
+    assert pending_inputs(alone) == ()
 
 
 def test_f05_an_exception_drops_what_is_pending_and_leaves_every_context(alone):
@@ -58,7 +58,7 @@ def test_f05_an_exception_drops_what_is_pending_and_leaves_every_context(alone):
 
     with pytest.raises(ZeroDivisionError):
         broken()
-    assert alone.pending() == ()
+    assert pending_inputs(alone) == ()
     assert not any(member.capturing for member in (alone, *alone.members.values()))
 
 
@@ -92,7 +92,7 @@ def mixed(channel: Channel):
                 communicator.record(x, out, CallLabel("prefill", 100, "piece0", index))
                 for index, (x, out) in enumerate(zip(xs, outs, strict=True))
             ]
-        count = communicator.register(channel.exchange(communicator.pending()))
+        count = register_inputs(communicator, channel.exchange(pending_inputs(communicator)))
         sums = []
         for step in range(5):
             for x, call in zip(xs, calls, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.graphs import context, ops
 from raylaunch_actors.graphs.addresses import FixedAddresses
 from raylaunch_actors.graphs.capture import CaptureRunner
@@ -87,7 +87,7 @@ class Engine:
     """A decoder on one rank, and the verbs of a launch."""
 
     def __init__(
-        self, communicator: Communicator, layers=3, dtype=torch.float32, experts=False, iterations=2, **compiling
+        self, communicator: AllReduce, layers=3, dtype=torch.float32, experts=False, iterations=2, **compiling
     ):
         self.group = f"test-{id(self)}"
         ops.bind_group(self.group, communicator)

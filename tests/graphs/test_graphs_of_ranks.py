@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from raylaunch_actors.communicator.base import pending_inputs, register_inputs, registered_inputs
 from raylaunch_actors.graphs.context import Mode
 
 from raylaunch.errors import CollectiveAborted, RankFault
@@ -32,8 +33,8 @@ def life_cycle(channel: Channel, kind: str, dtype: torch.dtype, experts: bool):
         runner, registered = engine.runner(), 0
         for round, shapes in (("prefill", [8, 16]), ("decode", [2])):
             runner.capture(round, shapes, lambda *step: channel.exchange(step))
-            registered += engine.communicator.register(channel.exchange(engine.communicator.pending()))
-        assert engine.communicator.registered() == registered
+            registered += register_inputs(engine.communicator, channel.exchange(pending_inputs(engine.communicator)))
+        assert registered_inputs(engine.communicator) == registered
         outs = []
         for seed, key in enumerate((("prefill", 16), ("decode", 2), ("prefill", 8), ("prefill", 16))):
             assert engine.same(*key, seed), key
@@ -72,7 +73,7 @@ def third_iteration(channel: Channel, kind: str):
         try:
             engine.runner().capture("prefill", [16, 8], lambda *step: channel.exchange(step))
         except RankFault as fault:
-            return fault.code, str(fault), engine.communicator.pending()
+            return fault.code, str(fault), pending_inputs(engine.communicator)
 
 
 @pytest.mark.parametrize("kind", ["shared-memory", "gloo"])
@@ -98,9 +99,9 @@ def one_fails(channel: Channel, aborts: bool):
             left_after = time.monotonic() - start
             if aborts:
                 engine.communicator.abort()
-            return "failed", left_after, engine.communicator.pending()
+            return "failed", left_after, pending_inputs(engine.communicator)
         except CollectiveAborted as error:
-            return str(error), time.monotonic() - start, engine.communicator.pending()
+            return str(error), time.monotonic() - start, pending_inputs(engine.communicator)
 
 
 def test_f05_a_failure_leaves_at_once_and_its_abort_frees_the_peer():
@@ -115,14 +116,14 @@ def test_f05_a_failure_leaves_at_once_and_its_abort_frees_the_peer():
 def different_shapes(channel: Channel):
     with engine_of(channel, "shared-memory") as engine:
         engine.runner().capture("prefill", [16], lambda *step: None)
-        pending = engine.communicator.pending()
+        pending = pending_inputs(engine.communicator)
         if channel.rank == 1:  # as if one rank had recorded one fewer
             engine.communicator._calls.calls.pop()
             engine.communicator._calls._inputs.pop()
-            pending = engine.communicator.pending()
+            pending = pending_inputs(engine.communicator)
         lists = channel.exchange(pending)
         try:
-            engine.communicator.register(lists)
+            register_inputs(engine.communicator, lists)
         except RankFault as fault:
             try:
                 engine.forward(Mode.REPLAY, "prefill", 16)

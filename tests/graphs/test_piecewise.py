@@ -6,6 +6,7 @@ import gc
 
 import pytest
 import torch
+from raylaunch_actors.communicator.base import pending_inputs, register_inputs
 from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
 from raylaunch_actors.communicator.single import SingleRank
 from raylaunch_actors.graphs.context import Mode
@@ -40,7 +41,7 @@ def make():
 
 
 def register(engine):
-    return engine.communicator.register([engine.communicator.pending()])
+    return register_inputs(engine.communicator, [pending_inputs(engine.communicator)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -134,7 +135,7 @@ def test_f01_a_third_iteration_is_refused(make, shared):
     assert caught.value.code == "F01"
     assert seen[-1] == ("prefill", 16, 3)
     assert not engine.communicator.capturing
-    assert engine.communicator.pending() == ()
+    assert pending_inputs(engine.communicator) == ()
 
 
 def test_f01_replay_before_registration(make):
@@ -176,7 +177,7 @@ def test_f05_an_exception_in_an_iteration_leaves_nothing_behind(make):
         runner.capture("prefill", [16, 8], failing)
     assert gc.isenabled()
     assert not engine.communicator.capturing
-    assert engine.communicator.pending() == ()
+    assert pending_inputs(engine.communicator) == ()
     audit = runner.audit()
     assert all(audit["prefill", 16].values())
     assert not any(audit["prefill", 8].values())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from raylaunch_actors.communicator.base import pending_inputs, register_inputs
 from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
 from raylaunch_actors.communicator.single import SingleRank
 from raylaunch_actors.graphs import ops
@@ -34,7 +35,7 @@ def capture(communicator, fn, *inputs, label=LABEL, pool=None, **options):
     pool = pool or graphs.new_pool()
     with communicator.capture():
         graph = graphs.capture(fn, inputs, label, pool, **options)
-    communicator.register([communicator.pending()])
+    register_inputs(communicator, [pending_inputs(communicator)])
     return graph, pool
 
 
@@ -133,7 +134,7 @@ def test_what_cannot_be_captured_is_refused_by_name(communicator, fn, match):
     assert "prefill/8/piece0" in str(caught.value)
     assert _get_current_dispatch_mode() is None
     assert not communicator.capturing
-    assert communicator.pending() == ()
+    assert pending_inputs(communicator) == ()
     assert capture(communicator, lambda x: x + 1, x)[0].replay().equal(x + 1)  # nothing is left of the failure
 
 
@@ -153,7 +154,7 @@ def test_f01_replay_inside_of_the_capture_context(communicator):
         with pytest.raises(RankFault, match="inside the capture context") as caught:
             graph.replay()
     assert caught.value.code == "F01"
-    if communicator.registers:
+    if communicator.registration:
         with pytest.raises(RankFault, match=r"rank 0: prefill/8/piece0 \(shape 8\).*prefill/8/piece0#0") as caught:
             graph.replay()
         assert caught.value.code == "F01"
@@ -168,7 +169,7 @@ def test_f17_a_full_arena_leaves_nothing_pending():
         with pytest.raises(RankFault, match=r"arena is too small.*capture\.prefill_tokens") as caught:
             capture(communicator, lambda x: reduce(x + 1), torch.randn(1 << 14))
         assert caught.value.code == "F17"
-        assert communicator.pending() == ()
+        assert pending_inputs(communicator) == ()
     finally:
         ops.unbind_group("recorded")
         communicator.close()

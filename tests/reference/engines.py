@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.graphs.capture import CaptureRunner
 from raylaunch_actors.graphs.recorded import RecordedGraphs
 from raylaunch_actors.graphs.split import CompiledOnce, PieceBackend
@@ -25,7 +25,7 @@ def make_runner(
     path: Path,
     rank: int = 0,
     world_size: int = 1,
-    communicator: Communicator | None = None,
+    communicator: AllReduce | None = None,
     prefill: tuple[int, ...] = (128, 1032),
     decode: tuple[int, ...] = (2, 8),
     capacity: int = 4096,
@@ -41,7 +41,7 @@ def make_runner(
     return runner
 
 
-def compile_and_capture(runner: ModelRunner, communicator: Communicator) -> PieceBackend:
+def compile_and_capture(runner: ModelRunner, communicator: AllReduce) -> PieceBackend:
     """Traces and captures both rounds; the recorded inputs are pending afterwards."""
     backend = PieceBackend(RecordedGraphs(communicator), runner.fixed_addresses())
     runner.compile(CompiledOnce(runner.loaded.inner, backend))

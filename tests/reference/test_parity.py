@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from raylaunch_actors.communicator.base import pending_inputs, register_inputs
 from raylaunch_actors.communicator.single import SingleRank
 from raylaunch_actors.graphs.context import Mode
 from raylaunch_actors.reference.rows import RowRanges
@@ -79,7 +80,7 @@ def test_tokens_equal_generate_and_replay_equals_eager(name: str, models: Path) 
     assert [tokens(eager, 0), tokens(eager, 1)] == expected
 
     backend = compile_and_capture(runner, communicator)
-    communicator.register([communicator.pending()])
+    register_inputs(communicator, [pending_inputs(communicator)])
     for again in range(2):  # the same request twice
         replayed = run(runner, *submits(texts, Sampling(max_new_tokens=NEW)))
         assert replayed == eager, f"run {again}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from raylaunch_actors.communicator.base import pending_inputs, register_inputs
 from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
 from raylaunch_actors.graphs import ops
 from raylaunch_actors.graphs.context import Mode
@@ -44,7 +45,7 @@ def one_model(rank: int, path: Path, exchange: Exchange) -> dict[str, Any]:
             worker = FollowerWorker(runner, follower)
         eager = answer(worker)
         compile_and_capture(runner, communicator)
-        registered = communicator.register(exchange(communicator.pending()))
+        registered = register_inputs(communicator, exchange(pending_inputs(communicator)))
         replayed = answer(worker)
         step = StepPlan("prefill", 128, list(range(100)), list(range(100)), [SequencePart(0, 100, 7, 0, True)])
         one, two = runner.hidden(step, Mode.EAGER).clone(), runner.hidden(step, Mode.REPLAY).clone()

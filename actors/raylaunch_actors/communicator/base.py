@@ -89,34 +89,51 @@ class RecordedCall(Protocol):
         """Reduces the ranks' inputs into this rank's output tensor."""
 
 
-class Communicator(Protocol):
-    """All-reduce among the ranks of one group.
+class RegistersInputs(Protocol):
+    """The recorded inputs that peers read where they lie: each is registered with them before its graph may run."""
+
+    @property
+    def capacity(self) -> int | None:
+        """Inputs that can be registered in all; None for no limit."""
+
+    def pending(self) -> tuple[RecordedInput, ...]:
+        """The inputs recorded and not registered yet, in order."""
+
+    def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
+        """Makes the pending calls runnable; ``peers[r]`` is what rank r had pending.
+
+        Returns how many were registered. Raises RankFault F03 if the ranks' lists differ; nothing is registered then.
+        """
+
+    def registered(self) -> int:
+        """How many inputs have been registered so far."""
+
+
+class AllReduce(Protocol):
+    """Sums tensors over the ranks of one group, now or in a graph.
 
     Attributes:
         kind: see :class:`raylaunch.protocol.CommunicatorFacts`.
         rank: this rank.
         world_size: ranks in the group.
         max_bytes: largest input reduced in one go; larger ones are reduced in chunks.
-        registers: whether recorded inputs have to be registered with the peers before a replay.
     """
 
     kind: str
     rank: int
     world_size: int
     max_bytes: int
-    registers: bool
+
+    @property
+    def registration(self) -> RegistersInputs | None:
+        """What registers the inputs of recorded all-reduces; None where a replay needs no address of a peer."""
 
     @property
     def capturing(self) -> bool:
         """Whether this rank is inside :meth:`capture`."""
 
-    @property
-    def capacity(self) -> int | None:
-        """Inputs that can still be registered; None for no limit."""
-
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, as a new contiguous tensor of x's shape and dtype, with identical bits on all
-        ranks.
+        """The sum over ranks, as a new contiguous tensor of x's shape and dtype, with identical bits on all ranks.
 
         Raises:
             CollectiveAborted: a peer aborted, or did not arrive by the deadline.
@@ -126,24 +143,11 @@ class Communicator(Protocol):
         """The capture context. Leaving it never communicates; an exception drops what is pending."""
 
     def input_memory(self, nbytes: int) -> torch.Tensor:
-        """Memory for the inputs of recorded all-reduces: uint8, one dimension, aligned, at an address that
-        stays.
+        """Memory for the inputs of recorded all-reduces: uint8, one dimension, aligned, at an address that stays.
 
         Raises:
             RankFault: F17, there is not enough of it.
         """
-
-    def pending(self) -> tuple[RecordedInput, ...]:
-        """The inputs recorded and not registered yet, in order."""
-
-    def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
-        """Makes the pending calls runnable; ``peers[r]`` is what rank r had pending.
-
-        Returns how many were registered. Raises RankFault F03 if the ranks' lists differ.
-        """
-
-    def registered(self) -> int:
-        """How many inputs have been registered so far."""
 
     def inputs_for(self, nbytes: int) -> int:
         """How many inputs a captured all-reduce of ``nbytes`` will have to register."""
@@ -155,27 +159,41 @@ class Communicator(Protocol):
         """Gives back what it holds. May be called more than once."""
 
 
-class RecordsCalls(Communicator, Protocol):
+class RecordsCalls(AllReduce, Protocol):
     """A communicator whose all-reduces are recorded one by one: for graphs that the CPU replays."""
 
     def record(self, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> RecordedCall:
         """Records an all-reduce from x into out, both contiguous, of one shape and dtype, at fixed addresses.
 
         Raises:
-            RankFault: F02 outside of :meth:`capture`; F04 if x overlaps a pending input of another piece; F16
-            if the
+            RankFault: F02 outside of :meth:`capture`; F04 if x overlaps a pending input of another piece; F16 if the
                 peers cannot reach x.
         """
 
 
-class RecordsStreams(Communicator, Protocol):
+class RecordsStreams(AllReduce, Protocol):
     """A communicator that notices by itself when the stream captures: for CUDA graphs."""
 
     def recording(self, round: str, shape: int, piece: str) -> AbstractContextManager[Sequence[RecordedCall]]:
         """Names what is recorded inside; the sequence holds those calls when the block has ended."""
 
 
-def require_capture(communicator: Communicator, what: str) -> None:
+def pending_inputs(communicator: AllReduce) -> tuple[RecordedInput, ...]:
+    """What has been recorded and is not registered yet; nothing where nothing has to be."""
+    return communicator.registration.pending() if communicator.registration else ()
+
+
+def register_inputs(communicator: AllReduce, peers: Sequence[Sequence[RecordedInput]]) -> int:
+    """Registers them, where anything has to be; see :meth:`RegistersInputs.register`."""
+    return communicator.registration.register(peers) if communicator.registration else 0
+
+
+def registered_inputs(communicator: AllReduce) -> int:
+    """How many inputs have been registered; none where nothing has to be."""
+    return communicator.registration.registered() if communicator.registration else 0
+
+
+def require_capture(communicator: AllReduce, what: str) -> None:
     """Raises F02 unless `communicator` is inside its capture context."""
     if not communicator.capturing:
         raise RankFault(

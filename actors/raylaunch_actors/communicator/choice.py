@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
-from raylaunch.config import AllReduce
+from raylaunch.config import AllReduceKind
 from raylaunch.errors import RankFault
 from raylaunch.protocol import MeasuredSize, Route
 from raylaunch_actors.communicator import topology
@@ -142,7 +142,7 @@ def _one_each(offers: Sequence[Offer], world_size: int) -> list[Offer]:
 
 
 def choose(
-    wanted: AllReduce, options: Sequence[Option], world_size: int, largest: int = 0, max_bytes: int = 0
+    wanted: AllReduceKind, options: Sequence[Option], world_size: int, largest: int = 0, max_bytes: int = 0
 ) -> Choice:
     """What to use. A kind that is asked for by name is taken or refused; ``custom`` and ``auto`` fall back.
 
@@ -198,7 +198,7 @@ def _custom(custom: Option, library: Option, largest: int, max_bytes: int) -> Ch
     return Choice((custom.kind, library.kind), routes, custom.note)
 
 
-def impossible(wanted: AllReduce, problem: str, code: str = "F18") -> RankFault:
+def impossible(wanted: AllReduceKind, problem: str, code: str = "F18") -> RankFault:
     """The fault of an all-reduce that is asked for by name and cannot be had here, with the setting that can.
 
     Args:

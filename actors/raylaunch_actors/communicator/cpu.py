@@ -6,7 +6,7 @@ import platform
 from collections.abc import Sequence
 
 from raylaunch_actors.closing import close_all
-from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.communicator.choice import Option, cpu_options
 from raylaunch_actors.communicator.gloo import GlooAllReduce
 from raylaunch_actors.communicator.process_group import join
@@ -35,7 +35,7 @@ class CpuCommunicators:
         """See :func:`cpu_options`."""
         return cpu_options(offers, nodes)
 
-    def open(self, kind: str, offers: Sequence[ShareOffer], store: str) -> Communicator:
+    def open(self, kind: str, offers: Sequence[ShareOffer], store: str) -> AllReduce:
         """Opens a kind. Raises RankFault F16 if a peer's memory cannot be mapped after all, F10 if gloo cannot meet."""
         settings = self.settings
         if kind == "shared-memory":

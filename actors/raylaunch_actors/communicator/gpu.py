@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from raylaunch_actors.closing import close_all
 from raylaunch_actors.communicator import topology
 from raylaunch_actors.communicator.arena import host_identity
-from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.communicator.choice import SYMMETRIC, Option, gpu_options
 from raylaunch_actors.communicator.nccl import NcclAllReduce
 from raylaunch_actors.communicator.process_group import connect_store
@@ -26,7 +26,7 @@ class GpuCommunicators:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._opened: list[Communicator] = []
+        self._opened: list[AllReduce] = []
         self._custom = SglKernelAllReduce(
             settings.rank, settings.world_size, settings.max_bytes, host_identity(), settings.table_rows
         )
@@ -44,7 +44,7 @@ class GpuCommunicators:
         """See :func:`gpu_options`."""
         return gpu_options(offers, nodes)
 
-    def open(self, kind: str, offers: Sequence[GpuOffer], store: str) -> Communicator:
+    def open(self, kind: str, offers: Sequence[GpuOffer], store: str) -> AllReduce:
         """Opens a kind. Raises RankFault F16 if a peer's memory cannot be opened, NotOpened alike on all ranks."""
         settings = self.settings
         if kind == "sgl_kernel":

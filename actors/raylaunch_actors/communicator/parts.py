@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-
-from raylaunch.errors import RankFault
-from raylaunch_actors.communicator.base import RecordedInput
+from collections.abc import Iterator
 
 
 class CaptureContext:
@@ -40,30 +37,8 @@ class CaptureContext:
 class NothingToRegister(CaptureContext):
     """For communicators whose recorded calls need no address of a peer."""
 
-    registers = False
-    rank: int
-    world_size: int
-
-    def pending(self) -> tuple[RecordedInput, ...]:
-        """Nothing: no addresses are exchanged."""
-        return ()
-
-    def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
-        """Zero. Raises RankFault F03 if a rank has something to register."""
-        counts = [len(theirs) for theirs in peers]
-        if counts != [0] * self.world_size:
-            raise RankFault("F03", f"rank {self.rank} has nothing to register, the ranks' counts are {counts}")
-        return 0
-
-    def registered(self) -> int:
-        """Zero."""
-        return 0
-
-    @property
-    def capacity(self) -> int | None:
-        """No limit."""
-        return None
+    registration = None
 
     def inputs_for(self, nbytes: int) -> int:
-        """Zero."""
+        """None."""
         return 0

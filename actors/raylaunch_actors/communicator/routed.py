@@ -10,7 +10,7 @@ import torch
 
 from raylaunch.protocol import Route
 from raylaunch_actors.closing import close_all
-from raylaunch_actors.communicator.base import CallLabel, Communicator, RecordedCall, RecordedInput
+from raylaunch_actors.communicator.base import AllReduce, CallLabel, RecordedCall, RegistersInputs
 from raylaunch_actors.communicator.parts import CaptureContext
 
 
@@ -19,14 +19,14 @@ def kinds_in(routes: Sequence[Route]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(route.kind for route in routes))
 
 
-def routed(routes: Sequence[Route], members: Mapping[str, Communicator]) -> Communicator:
+def routed(routes: Sequence[Route], members: Mapping[str, AllReduce]) -> AllReduce:
     """The communicator of these routes: a member itself where all of them lead to it."""
     kinds = kinds_in(routes)
     return members[kinds[0]] if len(kinds) == 1 else RoutedAllReduce(routes, {kind: members[kind] for kind in kinds})
 
 
 class RoutedAllReduce(CaptureContext):
-    """See the module, and :class:`raylaunch_actors.communicator.base.Communicator`.
+    """See the module, and :class:`raylaunch_actors.communicator.base.AllReduce`.
 
     Args:
         routes: ascending; the last has no limit.
@@ -36,15 +36,15 @@ class RoutedAllReduce(CaptureContext):
         ValueError: two members register inputs, or the last route has a limit.
     """
 
-    def __init__(self, routes: Sequence[Route], members: Mapping[str, Communicator]) -> None:
-        registering = [member for member in members.values() if member.registers]
+    def __init__(self, routes: Sequence[Route], members: Mapping[str, AllReduce]) -> None:
+        registering = [member for member in members.values() if member.registration]
         if len(registering) > 1 or routes[-1].up_to is not None:
             raise ValueError("at most one member may register inputs, and the last route must have no limit")
         self.routes, self.members = tuple(routes), dict(members)
         self._keeper = registering[0] if registering else next(iter(members.values()))
         self.kind = "+".join(members)
         self.rank, self.world_size = self._keeper.rank, self._keeper.world_size
-        self.max_bytes, self.registers = self._keeper.max_bytes, self._keeper.registers
+        self.max_bytes = self._keeper.max_bytes
 
     def member_for(self, nbytes: int) -> Any:
         """Who reduces a message of ``nbytes``."""
@@ -52,7 +52,7 @@ class RoutedAllReduce(CaptureContext):
         return self.members[kind]
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Communicator.all_reduce`."""
+        """See :meth:`AllReduce.all_reduce`."""
         out: torch.Tensor = self.member_for(x.numel() * x.element_size()).all_reduce(x)
         return out
 
@@ -60,7 +60,7 @@ class RoutedAllReduce(CaptureContext):
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[None]:
-        """See :meth:`Communicator.capture`: the context of every member."""
+        """See :meth:`AllReduce.capture`: the context of every member."""
         with contextlib.ExitStack() as contexts:
             contexts.enter_context(super().capture())
             for member in self.members.values():
@@ -80,38 +80,26 @@ class RoutedAllReduce(CaptureContext):
             yield calls
 
     def input_memory(self, nbytes: int) -> torch.Tensor:
-        """See :meth:`Communicator.input_memory`."""
+        """See :meth:`AllReduce.input_memory`."""
         return self._keeper.input_memory(nbytes)
 
     @property
-    def capacity(self) -> int | None:
-        """See :class:`Communicator`."""
-        return self._keeper.capacity
-
-    def pending(self) -> tuple[RecordedInput, ...]:
-        """See :meth:`Communicator.pending`."""
-        return self._keeper.pending()
-
-    def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
-        """See :meth:`Communicator.register`."""
-        return self._keeper.register(peers)
-
-    def registered(self) -> int:
-        """See :meth:`Communicator.registered`."""
-        return self._keeper.registered()
+    def registration(self) -> RegistersInputs | None:
+        """That of the member that registers inputs."""
+        return self._keeper.registration
 
     def inputs_for(self, nbytes: int) -> int:
-        """See :meth:`Communicator.inputs_for`: none where the message goes to a member that registers nothing."""
+        """See :meth:`AllReduce.inputs_for`: none where the message goes to a member that registers nothing."""
         count: int = self.member_for(nbytes).inputs_for(nbytes)
         return count
 
     # ---- ending
 
     def abort(self) -> None:
-        """See :meth:`Communicator.abort`."""
+        """See :meth:`AllReduce.abort`."""
         for member in self.members.values():
             member.abort()
 
     def close(self) -> None:
-        """See :meth:`Communicator.close`."""
+        """See :meth:`AllReduce.close`."""
         close_all(*self.members.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raylaunch.config import AllReduce
+from raylaunch.config import AllReduceKind
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Settings:
 
     rank: int
     world_size: int
-    wanted: AllReduce
+    wanted: AllReduceKind
     sizes: tuple[int, ...]
     max_bytes: int
     table_rows: int

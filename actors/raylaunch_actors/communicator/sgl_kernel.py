@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from raylaunch.errors import RankFault
-from raylaunch_actors.communicator.base import CallLabel, RecordedInput, require_capture, require_same
+from raylaunch_actors.communicator.base import CallLabel, RecordedInput, RegistersInputs, require_capture, require_same
 from raylaunch_actors.communicator.cuda_memory import HANDLE_BYTES, NO_BUFFER, CudaRuntime
 from raylaunch_actors.communicator.parts import CaptureContext
 from raylaunch_actors.communicator.streams import reduce_in_parts
@@ -72,7 +72,7 @@ class GpuCall:
 
 
 class SglKernelAllReduce(CaptureContext):
-    """See the module, and :class:`raylaunch_actors.communicator.base.Communicator`.
+    """See the module, and :class:`raylaunch_actors.communicator.base.AllReduce`.
 
     Used in two verbs before anything else: `offer()`, then `attach()` with all ranks' offers.
 
@@ -84,7 +84,6 @@ class SglKernelAllReduce(CaptureContext):
     """
 
     kind = "sgl_kernel"
-    registers = True
 
     def __init__(
         self,
@@ -173,7 +172,7 @@ class SglKernelAllReduce(CaptureContext):
     # ---- reducing --------------------------------------------------------------------------------
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Communicator.all_reduce`.
+        """See :meth:`AllReduce.all_reduce`.
 
         Raises RankFault F02 if the stream captures outside of `capture()`: the address would never be registered.
         """
@@ -223,8 +222,13 @@ class SglKernelAllReduce(CaptureContext):
         """Memory of torch's allocator: any of it may be an input."""
         return torch.empty(nbytes, dtype=torch.uint8, device="cuda")
 
+    @property
+    def registration(self) -> RegistersInputs:
+        """This: peers read recorded inputs where they lie."""
+        return self
+
     def pending(self) -> tuple[RecordedInput, ...]:
-        """See :meth:`Communicator.pending`. Addresses are known once the capture context is left.
+        """See :meth:`AllReduce.pending`. Addresses are known once the capture context is left.
 
         Raises RankFault F04 if the memory of a recorded input was given back meanwhile, F02 if the kernel library has
         recorded another number of inputs than were seen here.
@@ -260,7 +264,7 @@ class SglKernelAllReduce(CaptureContext):
                 )
 
     def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
-        """See :meth:`Communicator.register`. Nothing is registered if anything is wrong."""
+        """See :meth:`AllReduce.register`. Nothing is registered if anything is wrong."""
         if self._capturing:
             raise RankFault("F01", f"rank {self.rank}: inputs are registered after the capture context is left")
         if len(peers) != self.world_size or len(peers[self.rank]) != len(self._recorded):
@@ -278,7 +282,7 @@ class SglKernelAllReduce(CaptureContext):
         return count
 
     def registered(self) -> int:
-        """See :meth:`Communicator.registered`."""
+        """See :meth:`AllReduce.registered`."""
         return self._registered
 
     @property

@@ -24,7 +24,7 @@ from raylaunch_actors.communicator.arena import (
     host_identity,
     open_segment,
 )
-from raylaunch_actors.communicator.base import CallLabel, RecordedInput, require_capture, require_same
+from raylaunch_actors.communicator.base import CallLabel, RecordedInput, RegistersInputs, require_capture, require_same
 from raylaunch_actors.communicator.flags import DONE, START, Flags
 from raylaunch_actors.communicator.parts import CaptureContext
 from raylaunch_actors.communicator.pending import PendingCalls
@@ -100,7 +100,7 @@ class SharedMemoryCall:
 
 
 class SharedMemoryAllReduce(CaptureContext):
-    """See the module, and :class:`raylaunch_actors.communicator.base.Communicator`.
+    """See the module, and :class:`raylaunch_actors.communicator.base.AllReduce`.
 
     Used in two verbs before anything else: `offer()`, then `attach()` with all ranks' offers.
 
@@ -112,7 +112,6 @@ class SharedMemoryAllReduce(CaptureContext):
     """
 
     kind = "shared-memory"
-    registers = True
 
     def __init__(self, rank: int, world_size: int, max_bytes: int, arena_bytes: int, deadline_s: float) -> None:
         self.rank = rank
@@ -190,7 +189,7 @@ class SharedMemoryAllReduce(CaptureContext):
     # ---- eager -----------------------------------------------------------------------------------
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Communicator.all_reduce`. Real inside of `capture()` too."""
+        """See :meth:`AllReduce.all_reduce`. Real inside of `capture()` too."""
         x = x.contiguous()
         if x.numel() == 0:
             return x.clone()
@@ -234,7 +233,7 @@ class SharedMemoryAllReduce(CaptureContext):
         self._calls.drop()
 
     def input_memory(self, nbytes: int) -> torch.Tensor:
-        """See :meth:`Communicator.input_memory`."""
+        """See :meth:`AllReduce.input_memory`."""
         if self._arena is None:
             raise RuntimeError("offer() comes before input_memory()")
         try:
@@ -247,7 +246,7 @@ class SharedMemoryAllReduce(CaptureContext):
             ) from None
 
     def record(self, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> SharedMemoryCall:
-        """See :meth:`Communicator.record`."""
+        """See :meth:`AllReduce.record`."""
         require_capture(self, str(label))
         offset = self._arena.offset_of(x) if self._arena is not None else None
         if offset is None or not x.is_contiguous():
@@ -256,12 +255,17 @@ class SharedMemoryAllReduce(CaptureContext):
         self._calls.add(call, _described(x, label, (f"rank{self.rank}", offset)))
         return call
 
+    @property
+    def registration(self) -> RegistersInputs:
+        """This: peers read recorded inputs where they lie."""
+        return self
+
     def pending(self) -> tuple[RecordedInput, ...]:
-        """See :meth:`Communicator.pending`."""
+        """See :meth:`AllReduce.pending`."""
         return self._calls.inputs
 
     def registered(self) -> int:
-        """See :meth:`Communicator.registered`."""
+        """See :meth:`AllReduce.registered`."""
         return self._calls.registered
 
     @property
@@ -274,7 +278,7 @@ class SharedMemoryAllReduce(CaptureContext):
         return 1
 
     def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
-        """See :meth:`Communicator.register`. Nothing is registered if anything is wrong."""
+        """See :meth:`AllReduce.register`. Nothing is registered if anything is wrong."""
         self._attached()
         if self._capturing:
             raise RankFault("F01", f"rank {self.rank}: inputs are registered after the capture context is left")

@@ -28,7 +28,7 @@ class SingleCall:
 
 
 class SingleRank(NothingToRegister):
-    """See :class:`raylaunch_actors.communicator.base.Communicator`."""
+    """See :class:`raylaunch_actors.communicator.base.AllReduce`."""
 
     kind = "single"
     rank = 0
@@ -52,7 +52,7 @@ class SingleRank(NothingToRegister):
             return torch.empty(nbytes, dtype=torch.uint8)
 
     def record(self, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> SingleCall:
-        """See :meth:`Communicator.record`."""
+        """See :meth:`AllReduce.record`."""
         require_capture(self, str(label))
         return SingleCall(x, out, label)
 

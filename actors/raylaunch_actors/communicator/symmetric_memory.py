@@ -36,7 +36,7 @@ def missing_support() -> str:
 
 
 class SymmetricMemoryAllReduce(NothingRecorded):
-    """See the module, and :class:`raylaunch_actors.communicator.base.Communicator`.
+    """See the module, and :class:`raylaunch_actors.communicator.base.AllReduce`.
 
     Args:
         kind: ``symmetric-one-shot`` or ``symmetric-two-shot``.
@@ -68,7 +68,7 @@ class SymmetricMemoryAllReduce(NothingRecorded):
         opened_alike(store, self.rank, self.world_size, problem, self._open_s)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Communicator.all_reduce`."""
+        """See :meth:`AllReduce.all_reduce`."""
         if torch.cuda.is_current_stream_capturing():
             require_capture(self, "an all-reduce")
         return reduce_in_parts(x, self.max_bytes, self._reduce)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from raylaunch.errors import RankFault
-from raylaunch_actors.communicator.base import Communicator, RecordedCall
+from raylaunch_actors.communicator.base import AllReduce, RecordedCall
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class GraphLabel:
         return f"{self.round}/{self.shape}/{self.piece}"
 
 
-def require_registered(label: GraphLabel, communicator: Communicator, calls: Sequence[RecordedCall]) -> None:
+def require_registered(label: GraphLabel, communicator: AllReduce, calls: Sequence[RecordedCall]) -> None:
     """Raises F01 unless a graph with these all-reduces may be replayed: all are registered, no capture goes on."""
     rank = communicator.rank
     if communicator.capturing:

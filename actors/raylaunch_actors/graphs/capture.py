@@ -7,7 +7,7 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.graphs.context import Mode
 from raylaunch_actors.graphs.piecewise import PiecewiseGraph
 
@@ -33,7 +33,7 @@ class CaptureRunner:
 
     def __init__(
         self,
-        communicator: Communicator,
+        communicator: AllReduce,
         run: Run,
         pieces: Mapping[str, Sequence[PiecewiseGraph]],
         iterations: int = ITERATIONS,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from raylaunch.errors import CaptureError, RankFault
-from raylaunch_actors.communicator.base import Communicator, RecordedCall, RecordsStreams, require_capture
+from raylaunch_actors.communicator.base import AllReduce, RecordedCall, RecordsStreams, require_capture
 from raylaunch_actors.communicator.streams import wait_for
 from raylaunch_actors.graphs.backend import GraphLabel, require_registered
 
@@ -46,7 +46,7 @@ class CudaPool:
 class CudaPieceGraph:
     """See :class:`raylaunch_actors.graphs.backend.Graph`."""
 
-    def __init__(self, label: GraphLabel, communicator: Communicator) -> None:
+    def __init__(self, label: GraphLabel, communicator: AllReduce) -> None:
         self.label = label
         self.outputs: Any = None
         self.graph = torch.cuda.CUDAGraph()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from raylaunch.errors import RankFault
-from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.graphs import context
 
 DEVICE_KEYS = ("CPU", "CUDA")
@@ -26,10 +26,10 @@ class Attends(Protocol):
         """q [1, H, T, D], k and v [1, Hkv, T, D] to [1, T, H, D]."""
 
 
-_groups: dict[str, Communicator] = {}
+_groups: dict[str, AllReduce] = {}
 
 
-def bind_group(name: str, communicator: Communicator) -> None:
+def bind_group(name: str, communicator: AllReduce) -> None:
     """Lets ``raylaunch::all_reduce(x, name)`` run on `communicator`.
 
     Raises ValueError if the name is bound to another.
@@ -43,7 +43,7 @@ def unbind_group(name: str) -> None:
     _groups.pop(name, None)
 
 
-def get_communicator(name: str) -> Communicator:
+def get_communicator(name: str) -> AllReduce:
     """The communicator bound to a group name. Raises KeyError with the names that are bound."""
     try:
         return _groups[name]

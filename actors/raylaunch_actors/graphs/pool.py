@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.graphs.memory_plan import ALIGNMENT
 
 POISON = 0xFF  # NaN in every floating-point dtype, -1 in integers
@@ -47,7 +47,7 @@ class RecordedPool:
     alone. So the largest shape is best captured first.
     """
 
-    def __init__(self, communicator: Communicator) -> None:
+    def __init__(self, communicator: AllReduce) -> None:
         self.communicator = communicator
         self.regions: list[Region] = []  # all that were ever made
         self._shared = self._private = self._inputs = Region(torch.empty(0, dtype=torch.uint8))

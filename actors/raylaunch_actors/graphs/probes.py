@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
-from raylaunch_actors.communicator.base import CallLabel, Communicator, RecordedInput
+from raylaunch_actors.communicator.base import AllReduce, CallLabel, RecordedInput, pending_inputs, register_inputs
 from raylaunch_actors.graphs.backend import GraphLabel
 from raylaunch_actors.graphs.cuda import CudaGraphs
 
@@ -41,7 +41,7 @@ class Probes:
 
     def __init__(
         self,
-        communicators: Mapping[str, Communicator],
+        communicators: Mapping[str, AllReduce],
         sizes: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
@@ -59,13 +59,12 @@ class Probes:
             with communicator.capture():
                 for size in self.sizes:
                     self._graphs[kind, size] = self._graph(kind, communicator, size)
-        return tuple(one for member in self.communicators.values() for one in member.pending())
+        return tuple(one for member in self.communicators.values() for one in pending_inputs(member))
 
     def register(self, peers: Sequence[Sequence[RecordedInput]]) -> None:
         """Makes the graphs runnable. Raises RankFault F03 if ranks captured different ones."""
         for communicator in self.communicators.values():
-            if communicator.registers:
-                communicator.register(peers)
+            register_inputs(communicator, peers)
 
     def _graph(self, kind: str, communicator: Any, size: int) -> Run:
         x = self._input(kind, size)
@@ -115,7 +114,7 @@ class Probes:
 
     def drop_graphs(self) -> None:
         """Forgets the graphs and their inputs, but for those that are registered: they must stay allocated for ever."""
-        registered = {kind for kind, _ in self._graphs if self.communicators[kind].registers}
+        registered = {kind for kind, _ in self._graphs if self.communicators[kind].registration}
         self._inputs = {kind: x for kind, x in self._inputs.items() if kind in registered}
         self._graphs.clear()
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from raylaunch.errors import CaptureError
-from raylaunch_actors.communicator.base import Communicator, require_capture
+from raylaunch_actors.communicator.base import AllReduce, require_capture
 from raylaunch_actors.graphs import ops
 from raylaunch_actors.graphs.backend import GraphLabel
 from raylaunch_actors.graphs.memory_plan import Lifetime
@@ -62,7 +62,7 @@ class Recorder(TorchDispatchMode):
         read_only: tensors that must not be written in place.
     """
 
-    def __init__(self, label: GraphLabel, communicator: Communicator, read_only: Sequence[torch.Tensor] = ()) -> None:
+    def __init__(self, label: GraphLabel, communicator: AllReduce, read_only: Sequence[torch.Tensor] = ()) -> None:
         super().__init__()
         self.label = label
         self.communicator = communicator

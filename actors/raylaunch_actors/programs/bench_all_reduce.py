@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raylaunch.protocol import Gate, LoadFacts, ReadyFacts, VerifyFacts, WarmupFacts
-from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.communicator.nccl import NcclAllReduce
 from raylaunch_actors.communicator.shared_memory import arena_bytes_needed
 from raylaunch_actors.gate import RankGate
@@ -87,7 +87,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
         gate.stop_requested.wait()
 
 
-def variants(opened: Mapping[str, Communicator]) -> dict[str, Communicator]:
+def variants(opened: Mapping[str, AllReduce]) -> dict[str, AllReduce]:
     """What is timed: every kind that is possible, and NCCL in place beside NCCL."""
     found: dict[str, Any] = dict(opened)
     nccl = opened.get("nccl")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 
 from raylaunch.protocol import CaptureFacts, RoundPlan, ShapeInputs
-from raylaunch_actors.communicator.base import Communicator, RecordedInput
+from raylaunch_actors.communicator.base import AllReduce, RecordedInput, pending_inputs
 from raylaunch_actors.graphs.capture import CaptureRunner
 
 
@@ -25,9 +25,9 @@ def recorded_by_shape(inputs: Iterable[RecordedInput]) -> dict[int, ShapeInputs]
     }
 
 
-def captured(plan: RoundPlan, capture: CaptureRunner, communicator: Communicator) -> CaptureFacts:
+def captured(plan: RoundPlan, capture: CaptureRunner, communicator: AllReduce) -> CaptureFacts:
     """Facts of a round at its end, before anything is exchanged."""
-    pending = communicator.pending()
+    pending = pending_inputs(communicator)
     audit, in_graphs = capture.audit(), capture.recorded_inputs()
     sizes: dict[int, list[int]] = {}
     for one in pending:
@@ -35,7 +35,7 @@ def captured(plan: RoundPlan, capture: CaptureRunner, communicator: Communicator
     return CaptureFacts(
         recorded=recorded_by_shape(pending),
         sizes={shape: tuple(group) for shape, group in sizes.items()},
-        in_graphs={shape: in_graphs[plan.name, shape] for shape in plan.shapes} if communicator.registers else {},
+        in_graphs={shape: in_graphs[plan.name, shape] for shape in plan.shapes} if communicator.registration else {},
         missing={
             shape: tuple(index for index, has in enumerate(audit[plan.name, shape].values()) if not has)
             for shape in plan.shapes

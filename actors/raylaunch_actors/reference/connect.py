@@ -11,7 +11,7 @@ import torch
 
 from raylaunch.protocol import Gate
 from raylaunch_actors.closing import close_all
-from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.communicator.process_group import StoreServer, open_store
 from raylaunch_actors.device import identity, rank_device
 from raylaunch_actors.fingerprint import fingerprint
@@ -79,7 +79,7 @@ class Connection:
                 raise
 
 
-def connect(connection: Connection, gate: RankGate) -> Communicator:
+def connect(connection: Connection, gate: RankGate) -> AllReduce:
     """Passes the gates of CONNECT.
 
     Raises RankFault F10 (port), F16 (memory that a peer cannot map), F18 (no all-reduce is possible).

@@ -19,7 +19,7 @@ from raylaunch.protocol import (
     VerifyFacts,
     WarmupFacts,
 )
-from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.communicator.base import AllReduce, pending_inputs, register_inputs, registered_inputs
 from raylaunch_actors.device import memory_in_use, rank_device
 from raylaunch_actors.fingerprint import commit_of
 from raylaunch_actors.gate import RankGate
@@ -102,7 +102,7 @@ def load(spec: RankSpec, gate: RankGate, commit: str | None) -> tuple[LoadedMode
 
 
 def warm_up(
-    spec: RankSpec, gate: RankGate, loaded: LoadedModel, limits: Limits, communicator: Communicator
+    spec: RankSpec, gate: RankGate, loaded: LoadedModel, limits: Limits, communicator: AllReduce
 ) -> tuple[ModelRunner, CaptureRunner]:
     """WARMUP: allocates the cache, and compiles the model into pieces; nothing is captured."""
     facts = loaded.facts
@@ -159,20 +159,19 @@ def piece_compiler(name: str) -> CompilePiece | None:
 
 
 def capture_round(
-    gate: RankGate, plan: RoundPlan, runner: ModelRunner, capture: CaptureRunner, communicator: Communicator
+    gate: RankGate, plan: RoundPlan, runner: ModelRunner, capture: CaptureRunner, communicator: AllReduce
 ) -> None:
     """CAPTURE and REGISTER of one round. The driver compares what ranks recorded before it lets them exchange it."""
 
     def before(_round: str, shape: int, iteration: int) -> None:
-        facts = IterationFacts(recorded_by_shape(communicator.pending()), replays_of(capture))
+        facts = IterationFacts(recorded_by_shape(pending_inputs(communicator)), replays_of(capture))
         gate.arrive(Gate.ITERATION, facts, round=plan.name, shape=shape, iteration=iteration)
 
     capture.capture(plan.name, plan.shapes, before)
     facts = captured(plan, capture, communicator)
-    release = gate.arrive(Gate.CAPTURED, facts, round=plan.name, offer=communicator.pending())
-    if communicator.registers:
-        communicator.register(release.offers)
-    registered = RegisterFacts(len(communicator.pending()), communicator.registered(), replays_of(capture))
+    release = gate.arrive(Gate.CAPTURED, facts, round=plan.name, offer=pending_inputs(communicator))
+    register_inputs(communicator, release.offers)
+    registered = RegisterFacts(len(pending_inputs(communicator)), registered_inputs(communicator), replays_of(capture))
     gate.arrive(Gate.REGISTERED, registered, round=plan.name)
 
 
@@ -197,7 +196,7 @@ def graphs_of(capture: CaptureRunner) -> list[tuple[str, str, int]]:
 
 
 @contextmanager
-def _peers_freed_on_failure(gate: RankGate, communicator: Communicator) -> Iterator[None]:
+def _peers_freed_on_failure(gate: RankGate, communicator: AllReduce) -> Iterator[None]:
     """Reports a failure before anything else, then ends the waits of the ranks that would wait for this one."""
     ops.bind_group(GROUP, communicator)
     try:

@@ -11,7 +11,7 @@ import torch
 
 from raylaunch.errors import RankFault
 from raylaunch.protocol import CommunicatorFacts, MeasuredSize
-from raylaunch_actors.communicator.base import Communicator, RecordedInput
+from raylaunch_actors.communicator.base import AllReduce, RecordedInput, registered_inputs
 from raylaunch_actors.communicator.choice import Choice, Option, Times, choose, fastest, spread_out
 from raylaunch_actors.communicator.process_group import NotOpened
 from raylaunch_actors.communicator.routed import kinds_in, routed
@@ -39,7 +39,7 @@ class Communicators(Protocol):
     def options(self, offers: Sequence[Any], nodes: Sequence[str]) -> tuple[Option, ...]:
         """What is possible, from all ranks' offers: the custom all-reduce first, the library last."""
 
-    def open(self, kind: str, offers: Sequence[Any], store: str) -> Communicator:
+    def open(self, kind: str, offers: Sequence[Any], store: str) -> AllReduce:
         """Connects a kind to its peers; every rank does so in the same order. ``store`` is the rendezvous.
 
         Raises NotOpened if no rank can use it, RankFault if this one cannot.
@@ -59,15 +59,15 @@ class Link:
     def __init__(self, settings: Settings, kinds: Communicators) -> None:
         self.settings = settings
         self.choice = Choice((), (), "")
-        self.opened: dict[str, Communicator] = {}
+        self.opened: dict[str, AllReduce] = {}
         self._kinds = kinds
         self._measured: tuple[MeasuredSize, ...] = ()
         self._probes: Probes | None = None
         self._graphs = True
-        self._communicator: Communicator | None = None
+        self._communicator: AllReduce | None = None
 
     @property
-    def communicator(self) -> Communicator:
+    def communicator(self) -> AllReduce:
         """What was chosen. Raises RuntimeError before that."""
         if self._communicator is None:
             raise RuntimeError("settle() comes first")
@@ -139,7 +139,7 @@ class Link:
         self._communicator = routed(routes, self.opened)
         used = kinds_in(routes)
         for kind, communicator in tuple(self.opened.items()):  # in one order on all ranks
-            if kind not in used and not communicator.registers:
+            if kind not in used and communicator.registration is None:
                 del self.opened[kind]
                 communicator.close()
 
@@ -155,10 +155,10 @@ class Link:
             self.choice.reason,
             limit,
             chosen.world_size,
-            chosen.capacity,
+            chosen.registration.capacity if chosen.registration else None,
             routes,
             self._measured,
-            chosen.registered(),
+            registered_inputs(chosen),
         )
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raylaunch.errors import RankFault
 from raylaunch.wire import Round, StepPlan
-from raylaunch_actors.communicator.base import Communicator
+from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.communicator.streams import wait_for
 from raylaunch_actors.graphs import context
 from raylaunch_actors.graphs.addresses import FixedAddresses
@@ -67,7 +67,7 @@ class ModelRunner:
         cache: KVCache,
         limits: Limits,
         device: torch.device,
-        communicator: Communicator | None = None,
+        communicator: AllReduce | None = None,
     ) -> None:
         self.loaded, self.cache, self.limits, self.device = loaded, cache, limits, device
         self.communicator = communicator
