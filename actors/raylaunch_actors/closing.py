@@ -1,4 +1,7 @@
-"""Closing several things of which one may fail to close."""
+"""Closing several things of which one may fail to close.
+
+``contextlib.ExitStack`` closes them too, and loses every error but the last: which of them, nobody would learn.
+"""
 
 from __future__ import annotations
 
