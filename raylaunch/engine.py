@@ -13,7 +13,6 @@ from typing import Any, cast, overload
 from ray.util.placement_group import PlacementGroup
 
 from raylaunch.config import LaunchConfig
-from raylaunch.config.encodable import problem_of
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends import frontend_of
 from raylaunch.frontends.answers import AsyncWaiter, Start, Waiter
@@ -28,6 +27,7 @@ from raylaunch.report import LaunchReport
 from raylaunch.sampling import SamplingParams
 from raylaunch.startup.surroundings import check_surroundings
 from raylaunch.supervisor import Supervisor
+from raylaunch.values.encodable import problem_of
 
 
 class Engine:

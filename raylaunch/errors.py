@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from raylaunch.masking import masked
+from raylaunch.values.masking import masked
 
 
 class RaylaunchError(RuntimeError):

@@ -120,6 +120,7 @@ def cut_off(make: Callable[[StepListener], Engine], number: Signals, rank: int, 
     def known() -> LaunchError:
         error = engine.last_error
         assert error is not None
+        error = error.followers[-1] if error.followers else error
         print(f"{number.name} to rank {rank}: {error.headline()}", flush=True)
         return error
 

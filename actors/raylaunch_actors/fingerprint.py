@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raylaunch.masking import looks_secret
+from raylaunch.values.masking import looks_secret
 
 if TYPE_CHECKING:
     from raylaunch_actors.rank import RankSpec

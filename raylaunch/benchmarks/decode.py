@@ -18,7 +18,7 @@ from raylaunch.benchmarks.variants import DEFAULT, Figures, comparison, lines_of
 from raylaunch.commands.options import Config, Debug, Settings, load_config
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.printed import deliver
-from raylaunch.masking import masked
+from raylaunch.values.masking import masked
 
 if TYPE_CHECKING:
     from raylaunch.engine import Engine

@@ -12,8 +12,8 @@ from raylaunch.commands.options import Config, Debug, MaxNewTokens, Settings, lo
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.printed import require_stdout, say
 from raylaunch.commands.session import launched
-from raylaunch.config.encodable import problem_of
 from raylaunch.errors import ConfigError, RequestError
+from raylaunch.values.encodable import problem_of
 
 if TYPE_CHECKING:
     from raylaunch.engine import Engine

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raylaunch.config.encodable import problem_of
 from raylaunch.errors import ConfigError
+from raylaunch.values.encodable import problem_of
 
 
 @dataclass(frozen=True)

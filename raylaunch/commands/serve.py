@@ -11,8 +11,8 @@ from raylaunch.commands.options import Config, Debug, Settings, load_config, req
 from raylaunch.commands.outcome import reported
 from raylaunch.commands.progress import stderr_console
 from raylaunch.commands.session import launched
-from raylaunch.config.api_key import VARIABLE, key_of_environment
 from raylaunch.errors import ConfigError
+from raylaunch.values.api_key import VARIABLE, key_of_environment
 
 if TYPE_CHECKING:
     from raylaunch.config import ServeConfig

@@ -9,7 +9,7 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 
 from raylaunch.errors import ConfigError
-from raylaunch.masking import masked
+from raylaunch.values.masking import masked
 
 
 def explain(error: ValidationError, root: type[BaseModel], source: str) -> ConfigError:

@@ -21,14 +21,14 @@ from pydantic import (
 )
 
 from raylaunch.config.address import CLIENT, NO_CLIENT
-from raylaunch.config.api_key import problem_of
 from raylaunch.config.explain import explain
 from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
 from raylaunch.config.files import read_config, shipped_configs
 from raylaunch.config.overrides import BY_KIND, apply_overrides
 from raylaunch.config.paths import absolute, file_or_text, folder_or_name, sglang_arguments
 from raylaunch.config.written import check_encoding
-from raylaunch.masking import masked
+from raylaunch.values.api_key import problem_of
+from raylaunch.values.masking import masked
 
 
 def _no_boolean(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from raylaunch.errors import ConfigError
-from raylaunch.masking import looks_secret
+from raylaunch.values.masking import looks_secret
 
 TEXTS = (
     "debug_folder", "engine.sglang.cache_dir", "model.path", "model.revision", "model.tokenizer", "name",

@@ -17,12 +17,12 @@ from ray.serve import Application
 
 from raylaunch.cluster.placement import choose_device, cluster_nodes, request_for
 from raylaunch.config import LaunchConfig
-from raylaunch.config.api_key import key_of_environment
 from raylaunch.engine import Engine
 from raylaunch.errors import ConfigError
 from raylaunch.model_check import check_model
 from raylaunch.serve.limits import MAX_CONCURRENT
 from raylaunch.startup.surroundings import check_surroundings
+from raylaunch.values.api_key import key_of_environment
 
 REPLICA_CPUS = 1.0
 HEALTH_PERIOD_S = 0.5

@@ -14,9 +14,9 @@ from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raylaunch.config.api_key import problem_of
 from raylaunch.errors import ConfigError
 from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
+from raylaunch.values.api_key import problem_of
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig, ServeConfig

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raylaunch.config.encodable import problem_of
 from raylaunch.errors import RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.requests import Chunk
 from raylaunch.frontends.text import StopScanner
 from raylaunch.sampling import SamplingParams
+from raylaunch.values.encodable import problem_of
 from raylaunch.wire import FinishReason, TokenLogprob
 
 BAD_REQUEST = 400

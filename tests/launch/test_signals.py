@@ -125,8 +125,10 @@ def test_while_the_group_is_rebuilt(number: Signals) -> None:
         strike_each(engine, [(number, (1,))], AGAIN_S, HEALTH_S)
     (error,) = struck
     assert error is not None
-    assert (error.rank, error.phase) == (0, "LOAD"), error
-    assert WORDS[number] in error.headline()
+    assert (error.rank, error.phase) == (1, "SERVE"), error
+    (after,) = error.followers
+    assert (after.rank, after.phase) == (0, "LOAD"), error
+    assert WORDS[number] in after.headline()
 
 
 @pytest.mark.slow

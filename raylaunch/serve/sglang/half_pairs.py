@@ -7,8 +7,8 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raylaunch.config.encodable import problem_of
 from raylaunch.serve.errors import wrong
+from raylaunch.values.encodable import problem_of
 
 _MAY_BE = re.compile(rb"\\u[dD][89a-fA-F]")
 

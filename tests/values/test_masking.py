@@ -15,9 +15,9 @@ from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import ConfigError
 from raylaunch.group.driver import recorded
 from raylaunch.group.launch import Launched, plan_of
-from raylaunch.masking import looks_secret, masked
 from raylaunch.protocol import Arrival, Gate, Release, Step
 from raylaunch.sglang.sockets import SocketFolder
+from raylaunch.values.masking import looks_secret, masked
 
 SECRET = "hunter2"
 

@@ -8,9 +8,9 @@ import pytest
 
 from raylaunch import Engine, LaunchConfig
 from raylaunch.commands.questions import read_questions
-from raylaunch.config.encodable import problem_of
 from raylaunch.errors import ConfigError, RequestError
 from raylaunch.sglang.mapping import image_data
+from raylaunch.values.encodable import problem_of
 from tests.cli.runner import run
 
 HALF = "a\ud83d"

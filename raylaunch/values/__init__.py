@@ -1,0 +1,1 @@
+"""What a value must be by itself, told without pydantic or Ray."""
