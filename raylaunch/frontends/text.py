@@ -90,7 +90,10 @@ class Detokenizer:
         """How many characters at the end of the text may become others."""
         replaced = len(text) - len(text.rstrip(REPLACEMENT))
         if replaced:
-            return min(replaced, self._vocabulary.pending(self._ids[self._prefix :]))
+            ids = self._ids[self._prefix :]
+            if self._skip:  # a special token between the bytes of a character does not part them
+                ids = [token for token in ids if not self._vocabulary.hidden(token)]
+            return min(replaced, self._vocabulary.pending(ids))
         found = CLEANED.search(text) if self._cleans else None
         return len(found[0]) if found else 0
 

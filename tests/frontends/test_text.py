@@ -50,6 +50,10 @@ def test_any_bytes_give_what_decoding_them_at_once_gives(ids, data):
     assert "".join(streamed(Bytes(), cut(data, ids))) == Bytes().decode(ids)
 
 
+def test_a_special_token_inside_a_character_does_not_part_it():
+    assert "".join(streamed(Bytes(), [[194], [256], [128]])) == Bytes().decode([194, 256, 128]) == "\x80"
+
+
 @given(st.lists(st.integers(0, 9), max_size=12), st.data())
 def test_spaces_between_tokens_are_kept(ids, data):
     assert "".join(streamed(Spaces(), cut(data, ids))) == Spaces().decode(ids)
