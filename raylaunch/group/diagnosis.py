@@ -211,7 +211,7 @@ def cause_of_death(ray_message: str, log_tail: str, oom_kills: int, status: int 
         return "killed by Ray: the node ran low on memory"
     if "receives a SIGTERM" in ray_message:  # before it was a rank: Ray's own words
         return "was asked to end by SIGTERM"
-    if intended and not code:  # such as the removal of its placement group, after which Ray sends SIGTERM
+    if intended and not code:  # Ray sends SIGTERM then, which is nobody else's
         return f"ended by Ray: {intended.group(1)}"
     crash = re.search(r"Fatal Python error: ([^\n]+)", log_tail)
     if status is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
+from raylaunch.sampling import SamplingParams
 from raylaunch.serve.reference.fields import Reasons, Unsupported
 
 MAX_STOPS = 64
@@ -53,14 +54,38 @@ UNSUPPORTED: Unsupported = {
 """What SGLang's requests have beside sampling, under every endpoint."""
 
 
-def chosen(
-    defaults: Mapping[str, Any], temperature: float | None, top_p: float | None, top_k: int | None
-) -> dict[str, Any]:
-    """How tokens are chosen: as the request says; where that says nothing as the model's ``defaults`` say, or OpenAI's
-    and SGLang's."""
-    given = {"temperature": temperature, "top_p": top_p, "top_k": None if top_k is None else max(top_k, 0)}
+class Asked(Protocol):
+    """What both interfaces say of how an answer is made, by the same names."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    stop: str | list[str] | None
+    stop_token_ids: list[int] | None
+    ignore_eos: bool | None
+
+
+def sampling_params(
+    asked: Asked, new_tokens: int, seed: int | None, logprobs: int | None, choice: int, defaults: Mapping[str, Any]
+) -> SamplingParams:
+    """A request as the engine takes it; where it says nothing, as the model's ``defaults`` say or the interfaces do.
+
+    Args:
+        choice: its number among ``n``; each draws by itself.
+    """
+    top_k = None if asked.top_k is None else max(asked.top_k, 0)
+    given = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": top_k}
     said = {name: value for name, value in given.items() if value is not None}
-    return {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **defaults, **said}
+    chosen: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **defaults, **said}
+    return SamplingParams(
+        max_new_tokens=new_tokens,
+        **chosen,
+        seed=None if seed is None else (seed + choice) % (1 << 63),
+        stop=() if asked.stop is None else asked.stop,
+        stop_token_ids=tuple(asked.stop_token_ids or ()),
+        ignore_eos=bool(asked.ignore_eos),
+        logprobs=logprobs,
+    )
 
 
 WITHOUT_EFFECT: Reasons = {

@@ -18,7 +18,7 @@ from raylaunch.serve.reference.common_schema import (
     Stops,
     Temperature,
     TopK,
-    chosen,
+    sampling_params,
 )
 from raylaunch.serve.reference.fields import Fields, Reasons, Unsupported
 from raylaunch.serve.reference.prompts import Ids, Text
@@ -52,15 +52,8 @@ class Sampling(Fields):
     def params(self, logprobs: int | None, choice: int, defaults: Mapping[str, Any]) -> SamplingParams:
         """As the engine takes them. ``choice`` is the number among ``n``: each draws by itself."""
         seed = self.sampling_seed if self.sampling_seed is not None else self.seed
-        return SamplingParams(
-            max_new_tokens=DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens,
-            **chosen(defaults, self.temperature, self.top_p, self.top_k),
-            seed=None if seed is None else (seed + choice) % (1 << 63),
-            stop=() if self.stop is None else self.stop,
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            ignore_eos=bool(self.ignore_eos),
-            logprobs=logprobs,
-        )
+        new_tokens = DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
+        return sampling_params(self, new_tokens, seed, logprobs, choice, defaults)
 
 
 class GenerateRequest(Fields):

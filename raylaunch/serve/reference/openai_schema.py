@@ -18,7 +18,7 @@ from raylaunch.serve.reference.common_schema import (
     Stops,
     Temperature,
     TopK,
-    chosen,
+    sampling_params,
 )
 from raylaunch.serve.reference.fields import Fields, Reasons, Unsupported
 from raylaunch.serve.reference.generate_schema import RequestId
@@ -80,15 +80,7 @@ class Common(Fields):
 
     def params(self, new_tokens: int, logprobs: int | None, choice: int, defaults: Mapping[str, Any]) -> SamplingParams:
         """As the engine takes them. ``choice`` is the number among ``n``: each draws by itself."""
-        return SamplingParams(
-            max_new_tokens=new_tokens,
-            **chosen(defaults, self.temperature, self.top_p, self.top_k),
-            seed=None if self.seed is None else (self.seed + choice) % (1 << 63),
-            stop=() if self.stop is None else self.stop,
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            ignore_eos=bool(self.ignore_eos),
-            logprobs=logprobs,
-        )
+        return sampling_params(self, new_tokens, self.seed, logprobs, choice, defaults)
 
 
 class CompletionRequest(Common):
