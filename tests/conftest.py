@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-# No time limit for one example: on a shared machine it measures the neighbours.
-settings.register_profile("raylaunch", deadline=None)
+# No time limit for one example: on a shared machine it measures the neighbours. The same examples each time, so that a
+# change is judged by itself; `pytest --hypothesis-profile=explore` looks for new ones.
+settings.register_profile("raylaunch", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=5000)
 settings.load_profile("raylaunch")

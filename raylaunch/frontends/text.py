@@ -11,7 +11,7 @@ from raylaunch.frontends.vocabulary import REPLACEMENT, vocabulary_of
 CONTEXT = 6  # tokens of the prompt that the first ones of an answer are decoded together with
 LOOK_BACK = 64  # tokens of the prompt among which they are looked for
 LONGEST_WINDOW = 32  # tokens that are decoded together at most: a character has no more than four
-CLEANED = re.compile(r"[ ']+(n'?|[vr])?$")
+CLEANED = re.compile(r"[ ']+(n[ ']*|[vr])?$")
 """What ``clean_up_tokenization_spaces`` may still change when more follows: it takes spaces away before signs, ``n't``
 and the like, and around a quote."""
 
@@ -99,7 +99,8 @@ class Detokenizer:
 
     def _commit(self, end: int) -> None:
         if end > self._given:
-            self._prefix, self._given = self._prefix if self._inside else self._given, end
+            whole = not self._inside and self._decode(self._ids[self._given : end])  # a space alone is stripped
+            self._prefix, self._given = self._given if whole else self._prefix, end
             self._inside = False
         self._ahead = 0
         if self._prefix > LONGEST_WINDOW:

@@ -16,7 +16,8 @@ from raylaunch.frontends.requests import RunningRequest
 from raylaunch.model_check import check_model
 from raylaunch.report import LaunchReport
 from raylaunch.sampling import SamplingParams
-from raylaunch.serve.reference.common_schema import chosen
+from raylaunch.serve.reference.generate_schema import Sampling
+from raylaunch.serve.reference.openai_schema import CompletionRequest
 
 QWEN = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05, "min_p": 0.0}
 
@@ -138,18 +139,23 @@ def test_parameters_of_the_engines_own_go_into_extra():
     assert params.extra == {"min_p": 0.2, "repetition_penalty": 1.05}
 
 
+@pytest.mark.parametrize("request_type", [lambda **said: CompletionRequest(prompt="a", **said), Sampling])
 @pytest.mark.parametrize(
     ("given", "values"),
     [
-        ((None, None, None), (0.6, 20, 1.0)),
-        ((0.0, None, None), (0.0, 20, 1.0)),
-        ((1.0, 0.9, -1), (1.0, 0, 0.9)),
+        ({}, (0.6, 20, 1.0)),
+        ({"temperature": 0.0}, (0.0, 20, 1.0)),
+        ({"temperature": 1.0, "top_p": 0.9, "top_k": -1}, (1.0, 0, 0.9)),
     ],
 )
-def test_over_http_too(given, values):
-    found = chosen(DEFAULTS, *given)
-    assert (found["temperature"], found["top_k"], found["top_p"]) == values
-    assert chosen({}, None, None, None) == {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+def test_over_http_too(request_type, given, values):
+    asked = request_type(**given)
+    new_tokens = {} if isinstance(asked, Sampling) else {"new_tokens": 1}
+    params = asked.params(**new_tokens, logprobs=None, choice=0, defaults=DEFAULTS)
+    assert (params.temperature, params.top_k, params.top_p) == values
+    if not given:
+        params = asked.params(**new_tokens, logprobs=None, choice=0, defaults={})
+        assert (params.temperature, params.top_k, params.top_p) == (1.0, 0, 1.0)
 
 
 def test_every_way_into_the_engine_fills_them_in():
