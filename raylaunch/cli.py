@@ -14,12 +14,12 @@ from raylaunch.startup.signals import leave_when_told
 def main() -> None:
     """Entry point of the console script and of ``python -m raylaunch``."""
     leave_when_told()
-    from raylaunch.commands.printed import open_missing_streams
+    from raylaunch.terminal.printed import open_missing_streams
 
     open_missing_streams()
     with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # no standard error
         faulthandler.register(signal.SIGUSR1, all_threads=True)  # as in the ranks
-    from raylaunch.commands.arguments import undecodable
+    from raylaunch.terminal.arguments import undecodable
 
     if problem := undecodable(sys.argv[1:]):
         print(f"ConfigError {problem}", file=sys.stderr)

@@ -25,7 +25,7 @@ from raylaunch.model_check import ModelShape, check_model, with_context
 from raylaunch.protocol import Step
 from raylaunch.report import LaunchReport
 from raylaunch.sampling import SamplingParams
-from raylaunch.startup.surroundings import check_surroundings
+from raylaunch.startup.preflight import preflight
 from raylaunch.supervisor import Supervisor
 from raylaunch.values.encodable import problem_of
 
@@ -71,7 +71,7 @@ class Engine:
         """
         if self._supervisor.condition is not Condition.NEW:
             raise RaylaunchError("an Engine is started once; make a new one")
-        check_surroundings(self.config)
+        preflight(self.config)
         self._shape = check_model(self.config)
         self._supervisor.config = with_context(self.config, self._shape)
         self._sampling = sampling_defaults(self.config)

@@ -64,7 +64,7 @@ class Stall:
     _moved: Sequence[tuple[int, int]] = ()
     _since: float = 0.0
 
-    def look(self, now: float, counters: Sequence[Mapping[str, int]]) -> bool:
+    def observe(self, now: float, counters: Sequence[Mapping[str, int]]) -> bool:
         """Takes note of all ranks' counters, rank 0's first. Returns whether the group must be given up."""
         moved = [(rank.get("steps", 0), rank.get("compiling", 0)) for rank in counters]
         running = counters[0].get("running", 0)

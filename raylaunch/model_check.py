@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylaunch import hub
 from raylaunch.config import LaunchConfig
 from raylaunch.config.address import cluster_to_join
 from raylaunch.config.context import POSITIONS, longest_context, trained_context
 from raylaunch.config.faults import AT_A_GATE, OF_GPUS, OF_GRAPHS, OF_THE_REFERENCE_ENGINE
 from raylaunch.errors import ConfigError, RankFault
+from raylaunch.model import hub
+from raylaunch.model.tokenizer import check_tokenizer
 from raylaunch.protocol import RoundPlan
 from raylaunch.sglang.arguments import check_sglang
-from raylaunch.tokenizer import check_tokenizer
 
 GPU_ONLY = ("sgl_kernel", "symmetric_memory", "jit")
 

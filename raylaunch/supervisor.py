@@ -190,7 +190,7 @@ class Supervisor:
             try:
                 launched = launch(
                     self.config, self.report, self.listener, self.given, self.config.engine.kind, self._sockets,
-                    avoid=self._lost_nodes, stopped=self._wanted_no_more, session=self._session,
+                    avoid=self._lost_nodes, stopped=self._cancelled, session=self._session,
                 )  # fmt: skip
                 self._hand_over(launched)
                 break
@@ -209,7 +209,7 @@ class Supervisor:
         self._watch_raylets(launched.group)
         self.error, self.condition = None, Condition.READY
 
-    def _wanted_no_more(self) -> bool:
+    def _cancelled(self) -> bool:
         return self._stopping.is_set() or bool(self._gone())
 
     def _blamed_on_ray(self, error: BaseException) -> BaseException:
@@ -237,12 +237,12 @@ class Supervisor:
             with span(self.report, "first request", Phase.VERIFY):
                 handing = Background(lambda: self.on_up(launched.offer))
                 while not handing.done(WATCH_S):
-                    if self._wanted_no_more():
+                    if self._cancelled():
                         raise shut_down(Phase.VERIFY.name)
                     outcome = group.ended(0)
                     if not outcome.complete:
                         error = self._explained(group, outcome, Phase.VERIFY)
-                        self._tell_down(error)
+                        self._notify_frontend(error)
                         raise error
                 handing.raise_if_failed()
             self.report.ready = time.time()
@@ -310,12 +310,12 @@ class Supervisor:
     def _ask(self, watch: RankWatch, outcome: StepOutcome) -> StepOutcome:
         """Finds ranks that are alive and do not answer or do not work: cut off, or stuck."""
         now = time.monotonic()
-        states = watch.look(now)
+        states = watch.poll(now)
         if states is None:
             return outcome
         if silent := set(watch.ranks) - set(states):
             outcome.pending, outcome.waited_s = tuple(sorted(silent)), watch.patience_s
-        elif self._stall.look(now, [states[rank].counters for rank in watch.ranks]):
+        elif self._stall.observe(now, [states[rank].counters for rank in watch.ranks]):
             outcome.pending, outcome.waited_s = tuple(watch.ranks), self._stall.lasts(now)
         return outcome
 
@@ -332,7 +332,7 @@ class Supervisor:
         code = "F07" if gone else "F08"
         known = nodes_lost(group, nodes) if nodes else LaunchError(loss(outcome), code, Phase.SERVE.name)
         self.error, self.condition = known, Condition.LAUNCHING
-        self._tell_down(known)  # callers need not wait for the explanation
+        self._notify_frontend(known)  # callers need not wait for the explanation
         error = explain_lost_nodes(group, nodes) if nodes else self._explained(group, outcome, Phase.SERVE)
         torn_down = self._tear_down(error)
         if why := self._gone():
@@ -386,9 +386,9 @@ class Supervisor:
 
     def _fail(self, error: LaunchError) -> None:
         self.error, self.condition = error, Condition.FAILED
-        self._tell_down(error)
+        self._notify_frontend(error)
 
-    def _tell_down(self, error: LaunchError) -> None:
+    def _notify_frontend(self, error: LaunchError) -> None:
         try:
             self.on_down(error)
         except Exception:  # the user's own: the group must be ended and rebuilt all the same

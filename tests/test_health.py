@@ -13,24 +13,24 @@ def both(**counters: int) -> list[dict[str, int]]:
 def test_no_step_while_requests_run() -> None:
     stall = Stall(unready_s=10, lost_s=60)
     working = both(steps=5, running=2)
-    assert not stall.look(100, working)
-    assert not stall.look(105, working)
+    assert not stall.observe(100, working)
+    assert not stall.observe(105, working)
     assert stall.reason == ""
-    assert not stall.look(111, working)
+    assert not stall.observe(111, working)
     assert stall.reason == "no step for 11 s while 2 requests run"
-    assert stall.look(160, working)
+    assert stall.observe(160, working)
     assert stall.lasts(160) == 60
 
 
 def test_a_step_or_an_idle_group_starts_anew() -> None:
     stall = Stall(unready_s=10, lost_s=60)
-    stall.look(0, both(steps=5, running=2))
-    stall.look(50, both(steps=5, running=2))
+    stall.observe(0, both(steps=5, running=2))
+    stall.observe(50, both(steps=5, running=2))
     assert stall.reason
-    assert not stall.look(59, both(steps=6, running=2))
+    assert not stall.observe(59, both(steps=6, running=2))
     assert stall.reason == ""
-    assert not stall.look(500, both(steps=6, running=0))
-    assert not stall.look(505, both(steps=6, running=1))
+    assert not stall.observe(500, both(steps=6, running=0))
+    assert not stall.observe(505, both(steps=6, running=1))
     assert stall.reason == ""
 
 
@@ -39,9 +39,9 @@ def test_a_kernel_that_any_rank_compiles_is_no_stall() -> None:
     stall = Stall(unready_s=10, lost_s=60)
     for seconds in range(0, 120, 5):
         idle, busy = {"steps": 5, "running": 1}, {"steps": 5, "running": 1, "compiling": 100 * seconds}
-        assert not stall.look(seconds, [idle, busy])
+        assert not stall.observe(seconds, [idle, busy])
         assert stall.reason == ""
     hung = [{"steps": 5, "running": 1}, {"steps": 5, "running": 1, "compiling": 11_500}]
-    assert not stall.look(130, hung)
+    assert not stall.observe(130, hung)
     assert stall.reason == "no step for 15 s while 1 requests run"
-    assert stall.look(180, hung)
+    assert stall.observe(180, hung)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 
-def settle() -> None:
+def restore_signals() -> None:
     """Takes back what Ray's worker does on a signal; only its main thread may.
 
     Its handler of SIGTERM ends the threads that answer for the rank, and leaves the rank's own thread serving for ten

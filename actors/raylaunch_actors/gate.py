@@ -69,7 +69,7 @@ class RankGate:
 
     # ---- the rank's own thread
 
-    def settle(self, rounds: tuple[RoundPlan, ...]) -> None:
+    def set_rounds(self, rounds: tuple[RoundPlan, ...]) -> None:
         """Takes note of the rounds that this rank has told the driver at WARMED."""
         self.plan = self.plan.with_rounds(rounds)
 

@@ -18,7 +18,7 @@ COUNT_EVERY_S = 1.0
 RECENT_S = 15.0  # a death is seen at once, and explained within seconds
 
 
-class NodeAgent:
+class NodeAgentBase:
     """Answers for the ranks of one node, also for those that are dead or stopped."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class NodeAgent:
 
     def out_of_memory_kills(self) -> int:
         """Processes the kernel has killed for want of memory in the last seconds; 0 if it cannot be told."""
-        return self._kills.look(time.monotonic(), oom_kills())
+        return self._kills.recent(time.monotonic(), oom_kills())
 
     def follow(self, pids: Iterable[int]) -> None:
         """Watches these processes from now on."""
@@ -103,17 +103,17 @@ class KillCount:
     One that is older than ``RECENT_S`` cannot explain a death that is being explained now.
     """
 
-    _looks: deque[tuple[float, int]] = field(default_factory=deque)
+    _counts: deque[tuple[float, int]] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def look(self, now: float, count: int) -> int:
+    def recent(self, now: float, count: int) -> int:
         """Takes note of the kernel's count. Returns how many kills were recent; of what was before the first look,
         none."""
         with self._lock:
-            self._looks.append((now, count))
-            while len(self._looks) > 1 and self._looks[1][0] <= now - RECENT_S:
-                self._looks.popleft()
-            return count - self._looks[0][1]
+            self._counts.append((now, count))
+            while len(self._counts) > 1 and self._counts[1][0] <= now - RECENT_S:
+                self._counts.popleft()
+            return count - self._counts[0][1]
 
 
 def process_state(pid: int) -> str:

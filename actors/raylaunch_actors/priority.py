@@ -20,7 +20,7 @@ BEHIND = 15
 SWITCH_S = 0.05
 
 
-def settle(device: str) -> None:
+def set_niceness(device: str) -> None:
     """Sets nice 0 for a rank on ``cuda`` and 15 for one on ``cpu``, unless whoever started Ray has chosen for both.
 
     Linux keeps the niceness of each thread; threads that are started later inherit that of the calling one. On a CPU it
@@ -38,7 +38,7 @@ def settle(device: str) -> None:
             os.setpriority(os.PRIO_PROCESS, int(thread.name), 0)
 
 
-def keep_interpreter() -> None:
+def lengthen_thread_switches() -> None:
     """Lets the thread that serves keep the interpreter for longer than 5 ms once another one waits for it.
 
     The main thread of a Ray worker looks for signals every 10 ms and takes the interpreter for that; to get it back is

@@ -61,7 +61,7 @@ class Followed:
                 raise ProcessLookupError(pid) from error
             raise
 
-    def look(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """Takes note of what the kernel says. What has ended stays so; what was stopped may go on."""
         if self._stat < 0:
             return
@@ -136,7 +136,7 @@ class ProcessWatch:
     def seen(self) -> dict[int, Sighting]:
         """The processes that have ended or are stopped now."""
         with self._changed:
-            self._look()
+            self._poll()
             return self._seen()
 
     def news(self, patience_s: float) -> dict[int, Sighting]:
@@ -149,15 +149,15 @@ class ProcessWatch:
     def _seen(self) -> dict[int, Sighting]:
         return self._lost | {pid: one.seen for pid, one in self._followed.items() if one.seen is not None}
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         now = time.time()  # the same for all: of what one look finds, nothing is known to have been first
         for one in self._followed.values():
-            one.look(now)
+            one.poll(now)
 
     def _watch(self) -> None:
         while True:
             with self._changed:
-                self._look()
+                self._poll()
                 if self._news_of_ends():
                     self._changed.notify_all()
                 poll = select.poll()

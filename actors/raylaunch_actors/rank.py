@@ -92,11 +92,11 @@ class RankProcess:
         return f"gpu {', '.join(self.gpus)}" if self.gpus else "cpu"
 
 
-class Rank:
+class RankBase:
     """A rank as a plain class; ``raylaunch.group.remote`` makes it an actor. One thread runs ``boot`` for life."""
 
     def __init__(self, spec: RankSpec) -> None:
-        priority.settle(spec.device)  # before there are threads of libraries
+        priority.set_niceness(spec.device)  # before there are threads of libraries
         os.environ.update(spec.environment)
         if spec.core_file:  # CUDA makes no folders
             Path(spec.core_file).parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ class Rank:
 
     def finish(self, release: Release) -> None:
         """Releases the rank into SERVE."""
-        priority.keep_interpreter()
+        priority.lengthen_thread_switches()
         self.gate.finish(release)
 
     def health(self) -> RankState:

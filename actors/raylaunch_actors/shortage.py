@@ -42,7 +42,7 @@ FREE = re.compile(r"has a total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) i
 
 
 @dataclass(frozen=True)
-class Link:
+class Cause:
     """One error of a chain: the name of its type, its text, and the system's number of an ``OSError`` with its file."""
 
     kind: str
@@ -66,16 +66,16 @@ class Shortage:
     free: str = ""
 
 
-def chain_of(error: BaseException) -> Iterator[Link]:
+def chain_of(error: BaseException) -> Iterator[Cause]:
     """An error and those that it came from: engines wrap errors in others."""
     link: BaseException | None = error
     while link is not None:
         number, file = (link.errno or 0, str(link.filename or "")) if isinstance(link, OSError) else (0, "")
-        yield Link(type(link).__name__, str(link), number, file)
+        yield Cause(type(link).__name__, str(link), number, file)
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
-def shortage_of(chain: Sequence[Link]) -> Shortage | None:
+def shortage_of(chain: Sequence[Cause]) -> Shortage | None:
     """What has run out, if that is what a chain of errors says; the innermost error knows best."""
     for link in reversed(chain):
         if what := _kind(link):
@@ -83,7 +83,7 @@ def shortage_of(chain: Sequence[Link]) -> Shortage | None:
     return None
 
 
-def _kind(link: Link) -> str:
+def _kind(link: Cause) -> str:
     if OF_CACHE.search(link.text):
         return CACHE
     if OF_GPU.search(link.text):
@@ -182,8 +182,8 @@ def _measured(what: str) -> str:
             free, total = torch.cuda.mem_get_info()
             return f"{in_units(free)} free of {in_units(total)}"
         if what != SHARED:
-            figures = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-            free, total = (int(figures[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
+            sizes = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+            free, total = (int(sizes[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
             return f"{in_units(free)} free of {in_units(total)}"
     return ""
 

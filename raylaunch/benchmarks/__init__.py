@@ -1,4 +1,4 @@
-"""``raylaunch bench``: measurements, a file per command; ``figures`` has what they share."""
+"""``raylaunch bench``: measurements, a file per command; ``results`` has what they share."""
 
 from __future__ import annotations
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.benchmarks.figures import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_figures
 from raylaunch.benchmarks.plot import draw
 from raylaunch.benchmarks.programs import ray_session, run_program
-from raylaunch.commands.options import Config, Debug, Settings, load_config
-from raylaunch.commands.outcome import reported
-from raylaunch.commands.printed import deliver
-from raylaunch.commands.progress import stderr_console
+from raylaunch.benchmarks.results import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_results
 from raylaunch.errors import ConfigError
+from raylaunch.terminal.options import Config, Debug, Settings, load_config
+from raylaunch.terminal.outcome import reported
+from raylaunch.terminal.printed import deliver
+from raylaunch.terminal.progress import stderr_console
 
 if TYPE_CHECKING:
     from raylaunch_actors.programs.bench_all_reduce import Measured
@@ -29,7 +29,7 @@ BASELINES = ("nccl in graph", "gloo in graph")
 
 
 @dataclass(frozen=True)
-class Figure:
+class AllReduceResult:
     """One way to reduce one size.
 
     Attributes:
@@ -67,24 +67,24 @@ def bench_allreduce(
         kibs = sizes_of("--sizes", sizes, "sizes in KiB such as 8,64,1024")
         require_outputs(json_file, plot)
         measuring = bench_config(wanted, [kib * KIB for kib in kibs], repeats)
-        from raylaunch.commands.machine import describe_machine
+        from raylaunch.terminal.machine import describe_machine
 
         machine = describe_machine()
         ranks = wanted.parallel.tensor_parallel_size
         stderr_console().print(f"timing all-reduces of {ranks} ranks")
         with ray_session(measuring, float(ranks)):
             done = run_program(measuring, "bench_all_reduce")
-        about, figures = figures_of(done.report, done.offer)
-        data = {**about, "figures": [asdict(figure) for figure in figures]}
+        about, results = results_of(done.report, done.offer)
+        data = {**about, "figures": [asdict(result) for result in results]}
 
         def draw_all() -> None:
             if plot is not None:
-                lines = {figure.variant: [(f.nbytes, f.microseconds) for f in figures if f.variant == figure.variant]
-                         for figure in figures}  # fmt: skip
+                lines = {result.variant: [(f.nbytes, f.microseconds) for f in results if f.variant == result.variant]
+                         for result in results}  # fmt: skip
                 draw(plot, lines, f"all-reduce of {ranks} ranks, {about['dtype']}", "bytes", "microseconds")
 
-        text = "\n".join(show(machine, about, figures))
-        deliver(text, lambda: write_figures(json_file, machine, data), draw_all)
+        text = "\n".join(show(machine, about, results))
+        deliver(text, lambda: write_results(json_file, machine, data), draw_all)
 
 
 def bench_config(config: LaunchConfig, sizes: Sequence[int], repeats: int) -> LaunchConfig:
@@ -102,8 +102,8 @@ def bench_config(config: LaunchConfig, sizes: Sequence[int], repeats: int) -> La
     )
 
 
-def figures_of(report: LaunchReport, measured: Sequence[Measured]) -> tuple[dict[str, Any], list[Figure]]:
-    """What was measured, by each rank: on what (for people and JSON), and every figure."""
+def results_of(report: LaunchReport, measured: Sequence[Measured]) -> tuple[dict[str, Any], list[AllReduceResult]]:
+    """What was measured, by each rank: on what (for people and JSON), and every result."""
     from raylaunch.protocol import CommunicatorFacts, Gate
 
     facts = report.facts(Gate.CONNECTED)[0][1][0].facts
@@ -126,42 +126,44 @@ def figures_of(report: LaunchReport, measured: Sequence[Measured]) -> tuple[dict
     return about, compare(times, len(measured), link)
 
 
-def compare(times: Mapping[str, Mapping[int, float]], ranks: int, link: float | None) -> list[Figure]:
-    """Figures from microseconds by variant and size, by size and then as the variants come."""
+def compare(times: Mapping[str, Mapping[int, float]], ranks: int, link: float | None) -> list[AllReduceResult]:
+    """Results from microseconds by variant and size, by size and then as the variants come."""
     baseline = next((times[name] for name in BASELINES if name in times), None)
-    figures = []
+    results = []
     for size in sorted(next(iter(times.values()))):
         best = min(one[size] for one in times.values())
         for variant, one in times.items():
             bus = 2 * (ranks - 1) / ranks * size / (one[size] / 1e6)
             of_library = one[size] / baseline[size] if baseline else None
-            figures.append(
-                Figure(variant, size, one[size], bus, bus / link if link else None, one[size] / best, of_library)
+            results.append(
+                AllReduceResult(
+                    variant, size, one[size], bus, bus / link if link else None, one[size] / best, of_library
+                )
             )
-    return figures
+    return results
 
 
-def show(machine: Mapping[str, Any], about: Mapping[str, Any], figures: Sequence[Figure]) -> list[str]:
-    """The figures as lines for people."""
+def show(machine: Mapping[str, Any], about: Mapping[str, Any], results: Sequence[AllReduceResult]) -> list[str]:
+    """The results as lines for people."""
     from raylaunch.protocol import Route
     from raylaunch.protocol.rules.common import human_bytes
     from raylaunch.report import describe_routes
 
     link = about["link_bandwidth"]
     limit = f"NVLink {link / 1e9:.0f} GB/s in one direction" if link else "the links' limit is unknown"
-    width = max(len(figure.variant) for figure in figures)
+    width = max(len(result.variant) for result in results)
     lines = [
         machine_line(dict(machine)),
         f"{about['ranks']} ranks on {about['device']}, {about['dtype']}; {limit}",
         "",
         f"{'size':>10}  {'variant':<{width}}  {'us':>10}  {'bus GB/s':>8}  {'of link':>7}  {'of best':>7}  of library",
     ]
-    for figure in figures:
-        of_link = f"{figure.of_link:.1%}" if figure.of_link is not None else "-"
-        of_library = f"{figure.of_library:.2f}" if figure.of_library is not None else "-"
+    for result in results:
+        of_link = f"{result.of_link:.1%}" if result.of_link is not None else "-"
+        of_library = f"{result.of_library:.2f}" if result.of_library is not None else "-"
         lines.append(
-            f"{human_bytes(figure.nbytes):>10}  {figure.variant:<{width}}  {figure.microseconds:10.1f}  "
-            f"{figure.bus_bandwidth / 1e9:8.3f}  {of_link:>7}  {figure.of_best:7.2f}  {of_library:>10}"
+            f"{human_bytes(result.nbytes):>10}  {result.variant:<{width}}  {result.microseconds:10.1f}  "
+            f"{result.bus_bandwidth / 1e9:8.3f}  {of_link:>7}  {result.of_best:7.2f}  {of_library:>10}"
         )
     chosen = describe_routes([Route(**route) for route in about["auto"]])
     return [*lines, "", f"communicator.kind=auto would take: {chosen} ({about['reason']})"]

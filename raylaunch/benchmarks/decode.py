@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.benchmarks.figures import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_figures
 from raylaunch.benchmarks.plot import draw
-from raylaunch.benchmarks.variants import DEFAULT, Figures, comparison, lines_of, measure_all, plain, variants_of
-from raylaunch.commands.options import Config, Debug, Settings, load_config
-from raylaunch.commands.outcome import reported
-from raylaunch.commands.printed import deliver
+from raylaunch.benchmarks.results import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_results
+from raylaunch.benchmarks.variants import DEFAULT, Results, comparison, lines_of, measure_all, plain, variants_of
+from raylaunch.terminal.options import Config, Debug, Settings, load_config
+from raylaunch.terminal.outcome import reported
+from raylaunch.terminal.printed import deliver
 from raylaunch.values.masking import masked
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Arrivals = Sequence[tuple[float, int]]
 
 
 @dataclass(frozen=True)
-class DecodeFigure:
+class DecodeResult:
     """While all of ``requests`` requests are being decoded: tokens per second of all, and seconds of a step.
 
     The medians of ``runs`` runs of ``new_tokens`` tokens each. A step is the time between two tokens of a request:
@@ -63,23 +63,23 @@ def bench_decode(
         wanted = load_config(config, settings, debug=debug)
         chosen = variants_of(variants, wanted)
         require_outputs(json_file, plot)
-        from raylaunch.commands.machine import describe_machine
+        from raylaunch.terminal.machine import describe_machine
 
         machine = describe_machine()
 
-        def show(figures: Figures[DecodeFigure]) -> None:
-            speeds = {name: {n: one.tokens_per_second for n, one in column.items()} for name, column in figures.items()}
-            steps = {name: {n: one.step * 1e3 for n, one in column.items()} for name, column in figures.items()}
+        def show(results: Results[DecodeResult]) -> None:
+            speeds = {name: {n: one.tokens_per_second for n, one in column.items()} for name, column in results.items()}
+            steps = {name: {n: one.step * 1e3 for n, one in column.items()} for name, column in results.items()}
             title = f"decode of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: output tokens per second"
             lines = [machine_line(machine), *comparison(title, "requests", speeds, faster_is_less=False)]
             lines += comparison("the same: ms of a step", "requests", steps, faster_is_less=True)
-            data = {"config": masked("", wanted.model_dump(mode="json")), "decode": plain(figures)}
+            data = {"config": masked("", wanted.model_dump(mode="json")), "decode": plain(results)}
 
             def draw_all() -> None:
                 if plot is not None:
                     draw(plot, lines_of(speeds), title, "requests", "tokens per second")
 
-            deliver("\n".join(lines), lambda: write_figures(json_file, machine, data), draw_all)
+            deliver("\n".join(lines), lambda: write_results(json_file, machine, data), draw_all)
 
         measure_all(
             chosen,
@@ -101,7 +101,7 @@ def refusal(engine: Engine, requests: int, new_tokens: int) -> str:
     return ""
 
 
-def time_decode(engine: Engine, requests: int, new_tokens: int, repeat: int) -> DecodeFigure:
+def time_decode(engine: Engine, requests: int, new_tokens: int, repeat: int) -> DecodeResult:
     """Runs ``requests`` requests together ``repeat`` times, after once that is not timed."""
     draw_token = random.Random(requests)
     rates = []
@@ -109,7 +109,7 @@ def time_decode(engine: Engine, requests: int, new_tokens: int, repeat: int) -> 
         prompts = [[draw_token.randrange(engine.shape.vocab_size) for _ in range(PROMPT)] for _ in range(requests)]
         rates.append(common_rate(asyncio.run(_run_together(engine, prompts, new_tokens))))
     rate = median_high(rates[1:])
-    return DecodeFigure(requests, repeat, new_tokens, rate, requests / rate)
+    return DecodeResult(requests, repeat, new_tokens, rate, requests / rate)
 
 
 def common_rate(answers: Sequence[Arrivals]) -> float:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.benchmarks.figures import JsonFile, machine_line, numbers_of, write_figures
 from raylaunch.benchmarks.programs import ray_session, run_program
-from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
-from raylaunch.commands.outcome import reported
-from raylaunch.commands.printed import deliver
-from raylaunch.commands.progress import stderr_console
-from raylaunch.commands.session import launched
+from raylaunch.benchmarks.results import JsonFile, machine_line, numbers_of, write_results
+from raylaunch.terminal.options import Config, Debug, Settings, load_config, require_writable
+from raylaunch.terminal.outcome import reported
+from raylaunch.terminal.printed import deliver
+from raylaunch.terminal.progress import stderr_console
+from raylaunch.terminal.session import launched
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
@@ -49,7 +49,7 @@ def bench_launch(
         sizes = numbers_of("--ranks", ranks, "numbers of ranks such as 2,4,8")
         require_writable("--json", json_file)
         idle = {size: noop_config(wanted, size) for size in sizes}
-        from raylaunch.commands.machine import describe_machine
+        from raylaunch.terminal.machine import describe_machine
 
         machine = describe_machine()
         costs = step_costs(idle) if idle else []
@@ -59,8 +59,8 @@ def bench_launch(
             with launched(wanted, show_report=False) as engine:
                 launches.append(engine.report.to_dict())
         barriers = [asdict(cost) for cost in costs]
-        figures = {"barriers": barriers, "launches": launches, "medians": medians(launches)}
-        deliver("\n".join(show(machine, costs, launches)), lambda: write_figures(json_file, machine, figures))
+        results = {"barriers": barriers, "launches": launches, "medians": medians(launches)}
+        deliver("\n".join(show(machine, costs, launches)), lambda: write_results(json_file, machine, results))
 
 
 def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
@@ -112,7 +112,7 @@ def medians(launches: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def show(machine: dict[str, Any], costs: list[StepCost], launches: list[dict[str, Any]]) -> list[str]:
-    """The figures as lines for people."""
+    """The results as lines for people."""
     lines = [machine_line(machine)]
     if costs:
         lines += ["", "one barrier, ranks idle, milliseconds", " ranks  barriers  median     p99  per rank"]

@@ -6,8 +6,8 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from raylaunch.commands.outcome import written
 from raylaunch.errors import ConfigError
+from raylaunch.terminal.outcome import written
 
 FORMATS = (".svg", ".png", ".pdf")
 

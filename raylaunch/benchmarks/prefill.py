@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylaunch.benchmarks.figures import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_figures
 from raylaunch.benchmarks.plot import draw
-from raylaunch.benchmarks.variants import DEFAULT, Figures, comparison, lines_of, measure_all, plain, variants_of
-from raylaunch.commands.options import Config, Debug, Settings, load_config
-from raylaunch.commands.outcome import reported
-from raylaunch.commands.printed import deliver
+from raylaunch.benchmarks.results import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_results
+from raylaunch.benchmarks.variants import DEFAULT, Results, comparison, lines_of, measure_all, plain, variants_of
+from raylaunch.terminal.options import Config, Debug, Settings, load_config
+from raylaunch.terminal.outcome import reported
+from raylaunch.terminal.printed import deliver
 from raylaunch.values.masking import masked
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ WARM_UP = 3
 
 
 @dataclass(frozen=True)
-class PrefillFigure:
+class PrefillResult:
     """Seconds from handing in a prompt of ``tokens`` tokens to its first token: median, least, most of ``runs``."""
 
     tokens: int
@@ -54,21 +54,21 @@ def bench_prefill(
         wanted = load_config(config, settings, debug=debug)
         chosen = variants_of(variants, wanted)
         require_outputs(json_file, plot)
-        from raylaunch.commands.machine import describe_machine
+        from raylaunch.terminal.machine import describe_machine
 
         machine = describe_machine()
 
-        def show(figures: Figures[PrefillFigure]) -> None:
-            medians = {name: {n: one.median * 1e3 for n, one in column.items()} for name, column in figures.items()}
+        def show(results: Results[PrefillResult]) -> None:
+            medians = {name: {n: one.median * 1e3 for n, one in column.items()} for name, column in results.items()}
             title = f"prefill of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: ms to the first token"
-            data = {"config": masked("", wanted.model_dump(mode="json")), "prefill": plain(figures)}
+            data = {"config": masked("", wanted.model_dump(mode="json")), "prefill": plain(results)}
             text = "\n".join([machine_line(machine), *comparison(title, "tokens", medians, faster_is_less=True)])
 
             def draw_all() -> None:
                 if plot is not None:
                     draw(plot, lines_of(medians), title, "prompt tokens", "ms")
 
-            deliver(text, lambda: write_figures(json_file, machine, data), draw_all)
+            deliver(text, lambda: write_results(json_file, machine, data), draw_all)
 
         measure_all(chosen, lengths, refusal, lambda engine, length: time_prefill(engine, length, repeat), show)
 
@@ -80,7 +80,7 @@ def refusal(engine: Engine, tokens: int) -> str:
     return ""
 
 
-def time_prefill(engine: Engine, tokens: int, repeat: int) -> PrefillFigure:
+def time_prefill(engine: Engine, tokens: int, repeat: int) -> PrefillResult:
     """Times ``repeat`` prompts of ``tokens`` random tokens, one after another, after a few that are not timed."""
     draw_token = random.Random(tokens)
     took = []
@@ -90,4 +90,4 @@ def time_prefill(engine: Engine, tokens: int, repeat: int) -> PrefillFigure:
         engine.generate([prompt], max_new_tokens=1, temperature=0.0, ignore_eos=True)
         if number >= WARM_UP:
             took.append(time.perf_counter() - began)
-    return PrefillFigure(tokens, repeat, median_high(took), min(took), max(took))
+    return PrefillResult(tokens, repeat, median_high(took), min(took), max(took))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from raylaunch.commands.outcome import interruptible, signals_held
+from raylaunch.terminal.outcome import interruptible, signals_held
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 @contextmanager
 def ray_session(config: LaunchConfig, cpus: float) -> Iterator[None]:
     """The Ray session that ``config`` asks for, or a private one with ``cpus`` CPUs. Raises :class:`LaunchError`."""
-    from raylaunch.startup.surroundings import check_surroundings
+    from raylaunch.startup.preflight import preflight
 
-    check_surroundings(config)
+    preflight(config)
     from raylaunch.cluster.session import enter
 
     with interruptible():

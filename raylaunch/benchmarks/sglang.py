@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.benchmarks.figures import JsonFile, machine_line, numbers_of, write_figures
-from raylaunch.commands.options import Settings, load_config, require_writable
-from raylaunch.commands.outcome import interruptible, reported
-from raylaunch.commands.printed import deliver
-from raylaunch.commands.progress import stderr_console
+from raylaunch.benchmarks.results import JsonFile, machine_line, numbers_of, write_results
 from raylaunch.errors import ConfigError
+from raylaunch.terminal.options import Settings, load_config, require_writable
+from raylaunch.terminal.outcome import interruptible, reported
+from raylaunch.terminal.printed import deliver
+from raylaunch.terminal.progress import stderr_console
 
 if TYPE_CHECKING:
     from raylaunch.benchmarks.timed_server import Command, Served
@@ -57,14 +57,14 @@ def bench_sglang(
         require_writable("--json", json_file)
         require_comparable(chosen, together)
         from raylaunch.benchmarks.timed_server import Work, measure
-        from raylaunch.commands.machine import describe_machine
         from raylaunch.model_check import check_model, with_context
+        from raylaunch.terminal.machine import describe_machine
 
         shape = check_model(chosen)
         chosen = with_context(chosen, shape)
         work = Work(tuple(lengths), repeat, concurrent, new_tokens, shape.vocab_size)
         machine = describe_machine()
-        figures: dict[str, list[Served]] = {}
+        results: dict[str, list[Served]] = {}
         with interruptible(), tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder:
             servers = commands(chosen, Path(folder))
             with segments_removed():
@@ -74,9 +74,9 @@ def bench_sglang(
                 for group in groups(servers, starts, together):
                     for name, measured in measure(group, Path(folder), work).items():
                         stderr_console().print(f"{name}: {measured}")
-                        figures.setdefault(name, []).append(measured)
-        data = {name: [asdict(one) for one in each] for name, each in figures.items()}
-        deliver("\n".join(show(machine, figures)), lambda: write_figures(json_file, machine, data))
+                        results.setdefault(name, []).append(measured)
+        data = {name: [asdict(one) for one in each] for name, each in results.items()}
+        deliver("\n".join(show(machine, results)), lambda: write_results(json_file, machine, data))
 
 
 def require_comparable(config: LaunchConfig, together: bool) -> None:
@@ -153,13 +153,13 @@ def is_mapped(file: Path, process: Path) -> bool:
         return False
 
 
-def show(machine: dict[str, Any], figures: dict[str, list[Served]]) -> list[str]:
+def show(machine: dict[str, Any], results: dict[str, list[Served]]) -> list[str]:
     """The means as lines for people; a ratio above 1 is for raylaunch.
 
     ``+-`` is the standard error of the ratio, from the deals of the processors; ``alike`` is the ratio of SGLang's own
     starts, smallest to largest: what comes of nothing but another start.
     """
-    theirs, ours = (rows(figures[name]) for name in ("sglang", "raylaunch"))
+    theirs, ours = (rows(results[name]) for name in ("sglang", "raylaunch"))
     lines = [
         machine_line(machine),
         "",
@@ -179,7 +179,7 @@ def standard_error(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[fl
     """Of the ratio of two servers, from the ratios of all pairs of deals in which they had the same processors.
 
     Args:
-        theirs, ours: figures of each start, one for each deal, as many for both.
+        theirs, ours: results of each start, one for each deal, as many for both.
     """
     ratios = [
         fmean(mine[deal : deal + 2]) / fmean(other[deal : deal + 2])
@@ -190,7 +190,7 @@ def standard_error(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[fl
 
 
 def rows(starts: list[Served]) -> dict[str, list[list[float]]]:
-    """Figures of one launcher's starts, and of their deals, by the name of the row that shows them."""
+    """Results of one launcher's starts, and of their deals, by the name of the row that shows them."""
     made = {"ready, s": [[one.ready_s] for one in starts]}
     for length in starts[0].prefill_ms:
         made[f"prefill {length} tokens, ms"] = [one.prefill_ms[length] for one in starts]

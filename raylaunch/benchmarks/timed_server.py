@@ -136,13 +136,13 @@ class SideBySide:
         self._deals = deals(sorted(os.sched_getaffinity(0)), len(ports), random.Random(0))
 
     def medians(
-        self, figure: Callable[[int, Prompts], float], prompts: Callable[[], Prompts], count: int
+        self, value: Callable[[int, Prompts], float], prompts: Callable[[], Prompts], count: int
     ) -> dict[str, list[float]]:
-        """By server, medians of a figure: one for each deal of the processors, or one in all if there is one server.
+        """By server, medians of a value: one for each deal of the processors, or one in all if there is one server.
 
         Args:
-            figure: made of a port and prompts; the first after a deal is not counted.
-            count: how many figures of each server count, at least.
+            value: made of a port and prompts; the first after a deal is not counted.
+            count: how many values of each server count, at least.
         """
         turns, each = plan(count, len(self._ports))
         medians: dict[str, list[float]] = {name: [] for name in self._ports}
@@ -152,9 +152,9 @@ class SideBySide:
             for turn in range(each + 1):
                 asked = prompts()
                 for name in sorted(self._ports, reverse=turn % 2 == 1):  # in case one disturbs the next
-                    taken[name].append(figure(self._ports[name], asked))
-            for name, figures in taken.items():
-                medians[name].append(median_high(figures[1:]))
+                    taken[name].append(value(self._ports[name], asked))
+            for name, values in taken.items():
+                medians[name].append(median_high(values[1:]))
         return medians
 
     def _deal(self) -> None:
@@ -164,7 +164,7 @@ class SideBySide:
 
 
 def plan(count: int, servers: int) -> tuple[int, int]:
-    """How often the processors are dealt out, each time for all servers in turn, and how many figures each time."""
+    """How often the processors are dealt out, each time for all servers in turn, and how many values each time."""
     if servers == 1:
         return 1, count
     return servers * math.ceil(count / (EACH_DEAL * servers)), EACH_DEAL

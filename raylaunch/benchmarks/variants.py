@@ -1,4 +1,4 @@
-"""One configuration launched in several ways, one after another in one run, so that their figures can be compared."""
+"""One configuration launched in several ways, one after another in one run, so that their results can be compared."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from raylaunch.commands.progress import stderr_console
-from raylaunch.commands.session import launched
 from raylaunch.errors import ConfigError
+from raylaunch.terminal.progress import stderr_console
+from raylaunch.terminal.session import launched
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
     from raylaunch.engine import Engine
 
-Figure = TypeVar("Figure")
-Figures = dict[str, dict[int, Figure]]  # by variant, then by size
+Result = TypeVar("Result")
+Results = dict[str, dict[int, Result]]  # by variant, then by size
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "eager": ("capture.enabled=false",),
@@ -47,35 +47,35 @@ def measure_all(
     variants: dict[str, LaunchConfig],
     sizes: Sequence[int],
     refusal: Callable[[Engine, int], str],
-    measure: Callable[[Engine, int], Figure],
-    show: Callable[[Figures[Figure]], None],
+    measure: Callable[[Engine, int], Result],
+    show: Callable[[Results[Result]], None],
 ) -> None:
-    """Launches each variant, measures it at each size, and shows all figures.
+    """Launches each variant, measures it at each size, and shows all results.
 
     Args:
         refusal: why a size cannot be measured, "" if it can; told to the user.
-        measure: one figure; called in the order of the sizes.
-        show: called once; if something fails, with the figures that there are by then, unless there are none.
+        measure: one result; called in the order of the sizes.
+        show: called once; if something fails, with the results that there are by then, unless there are none.
     Raises:
         LaunchError: a variant cannot be launched; nothing of it is left.
     """
-    figures: Figures[Figure] = {}
+    results: Results[Result] = {}
     try:
         for name, config in variants.items():
             with _launched(name, config) as engine:
-                figures[name] = {}
+                results[name] = {}
                 for size in sizes:
                     why = refusal(engine, size)
                     if why:
                         stderr_console().print(f"{name}: {size} is left out: {why}", markup=False)
                         continue
-                    figures[name][size] = measure(engine, size)
-                    stderr_console().print(f"{name}, {size}: {figures[name][size]}", markup=False)
+                    results[name][size] = measure(engine, size)
+                    stderr_console().print(f"{name}, {size}: {results[name][size]}", markup=False)
     except BaseException:
-        if any(figures.values()):
-            show(figures)
+        if any(results.values()):
+            show(results)
         raise
-    show(figures)
+    show(results)
 
 
 @contextmanager
@@ -90,23 +90,23 @@ def _launched(name: str, config: LaunchConfig) -> Iterator[Engine]:
         yield engine
 
 
-def comparison(title: str, unit: str, figures: dict[str, dict[int, float]], *, faster_is_less: bool) -> list[str]:
+def comparison(title: str, unit: str, results: dict[str, dict[int, float]], *, faster_is_less: bool) -> list[str]:
     """A table for people: a row for each size, a column for each variant, and how much faster than the first it is.
 
     Args:
         title: what was measured; ``unit``: of the sizes, such as ``tokens``.
-        figures: by variant, then by size.
+        results: by variant, then by size.
     """
-    first, *others = figures
-    sizes = sorted({size for column in figures.values() for size in column})
-    head = f"{unit:>10}" + "".join(f"{name:>11}" for name in figures)
+    first, *others = results
+    sizes = sorted({size for column in results.values() for size in column})
+    head = f"{unit:>10}" + "".join(f"{name:>11}" for name in results)
     head += "".join(f"{f'{name}/{first}':>17}" for name in others)
     lines = ["", title, head]
     for size in sizes:
-        line = f"{size:>10}" + "".join(_cell(column.get(size), 11, "") for column in figures.values())
-        base = figures[first].get(size)
+        line = f"{size:>10}" + "".join(_cell(column.get(size), 11, "") for column in results.values())
+        base = results[first].get(size)
         for name in others:
-            own = figures[name].get(size)
+            own = results[name].get(size)
             speed = None if base is None or own is None else (base / own if faster_is_less else own / base)
             line += _cell(speed, 17, "x")
         lines.append(line)
@@ -115,14 +115,14 @@ def comparison(title: str, unit: str, figures: dict[str, dict[int, float]], *, f
     return lines
 
 
-def plain(figures: Figures[Any]) -> dict[str, list[dict[str, Any]]]:
-    """The figures, which are dataclasses, for JSON: by variant, by size ascending."""
-    return {name: [asdict(one) for one in column.values()] for name, column in figures.items()}
+def plain(results: Results[Any]) -> dict[str, list[dict[str, Any]]]:
+    """The results, which are dataclasses, for JSON: by variant, by size ascending."""
+    return {name: [asdict(one) for one in column.values()] for name, column in results.items()}
 
 
-def lines_of(figures: dict[str, dict[int, float]]) -> dict[str, list[tuple[float, float]]]:
-    """The figures as named lines of (size, figure), for :func:`raylaunch.benchmarks.plot.draw`."""
-    return {name: sorted(column.items()) for name, column in figures.items() if column}
+def lines_of(results: dict[str, dict[int, float]]) -> dict[str, list[tuple[float, float]]]:
+    """The results as named lines of (size, result), for :func:`raylaunch.benchmarks.plot.draw`."""
+    return {name: sorted(column.items()) for name, column in results.items() if column}
 
 
 def _cell(value: float | None, width: int, suffix: str) -> str:

@@ -37,7 +37,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Request:
+class BundleRequest:
     """What is asked of Ray: one bundle per rank or per node, and how to spread them."""
 
     bundles: tuple[dict[str, float], ...]
@@ -84,7 +84,7 @@ def choose_device(config: LaunchConfig, nodes: Sequence[Node]) -> str:
     return "cuda" if gpus >= config.parallel.tensor_parallel_size else "cpu"
 
 
-def request_for(config: LaunchConfig, device: str) -> Request:
+def request_for(config: LaunchConfig, device: str) -> BundleRequest:
     """The bundles of a launch: ranks of one group packed on a node where they fit, several nodes only when asked.
 
     Raises:
@@ -97,10 +97,10 @@ def request_for(config: LaunchConfig, device: str) -> Request:
     world, nodes = config.parallel.tensor_parallel_size, config.parallel.nodes
     if nodes == 1:
         strategy = config.placement.strategy
-        return Request((rank,) * world, "STRICT_PACK" if strategy == "auto" else strategy)
+        return BundleRequest((rank,) * world, "STRICT_PACK" if strategy == "auto" else strategy)
     node = {name: amount * (world // nodes) for name, amount in rank.items()}
     strategy = config.placement.strategy
-    return Request((node,) * nodes, "STRICT_SPREAD" if strategy == "auto" else strategy)
+    return BundleRequest((node,) * nodes, "STRICT_SPREAD" if strategy == "auto" else strategy)
 
 
 def gpus_per_rank(config: LaunchConfig, device: str) -> float:
@@ -112,7 +112,7 @@ def fits(node: Resources, bundle: Resources) -> bool:
     return all(node.get(name, 0) >= amount for name, amount in bundle.items())
 
 
-def impossible(request: Request, nodes: Sequence[Node]) -> str:
+def impossible(request: BundleRequest, nodes: Sequence[Node]) -> str:
     """Why this cluster can never hold the request, even when idle; "" if it can, or if only Ray can tell."""
     for bundle in request.bundles:
         if not any(fits(node.total, bundle) for node in nodes):
@@ -130,7 +130,7 @@ def impossible(request: Request, nodes: Sequence[Node]) -> str:
     return ""
 
 
-def usable(request: Request, nodes: Sequence[Node], avoid: Collection[str]) -> list[Node]:
+def usable(request: BundleRequest, nodes: Sequence[Node], avoid: Collection[str]) -> list[Node]:
     """``nodes`` without those to avoid, unless the others could never hold the request: better one that may be lost."""
     others = [node for node in nodes if node.node_id not in avoid]
     return list(nodes) if impossible(request, others) else others
@@ -140,7 +140,7 @@ def show(resources: Resources) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(resources.items())) or "nothing"
 
 
-def unsatisfied(request: Request, nodes: Sequence[Node], others: Sequence[str], why: str) -> str:
+def unsatisfied(request: BundleRequest, nodes: Sequence[Node], others: Sequence[str], why: str) -> str:
     """What was asked beside what each node has: the text of F13."""
     sizes = Counter(show(bundle) for bundle in request.bundles)
     asked = " + ".join(f"{count} x [{bundle}]" for bundle, count in sizes.items())
@@ -226,7 +226,7 @@ def other_groups() -> list[str]:
 
 def place(
     config: LaunchConfig,
-    request: Request,
+    request: BundleRequest,
     name: str,
     given: PlacementGroup | None = None,
     avoid: Collection[str] = (),
@@ -264,7 +264,7 @@ def place(
         raise
 
 
-def look_up(config: LaunchConfig, device: str) -> None:
+def require_named_group(config: LaunchConfig, device: str) -> None:
     """Whether the ranks can sit in the placement group that the configuration names, if it names one.
 
     Raises:
@@ -279,7 +279,7 @@ def look_up(config: LaunchConfig, device: str) -> None:
     _seated(config, request_for(config, device), group, owned=False)
 
 
-def _seated(config: LaunchConfig, request: Request, group: PlacementGroup, owned: bool) -> Placement:
+def _seated(config: LaunchConfig, request: BundleRequest, group: PlacementGroup, owned: bool) -> Placement:
     world = config.parallel.tensor_parallel_size
     placed = seats(_bundle_nodes(group), _checked(world, group))
     if not owned and config.engine.device != "cpu":
@@ -300,7 +300,7 @@ def lacks_gpus(bundles: Sequence[Resources], placed: Sequence[Seat], each: float
 
 def _not_ready(group: PlacementGroup, waited_s: float) -> LaunchError:
     """A group of somebody else's that still waits for its own resources, which need not be what ranks would ask for."""
-    own = Request(tuple(group.bundle_specs), placement_group_table(group)["strategy"])
+    own = BundleRequest(tuple(group.bundle_specs), placement_group_table(group)["strategy"])
     text = unsatisfied(own, cluster_nodes(), other_groups(), f"{_called(group)} was not ready in {waited_s:g} s")
     return LaunchError(text, "F13", "PLACE", retryable=True)
 
@@ -320,7 +320,7 @@ def _ready(group: PlacementGroup, deadline_s: float, stopped: Callable[[], bool]
     return True
 
 
-def _new_group(request: Request, name: str, left_out: Collection[str]) -> PlacementGroup:
+def _new_group(request: BundleRequest, name: str, left_out: Collection[str]) -> PlacementGroup:
     selector = {"ray.io/node-id": f"!in({','.join(sorted(left_out))})"}
     selectors = [selector for _ in request.bundles] if left_out else None
     return placement_group(list(request.bundles), request.strategy, name, bundle_label_selector=selectors)

@@ -26,14 +26,14 @@ import ray._private.ray_constants
 import ray._private.worker
 
 from raylaunch.background import outlast
-from raylaunch.cluster.probe import head_of
+from raylaunch.cluster.head_probe import head_of
 from raylaunch.cluster.ray_thread import RayThread
 from raylaunch.cluster.raylets import raylets_of
 from raylaunch.config.address import cluster_to_join
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
+from raylaunch.startup.preflight import OBJECT_STORE_BYTES
 from raylaunch.startup.signals import of_a_command
-from raylaunch.startup.surroundings import OBJECT_STORE_BYTES
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"

@@ -7,7 +7,7 @@ import select
 import socket
 
 
-class Knock:
+class TcpProbe:
     """A connection that is being made, to nobody's harm: it is closed without a word. Never waits unless asked to."""
 
     def __init__(self, host: str, port: int) -> None:

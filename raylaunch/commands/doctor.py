@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.commands.options import Config, Settings, load_config
-from raylaunch.commands.outcome import LAUNCH_FAILED, reported
-from raylaunch.commands.printed import say
 from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.terminal.options import Config, Settings, load_config
+from raylaunch.terminal.outcome import LAUNCH_FAILED, reported
+from raylaunch.terminal.printed import say
 
 if TYPE_CHECKING:
     from raylaunch.cluster.placement import Node
-    from raylaunch.commands.examine import Plan
+    from raylaunch.commands.examine import Examination
 
 
 def doctor(
@@ -32,8 +32,8 @@ def doctor(
     with reported():
         wanted = load_config(config, settings)
         from raylaunch.commands.examine import cluster_of, examine
-        from raylaunch.commands.machine import describe_machine
         from raylaunch.config.address import VARIABLE
+        from raylaunch.terminal.machine import describe_machine
 
         machine = describe_machine()
         unreachable = trouble = ""
@@ -60,7 +60,9 @@ def doctor(
             raise typer.Exit(LAUNCH_FAILED)
 
 
-def show(machine: dict[str, Any], address: str, nodes: Sequence[Node] | None, name: str, plan: Plan) -> list[str]:
+def show(
+    machine: dict[str, Any], address: str, nodes: Sequence[Node] | None, name: str, plan: Examination
+) -> list[str]:
     """Everything as lines for people."""
     lines = ["machine", *_rows(machine_facts(machine))]
     lines += ["packages", *_rows({key: value or "not installed" for key, value in machine["packages"].items()})]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylaunch.commands.generate import sampling_of
-from raylaunch.commands.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
-from raylaunch.commands.outcome import reported, written
-from raylaunch.commands.printed import deliver, require_stdout
 from raylaunch.commands.questions import Question, Reply, Score, read_questions, score
-from raylaunch.commands.session import launched
+from raylaunch.terminal.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
+from raylaunch.terminal.outcome import reported, written
+from raylaunch.terminal.printed import deliver, require_stdout
+from raylaunch.terminal.session import launched
 
 if TYPE_CHECKING:
     from raylaunch.engine import Engine
@@ -41,7 +41,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Write prompt, expected, text and token_ids of each.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Launch a model, ask questions whose answers are known, and print how many were right.
 
@@ -58,18 +58,18 @@ def evaluate(
             began = time.monotonic()
             at_once = concurrency or wanted.engine.max_running_requests
             replies = asyncio.run(_ask_all(engine, questions, params, at_once))
-            figures = score(replies, time.monotonic() - began)
-        text = json.dumps(asdict(figures)) if as_json else show(figures)
+            result = score(replies, time.monotonic() - began)
+        text = json.dumps(asdict(result)) if as_json else show(result)
         deliver(text, *([] if output is None else [lambda: write_replies(output, replies)]))
 
 
-def show(figures: Score) -> str:
-    """The figures as SGLang's benchmarks print theirs."""
+def show(result: Score) -> str:
+    """The result as SGLang's benchmarks print theirs."""
     return (
-        f"Accuracy: {figures.accuracy:.3f}\n"
-        f"Invalid: {figures.invalid:.3f}\n"
-        f"Latency: {figures.latency:.3f} s\n"
-        f"Output throughput: {figures.throughput:.3f} token/s"
+        f"Accuracy: {result.accuracy:.3f}\n"
+        f"Invalid: {result.invalid:.3f}\n"
+        f"Latency: {result.latency:.3f} s\n"
+        f"Output throughput: {result.throughput:.3f} token/s"
     )
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.commands.outcome import interruptible, signals_held
 from raylaunch.errors import ConfigError, LaunchError, RankFault
-from raylaunch.startup.surroundings import check_surroundings
+from raylaunch.startup.preflight import preflight
+from raylaunch.terminal.outcome import interruptible, signals_held
 
 if TYPE_CHECKING:
     from raylaunch_actors.communicator.choice import Option
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Plan:
+class Examination:
     """What would be used, by name, in words; and what makes it impossible."""
 
     facts: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
-def examine(config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node] | None) -> Plan:
+def examine(config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node] | None) -> Examination:
     """What a launch of ``config`` would use.
 
     Args:
-        machine: of :func:`raylaunch.commands.machine.describe_machine`.
+        machine: of :func:`raylaunch.terminal.machine.describe_machine`.
         nodes: the cluster's; None where a launch starts a private one on this machine.
     """
-    plan = Plan()
+    plan = Examination()
     plan.problems += missing_requirements()
     try:
-        check_surroundings(config)
+        preflight(config)
     except ConfigError as error:
         plan.problems.append(str(error))
     _examine_model(plan, config)
@@ -79,7 +79,7 @@ def private_node(config: LaunchConfig, machine: dict[str, Any]) -> Node:
     return Node("this-machine", machine["host"], total, total)
 
 
-def _examine_model(plan: Plan, config: LaunchConfig) -> None:
+def _examine_model(plan: Examination, config: LaunchConfig) -> None:
     from raylaunch.model_check import check_model
 
     try:
@@ -94,7 +94,9 @@ def _examine_model(plan: Plan, config: LaunchConfig) -> None:
     )
 
 
-def _examine_placement(plan: Plan, config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node] | None) -> str:
+def _examine_placement(
+    plan: Examination, config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node] | None
+) -> str:
     from raylaunch.cluster.placement import choose_device, impossible, request_for, show
     from raylaunch.group.launch import plan_of
 
@@ -138,7 +140,9 @@ def _shapes(config: LaunchConfig) -> str:
     return padded if capture.enabled else f"{padded}; eager, nothing is captured"
 
 
-def _examine_communicator(plan: Plan, config: LaunchConfig, device: str, links: Sequence[dict[str, Any]]) -> None:
+def _examine_communicator(
+    plan: Examination, config: LaunchConfig, device: str, links: Sequence[dict[str, Any]]
+) -> None:
     """Asks the ranks' own code: what it says here it will say in a launch, as far as it can be known before one."""
     world = config.parallel.tensor_parallel_size
     if config.engine.kind == "sglang":
@@ -213,7 +217,7 @@ def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None, str]:
     if not address:
         expected = "a private cluster has no placement groups; give placement.address or RAY_ADDRESS"
         return "", None, str(ConfigError("placement.placement_group", named, expected)) if named else ""
-    from raylaunch.cluster.placement import choose_device, cluster_nodes, look_up
+    from raylaunch.cluster.placement import choose_device, cluster_nodes, require_named_group
     from raylaunch.cluster.session import enter
 
     with interruptible():
@@ -221,7 +225,7 @@ def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None, str]:
         try:
             nodes = cluster_nodes()
             try:
-                look_up(config, choose_device(config, nodes))
+                require_named_group(config, choose_device(config, nodes))
             except (ConfigError, LaunchError) as error:
                 return address, nodes, str(error)
             return address, nodes, ""

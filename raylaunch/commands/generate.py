@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.commands.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
-from raylaunch.commands.outcome import reported
-from raylaunch.commands.printed import require_stdout, say
-from raylaunch.commands.session import launched
 from raylaunch.errors import ConfigError, RequestError
+from raylaunch.terminal.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
+from raylaunch.terminal.outcome import reported
+from raylaunch.terminal.printed import require_stdout, say
+from raylaunch.terminal.session import launched
 from raylaunch.values.encodable import problem_of
 
 if TYPE_CHECKING:

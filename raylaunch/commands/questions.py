@@ -44,7 +44,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Score:
-    """Figures of an evaluation.
+    """Results of an evaluation.
 
     Attributes:
         accuracy: part of the questions that were answered correctly, 0 to 1.

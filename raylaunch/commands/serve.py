@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.commands.options import Config, Debug, Settings, load_config, require_writable
-from raylaunch.commands.outcome import reported
-from raylaunch.commands.progress import stderr_console
-from raylaunch.commands.session import launched
 from raylaunch.errors import ConfigError
+from raylaunch.terminal.options import Config, Debug, Settings, load_config, require_writable
+from raylaunch.terminal.outcome import reported
+from raylaunch.terminal.progress import stderr_console
+from raylaunch.terminal.session import launched
 from raylaunch.values.api_key import VARIABLE, key_of_environment
 
 if TYPE_CHECKING:

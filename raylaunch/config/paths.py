@@ -79,9 +79,9 @@ def _adapter(text: str, bases: Bases | None = None) -> str:
     return f"{name}={folder_or_name(path, bases)}" if separator else folder_or_name(text, bases)
 
 
-Settle = Callable[[str, Bases | None], str]
+MakeAbsolute = Callable[[str, Bases | None], str]
 
-OF_SGLANG: Mapping[str, Settle] = {
+OF_SGLANG: Mapping[str, MakeAbsolute] = {
     **dict.fromkeys(
         (
             "crash_dump_folder", "debug_tensor_dump_output_folder", "decrypted_config_file",
@@ -110,26 +110,26 @@ def sglang_arguments(args: Mapping[str, Any], bases: Bases | None = None) -> dic
     result = dict(args)
     for name in OF_SGLANG.keys() & args.keys():
         try:
-            result[name] = _settled(OF_SGLANG[name], args[name], bases)
+            result[name] = _made_absolute(OF_SGLANG[name], args[name], bases)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from None
     return result
 
 
-def _settled(settle: Settle, value: Any, bases: Bases | None) -> Any:
+def _made_absolute(make: MakeAbsolute, value: Any, bases: Bases | None) -> Any:
     if isinstance(value, str):
-        return settle(value, bases) if value else value
+        return make(value, bases) if value else value
     if isinstance(value, list):
-        return [_settled(settle, one, bases) for one in value]
+        return [_made_absolute(make, one, bases) for one in value]
     if isinstance(value, Mapping):  # an adapter with its path among other fields, or paths by their adapters' names
         named = "lora_path" in value
         return {
-            key: one if named and key != "lora_path" else _settled(settle, one, bases) for key, one in value.items()
+            key: one if named and key != "lora_path" else _made_absolute(make, one, bases) for key, one in value.items()
         }
     return value
 
 
-SETTINGS: Mapping[str, Settle] = {
+SETTINGS: Mapping[str, MakeAbsolute] = {
     "model.path": folder_or_name,
     "model.tokenizer": folder_or_name,
     "engine.sglang.cache_dir": absolute,
@@ -157,7 +157,7 @@ def _sections(data: Mapping[str, Any], prefix: str, bases: Bases) -> dict[str, A
         key = f"{prefix}{name}"
         with contextlib.suppress(ValueError):
             if key in SETTINGS and value:
-                result[name] = _settled(SETTINGS[key], value, bases)
+                result[name] = _made_absolute(SETTINGS[key], value, bases)
             elif key == "engine.sglang.args" and isinstance(value, Mapping):
                 result[name] = sglang_arguments(value, bases)
             elif isinstance(value, Mapping):

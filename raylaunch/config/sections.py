@@ -278,7 +278,7 @@ class DeadlineConfig(Section):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    def of(self, phase: str) -> float:
+    def for_phase(self, phase: str) -> float:
         """Deadline of a phase by its name, such as ``CAPTURE``."""
         return float(getattr(self, "register_" if phase == "REGISTER" else phase.lower()))
 

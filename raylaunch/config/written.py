@@ -72,7 +72,7 @@ def read(text: str, source: str = "", prefix: str = "") -> Any:
         ConfigError: true, yes or nothing where text is wanted: nobody can know what was meant.
     """
     try:
-        return _settled(yaml.load(text, Loader), prefix, source)
+        return _converted(yaml.load(text, Loader), prefix, source)
     except RecursionError:
         raise yaml.YAMLError("it is nested without end, or too deeply") from None
     except yaml.MarkedYAMLError as error:
@@ -84,14 +84,14 @@ def read(text: str, source: str = "", prefix: str = "") -> Any:
         raise yaml.YAMLError(str(error)) from None
 
 
-def _settled(value: Any, key: str, source: str) -> Any:
+def _converted(value: Any, key: str, source: str) -> Any:
     if isinstance(value, Mapping):
         return {
-            _plain(name): _settled(inner, f"{key}.{_plain(name)}" if key else str(_plain(name)), source)
+            _plain(name): _converted(inner, f"{key}.{_plain(name)}" if key else str(_plain(name)), source)
             for name, inner in value.items()
         }
     if isinstance(value, list):
-        return [_settled(one, f"{key}.{number}", source) for number, one in enumerate(value)]
+        return [_converted(one, f"{key}.{number}", source) for number, one in enumerate(value)]
     if is_text(key):
         if isinstance(value, Written) and isinstance(value.value, bool):
             expected = f"must be text, and YAML reads {value.text} as {str(value.value).lower()}: write '{value.text}'"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raylaunch import hub
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, RequestError
+from raylaunch.model import hub
 from raylaunch.sampling import SamplingParams
 
 FILE = "generation_config.json"

@@ -15,10 +15,10 @@ from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running,
 from raylaunch.frontends.client import RankZeroClient
 from raylaunch.frontends.requests import RequestTable, RunningRequest
 from raylaunch.frontends.vocabulary import vocabulary_of
+from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.model_check import ModelShape
 from raylaunch.protocol import Phase
 from raylaunch.sampling import SamplingParams
-from raylaunch.tokenizer import load_tokenizer
 from raylaunch.wire import Abort, Output, Submit
 
 
@@ -66,7 +66,7 @@ class ReferenceFrontend:
         client, self._client = self._client, None
         if client is not None:
             client.close()
-        for request in self._requests.take_all():
+        for request in self._requests.pop_all():
             request.fail(RequestFailed(f"request {request.request_id} was lost: {error.headline()}"))
 
     def trouble(self) -> str:
@@ -138,7 +138,7 @@ class ReferenceFrontend:
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
             request = self._requests.get(output.request_id.rpartition("#")[0])
-            if request is not None and request.wire_id == output.request_id and request.take(output):
+            if request is not None and request.wire_id == output.request_id and request.receive(output):
                 self._abort(request)
 
     def _abort(self, request: RunningRequest) -> None:

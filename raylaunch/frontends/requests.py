@@ -50,7 +50,7 @@ class Completion:
     matched: str | int | None = None
 
 
-def tell(listener: Callable[[Chunk | RaylaunchError], object], item: Chunk | RaylaunchError) -> bool:
+def notify(listener: Callable[[Chunk | RaylaunchError], object], item: Chunk | RaylaunchError) -> bool:
     """Calls a request's listener. Whether it could take the item: a caller's event loop may be closed already, and
     must not keep the other callers from what is theirs."""
     try:
@@ -88,7 +88,7 @@ class RunningRequest:
         """Length of the prompt."""
         return len(self.prompt)
 
-    def take(self, output: Output) -> bool:
+    def receive(self, output: Output) -> bool:
         """Passes on what an output adds. Returns whether the rank must be told to abort: a stop string was found, the
         output cannot be made text, or the caller cannot be told any more. Never raises."""
         if self.finished:
@@ -110,7 +110,7 @@ class RunningRequest:
         if text or output.tokens or finish:
             logprobs = None if output.logprobs is None else tuple(output.logprobs)
             matched = stopped or output.matched
-            told = tell(self.listener, Chunk(self.request_id, text, tuple(output.tokens), finish, logprobs, matched))
+            told = notify(self.listener, Chunk(self.request_id, text, tuple(output.tokens), finish, logprobs, matched))
         gone = not told and self.end()
         return output.finish is None and (bool(stopped) or gone)
 
@@ -125,7 +125,7 @@ class RunningRequest:
     def fail(self, error: RaylaunchError) -> None:
         """Ends the request with an error. Does nothing if it has ended. Never raises."""
         if self.end():
-            tell(self.listener, error)
+            notify(self.listener, error)
 
     def end(self) -> bool:
         """Ends the request without another word. Returns whether it had not ended before."""
@@ -177,7 +177,7 @@ class RequestTable(Generic[R]):
         with self._lock:
             self._running.pop(request_id, None)
 
-    def take_all(self) -> list[R]:
+    def pop_all(self) -> list[R]:
         """Removes and returns every request."""
         with self._lock:
             requests = list(self._running.values())

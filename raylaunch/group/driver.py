@@ -38,11 +38,11 @@ class Deadline:
         self._end = self.began + self.window
         self._next_look = self.began + self.window / LOOKS
 
-    def wants_look(self, now: float) -> bool:
+    def is_due(self, now: float) -> bool:
         """Whether it is time to look at the ranks' progress counts."""
         return now >= self._next_look
 
-    def look(self, now: float, progress: dict[int, int]) -> None:
+    def note_progress(self, now: float, progress: dict[int, int]) -> None:
         """Takes note of the counts of the ranks that answered; extends the deadline if one has grown."""
         grown = any(count != self._seen[rank] for rank, count in progress.items() if rank in self._seen)
         self._seen.update(progress)
@@ -112,7 +112,7 @@ class Driver:
 
     def _step(self, release: Release | None, step: Step) -> tuple[Arrival, ...]:
         began = time.monotonic()
-        window = self.config.deadlines.of(step.phase.name)
+        window = self.config.deadlines.for_phase(step.phase.name)
         deadline = Deadline(window, window * self.config.deadlines.stretch, began)
 
         def wait(pending: tuple[int, ...]) -> float:
@@ -120,9 +120,9 @@ class Driver:
                 return 0.0
             if self.watch.lost() and self.group.find_lost_nodes(range(len(self.group.members))):
                 return 0.0
-            if deadline.wants_look(time.monotonic()):
+            if deadline.is_due(time.monotonic()):
                 states = self.group.states(pending, timeout_s=min(1.0, window / 4))
-                deadline.look(time.monotonic(), {rank: state.progress for rank, state in states.items()})
+                deadline.note_progress(time.monotonic(), {rank: state.progress for rank, state in states.items()})
             return min(deadline.left(time.monotonic()), ASK_EVERY_S)
 
         outcome = self.group.advance(release, wait)

@@ -14,7 +14,7 @@ LONGEST_S = 5.0  # between two questions
 LOOK_S = 0.5  # between two looks at what came back, at most
 
 
-class Asked(Protocol):
+class AsksRanks(Protocol):
     """What a :class:`raylaunch.group.ranks.RankGroup` is here."""
 
     def pose(self, method: str, ranks: list[int]) -> Mapping[Any, int]: ...
@@ -35,7 +35,7 @@ class RankWatch:
         health_s: seconds after which a rank that does not answer must have been noticed.
     """
 
-    group: Asked
+    group: AsksRanks
     ranks: list[int]
     health_s: float
     _calls: dict[Any, int] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class RankWatch:
         """Seconds that one question may stay unanswered."""
         return max(self.health_s - self.every_s - LOOK_S, self.health_s / 2)
 
-    def look(self, now: float) -> dict[int, RankState] | None:
+    def poll(self, now: float) -> dict[int, RankState] | None:
         """The ranks' states once all have answered a question; those of some, if the others are late for good. None as
         long as there is nothing to tell."""
         if not self._calls:

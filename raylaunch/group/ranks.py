@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from raylaunch.background import Background
 from raylaunch.cluster.placement import STOP_LOOK_S, Placement, gpus_seen, other_raylets, release
 from raylaunch.cluster.session import RaySession
-from raylaunch.cluster.tcp_probe import Knock
+from raylaunch.cluster.tcp_probe import TcpProbe
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.group.diagnosis import LEFT, NODE_PATTERN
 from raylaunch.group.teardown import Teardown, prove_ended
@@ -307,7 +307,7 @@ class RankGroup:
         nodes = {rank: self.placement.seats[rank].node_id for rank in ranks}
         asked = (set(nodes.values()) & set(self.raylets)) - self.lost_nodes
         calls = {self.agents[node].ready.remote(): node for node in asked}
-        knocks = {node: Knock(*self.raylets[node]) for node in asked}
+        probes = {node: TcpProbe(*self.raylets[node]) for node in asked}
         end = time.monotonic() + NODE_PROBE_S
         if calls:
             ray.wait(list(calls), num_returns=len(calls), timeout=NODE_PROBE_S)
@@ -318,9 +318,9 @@ class RankGroup:
                 if NODE_PATTERN.search(str(error)):
                     self.lost_nodes.add(node)
             except RayError:
-                if not knocks[node].answered(end - time.monotonic()):
+                if not probes[node].answered(end - time.monotonic()):
                     self.lost_nodes.add(node)
-            knocks[node].close()
+            probes[node].close()
         return {rank for rank, node in nodes.items() if node in self.lost_nodes}
 
     # ---- ending

@@ -10,22 +10,22 @@ import ray
 from raylaunch_actors import endings, node_agent, rank
 
 
-class Rank(rank.Rank):
+class Rank(rank.RankBase):
     """A rank; one thread runs ``boot`` for life, the others answer meanwhile."""
 
     def __init__(self, spec: rank.RankSpec) -> None:
-        endings.settle()  # Ray makes actors on the main thread
+        endings.restore_signals()  # Ray makes actors on the main thread
         super().__init__(spec)
 
 
-class NodeAgent(node_agent.NodeAgent):
+class NodeAgent(node_agent.NodeAgentBase):
     """The agent of one node."""
 
 
 NEVER_AGAIN = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
 for name in ("whoami", "health", "stop", "stacks", "finish"):
-    setattr(Rank, name, ray.method(concurrency_group="control")(getattr(rank.Rank, name)))
-Rank.advance = ray.method(concurrency_group="gate")(rank.Rank.advance)  # type: ignore[method-assign]
+    setattr(Rank, name, ray.method(concurrency_group="control")(getattr(rank.RankBase, name)))
+Rank.advance = ray.method(concurrency_group="gate")(rank.RankBase.advance)  # type: ignore[method-assign]
 RankActor = ray.remote(**NEVER_AGAIN, concurrency_groups={"control": 2, "gate": 1})(Rank)
 # One call of five waits for news as long as the group lives.
 NodeAgentActor = ray.remote(**NEVER_AGAIN, max_concurrency=5)(NodeAgent)

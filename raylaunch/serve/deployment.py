@@ -21,7 +21,7 @@ from raylaunch.engine import Engine
 from raylaunch.errors import ConfigError
 from raylaunch.model_check import check_model
 from raylaunch.serve.limits import MAX_CONCURRENT
-from raylaunch.startup.surroundings import check_surroundings
+from raylaunch.startup.preflight import preflight
 from raylaunch.values.api_key import key_of_environment
 
 REPLICA_CPUS = 1.0
@@ -78,7 +78,7 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
     if config.engine.kind == "sglang":
         expected = "Ray Serve's replicas run the reference engine only; run raylaunch serve as a Ray job instead"
         raise ConfigError("engine.kind", "sglang", expected)
-    check_surroundings(config)
+    preflight(config)
     check_model(config)
     device = _device(config)
     settled = config.override(f"engine.device={device}", "restarts=0")

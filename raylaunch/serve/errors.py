@@ -77,7 +77,7 @@ def wrong(message: str, param: str | None = None, code: str | None = None) -> Ap
     return ApiError(400, message, param=param, code=code)
 
 
-def of(error: RaylaunchError) -> ApiError:
+def api_error(error: RaylaunchError) -> ApiError:
     """The answer to an engine's error."""
     if isinstance(error, EngineBusy):
         return ApiError(429, str(error), code="engine_busy", headers={"retry-after": RETRY_AFTER_S})
@@ -93,7 +93,7 @@ def unavailable(message: str) -> ApiError:
     return ApiError(503, message, code="engine_unavailable", headers={"retry-after": RETRY_AFTER_S})
 
 
-def of_validation(errors: Sequence[Any]) -> ApiError:
+def validation_error(errors: Sequence[Any]) -> ApiError:
     """One of pydantic's errors, of at least one. Values are shown only if they are short and plain."""
     # Of a union's members the one that fits best is the one that failed deepest.
     about = _place(errors[0])[:1]
@@ -152,11 +152,11 @@ def install(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return of_validation(list(error.errors())).response()
+        return validation_error(list(error.errors())).response()
 
     async def engine(request: Request, error: Exception) -> Response:
         assert isinstance(error, RaylaunchError)
-        return of(error).response()
+        return api_error(error).response()
 
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)

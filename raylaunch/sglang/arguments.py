@@ -13,7 +13,7 @@ from typing import Any
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
-from raylaunch.tokenizer import has_tokenizer
+from raylaunch.model.tokenizer import has_tokenizer
 
 TESTED = ("0.5.17",)
 """Versions of SGLang that this package was run with; ``raylaunch_actors.sglang_engine.versions`` has what differs."""
@@ -120,8 +120,8 @@ def implementation(kind: str) -> dict[str, str]:
     return {IMPLEMENTATION: "1" if kind == "jit" else "0"} if kind in ("sgl_kernel", "jit") else {}
 
 
-def keeps_figures(config: LaunchConfig) -> bool:
-    """Whether SGLang is to keep Prometheus figures."""
+def metrics_enabled(config: LaunchConfig) -> bool:
+    """Whether SGLang is to keep Prometheus metrics."""
     return bool(config.engine.sglang.args.get("enable_metrics"))
 
 

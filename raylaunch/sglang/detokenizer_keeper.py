@@ -20,7 +20,7 @@ class Process(Protocol):
 
     def start(self) -> None: ...
 
-    def tell(self, server_args: Any, port_args: Any) -> None: ...
+    def configure(self, server_args: Any, port_args: Any) -> None: ...
 
     def wait(self, timeout_s: float) -> bool: ...
 
@@ -67,14 +67,14 @@ class DetokenizerKeeper:
         return self._present().pid
 
     def start(self) -> None:
-        """Starts the first one: it imports SGLang, and then waits for :meth:`tell`."""
+        """Starts the first one: it imports SGLang, and then waits for :meth:`configure`."""
         self._process = self._new(self._died)
         self._process.start()
 
-    def tell(self, server_args: Any, port_args: Any) -> None:
+    def configure(self, server_args: Any, port_args: Any) -> None:
         """Gives it its arguments, and the same to those that follow."""
         self._arguments = (server_args, port_args)
-        self._present().tell(server_args, port_args)
+        self._present().configure(server_args, port_args)
 
     def answer(self, probe: Callable[[], None]) -> None:
         """Waits until it works and ``probe`` has had a request answered. If it dies meanwhile, goes on with the next.
@@ -148,7 +148,7 @@ class DetokenizerKeeper:
             text = f"{self.trouble}, and cannot be started again: {error}"
             self.failure = LaunchError(text, None, Phase.SERVE.name)
             return
-        self._process.tell(*self._arguments)
+        self._process.configure(*self._arguments)
 
     def _ask_again(self) -> None:
         try:

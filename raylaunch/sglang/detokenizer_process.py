@@ -36,7 +36,7 @@ class DetokenizerProcess:
         self._told = threading.Event()
 
     def start(self) -> None:
-        """Starts it: it imports SGLang, and then waits for :meth:`tell`."""
+        """Starts it: it imports SGLang, and then waits for :meth:`configure`."""
         root = str(Path(__file__).parents[2])  # wherever this package was imported from
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         with self._log.open("ab") as log:
@@ -50,7 +50,7 @@ class DetokenizerProcess:
             )
         threading.Thread(target=self._watch, args=(self._process,), name="raylaunch-detokenizer", daemon=True).start()
 
-    def tell(self, server_args: Any, port_args: Any) -> None:
+    def configure(self, server_args: Any, port_args: Any) -> None:
         """Gives it its arguments. It binds its socket then."""
         assert self._process is not None
         assert self._process.stdin is not None

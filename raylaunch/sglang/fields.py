@@ -18,14 +18,14 @@ prompts or only answer them, such as ``bootstrap_room``: no rank here looks at t
 
 
 @dataclass(frozen=True)
-class Limits:
+class FieldLimits:
     """What the fields of a request are bounded by.
 
     Attributes:
         vocab_size: token ids are below it.
         hidden_size: numbers in the embedding of a token.
         no_embeds: why a prompt can be no embeddings; see :func:`embeds_problem`.
-        labels: what SGLang's figures may be told apart by; None if it keeps none.
+        labels: what SGLang's metrics may be told apart by; None if it keeps none.
     """
 
     vocab_size: int
@@ -52,7 +52,7 @@ def embeds_problem(dtype: str, max_running: int | None, prefix_cache: bool) -> s
     return f"SGLang takes them only from a server that was started with {' and '.join(missing)}" if missing else ""
 
 
-def check_fields(request: Any, session: type[Any], limits: Limits) -> None:
+def check_fields(request: Any, session: type[Any], limits: FieldLimits) -> None:
     """Refuses fields of the right types that do not fit together, or not the model: over some SGLang would fail, over
     others its ranks, and all requests with them.
 
@@ -99,7 +99,7 @@ def _listed_prompts(request: Any) -> int | None:
     return len(prompts) if listed else None
 
 
-def _check_prompts(request: Any, listed: bool, limits: Limits) -> None:
+def _check_prompts(request: Any, listed: bool, limits: FieldLimits) -> None:
     if request.input_ids is not None:
         for ids in request.input_ids if listed else [request.input_ids]:
             _check_ids(ids, limits.vocab_size)
@@ -151,7 +151,7 @@ def _check_range(name: str, given: Any, least: int, greatest: int | None = None)
         raise RequestError(f"{name} = {value}: it must be at least {least}{most}")
 
 
-def _check_overrides(given: Any, limits: Limits) -> None:
+def _check_overrides(given: Any, limits: FieldLimits) -> None:
     """SGLang makes them itself, of a request for scores. Over what a client sends in their place the ranks fail."""
     for one in given if isinstance(given, list) else [given]:
         if one is None:

@@ -16,19 +16,19 @@ from raylaunch.background import Background
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RankFault, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
-from raylaunch.frontends.requests import Chunk, RequestTable, tell
+from raylaunch.frontends.requests import Chunk, RequestTable, notify
 from raylaunch.model_check import ModelShape, with_context
 from raylaunch.protocol import Phase
 from raylaunch.sampling import SamplingParams
-from raylaunch.sglang.arguments import LONGER_CONTEXT, keeps_figures, server_arguments
+from raylaunch.sglang.arguments import LONGER_CONTEXT, metrics_enabled, server_arguments
 from raylaunch.sglang.detokenizer_keeper import DetokenizerKeeper
 from raylaunch.sglang.detokenizer_process import DetokenizerProcess
 from raylaunch.sglang.environment import switches
 from raylaunch.sglang.loop import LoopThread
 from raylaunch.sglang.manager import TokenizerSide
-from raylaunch.sglang.mapping import Answer, image_data, sampling_parameters
-from raylaunch.sglang.metrics import SharedFigures
-from raylaunch.sglang.sockets import FIGURES_VARIABLE, SglangSockets, SocketFolder
+from raylaunch.sglang.mapping import StreamedAnswer, image_data, sampling_parameters
+from raylaunch.sglang.metrics import SharedMetrics
+from raylaunch.sglang.sockets import METRICS_VARIABLE, SglangSockets, SocketFolder
 
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
 CLOSE_S = 5.0
@@ -43,7 +43,7 @@ class SglangRequest:
 
     request_id: str
     prepared: Prepared
-    answer: Answer
+    answer: StreamedAnswer
     listener: Listener
     task: asyncio.Task[None] | None = None
     finished: bool = False
@@ -65,7 +65,7 @@ class SglangFrontend:
     def __init__(self, config: LaunchConfig) -> None:
         self._config = config
         self._folder = SocketFolder()
-        self._figures = SharedFigures()
+        self._metrics = SharedMetrics()
         self._requests = RequestTable[SglangRequest]()  # SGLang queues them, and refuses those beyond its own limit
         self._lock = threading.Lock()
         self._starting: Background | None = None
@@ -74,7 +74,7 @@ class SglangFrontend:
         )
         self._shape: ModelShape | None = None
         self._up = self._closing = False
-        self._settled: dict[str, str] = {}
+        self._resolved: dict[str, str] = {}
         self.sockets: SglangSockets | None = None
         self.runs: LoopThread | None = None
         self.side: TokenizerSide | None = None
@@ -104,7 +104,7 @@ class SglangFrontend:
             self._starting.result(seconds)
         except TimeoutError:
             raise _verify(f"SGLang's tokenizer manager was not there within {seconds:g} s") from None
-        self._compare_settled(offer.get("settled", {}))
+        self._compare_resolved(offer.get("settled", {}))
         info = {name: value for name, value in offer.items() if name != "settled"}
         self._detokenizer.answer(functools.partial(self._probe, info))
         self._up = True
@@ -137,7 +137,7 @@ class SglangFrontend:
                     log.warning("SGLang's sockets could not be closed within %g s", CLOSE_S)
             self.runs.close()
             self.runs = None
-        self._figures.close()
+        self._metrics.close()
         self._folder.close()
 
     # ---- requests
@@ -173,7 +173,7 @@ class SglangFrontend:
             raise RequestFailed("the engine is not ready: it has no ranks")
         if self._detokenizer.trouble:
             raise RequestFailed(f"the engine is not ready: {self._detokenizer.trouble}")
-        answer = Answer(request_id, prepared.params, incremental=side.manager.incremental_streaming_output)
+        answer = StreamedAnswer(request_id, prepared.params, incremental=side.manager.incremental_streaming_output)
         request = SglangRequest(request_id, prepared, answer, listener)
         self._requests.add(request)
         runs.soon(self._begin_request, request)
@@ -208,7 +208,7 @@ class SglangFrontend:
         end: Chunk | RaylaunchError = RequestFailed(f"request {request.request_id} ended without a reason")
         try:
             async for output in self.side.stream(request.request_id, request.prepared):
-                item = request.answer.take(output)
+                item = request.answer.receive(output)
                 if isinstance(item, RaylaunchError) or (item is not None and item.finish_reason is not None):
                     end = item
                     break
@@ -226,7 +226,7 @@ class SglangFrontend:
             ended, request.finished = request.finished, True
         if not ended:
             self._requests.remove(request.request_id)
-            tell(request.listener, item)
+            notify(request.listener, item)
 
     # ---- inside
 
@@ -251,16 +251,16 @@ class SglangFrontend:
                 server_args = versions.server_args({**server_arguments(config), "skip_server_warmup": True})
         except (RankFault, RuntimeError) as error:
             raise _refused(self._config, str(error)) from error
-        self._settled = versions.settled(server_args)
+        self._resolved = versions.resolved_arguments(server_args)
         port_args = versions.port_args(self.sockets)
         with self._lock:
             if self._closing:
                 return
-            self._detokenizer.tell(server_args, port_args)
+            self._detokenizer.configure(server_args, port_args)
             self.runs = LoopThread(uvloop.new_event_loop, "raylaunch-sglang")
             self.runs.start()
-        if keeps_figures(self._config):
-            self._share_figures()
+        if metrics_enabled(self._config):
+            self._share_metrics()
         side = TokenizerSide(server_args, port_args)
         try:
             with switches({**LONGER_CONTEXT, **self._config.environment}):
@@ -272,7 +272,7 @@ class SglangFrontend:
             raise ConfigError(key, value, text) from error
         self.side = side
 
-    def _share_figures(self) -> None:
+    def _share_metrics(self) -> None:
         import ray
 
         assert self.sockets is not None
@@ -280,14 +280,14 @@ class SglangFrontend:
             if self._closing:
                 return
             time.sleep(LOOK_S)
-        self._figures.open(Path(self.sockets.figures))
+        self._metrics.open(Path(self.sockets.metrics_folder))
 
-    def _compare_settled(self, ranks: Mapping[str, str]) -> None:
+    def _compare_resolved(self, ranks: Mapping[str, str]) -> None:
         """SGLang settles defaults by the machine and by variables. The ranks' decide what is computed, and are alike;
         where the driver's differ, that is worth knowing and no reason to stop."""
         from raylaunch_actors.sglang_engine.versions import unlike
 
-        if difference := unlike(ranks, self._settled):
+        if difference := unlike(ranks, self._resolved):
             text = "SGLang has settled arguments differently on rank 0 and on the driver: %s; the ranks' count"
             log.warning(text, difference)
 
@@ -317,7 +317,7 @@ class SglangFrontend:
         self._fail_requests(reason, ranks_go_on=True)
 
     def _fail_requests(self, reason: str, *, ranks_go_on: bool = False) -> None:
-        for request in self._requests.take_all():
+        for request in self._requests.pop_all():
             self._end(request, RequestFailed(f"request {request.request_id} was lost: {reason}"))
         if self.side is not None and self.runs is not None:
             self.runs.soon(functools.partial(self.side.lose, reason, ranks_go_on=ranks_go_on))
@@ -326,8 +326,8 @@ class SglangFrontend:
         assert self._folder.path is not None
         assert self.sockets is not None
         environment = dict(self._config.environment)
-        if keeps_figures(self._config):
-            environment[FIGURES_VARIABLE] = self.sockets.figures
+        if metrics_enabled(self._config):
+            environment[METRICS_VARIABLE] = self.sockets.metrics_folder
         return DetokenizerProcess(Path(self._folder.path) / "detokenizer.log", on_death, environment)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from raylaunch.errors import RequestFailed
 from raylaunch.frontends.base import Prepared
-from raylaunch.sglang.fields import Limits, check_fields, embeds_problem
+from raylaunch.sglang.fields import FieldLimits, check_fields, embeds_problem
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
 from raylaunch.sglang.sampling import check_parameters
 
@@ -71,7 +71,7 @@ class TokenizerSide:
         from sglang.srt.managers.tokenizer_manager import ServerStatus
 
         if info is not None:
-            self._take(info)
+            self._adopt(info)
         vocabulary = self.manager.model_config.vocab_size
         ids = [token % vocabulary for token in range(1, 1 + PROBE_TOKENS)]
         parameters = {"max_new_tokens": PROBE_TOKENS, "temperature": 0.0, "ignore_eos": True}
@@ -82,7 +82,7 @@ class TokenizerSide:
             raise RuntimeError(f"{PROBE_TOKENS} tokens were asked for, and this came back: {dict(meta)}")
         self.manager.server_status = ServerStatus.Up
 
-    def _take(self, info: Mapping[str, Any]) -> None:
+    def _adopt(self, info: Mapping[str, Any]) -> None:
         self.scheduler_info.clear()  # SGLang's application holds it
         self.scheduler_info.update(info)
         self.manager.max_req_input_len = info["max_req_input_len"]
@@ -258,12 +258,12 @@ class TokenizerSide:
 
         self.manager.create_abort_task = create
 
-    def _limits(self) -> Limits:
+    def _limits(self) -> FieldLimits:
         model, arguments = self.manager.model_config, self.server_args
         dtype = str(model.dtype).removeprefix("torch.")
         no_embeds = embeds_problem(dtype, arguments.max_running_requests, not arguments.disable_radix_cache)
         labels = frozenset(arguments.tokenizer_metrics_allowed_custom_labels or ())
-        return Limits(model.vocab_size, model.hidden_size, no_embeds, labels if arguments.enable_metrics else None)
+        return FieldLimits(model.vocab_size, model.hidden_size, no_embeds, labels if arguments.enable_metrics else None)
 
     def check_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Sampling parameters by SGLang's names. Raises :class:`RequestError`."""

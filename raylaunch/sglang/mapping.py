@@ -87,7 +87,7 @@ def _image(image: Any, place: int) -> Any:
     raise RequestError(f"image {place} is a {type(image).__name__}: it must be {kinds}")
 
 
-class Answer:
+class StreamedAnswer:
     """One request's answer: what SGLang streams, which repeats all that came before, cut into chunks.
 
     Args:
@@ -101,7 +101,7 @@ class Answer:
         self._scanner = StopScanner(params.stop)
         self._text = self._tokens = self._logprobs = 0
 
-    def take(self, output: Mapping[str, Any]) -> Chunk | RaylaunchError | None:
+    def receive(self, output: Mapping[str, Any]) -> Chunk | RaylaunchError | None:
         """What an output adds; an error ends the request; None if it adds nothing."""
         meta = output["meta_info"]
         self.prompt_tokens = meta.get("prompt_tokens", self.prompt_tokens)

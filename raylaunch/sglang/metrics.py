@@ -1,4 +1,4 @@
-"""SGLang's Prometheus figures: its processes leave them in a folder that one engine's share, ``/metrics`` adds them up.
+"""SGLang's Prometheus metrics: its processes leave them in a folder that one engine's share, ``/metrics`` adds them up.
 
 SGLang's launcher does the same with a variable that it sets for good; here it is gone with the engine.
 """
@@ -10,13 +10,13 @@ import threading
 from pathlib import Path
 
 from raylaunch.errors import ConfigError
-from raylaunch.sglang.sockets import FIGURES_VARIABLE
+from raylaunch.sglang.sockets import METRICS_VARIABLE
 
 _taken = threading.Event()
 
 
-class SharedFigures:
-    """Has this process keep new Prometheus figures in a folder; ``close`` ends that. One per process: prometheus_client
+class SharedMetrics:
+    """Has this process keep new Prometheus metrics in a folder; ``close`` ends that. One per process: prometheus_client
     and SGLang register their names once and for all."""
 
     def __init__(self) -> None:
@@ -27,11 +27,11 @@ class SharedFigures:
         from prometheus_client import values
 
         if _taken.is_set():
-            text = "another engine of this process has shown SGLang's figures; leave it out, or use a new process"
+            text = "another engine of this process has shown SGLang's metrics; leave it out, or use a new process"
             raise ConfigError("engine.sglang.args.enable_metrics", True, text)
         _taken.set()
-        self._before = (os.environ.get(FIGURES_VARIABLE), values.ValueClass)
-        os.environ[FIGURES_VARIABLE] = str(folder)
+        self._before = (os.environ.get(METRICS_VARIABLE), values.ValueClass)
+        os.environ[METRICS_VARIABLE] = str(folder)
         # It looks at the variable only when it is imported, which Ray has done by now.
         values.ValueClass = values.MultiProcessValue()
 
@@ -43,6 +43,6 @@ class SharedFigures:
 
         (variable, values.ValueClass), self._before = self._before, None
         if variable is None:
-            os.environ.pop(FIGURES_VARIABLE, None)
+            os.environ.pop(METRICS_VARIABLE, None)
         else:
-            os.environ[FIGURES_VARIABLE] = variable
+            os.environ[METRICS_VARIABLE] = variable

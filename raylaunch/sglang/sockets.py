@@ -8,8 +8,8 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FIGURES_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Where prometheus_client looks for the folder that processes leave their figures in."""
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Where prometheus_client looks for the folder that processes leave their metrics_folder in."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SglangSockets:
         rpc: calls from the driver to rank 0.
         metrics: rank 0 sends metrics.
         instance: token that the processes of one engine share.
-        figures: folder in which they leave SGLang's Prometheus figures.
+        metrics_folder: folder in which they leave SGLang's Prometheus metrics_folder.
     """
 
     tokenizer: str
@@ -32,7 +32,7 @@ class SglangSockets:
     rpc: str
     metrics: str
     instance: str = field(repr=False)
-    figures: str
+    metrics_folder: str
 
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -52,12 +52,12 @@ class SocketFolder:
         self.path = Path(tempfile.mkdtemp(prefix="raylaunch-", dir="/tmp"))
         names = ("tokenizer", "scheduler_input", "detokenizer", "rpc", "metrics")
         self._instance = secrets.token_hex(6)
-        figures = self.path / "figures"
-        figures.mkdir()
+        metrics_folder = self.path / "prometheus"
+        metrics_folder.mkdir()
         return SglangSockets(
             **{name: f"ipc://{self.path / name}" for name in names},
             instance=self._instance,
-            figures=str(figures),
+            metrics_folder=str(metrics_folder),
         )
 
     def close(self) -> None:

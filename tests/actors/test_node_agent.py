@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from raylaunch_actors.node_agent import KillCount, NodeAgent, oom_kills, process_state, threads_of
+from raylaunch_actors.node_agent import KillCount, NodeAgentBase, oom_kills, process_state, threads_of
 
 # The first thread ends by the system call alone, so that the process lives on in its second thread.
 LEADER_ENDS = """
@@ -26,32 +26,32 @@ def test_a_process_whose_first_thread_has_ended_is_still_there() -> None:
         while process_state(process.pid) != "Z" and time.monotonic() < end:
             time.sleep(0.02)
         assert (process_state(process.pid), threads_of(process.pid)) == ("Z", 2)
-        assert NodeAgent().process_states([process.pid]) == {process.pid: "Z"}
+        assert NodeAgentBase().process_states([process.pid]) == {process.pid: "Z"}
     finally:
         process.kill()
     end = time.monotonic() + 10
-    while NodeAgent().process_states([process.pid]) and time.monotonic() < end:
+    while NodeAgentBase().process_states([process.pid]) and time.monotonic() < end:
         time.sleep(0.02)
-    assert NodeAgent().process_states([process.pid]) == {}  # not waited for: a zombie, which holds nothing
+    assert NodeAgentBase().process_states([process.pid]) == {}  # not waited for: a zombie, which holds nothing
     process.wait()
     assert process_state(process.pid) == ""
 
 
 def test_only_recent_kills_count() -> None:
     kills = KillCount()
-    assert kills.look(100.0, 7) == 0  # before this agent was there
-    assert kills.look(110.0, 7) == 0
-    assert kills.look(111.0, 8) == 1
-    assert kills.look(120.0, 9) == 2
-    assert kills.look(125.0, 9) == 2
-    assert kills.look(127.0, 9) == 1
-    assert kills.look(300.0, 9) == 0
+    assert kills.recent(100.0, 7) == 0  # before this agent was there
+    assert kills.recent(110.0, 7) == 0
+    assert kills.recent(111.0, 8) == 1
+    assert kills.recent(120.0, 9) == 2
+    assert kills.recent(125.0, 9) == 2
+    assert kills.recent(127.0, 9) == 1
+    assert kills.recent(300.0, 9) == 0
 
 
 def test_a_kill_between_two_distant_looks_counts() -> None:
     kills = KillCount()
-    kills.look(0.0, 0)
-    assert kills.look(1000.0, 1) == 1
+    kills.recent(0.0, 0)
+    assert kills.recent(1000.0, 1) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from raylaunch_actors.priority import BEHIND, SWITCH_S
-from raylaunch_actors.rank import Rank
+from raylaunch_actors.rank import RankBase
 
 from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
 
@@ -24,7 +24,7 @@ def show(index):
     shown[index] = os.nice(0)
 earlier, later = (threading.Thread(target=show, args=(index,)) for index in (0, 2))
 earlier.start()
-priority.settle(sys.argv[1])
+priority.set_niceness(sys.argv[1])
 shown[1] = os.nice(0)
 later.start()
 settled.set()
@@ -70,7 +70,7 @@ def test_the_thread_before_the_rank_the_rank_and_those_it_starts(device, chosen,
 
 def test_a_rank_that_serves_keeps_the_interpreter():
     before = sys.getswitchinterval()
-    rank = Rank.__new__(Rank)
+    rank = RankBase.__new__(RankBase)
     released = []
     rank.gate = SimpleNamespace(finish=released.append)
     try:

@@ -79,6 +79,6 @@ def test_f08_what_a_rank_imports_before_it_meets_its_peers_is_reported(tmp_path,
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(rank.PROGRAMS, "slow", "slow_program")
     spec = rank.RankSpec(0, 1, 0, 1, "g", "127.0.0.1", "slow", "cpu", LaunchConfig.default(), LaunchPlan(1))
-    started = rank.Rank(spec)
+    started = rank.RankBase(spec)
     assert started.boot() is None
     assert started.health().activity == "importing slow_program"

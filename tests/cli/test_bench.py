@@ -39,12 +39,12 @@ def test_unknown_variants(text: str) -> None:
 
 
 def test_comparison_is_against_the_first_variant() -> None:
-    figures = {"eager": {128: 10.0, 256: 20.0}, "custom": {128: 5.0}}
-    title, head, *rows, note = variants.comparison("prefill", "tokens", figures, faster_is_less=True)[1:]
+    results = {"eager": {128: 10.0, 256: 20.0}, "custom": {128: 5.0}}
+    title, head, *rows, note = variants.comparison("prefill", "tokens", results, faster_is_less=True)[1:]
     assert (title, head.split()) == ("prefill", ["tokens", "eager", "custom", "custom/eager"])
     assert [row.split() for row in rows] == [["128", "10.00", "5.00", "2.00x"], ["256", "20.00", "-", "-"]]
     assert "as fast as eager" in note
-    rates = variants.comparison("decode", "requests", figures, faster_is_less=False)
+    rates = variants.comparison("decode", "requests", results, faster_is_less=False)
     assert rates[3].split()[-1] == "0.50x"
     assert len(variants.comparison("decode", "requests", {"eager": {1: 1.0}}, faster_is_less=False)) == 4
 
@@ -118,8 +118,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         yield engine()
 
     monkeypatch.setattr(variants, "_launched", launch)
-    monkeypatch.setattr(prefill, "time_prefill", lambda _, n, repeat: prefill.PrefillFigure(n, repeat, 0.5, 0.5, 0.5))
-    monkeypatch.setattr(decode, "time_decode", lambda _, n, new, repeat: decode.DecodeFigure(n, repeat, new, 2.0, 0.5))
+    monkeypatch.setattr(prefill, "time_prefill", lambda _, n, repeat: prefill.PrefillResult(n, repeat, 0.5, 0.5, 0.5))
+    monkeypatch.setattr(decode, "time_decode", lambda _, n, new, repeat: decode.DecodeResult(n, repeat, new, 2.0, 0.5))
     return wanted
 
 

@@ -17,10 +17,10 @@ from raylaunch_actors.sglang_engine.environment import caches
 from raylaunch.benchmarks.processors import confine, deals, family
 from raylaunch.benchmarks.sglang import commands, groups, require_comparable, segments_removed, show, standard_error
 from raylaunch.benchmarks.timed_server import Served, Work, measure, plan
-from raylaunch.commands.machine import describe_machine
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
 from raylaunch.sglang.arguments import IMPLEMENTATION, LONGER_CONTEXT
+from raylaunch.terminal.machine import describe_machine
 
 SERVER = """
 import http.server, json, os, sys, time
@@ -76,11 +76,11 @@ def test_the_order_of_starts(together, order):
 
 
 def test_a_ratio_above_one_is_for_raylaunch():
-    figures = {
+    results = {
         "sglang": [Served(50.0, {256: [9.0, 11.0]}, [3000.0]), Served(60.0, {256: [12.0, 12.0]}, [3000.0])],
         "raylaunch": [Served(44.0, {256: [10.0, 10.0]}, [3300.0])],
     }
-    lines = show(describe_machine(), figures)
+    lines = show(describe_machine(), results)
     shown = [line.split()[-3:] for line in lines[-3:]]
     assert shown == [["1.250", "-", "0.833"], ["1.100", "-", "0.833"], ["1.100", "-", "1.000"]]
 

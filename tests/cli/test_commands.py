@@ -26,11 +26,11 @@ def test_eval_of_the_shipped_sums(tmp_path: Path) -> None:
     output = tmp_path / "answers.jsonl"
     ran = finish(command("eval", "--data", "sums-heldout", "--limit", "50", "--eager", "--output", str(output)))
     assert ran.code == 0, ran.stderr
-    figures = re.fullmatch(
+    results = re.fullmatch(
         r"Accuracy: (\S+)\nInvalid: (\S+)\nLatency: \S+ s\nOutput throughput: \S+ token/s\n", ran.stdout
     )
-    assert figures is not None, ran.stdout
-    assert figures.groups() == ("1.000", "0.000")
+    assert results is not None, ran.stdout
+    assert results.groups() == ("1.000", "0.000")
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(lines) == 50
     assert all(line["text"] == line["expected"] and len(line["token_ids"]) == len(line["text"]) for line in lines)

@@ -10,10 +10,10 @@ import pytest
 import typer
 
 import raylaunch.engine
-from raylaunch.benchmarks.figures import write_figures
-from raylaunch.commands.outcome import reported
+from raylaunch.benchmarks.results import write_results
 from raylaunch.errors import LaunchError
 from raylaunch.report import LaunchReport
+from raylaunch.terminal.outcome import reported
 from tests.cli.runner import Ran, run
 
 FULL = "/dev/full"  # may be written to until something is
@@ -76,6 +76,6 @@ def test_figures_come_before_the_answers_that_cannot_be_written() -> None:
 
 def test_figures_of_a_measurement(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as ended, reported():
-        write_figures(Path(FULL), {}, {})
+        write_results(Path(FULL), {}, {})
     assert ended.value.exit_code == 1
     assert capsys.readouterr().err == "--json = '/dev/full': cannot be written: No space left on device\n"

@@ -1,4 +1,4 @@
-"""The parts of commands that need no launch: scores, error texts, the bar, figures."""
+"""The parts of commands that need no launch: scores, error texts, the bar, results."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rich.console import Console
 from raylaunch.benchmarks.allreduce import bench_config, compare
 from raylaunch.benchmarks.launch import cost_of, medians, noop_config
 from raylaunch.benchmarks.plot import require_drawable
-from raylaunch.commands.outcome import explain, interruptible, reported, signals_held
-from raylaunch.commands.progress import LaunchProgress
 from raylaunch.commands.questions import Question, Reply, read_questions, score
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RankEvidence, RequestError, RequestFailed
 from raylaunch.model_check import check_device
 from raylaunch.protocol import Gate, LaunchPlan, RoundPlan, Step
 from raylaunch.report import LaunchReport, StepRecord
+from raylaunch.terminal.outcome import explain, interruptible, reported, signals_held
+from raylaunch.terminal.progress import LaunchProgress
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_validity_and_correctness(answer: str, text: str, finish: str, valid: bo
 def test_score() -> None:
     question = Question("1+1=", "2")
     replies = [Reply(question, text, (5, 6), "stop") for text in ("2", "3", "", "2")]
-    figures = score(replies, 4.0)
-    assert (figures.questions, figures.accuracy, figures.invalid, figures.throughput) == (4, 0.5, 0.25, 2.0)
+    results = score(replies, 4.0)
+    assert (results.questions, results.accuracy, results.invalid, results.throughput) == (4, 0.5, 0.25, 2.0)
 
 
 def test_shipped_data_by_its_bare_name_and_a_limit() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raylaunch.commands.printed import say
+from raylaunch.terminal.printed import say
 
 PROGRAM = """
 from types import SimpleNamespace

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import raylaunch
-from raylaunch.commands.arguments import undecodable
+from raylaunch.terminal.arguments import undecodable
 from tests.cli.runner import run
 
 HEAVY = {"ray", "torch", "transformers", "pydantic", "yaml", "zmq", "msgspec", "numpy"}

@@ -12,8 +12,8 @@ from raylaunch_actors.rank import RankProcess
 
 from raylaunch.cluster import placement
 from raylaunch.cluster.placement import (
+    BundleRequest,
     Node,
-    Request,
     choose_device,
     gpus_seen,
     impossible,
@@ -52,7 +52,7 @@ GPU = {"CPU": 1.0, "GPU": 1.0}
 )
 def test_what_is_asked_of_ray(ranks, nodes, device, placement, bundles, strategy):
     made = config(parallel={"tensor_parallel_size": ranks, "nodes": nodes}, placement=placement)
-    assert request_for(made, device) == Request(bundles, strategy)
+    assert request_for(made, device) == BundleRequest(bundles, strategy)
     assert request_for(made, device).cpus == (0.0 if placement.get("resources_per_rank") else ranks)
 
 
@@ -109,16 +109,16 @@ def test_f09_ranks_see_the_gpus_of_their_group_and_know_their_own(ranks, seen):
 )
 def test_what_can_never_be(bundles, strategy, why):
     nodes = [node("1", {"CPU": 2}, {}), node("2", {"CPU": 2}, {"CPU": 1})]
-    assert impossible(Request(bundles, strategy), nodes) == why
+    assert impossible(BundleRequest(bundles, strategy), nodes) == why
 
 
 def test_nothing_is_possible_without_nodes():
-    assert impossible(Request((ONE,), "PACK"), []) == "no node has 1 CPU"
+    assert impossible(BundleRequest((ONE,), "PACK"), []) == "no node has 1 CPU"
 
 
 def test_f13_says_what_was_asked_beside_what_there_is():
     nodes = [node("1", {"CPU": 4, "GPU": 2}, {"CPU": 4}), node("2", {"CPU": 8, "memory": 1e9}, {"CPU": 0.5})]
-    request = Request((GPU, GPU, ONE), "PACK")
+    request = BundleRequest((GPU, GPU, ONE), "PACK")
     assert unsatisfied(request, nodes, ["other (created: 2 GPU)"], "placement not ready in 3 s").splitlines() == [
         "placement not ready in 3 s; asked PACK 2 x [1 CPU, 1 GPU] + 1 x [1 CPU]",
         "  the cluster has",
@@ -169,7 +169,7 @@ def test_a_group_with_more_bundles_than_ranks_is_not_spread_without_need():
     [("123", "", "123"), ("123", "2", "13"), ("123", "9", "123"), ("12", "2", "12"), ("123", "23", "123")],
 )
 def test_lost_nodes_are_avoided_where_others_can_hold_the_group(present, avoid, left):
-    request = Request((ONE, ONE), "STRICT_SPREAD")
+    request = BundleRequest((ONE, ONE), "STRICT_SPREAD")
     nodes = [node(name, {"CPU": 4}) for name in present]
     assert usable(request, nodes, {name * 8 for name in avoid}) == [node(name, {"CPU": 4}) for name in left]
 

@@ -49,7 +49,7 @@ def linked(channel: Channel, wanted: str, graphs: bool, kinds: type[CpuCommunica
     link = Link(settings(channel.rank, wanted), kinds(settings(channel.rank, wanted)))
     said: list[str] = []
     try:
-        link.settle(channel.exchange(link.offer()), address, said.append)
+        link.connect(channel.exchange(link.offer()), address, said.append)
         assert said == [f"connecting by {kind}" for kind in KINDS[wanted]]
         if wanted == "auto":
             inputs = channel.exchange(link.probe(torch.float32, torch.device("cpu"), graphs))
@@ -93,7 +93,7 @@ def test_f18_where_nothing_can_be_opened_every_reason_is_told():
     try:
         offers = [link.offer() for link in links]
         with pytest.raises(RankFault, match=r"shared-memory is broken.*gloo is broken") as caught:
-            links[0].settle(offers, "", lambda activity: None)
+            links[0].connect(offers, "", lambda activity: None)
         assert caught.value.code == "F18"
     finally:
         for link in links:
@@ -139,7 +139,7 @@ class Kinds:
 
 def test_what_no_size_goes_to_is_closed_unless_peers_have_its_memory_open():
     link = Link(settings(0, "auto"), Kinds())
-    link.settle([MemoryOffer("n", None)] * 2, "", lambda activity: None)
+    link.connect([MemoryOffer("n", None)] * 2, "", lambda activity: None)
     opened = dict(link.opened)
     times = {"registering": {8: 9.0, 64: 9.0}, "fast": {8: 1.0, 64: 2.0}, "slow": {8: 3.0, 64: 3.0}}
     link.decide([{**times, "large": {8: 2.0, 64: 1.0}}] * 2)

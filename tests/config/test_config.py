@@ -198,7 +198,7 @@ def test_overriding_a_part_of_an_engine_given_by_name_keeps_the_name():
 
 def test_deadlines_by_phase_and_by_alias():
     deadlines = config(deadlines={"register": 7}).deadlines
-    assert (deadlines.of("REGISTER"), deadlines.of("CAPTURE")) == (7.0, 60.0)
+    assert (deadlines.for_phase("REGISTER"), deadlines.for_phase("CAPTURE")) == (7.0, 60.0)
     assert deadlines.model_dump(by_alias=True)["register"] == 7
 
 

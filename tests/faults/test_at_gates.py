@@ -39,12 +39,12 @@ def test_a_rank_without_other_gpus_says_so(visible, monkeypatch):
 
 
 def test_every_action_that_may_be_asked_for_exists():
-    from raylaunch_actors.faults import sglang
+    from raylaunch_actors.sglang_engine import faults as sglang_faults
 
-    places = {*at_gates.ACTIONS, *at_gates.SURROUNDINGS, "other_version"}
-    assert {*at_gates.TWISTS, *sglang.TWISTS} | places == set(get_args(faults.FaultAction))
+    places = {*at_gates.ACTIONS, *at_gates.ENVIRONMENTS, "other_version"}
+    assert {*at_gates.INJECTIONS, *sglang_faults.INJECTIONS} | places == set(get_args(faults.FaultAction))
     assert set(faults.AT_A_GATE) == set(at_gates.ACTIONS)
-    assert set(at_gates.TWISTS) - set(sglang.TWISTS) == set(faults.OF_THE_REFERENCE_ENGINE)
-    assert set(sglang.TWISTS) <= set(at_gates.TWISTS)
-    assert {*faults.AT_A_SHAPE, *faults.OF_GRAPHS} <= set(at_gates.TWISTS)
+    assert set(at_gates.INJECTIONS) - set(sglang_faults.INJECTIONS) == set(faults.OF_THE_REFERENCE_ENGINE)
+    assert set(sglang_faults.INJECTIONS) <= set(at_gates.INJECTIONS)
+    assert {*faults.AT_A_SHAPE, *faults.OF_GRAPHS} <= set(at_gates.INJECTIONS)
     assert set(faults.OF_GPUS) <= set(get_args(faults.FaultAction))

@@ -16,7 +16,7 @@ from raylaunch.frontends.requests import RunningRequest
 from raylaunch.model_check import check_model
 from raylaunch.report import LaunchReport
 from raylaunch.sampling import SamplingParams
-from raylaunch.serve.reference.generate_schema import Sampling
+from raylaunch.serve.reference.generate_schema import SglangSampling
 from raylaunch.serve.reference.openai_schema import CompletionRequest
 
 QWEN = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05, "min_p": 0.0}
@@ -139,7 +139,7 @@ def test_parameters_of_the_engines_own_go_into_extra():
     assert params.extra == {"min_p": 0.2, "repetition_penalty": 1.05}
 
 
-@pytest.mark.parametrize("request_type", [lambda **said: CompletionRequest(prompt="a", **said), Sampling])
+@pytest.mark.parametrize("request_type", [lambda **said: CompletionRequest(prompt="a", **said), SglangSampling])
 @pytest.mark.parametrize(
     ("given", "values"),
     [
@@ -150,7 +150,7 @@ def test_parameters_of_the_engines_own_go_into_extra():
 )
 def test_over_http_too(request_type, given, values):
     asked = request_type(**given)
-    new_tokens = {} if isinstance(asked, Sampling) else {"new_tokens": 1}
+    new_tokens = {} if isinstance(asked, SglangSampling) else {"new_tokens": 1}
     params = asked.params(**new_tokens, logprobs=None, choice=0, defaults=DEFAULTS)
     assert (params.temperature, params.top_k, params.top_p) == values
     if not given:

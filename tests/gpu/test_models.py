@@ -73,8 +73,8 @@ def show_speed(engine: Engine) -> None:
     for length in (128, 512, 1024):
         print(f"prefill of {length} tokens: {time_prefill(engine, length, 5).median * 1e3:.1f} ms")
     for requests in (1, 8, 32):
-        figure = time_decode(engine, requests, 32, 1)
-        print(f"decode of {requests}: {figure.tokens_per_second:.0f} tokens/s, {figure.step * 1e3:.2f} ms a step")
+        result = time_decode(engine, requests, 32, 1)
+        print(f"decode of {requests}: {result.tokens_per_second:.0f} tokens/s, {result.step * 1e3:.2f} ms a step")
 
 
 def test_one_rank(folder: Path) -> None:

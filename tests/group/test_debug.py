@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from raylaunch_actors.node_agent import NodeAgent
+from raylaunch_actors.node_agent import NodeAgentBase
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RankEvidence
@@ -45,5 +45,5 @@ def test_the_error_says_how_to_open_the_dump():
 
 def test_only_a_dump_that_exists_is_named(tmp_path):
     (tmp_path / "rank0.nvcudmp").write_bytes(b"dump")
-    assert NodeAgent().existing(str(tmp_path / "rank0.nvcudmp")) == str(tmp_path / "rank0.nvcudmp")
-    assert NodeAgent().existing(str(tmp_path / "rank1.nvcudmp")) == ""
+    assert NodeAgentBase().existing(str(tmp_path / "rank0.nvcudmp")) == str(tmp_path / "rank0.nvcudmp")
+    assert NodeAgentBase().existing(str(tmp_path / "rank1.nvcudmp")) == ""

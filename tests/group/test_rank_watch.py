@@ -35,7 +35,7 @@ class Ranks:
 def silent_at(ranks: Ranks, watch: RankWatch, until: float) -> float | None:
     """When rank 1 was given up."""
     while ranks.now < until:
-        states = watch.look(ranks.now)
+        states = watch.poll(ranks.now)
         if states is not None and set(states) != {0, 1}:
             assert set(states) == {0}
             return ranks.now
@@ -67,4 +67,4 @@ def test_a_group_that_is_closed_meanwhile_has_nothing_to_tell() -> None:
             return {}
 
     watch = RankWatch(Closed(), [0, 1], 10.0)
-    assert [watch.look(now) for now in (0.0, 5.0, 50.0)] == [None] * 3
+    assert [watch.poll(now) for now in (0.0, 5.0, 50.0)] == [None] * 3

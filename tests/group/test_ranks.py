@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from raylaunch_actors.process_watch import Sighting
 
 from raylaunch.cluster.placement import Placement, Seat
-from raylaunch.cluster.tcp_probe import Knock
+from raylaunch.cluster.tcp_probe import TcpProbe
 from raylaunch.errors import LaunchError
 from raylaunch.group import ranks
 from raylaunch.group.ranks import Member, RankGroup
@@ -161,7 +161,7 @@ def test_a_host_that_neither_answers_nor_refuses_is_told_after_the_wait() -> Non
         address = full.getsockname()
         with socket.create_connection(address):  # all that the server takes in: others get no answer
             began = time.monotonic()
-            assert not Knock(*address).answered(0.2)
+            assert not TcpProbe(*address).answered(0.2)
             assert time.monotonic() - began >= 0.2
 
 

@@ -9,10 +9,10 @@ from raylaunch_actors.reference.cache_size import (
     GIB,
     GRAPH_BYTES,
     LOGIT_COPIES,
-    Appetite,
+    CacheRequirements,
     FreeMemory,
+    agree_on_kv_tokens,
     reserve_bytes,
-    settle_kv_tokens,
 )
 from raylaunch_actors.reference.memory import free_memory, limits_of
 from raylaunch_actors.reference.model import ModelFacts
@@ -21,7 +21,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import RankFault
 
 TOKEN = 1 << 10
-LARGE = Appetite(TOKEN, reserve=0, max_context=100, max_running=1 << 40)
+LARGE = CacheRequirements(TOKEN, reserve=0, max_context=100, max_running=1 << 40)
 
 
 def free(*gibibytes: float, device: str = "GPU-{}") -> list[FreeMemory]:
@@ -29,32 +29,32 @@ def free(*gibibytes: float, device: str = "GPU-{}") -> list[FreeMemory]:
 
 
 @pytest.mark.parametrize(
-    ("offers", "fraction", "appetite", "tokens"),
+    ("offers", "fraction", "required", "tokens"),
     [
         (free(1), 0.5, LARGE, GIB // 2 // TOKEN),
         (free(4, 1, 2), 0.5, LARGE, GIB // 2 // TOKEN),  # the rank with the least memory decides for all
         (free(1, 1, device="GPU-0"), 0.5, LARGE, GIB // 4 // TOKEN),  # two ranks share one GPU
         (free(3, 1, device="GPU-0"), 0.5, LARGE, GIB // 4 // TOKEN),  # the first one looked before the other loaded
-        (free(1), 0.5, Appetite(TOKEN, GIB // 4, 100, 1 << 40), GIB // 4 // TOKEN),
-        (free(1), 0.5, Appetite(TOKEN, 0, 100, 3), 300),  # three requests can never use more
-        (free(1), 0.5, Appetite(1000, 0, 100, 1 << 40), GIB // 2 // 1000 // 64 * 64),
-        (free(1), 0.5, Appetite(GIB // 200, 0, 100, 1 << 40), 100),  # just one request
+        (free(1), 0.5, CacheRequirements(TOKEN, GIB // 4, 100, 1 << 40), GIB // 4 // TOKEN),
+        (free(1), 0.5, CacheRequirements(TOKEN, 0, 100, 3), 300),  # three requests can never use more
+        (free(1), 0.5, CacheRequirements(1000, 0, 100, 1 << 40), GIB // 2 // 1000 // 64 * 64),
+        (free(1), 0.5, CacheRequirements(GIB // 200, 0, 100, 1 << 40), 100),  # just one request
     ],
 )
-def test_the_least_that_any_rank_can_hold(offers, fraction, appetite, tokens):
-    assert settle_kv_tokens(offers, fraction, appetite) == tokens
+def test_the_least_that_any_rank_can_hold(offers, fraction, required, tokens):
+    assert agree_on_kv_tokens(offers, fraction, required) == tokens
 
 
 def test_a_shared_gpu_decides_although_another_has_less_in_all():
     offers = [FreeMemory("GPU-0", 3 * GIB), FreeMemory("GPU-0", 3 * GIB), FreeMemory("GPU-1", 2 * GIB)]
-    assert settle_kv_tokens(offers, 0.5, LARGE) == 3 * GIB // 4 // TOKEN
+    assert agree_on_kv_tokens(offers, 0.5, LARGE) == 3 * GIB // 4 // TOKEN
 
 
 @pytest.mark.parametrize("reserve", [0, 2 * GIB])
 def test_no_room_for_one_request_names_the_sizes(reserve):
-    appetite = Appetite(1 << 20, reserve, max_context=4096, max_running=8)
+    required = CacheRequirements(1 << 20, reserve, max_context=4096, max_running=8)
     with pytest.raises(RankFault, match=r"4096, which take 4\.0 GiB: of 2\.0 GiB free .*lower engine\.max_context"):
-        settle_kv_tokens(free(2), 0.85, appetite)
+        agree_on_kv_tokens(free(2), 0.85, required)
 
 
 def test_the_reserve_grows_with_what_is_captured():

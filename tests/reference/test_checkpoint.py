@@ -53,7 +53,7 @@ def test_slices(models: Path) -> None:
         checkpoint = Checkpoint([path / SINGLE])
         checkpoint.open()
         parts = [checkpoint.read(name, split, rank, 4) for rank in range(4)]
-        assert all(torch.equal(part, split.of(name, whole[name], rank, 4)) for rank, part in enumerate(parts))
+        assert all(torch.equal(part, split.shard(name, whole[name], rank, 4)) for rank, part in enumerate(parts))
         assert checkpoint.bytes_read == whole[name].nbytes
     assert torch.equal(checkpoint.read(name, REPLICATED, 3, 4), whole[name])
 

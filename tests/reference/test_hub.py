@@ -81,5 +81,5 @@ def test_a_name_on_the_hub_is_no_folder_of_the_ranks(gate, monkeypatch, tmp_path
     model = ModelConfig(path="org/name")
     (tmp_path / "org/name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("raylaunch.hub.snapshot", lambda name, *_, **__: Path(f"/cache/{name}"))
+    monkeypatch.setattr("raylaunch.model.hub.snapshot", lambda name, *_, **__: Path(f"/cache/{name}"))
     assert model_folder(model, gate, weights=False) == Path("/cache/org/name")

@@ -61,7 +61,7 @@ def random_plan(runner: ModelRunner, round_: str, seed: int) -> StepPlan:
     while len(ids) < shape and len(parts) < 5:
         new = 1 if round_ == "decode" else number(1, shape - len(ids))
         past = number(0, 100)
-        start = rows.take(new + past)
+        start = rows.allocate(new + past)
         assert start is not None
         parts.append(SequencePart(len(ids), new, start, past, True))
         ids += [number(0, 900) for _ in range(new)]

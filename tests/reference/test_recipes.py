@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from raylaunch_actors.reference.recipes import Ties, settle_ties
+from raylaunch_actors.reference.recipes import Ties, resolve_ties
 from raylaunch_actors.reference.supported import why_unsupported
 from raylaunch_actors.reference.weight_files import ADAPTER, INDEX, SINGLE, weight_files
 
@@ -35,7 +35,7 @@ THREE = {"head": "embed", "decoder": "embed"}
     ],
 )
 def test_ties_are_those_of_the_checkpoint(configured: dict[str, str], present: str, equal: str, ties: Ties) -> None:
-    assert settle_ties(configured, present.split(), lambda one, other: f"{one}={other}" in equal) == ties
+    assert resolve_ties(configured, present.split(), lambda one, other: f"{one}={other}" in equal) == ties
 
 
 def test_where_a_stored_tensor_goes() -> None:

@@ -15,7 +15,7 @@ def test_ranges_never_overlap_and_all_rows_return(capacity: int, actions: list[t
     taken: dict[int, int] = {}
     for take, number in actions:
         if take:
-            start = ranges.take(number)
+            start = ranges.allocate(number)
             used = {row for first, rows in taken.items() for row in range(first, first + rows)}
             if start is None:
                 free = "".join("x" if row in used else "." for row in range(capacity))
@@ -33,7 +33,7 @@ def test_ranges_never_overlap_and_all_rows_return(capacity: int, actions: list[t
         assert ranges.free == capacity - sum(taken.values())
     for start in taken:
         ranges.give_back(start)
-    assert ranges.take(capacity) == 0, "the holes were not joined"
+    assert ranges.allocate(capacity) == 0, "the holes were not joined"
 
 
 def test_mistakes_are_errors() -> None:
@@ -41,7 +41,7 @@ def test_mistakes_are_errors() -> None:
     with pytest.raises(KeyError):
         ranges.give_back(0)
     with pytest.raises(ValueError, match="at least one row"):
-        ranges.take(0)
+        ranges.allocate(0)
     with pytest.raises(ValueError, match="capacity"):
         RowRanges(0)
 

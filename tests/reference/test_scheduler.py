@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raylaunch_actors.reference.limits import Limits
-from raylaunch_actors.reference.scheduler import Scheduler, Step
+from raylaunch_actors.reference.scheduler import ScheduledBatch, Scheduler
 
 from raylaunch.errors import RankFault
 from raylaunch.wire import Output, Sampling, Submit
@@ -44,14 +44,14 @@ class FakeModel:
         for output in outputs:
             self.outputs.setdefault(output.request_id, []).append(output)
 
-    def run(self, step: Step) -> list[int]:
+    def run(self, step: ScheduledBatch) -> list[int]:
         plan, limits = step.plan, self.scheduler.limits
         assert plan.shape in limits.shapes_of(plan.round)
         assert len(plan.tokens) == len(plan.positions) == sum(part.rows for part in plan.sequences) <= plan.shape
         smaller = [shape for shape in limits.shapes_of(plan.round) if shape < plan.shape]
         assert all(shape < len(plan.tokens) for shape in smaller), "a smaller shape would do"
         for request, part in zip(step.requests, plan.sequences, strict=True):
-            taken = self.scheduler.taken_rows[part.kv_start]
+            taken = self.scheduler.allocated_rows[part.kv_start]
             assert part.kv_length + part.rows <= taken
             everything = [*request.submit.prompt, *request.generated]
             for row in range(part.rows):
@@ -91,7 +91,7 @@ def test_one_request() -> None:
     assert model.tokens("a") == [token_of("a", i) for i in range(4)]
     assert [output.finish for output in model.outputs["a"]] == [None, None, None, "length"]
     assert scheduler.idle
-    assert scheduler.taken_rows == {}
+    assert scheduler.allocated_rows == {}
 
 
 def test_prompts_are_packed_and_chunked_with_a_decode_step_between() -> None:
@@ -308,10 +308,10 @@ def test_every_request_gets_exactly_its_tokens(
             if step:
                 model.book(scheduler.complete(step, tokens))
         assert scheduler.running <= max_running
-        assert scheduler.running == len(scheduler.taken_rows)
+        assert scheduler.running == len(scheduler.allocated_rows)
     model.run_out()
     assert scheduler.idle
-    assert scheduler.taken_rows == {}
+    assert scheduler.allocated_rows == {}
     for name, request in asked.items():
         outputs = model.outputs[name]
         assert [output.finish for output in outputs[:-1]] == [None] * (len(outputs) - 1)
@@ -332,4 +332,4 @@ def test_abort_all() -> None:
     ended = scheduler.abort_all("going down")
     assert [(o.request_id, o.finish, o.message) for o in ended] == [(n, "abort", "going down") for n in "abc"]
     assert scheduler.idle
-    assert scheduler.taken_rows == {}
+    assert scheduler.allocated_rows == {}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from raylaunch_actors.reference.tensor_parallel import (
     REPLICATED,
-    Plan,
     RowParallelLinear,
     Split,
+    TensorParallelPlan,
     insert_all_reduces,
     with_norms_of_heads,
 )
@@ -14,7 +14,7 @@ from torch import nn
 
 from raylaunch.errors import RankFault
 
-PLAN = Plan(
+PLAN = TensorParallelPlan(
     {
         "model.layers.*.mlp.up_proj": "colwise",
         "model.layers.*.mlp.down_proj": "rowwise",
@@ -49,7 +49,7 @@ def test_plan_lookup(name: str, dims: int, split: Split) -> None:
 @pytest.mark.parametrize(("split", "shape"), [(Split(-2), (8, 6)), (Split(-1), (3, 8)), (Split(-1), (8,))])
 def test_the_ranks_parts_make_up_the_whole(split: Split, shape: tuple[int, ...], world_size: int) -> None:
     full = torch.arange(float(torch.tensor(shape).prod())).view(shape)
-    parts = [split.of("w", full, rank, world_size) for rank in range(world_size)]
+    parts = [split.shard("w", full, rank, world_size) for rank in range(world_size)]
     assert all(tuple(p.shape) == split.local_shape("w", shape, 0, world_size) for p in parts)
     assert torch.equal(torch.cat(parts, split.dim or 0), full)
 
@@ -57,8 +57,8 @@ def test_the_ranks_parts_make_up_the_whole(split: Split, shape: tuple[int, ...],
 def test_blocks_are_divided_one_by_one() -> None:
     full = torch.arange(8)[:, None].expand(8, 2)
     split = Split(-2, blocks=2)
-    assert split.of("w", full, 0, 2)[:, 0].tolist() == [0, 1, 4, 5]
-    assert split.of("w", full, 1, 2)[:, 0].tolist() == [2, 3, 6, 7]
+    assert split.shard("w", full, 0, 2)[:, 0].tolist() == [0, 1, 4, 5]
+    assert split.shard("w", full, 1, 2)[:, 0].tolist() == [2, 3, 6, 7]
     assert split.local_shape("w", (8, 2), 1, 2) == (4, 2)
 
 
@@ -77,16 +77,16 @@ def test_norms_with_a_row_for_each_head_are_divided_with_the_heads() -> None:
 
 def test_unknown_style_is_named() -> None:
     with pytest.raises(RankFault, match=r"'sequence_parallel' for model\.norm"):
-        Plan({"model.norm": "sequence_parallel"}).check()
+        TensorParallelPlan({"model.norm": "sequence_parallel"}).check()
 
 
 def test_all_reduces_are_inserted_where_the_plan_says() -> None:
     model = nn.Module()
     model.up, model.down = nn.Linear(4, 8), nn.Linear(8, 4)
-    assert insert_all_reduces(model, Plan({"up": "colwise", "down": "rowwise"}), "tp") == 1
+    assert insert_all_reduces(model, TensorParallelPlan({"up": "colwise", "down": "rowwise"}), "tp") == 1
     assert type(model.up) is nn.Linear
     assert isinstance(model.down, RowParallelLinear)
     with pytest.raises(RankFault, match="no tensor-parallel plan"):
-        insert_all_reduces(nn.Sequential(nn.Linear(2, 2)), Plan({}), "tp")
+        insert_all_reduces(nn.Sequential(nn.Linear(2, 2)), TensorParallelPlan({}), "tp")
     with pytest.raises(RankFault, match=r"only nn\.Linear"):
-        insert_all_reduces(nn.ModuleDict({"e": nn.Embedding(2, 2)}), Plan({"e": "rowwise"}), "tp")
+        insert_all_reduces(nn.ModuleDict({"e": nn.Embedding(2, 2)}), TensorParallelPlan({"e": "rowwise"}), "tp")

@@ -157,4 +157,4 @@ def test_a_file_that_is_none():
     from raylaunch.config import ServeConfig
 
     with pytest.raises(ConfigError, match=r"serve\.chat_template"):
-        ChatTemplate.of(ServeConfig(chat_template="/nowhere/at/all"))
+        ChatTemplate.from_settings(ServeConfig(chat_template="/nowhere/at/all"))

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from raylaunch.config import ServeConfig
 from raylaunch.serve import build_app
 from raylaunch.serve.reference.fields import Fields
-from raylaunch.serve.reference.generate_schema import AbortRequest, GenerateRequest, Sampling
+from raylaunch.serve.reference.generate_schema import AbortRequest, GenerateRequest, SglangSampling
 from raylaunch.serve.reference.messages import CalledFunction, Function, Message, TextPart, Tool, ToolCall
 from raylaunch.serve.reference.openai_schema import ChatRequest, CompletionRequest, StreamOptions
 from tests.serve import field_table as table
@@ -85,7 +85,7 @@ PLACES = {
     "generate": (table.GENERATE, GenerateRequest, in_request(GENERATE, text="12+30=")),
     "sampling": (
         table.SAMPLING,
-        Sampling,
+        SglangSampling,
         (
             GENERATE,
             {"text": "12+30=", "sampling_params": {}},
@@ -207,7 +207,7 @@ def known(kind: type[Fields]) -> set[str]:
 @pytest.mark.parametrize("place", PLACES)
 def test_the_table_has_every_field_that_the_server_knows(place):
     rows, kind, _ = PLACES[place]
-    assert known(kind) - set(rows) <= {"seed"} if kind is Sampling else known(kind) <= set(rows)
+    assert known(kind) - set(rows) <= {"seed"} if kind is SglangSampling else known(kind) <= set(rows)
 
 
 def test_the_table_of_aborts():

@@ -44,9 +44,9 @@ class ScriptedEngine(AnsweringEngine):
         for token in self.script[: params.max_new_tokens]:
             tops = [(token, -0.5), (EMOJI[1], -1.0), (EMOJI[2], -1.5)][: params.logprobs or 0]
             logprobs = None if params.logprobs is None else [TokenLogprob(token, -0.5, tops)]
-            request.take(Output(request_id, [token], None, logprobs=logprobs))
+            request.receive(Output(request_id, [token], None, logprobs=logprobs))
         long = len(self.script) > params.max_new_tokens
-        request.take(Output(request_id, [], "length") if long else Output(request_id, [], "stop", matched=self.end))
+        request.receive(Output(request_id, [], "length") if long else Output(request_id, [], "stop", matched=self.end))
         for chunk in chunks:
             yield chunk
 

@@ -21,7 +21,7 @@ class Process:
 
     def start(self): ...
 
-    def tell(self, *arguments):
+    def configure(self, *arguments):
         self.told = arguments
 
     def wait(self, timeout_s):
@@ -39,7 +39,7 @@ class Kept:
         self.probe = lambda: None
         self.keeper = DetokenizerKeeper(self.new, self.deaths.append, self.ask, 1.0)
         self.keeper.start()
-        self.keeper.tell("server", "port")
+        self.keeper.configure("server", "port")
 
     def new(self, on_death):
         self.processes.append(Process(on_death))

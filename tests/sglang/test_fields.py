@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from raylaunch.errors import RequestError
-from raylaunch.sglang.fields import ONE_PER_PROMPT, Limits, check_fields, embeds_problem
+from raylaunch.sglang.fields import ONE_PER_PROMPT, FieldLimits, check_fields, embeds_problem
 
 FIELDS = (
     *ONE_PER_PROMPT, "text", "input_ids", "input_embeds", "session_params", "token_ids_logprob", "lora_id",
     "positional_embed_overrides", "custom_labels",
 )  # fmt: skip
-LIMITS = Limits(16, 2, labels=frozenset({"team"}))
+LIMITS = FieldLimits(16, 2, labels=frozenset({"team"}))
 
 
 class Session(msgspec.Struct, kw_only=True, array_like=True):
@@ -110,7 +110,7 @@ def test_what_is_refused(fields, text):
 
 
 def test_labels_of_figures_that_nobody_keeps():
-    check({"text": "a", "custom_labels": {"user": "c"}}, Limits(16, 2))
+    check({"text": "a", "custom_labels": {"user": "c"}}, FieldLimits(16, 2))
 
 
 @pytest.mark.parametrize(
@@ -129,5 +129,5 @@ def test_where_a_prompt_can_be_embeddings(dtype, max_running, prefix_cache, miss
 
 def test_embeddings_where_the_ranks_would_fail_over_them():
     with pytest.raises(RequestError, match="input_embeds: the reason"):
-        check({"input_embeds": [[0.5, 0.5]]}, Limits(16, 2, "the reason"))
-    check({"input_ids": [3], "input_embeds": [[0.5]]}, Limits(16, 2, "the reason"))  # is not looked at
+        check({"input_embeds": [[0.5, 0.5]]}, FieldLimits(16, 2, "the reason"))
+    check({"input_ids": [3], "input_embeds": [[0.5]]}, FieldLimits(16, 2, "the reason"))  # is not looked at

@@ -7,7 +7,14 @@ import pytest
 from raylaunch.errors import RequestError, RequestFailed
 from raylaunch.frontends.requests import Chunk
 from raylaunch.sampling import SamplingParams
-from raylaunch.sglang.mapping import Answer, failure_of, finish_of, image_data, logprob_arguments, sampling_parameters
+from raylaunch.sglang.mapping import (
+    StreamedAnswer,
+    failure_of,
+    finish_of,
+    image_data,
+    logprob_arguments,
+    sampling_parameters,
+)
 from raylaunch.wire import TokenLogprob
 
 
@@ -62,8 +69,8 @@ def test_log_probabilities_are_asked_for_only_if_they_are_wanted():
 
 
 def taken(outputs, incremental=False, **params):
-    answer = Answer("r", SamplingParams(**params), incremental=incremental)
-    items = [item for item in map(answer.take, outputs) if item is not None]
+    answer = StreamedAnswer("r", SamplingParams(**params), incremental=incremental)
+    items = [item for item in map(answer.receive, outputs) if item is not None]
     return items, answer.prompt_tokens
 
 
@@ -122,8 +129,8 @@ def test_how_it_ended(reason, finish):
 
 @pytest.mark.parametrize(("status", "kind"), [(400, RequestError), (500, RequestFailed), (503, RequestFailed)])
 def test_what_sglang_gives_up_is_an_error(status, kind):
-    answer = Answer("r", SamplingParams())
-    error = answer.take(output("", [], {"type": "abort", "status_code": status, "message": "too long"}))
+    answer = StreamedAnswer("r", SamplingParams())
+    error = answer.receive(output("", [], {"type": "abort", "status_code": status, "message": "too long"}))
     assert isinstance(error, kind)
     assert "too long" in str(error)
 

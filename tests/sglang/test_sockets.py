@@ -15,7 +15,7 @@ def test_what_was_made_is_removed_and_nothing_else(tmp_path, monkeypatch):
     mine, other = tmp_path / f"sglang_loads_{made.instance}_ab.shm", tmp_path / "sglang_loads_other_ab.shm"
     for file in (mine, other):
         file.touch()
-    path = Path(made.figures).parent
+    path = Path(made.metrics_folder).parent
     assert path.stat().st_mode & 0o777 == 0o700
     folder.close()
     folder.close()

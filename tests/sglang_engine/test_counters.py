@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from raylaunch_actors.sglang_engine.versions import Counters, watch_unless_paused
+from raylaunch_actors.sglang_engine.versions import SchedulerCounters, watch_unless_paused
 
 
 def scheduler(running=2, waiting=1, steps=5, paused=False):
@@ -22,7 +22,7 @@ def scheduler(running=2, waiting=1, steps=5, paused=False):
 
 def test_requests_that_an_operator_holds_wait():
     one = scheduler()
-    counters = Counters(one, compilers=float)
+    counters = SchedulerCounters(one, compilers=float)
     assert counters.read() == {"running": 2, "waiting": 1, "steps": 5, "compiling": 0}
     one._engine_paused = True
     assert counters.read() == {"running": 0, "waiting": 3, "steps": 5, "compiling": 0}
@@ -30,7 +30,7 @@ def test_requests_that_an_operator_holds_wait():
 
 def test_compilers_are_looked_for_only_where_a_step_takes_long():
     one, asked = scheduler(), []
-    counters = Counters(one, compilers=lambda: asked.append(1) or 1.5)
+    counters = SchedulerCounters(one, compilers=lambda: asked.append(1) or 1.5)
     for one.forward_ct in (5, 6, 7):
         counters.read()
     assert asked == []

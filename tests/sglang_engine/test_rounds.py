@@ -29,7 +29,7 @@ class Gatekeeper:
     def progress(self, activity):
         pass
 
-    def settle(self, rounds):
+    def set_rounds(self, rounds):
         pass
 
     def fail(self, error):

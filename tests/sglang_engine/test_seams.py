@@ -9,8 +9,8 @@ import sys
 import types
 
 import pytest
-from raylaunch_actors.faults import sglang as faults
 from raylaunch_actors.sglang_engine import communicators, rounds, seams, versions, warmup
+from raylaunch_actors.sglang_engine import faults as sglang_faults
 from raylaunch_actors.sglang_engine.hooks import Hooks
 
 from raylaunch.config import FaultConfig, shipped_configs
@@ -41,7 +41,7 @@ def weak_references(monkeypatch):
 def every():
     one = rounds.Rounds(types.SimpleNamespace(rank=0, device="cuda"), None)
     made = seams.all_seams(one)
-    for action, make in faults.TWISTS.items():
+    for action, make in sglang_faults.INJECTIONS.items():
         made += make(FaultConfig(action=action))
     return made
 

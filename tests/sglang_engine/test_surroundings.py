@@ -83,8 +83,12 @@ def test_sets_among_settled_arguments_read_alike_in_every_process():
     one, other = {0, 8}, {8, 0}
     assert repr(one) != repr(other)
     arguments = dataclasses.make_dataclass("Arguments", ["lora_target_modules"])
-    assert versions.settled(arguments(one)) == versions.settled(arguments(other)) == {"lora_target_modules": "[0, 8]"}
-    assert versions.settled(arguments(frozenset(other))) == {"lora_target_modules": "[0, 8]"}
+    assert (
+        versions.resolved_arguments(arguments(one))
+        == versions.resolved_arguments(arguments(other))
+        == {"lora_target_modules": "[0, 8]"}
+    )
+    assert versions.resolved_arguments(arguments(frozenset(other))) == {"lora_target_modules": "[0, 8]"}
 
 
 def test_a_rank_does_not_go_on_with_other_settings_than_rank_0():
@@ -112,8 +116,8 @@ def test_only_sglang_sees_its_own_variables_on_the_driver(monkeypatch):
 
 def test_figures_are_shared_with_the_driver_where_its_folder_is(tmp_path):
     mine = spec("engine.sglang.args={enable_metrics: true}")
-    assert environment.figures(mine) == {}
-    mine.sockets = types.SimpleNamespace(figures=str(tmp_path))
-    assert environment.figures(mine) == {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    mine.sockets.figures = str(tmp_path / "of another node")
-    assert environment.figures(mine) == {}
+    assert environment.metrics_environment(mine) == {}
+    mine.sockets = types.SimpleNamespace(metrics_folder=str(tmp_path))
+    assert environment.metrics_environment(mine) == {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    mine.sockets.metrics_folder = str(tmp_path / "of another node")
+    assert environment.metrics_environment(mine) == {}

@@ -48,7 +48,7 @@ class PendingCalls(Generic[Call]):
         if not known:
             self._owners.append(owner)
 
-    def settle(self) -> int:
+    def mark_registered(self) -> int:
         """All calls are registered: forgets them. Returns how many there were."""
         count = len(self.calls)
         self.registered += count

@@ -294,7 +294,7 @@ class SharedMemoryAllReduce(CaptureContext):
                 raise RankFault("F03", f"rank {self.rank}: {call.label}: a peer's address is wrong: {error}") from None
         for call, inputs in zip(self._calls.calls, opened, strict=True):
             call.inputs = inputs
-        return self._calls.settle()
+        return self._calls.mark_registered()
 
     def reduce_registered(self, inputs: Sequence[torch.Tensor], out: torch.Tensor) -> None:
         """Adds the ranks' graph inputs into `out`; for :class:`SharedMemoryCall`."""

@@ -2,7 +2,7 @@
 
 Three kinds: other surroundings than the rank was promised, an action at a gate (raise, be killed, hang), and a twist
 of the engine that breaks one rule of the protocol. The engine itself knows nothing of them: twists are patched in from
-here, those of the engine ``sglang`` from ``raylaunch_actors.faults.sglang``.
+here, those of the engine ``sglang`` from ``raylaunch_actors.sglang_engine.faults``.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def provoke(spec: RankSpec, gate: RankGate) -> RankGate:
     """Installs the faults that are configured for this rank; returns the gate to use."""
     faults = [fault for fault in spec.config.faults if fault.rank == spec.rank]
     for fault in faults:
-        if fault.action in SURROUNDINGS:
-            SURROUNDINGS[fault.action]()
+        if fault.action in ENVIRONMENTS:
+            ENVIRONMENTS[fault.action]()
     if spec.program == "sglang":
-        from raylaunch_actors.faults import sglang
+        from raylaunch_actors.sglang_engine import faults as sglang_faults
 
-        sglang.install(faults)
+        sglang_faults.install(faults)
     else:
         for fault in faults:
-            if fault.action in TWISTS:
-                TWISTS[fault.action](fault)
+            if fault.action in INJECTIONS:
+                INJECTIONS[fault.action](fault)
     actions = [fault for fault in faults if fault.action in ACTIONS]
     other_version = any(fault.action == "other_version" for fault in faults)
     return FaultyGate(gate, actions, other_version) if actions or other_version else gate
@@ -178,7 +178,7 @@ def _slow_to_die() -> None:
     os.close(descriptor)
 
 
-SURROUNDINGS: dict[str, Callable[[], None]] = {
+ENVIRONMENTS: dict[str, Callable[[], None]] = {
     "other_nccl_host": _other_nccl_host,
     "reversed_gpus": _reversed_gpus,
     "hidden_gpus": _hidden_gpus,
@@ -374,7 +374,7 @@ def _named(fault: FaultConfig, round_name: str, shape: int) -> bool:
     return words == [round_name, str(shape)][: len(words)]
 
 
-TWISTS: dict[str, Callable[[FaultConfig], None]] = {
+INJECTIONS: dict[str, Callable[[FaultConfig], None]] = {
     "third_iteration": _third_iteration,
     "no_capture_context": _no_capture_context,
     "extra_all_reduce": _extra_all_reduce,

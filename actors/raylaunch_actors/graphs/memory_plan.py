@@ -30,14 +30,14 @@ class Lifetime:
 
 
 @dataclass(frozen=True)
-class Placement:
+class MemoryLayout:
     """Byte offset of each block, and the bytes that all of them need."""
 
     offsets: dict[int, int]
     nbytes: int
 
 
-def place(blocks: Iterable[Lifetime], alignment: int = ALIGNMENT) -> Placement:
+def place(blocks: Iterable[Lifetime], alignment: int = ALIGNMENT) -> MemoryLayout:
     """Places the blocks first-fit, in the order in which they are first written.
 
     Offsets are multiples of `alignment`; blocks whose lifetimes meet do not overlap.
@@ -56,4 +56,4 @@ def place(blocks: Iterable[Lifetime], alignment: int = ALIGNMENT) -> Placement:
         offsets[block.key] = offset
         alive.append((offset, offset + size, block.last))
         total = max(total, offset + size)
-    return Placement(offsets, total)
+    return MemoryLayout(offsets, total)

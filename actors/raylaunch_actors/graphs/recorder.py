@@ -27,7 +27,7 @@ NOTHING_TO_REPLAY = {torch.ops.aten.detach_.default}
 
 
 @dataclass(frozen=True)
-class Step:
+class RecordedOp:
     """One recorded operation.
 
     Attributes:
@@ -66,7 +66,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.label = label
         self.communicator = communicator
-        self.steps: list[Step] = []
+        self.steps: list[RecordedOp] = []
         self._read_only = {storage_key(t) for t in read_only}
         self._first: dict[int, int] = {}  # storages made while recording: the step that made them
         self._last: dict[int, int] = {}
@@ -124,7 +124,7 @@ class Recorder(TorchDispatchMode):
                 x = torch.clone(x, memory_format=torch.contiguous_format)
         out = communicator.all_reduce(x)  # real, so that the captured run's results are valid
         func = torch.ops.raylaunch.all_reduce.default
-        self._add(Step("all-reduce", func, (x, group), {}, (out,)))
+        self._add(RecordedOp("all-reduce", func, (x, group), {}, (out,)))
         return out
 
     def _refuse(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -154,17 +154,17 @@ class Recorder(TorchDispatchMode):
         if func._schema.is_mutable:
             if fresh:
                 raise CaptureError(None, f"{self.label}: {func} both writes its arguments and makes new tensors")
-            self._add(Step("in place", func, args, kwargs))
+            self._add(RecordedOp("in place", func, args, kwargs))
         elif fresh and len(fresh) < len(made):
             raise CaptureError(None, f"{self.label}: {func} returns both views and new tensors")
         elif fresh:
             outputs = tuple(r if isinstance(r, torch.Tensor) else None for r in results)
-            self._add(Step("fresh", func, args, kwargs, outputs))
+            self._add(RecordedOp("fresh", func, args, kwargs, outputs))
         else:  # a view, also where the schema does not say so (_unsafe_view)
             self._touch(args, kwargs)
             self._alive += made
 
-    def _add(self, step: Step) -> None:
+    def _add(self, step: RecordedOp) -> None:
         self._touch(step.args, step.kwargs)
         for tensor in step.outputs:
             if tensor is None:

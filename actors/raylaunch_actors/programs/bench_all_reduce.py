@@ -71,7 +71,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
         arena = arena_bytes_needed(spec.config.communicator.max_bytes, 1, 1, max(sizes), 1) + ARENA_SPARE
         connection.link = link = link_of(spec, sizes, arena)
         offers = gate.arrive(Gate.ATTACH, offer=link.offer()).offers
-        link.settle(offers, connection.rendezvous.store, gate.progress)
+        link.connect(offers, connection.rendezvous.store, gate.progress)
         probes = Probes(variants(link.opened), sizes, dtype, device)
         probes.register(gate.arrive(Gate.PROBED, offer=probes.capture()).offers)
         graph, eager = times(probes, repeats, gate)

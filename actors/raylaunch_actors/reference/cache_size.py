@@ -31,7 +31,7 @@ class FreeMemory:
 
 
 @dataclass(frozen=True)
-class Appetite:
+class CacheRequirements:
     """What a rank needs memory for, beside its weights; equal on all ranks.
 
     Attributes:
@@ -77,7 +77,7 @@ def reserve_bytes(
     return working + kept + ((layers + 1) * len(prefill_shapes) + len(decode_shapes)) * GRAPH_BYTES
 
 
-def settle_kv_tokens(offers: Sequence[FreeMemory], fraction: float, appetite: Appetite) -> int:
+def agree_on_kv_tokens(offers: Sequence[FreeMemory], fraction: float, required: CacheRequirements) -> int:
     """Tokens that every rank's cache gets: the least that any rank can hold, never more than requests could use.
 
     Args:
@@ -94,19 +94,19 @@ def settle_kv_tokens(offers: Sequence[FreeMemory], fraction: float, appetite: Ap
         free[offer.device] = min(offer.free, free.get(offer.device, offer.free))
     tightest = min(free, key=lambda device: free[device] / sharing[device])
     share = free[tightest] / sharing[tightest]
-    budget = int(share * fraction) - appetite.reserve
-    fitting = max(0, budget // appetite.bytes_per_token)
-    if fitting < appetite.max_context:
+    budget = int(share * fraction) - required.reserve
+    fitting = max(0, budget // required.bytes_per_token)
+    if fitting < required.max_context:
         raise RankFault(
             "F23",
-            f"the KV cache would hold {fitting} tokens and one request may have {appetite.max_context}, which take "
-            f"{_gib(appetite.max_context * appetite.bytes_per_token)}: of {_gib(free[tightest])} free beside the "
+            f"the KV cache would hold {fitting} tokens and one request may have {required.max_context}, which take "
+            f"{_gib(required.max_context * required.bytes_per_token)}: of {_gib(free[tightest])} free beside the "
             f"weights for {sharing[tightest]} rank(s) on a GPU, engine.memory_fraction={fraction:g} allows "
-            f"{_gib(share * fraction)} to a rank, of which {_gib(appetite.reserve)} are kept for graphs and "
+            f"{_gib(share * fraction)} to a rank, of which {_gib(required.reserve)} are kept for graphs and "
             "activations; lower engine.max_context, capture smaller shapes, or use more GPUs",
         )
-    wanted = appetite.max_running * appetite.max_context
-    return wanted if wanted <= fitting else max(appetite.max_context, fitting // ROUND_TO * ROUND_TO)
+    wanted = required.max_running * required.max_context
+    return wanted if wanted <= fitting else max(required.max_context, fitting // ROUND_TO * ROUND_TO)
 
 
 def _gib(nbytes: float) -> str:

@@ -88,7 +88,7 @@ def connect(connection: Connection, gate: RankGate) -> AllReduce:
     device = meet(connection, gate)
     connection.link = link = make_link(spec, connection.path)
     offers = gate.arrive(Gate.ATTACH, offer=link.offer()).offers
-    link.settle(offers, connection.rendezvous.store, gate.progress)
+    link.connect(offers, connection.rendezvous.store, gate.progress)
     if spec.plan.measures:
         dtype, graphs = model_sizes(spec, connection.path).dtype, bool(spec.plan.rounds)
         inputs = gate.arrive(Gate.PROBED, offer=link.probe(dtype, device, graphs)).offers

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from raylaunch import hub
 from raylaunch.config import ModelConfig
 from raylaunch.errors import RankFault
+from raylaunch.model import hub
 from raylaunch_actors.gate import RankGate
 from raylaunch_actors.progress import bytes_fetched, reported
 

@@ -52,7 +52,7 @@ class Communicators(Protocol):
 class Link:
     """A rank's way to its communicator.
 
-    `offer()`, then `settle()` with all ranks' offers; if the choice is to be measured, `probe()`, `time()` and
+    `offer()`, then `connect()` with all ranks' offers; if the choice is to be measured, `probe()`, `time()` and
     `decide()` in between; then `communicator` and `facts()`.
     """
 
@@ -70,14 +70,14 @@ class Link:
     def communicator(self) -> AllReduce:
         """What was chosen. Raises RuntimeError before that."""
         if self._communicator is None:
-            raise RuntimeError("settle() comes first")
+            raise RuntimeError("connect() comes first")
         return self._communicator
 
     def offer(self) -> MemoryOffer:
         """What this rank hands to its peers."""
         return MemoryOffer(platform.node(), self._kinds.offer())
 
-    def settle(self, offers: Sequence[MemoryOffer], store: str, progress: Callable[[str], None]) -> None:
+    def connect(self, offers: Sequence[MemoryOffer], store: str, progress: Callable[[str], None]) -> None:
         """Chooses, and opens what was chosen. Raises RankFault F16 or F18 if no all-reduce is possible."""
         shares = [offer.share for offer in offers]
         options = self._kinds.options(shares, [offer.node for offer in offers])

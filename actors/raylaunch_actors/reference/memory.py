@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from raylaunch.config import LaunchConfig
-from raylaunch_actors.reference.cache_size import CPU_TOKENS, Appetite, FreeMemory, reserve_bytes, settle_kv_tokens
+from raylaunch_actors.reference.cache_size import (
+    CPU_TOKENS,
+    CacheRequirements,
+    FreeMemory,
+    agree_on_kv_tokens,
+    reserve_bytes,
+)
 from raylaunch_actors.reference.kv_cache import bytes_per_token
 from raylaunch_actors.reference.limits import Limits
 from raylaunch_actors.reference.model import ModelFacts
@@ -63,4 +69,6 @@ def _kv_tokens(config: LaunchConfig, facts: ModelFacts, context: int, offers: Se
         vocab_size=facts.vocab_size,
     )
     per_token = bytes_per_token(facts.layers, facts.kv_heads, facts.head_dim, facts.dtype)
-    return settle_kv_tokens(gpus, config.engine.memory_fraction, Appetite(per_token, reserve, context, running))
+    return agree_on_kv_tokens(
+        gpus, config.engine.memory_fraction, CacheRequirements(per_token, reserve, context, running)
+    )

@@ -17,7 +17,7 @@ from raylaunch_actors.reference import build, weights
 from raylaunch_actors.reference.checkpoint import Checkpoint
 from raylaunch_actors.reference.logits import Rule, logit_rule
 from raylaunch_actors.reference.supported import is_mixture
-from raylaunch_actors.reference.tensor_parallel import Plan, insert_all_reduces, with_norms_of_heads
+from raylaunch_actors.reference.tensor_parallel import TensorParallelPlan, insert_all_reduces, with_norms_of_heads
 from raylaunch_actors.reference.weight_files import weight_files
 
 LoadFormat = Literal["safetensors", "dummy"]
@@ -179,8 +179,8 @@ def own_dtype(config: Any, checkpoint: Checkpoint | None) -> torch.dtype:
     return dtype
 
 
-def _plan(model: Any, world_size: int) -> Plan:
-    plan = Plan(_styles(model, world_size))
+def _plan(model: Any, world_size: int) -> TensorParallelPlan:
+    plan = TensorParallelPlan(_styles(model, world_size))
     plan.check()
     return plan
 
@@ -214,7 +214,7 @@ def _decoder(model: Any) -> nn.Module:
     return base.language_model if hasattr(base, "language_model") else base
 
 
-def _divides_heads(model: Any, plan: Plan) -> bool:
+def _divides_heads(model: Any, plan: TensorParallelPlan) -> bool:
     """Whether the ranks share the heads of a layer; else the plan lets every rank compute all of them.
 
     Raises RankFault if they share those of the queries, and not those of the keys.

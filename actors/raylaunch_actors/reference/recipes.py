@@ -80,14 +80,14 @@ class Recipes:
         twice: names in the model that the checkpoint has both whole and in parts.
     """
 
-    of: dict[str, Recipe] = field(default_factory=dict)
+    by_target: dict[str, Recipe] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
 
     @property
     def present(self) -> set[str]:
         """Every name in the model that the checkpoint has."""
-        return {target for recipe in self.of.values() for target in recipe.targets}
+        return {target for recipe in self.by_target.values() for target in recipe.targets}
 
 
 def recipes_for(model: Any, names: Iterable[str]) -> Recipes:
@@ -112,9 +112,9 @@ def recipes_for(model: Any, names: Iterable[str]) -> Recipes:
             found.unused.append(name)
             continue
         converter = by_pattern[pattern] if pattern is not None else None
-        recipe = found.of.get(target)
+        recipe = found.by_target.get(target)
         if recipe is None:
-            recipe = found.of[target] = Recipe(_targets(target, converter), converter=converter)
+            recipe = found.by_target[target] = Recipe(_targets(target, converter), converter=converter)
         elif recipe.converter is not converter:
             found.twice.append(target)
             continue
@@ -150,7 +150,7 @@ class Ties:
         return source or (None if name in self.tied else name)
 
 
-def settle_ties(configured: Mapping[str, str], present: Collection[str], equal: Callable[[str, str], bool]) -> Ties:
+def resolve_ties(configured: Mapping[str, str], present: Collection[str], equal: Callable[[str, str], bool]) -> Ties:
     """Decides by what the checkpoint holds, as transformers does, which pairs are tied indeed.
 
     Args:

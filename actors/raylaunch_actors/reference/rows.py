@@ -20,7 +20,7 @@ class RowRanges:
         self._holes: list[tuple[int, int]] = [(0, capacity)]  # (start, rows), ordered by start, never adjacent
         self._taken: dict[int, int] = {}  # start -> rows
 
-    def take(self, rows: int) -> int | None:
+    def allocate(self, rows: int) -> int | None:
         """First row of a free range of ``rows`` rows, now taken; None if no hole is large enough."""
         if rows < 1:
             raise ValueError(f"rows = {rows}: a range has at least one row")

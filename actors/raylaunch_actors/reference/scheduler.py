@@ -16,7 +16,7 @@ from raylaunch_actors.reference.rows import RowRanges
 
 
 @dataclass(eq=False)
-class Request:
+class ScheduledRequest:
     """An accepted request.
 
     Attributes:
@@ -46,7 +46,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Step:
+class ScheduledBatch:
     """A planned forward pass.
 
     Attributes:
@@ -56,8 +56,8 @@ class Step:
     """
 
     plan: StepPlan
-    requests: tuple[Request, ...]
-    wanting: tuple[Request, ...]
+    requests: tuple[ScheduledRequest, ...]
+    wanting: tuple[ScheduledRequest, ...]
 
 
 class Scheduler:
@@ -72,10 +72,10 @@ class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._rows = RowRanges(limits.capacity)
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []  # own rows; the order in which they decode next
-        self._by_id: dict[str, Request] = {}
-        self._in_flight: Step | None = None
+        self._waiting: deque[ScheduledRequest] = deque()
+        self._running: list[ScheduledRequest] = []  # own rows; the order in which they decode next
+        self._by_id: dict[str, ScheduledRequest] = {}
+        self._in_flight: ScheduledBatch | None = None
         self._prefilled = False  # whether the step planned last was one of prefill
 
     @property
@@ -94,7 +94,7 @@ class Scheduler:
         return not self._by_id
 
     @property
-    def taken_rows(self) -> dict[int, int]:
+    def allocated_rows(self) -> dict[int, int]:
         """Ranges of the cache in use: first row -> rows."""
         return self._rows.taken
 
@@ -105,7 +105,7 @@ class Scheduler:
             reason = f"request id {request.request_id!r} is in use by a running request"
         if reason is not None:
             return Output(request.request_id, [], "error", reason)
-        accepted = Request(request, rows=self.limits.rows_of(request))
+        accepted = ScheduledRequest(request, rows=self.limits.rows_of(request))
         self._by_id[accepted.id] = accepted
         self._waiting.append(accepted)
         return None
@@ -123,7 +123,7 @@ class Scheduler:
         ended = (self._end(request_id, "abort", message) for request_id in list(self._by_id))
         return [output for output in ended if output is not None]
 
-    def next_step(self) -> Step | None:
+    def next_step(self) -> ScheduledBatch | None:
         """Plans a pass; None if there is nothing to do. Raises RuntimeError while a step is in flight."""
         if self._in_flight is not None:
             raise RuntimeError("next_step() before complete() of the step planned last")
@@ -132,7 +132,7 @@ class Scheduler:
         self._prefilled = step is not None and step.plan.round == "prefill"
         return step
 
-    def complete(self, step: Step, tokens: Sequence[int]) -> list[Output]:
+    def complete(self, step: ScheduledBatch, tokens: Sequence[int]) -> list[Output]:
         """Books the sampled ``tokens`` (one for each of ``step.wanting``) and returns what to tell the
         callers.
 
@@ -149,9 +149,9 @@ class Scheduler:
             self._append(request, token) for request, token in zip(step.wanting, tokens, strict=True) if request.alive
         ]
 
-    def _prefill(self) -> Step | None:
+    def _prefill(self) -> ScheduledBatch | None:
         budget = self.limits.prefill_shapes[-1]
-        chunks: list[tuple[Request, int]] = []
+        chunks: list[tuple[ScheduledRequest, int]] = []
         for request in self._running:
             if budget and request.prompt_left:
                 rows = min(budget, request.prompt_left)
@@ -159,7 +159,7 @@ class Scheduler:
                 budget -= rows
         while budget and self._waiting and len(self._running) < self.limits.max_running:
             request = self._waiting[0]
-            start = self._rows.take(request.rows)
+            start = self._rows.allocate(request.rows)
             if start is None:  # first come, first served: a smaller one behind it waits too
                 break
             self._waiting.popleft()
@@ -170,7 +170,7 @@ class Scheduler:
             budget -= rows
         return self._step("prefill", chunks) if chunks else None
 
-    def _decode(self) -> Step | None:
+    def _decode(self) -> ScheduledBatch | None:
         able = [request for request in self._running if not request.prompt_left]
         group = able[: self.limits.decode_shapes[-1]]
         if not group:
@@ -179,7 +179,7 @@ class Scheduler:
         self._running = [r for r in self._running if r not in chosen] + group  # the others are first next time
         return self._step("decode", [(request, 1) for request in group])
 
-    def _step(self, round_: Round, chunks: list[tuple[Request, int]]) -> Step:
+    def _step(self, round_: Round, chunks: list[tuple[ScheduledRequest, int]]) -> ScheduledBatch:
         tokens: list[int] = []
         positions: list[int] = []
         parts: list[SequencePart] = []
@@ -194,9 +194,9 @@ class Scheduler:
         plan = StepPlan(round_, self.limits.shape_for(round_, len(tokens)), tokens, positions, parts)
         requests = tuple(request for request, _ in chunks)
         wanting = tuple(r for r, part in zip(requests, parts, strict=True) if part.wants_token)
-        return Step(plan, requests, wanting)
+        return ScheduledBatch(plan, requests, wanting)
 
-    def _append(self, request: Request, token: int) -> Output:
+    def _append(self, request: ScheduledRequest, token: int) -> Output:
         sampling = request.submit.sampling
         if token in sampling.stop_token_ids or (token in self.limits.eos_token_ids and not sampling.ignore_eos):
             self._release(request)
@@ -216,7 +216,7 @@ class Scheduler:
         self._release(request)
         return Output(request_id, [], finish, message)
 
-    def _release(self, request: Request) -> None:
+    def _release(self, request: ScheduledRequest) -> None:
         # Rows may be freed while a step that writes them is in flight: the next step, which may give them to
         # another request, is planned and run after it.
         request.alive = False

@@ -57,7 +57,7 @@ class Split:
         dim, ranges = self.ranges(name, shape, rank, world_size)
         return (*shape[:dim], sum(stop - start for start, stop in ranges), *shape[dim + 1 :])
 
-    def of(self, name: str, full: Tensor, rank: int, world_size: int) -> Tensor:
+    def shard(self, name: str, full: Tensor, rank: int, world_size: int) -> Tensor:
         """The rank's part of a whole tensor (a view where it is one range)."""
         if self.dim is None or world_size == 1:
             return full
@@ -84,7 +84,7 @@ STYLES: Mapping[str, tuple[Split, Split]] = {
 }
 
 
-class Plan:
+class TensorParallelPlan:
     """A model's tensor-parallel plan.
 
     Args:
@@ -159,7 +159,7 @@ class RowParallelLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-def insert_all_reduces(model: nn.Module, plan: Plan, group: str) -> int:
+def insert_all_reduces(model: nn.Module, plan: TensorParallelPlan, group: str) -> int:
     """Replaces row-parallel layers and marks experts to sum over ``group``; returns how many sums a pass has.
 
     The experts' function (:mod:`.interfaces`) looks for the mark. Raises RankFault if the plan places no sum

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from raylaunch.errors import RankFault
 from raylaunch_actors.reference.checkpoint import FLOATING, Checkpoint
-from raylaunch_actors.reference.recipes import Recipe, Recipes, Ties, recipes_for, settle_ties
-from raylaunch_actors.reference.tensor_parallel import REPLICATED, Plan
+from raylaunch_actors.reference.recipes import Recipe, Recipes, Ties, recipes_for, resolve_ties
+from raylaunch_actors.reference.tensor_parallel import REPLICATED, TensorParallelPlan
 
 _COMPARED_AT_ONCE = 64 << 20  # bytes
 
@@ -78,12 +78,12 @@ def understand(model: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> Conten
         RankFault: with all that is missing or of another shape, in one message.
     """
     recipes = recipes_for(model, checkpoint.files)
-    whole = {target: recipe for recipe in recipes.of.values() for target in recipe.targets}
+    whole = {target: recipe for recipe in recipes.by_target.values() for target in recipe.targets}
 
     def equal(one: str, other: str) -> bool:
         return _equal(checkpoint, whole[one], whole[other], dtype)
 
-    ties = settle_ties(tied_names(model), recipes.present, equal)
+    ties = resolve_ties(tied_names(model), recipes.present, equal)
     contents = Contents(checkpoint, recipes, ties)
     faults = _faults(model, contents)
     if faults:
@@ -97,7 +97,7 @@ def understand(model: Any, checkpoint: Checkpoint, dtype: torch.dtype) -> Conten
 
 
 def fill_from_checkpoint(
-    model: Any, plan: Plan, contents: Contents, shard: Shard, progress: Callable[[str], None]
+    model: Any, plan: TensorParallelPlan, contents: Contents, shard: Shard, progress: Callable[[str], None]
 ) -> int:
     """Loads this rank's part of every parameter and buffer. Returns how many of the checkpoint's tensors were read.
 
@@ -107,7 +107,7 @@ def fill_from_checkpoint(
     dtypes = _Dtypes(model, shard.dtype)
     places = {name: (tensor.dim(), tensor.dtype) for name, tensor in model.state_dict().items()}
     read = 0
-    for recipe in contents.recipes.of.values():
+    for recipe in contents.recipes.by_target.values():
         names = {target: contents.ties.place_of(target) for target in recipe.targets}
         if not any(names.values()):
             continue
@@ -122,15 +122,15 @@ def fill_from_checkpoint(
             if (name := names.get(target)) is None:
                 continue
             if parts is None:
-                value = splits[target].of(name, value, shard.rank, shard.world_size)
+                value = splits[target].shard(name, value, shard.rank, shard.world_size)
             # Always a copy: what was read may be a view of the mapped file, which others may replace or truncate.
-            own = torch.empty(value.shape, dtype=dtypes.of(name, places[name][1]), device=shard.device)
+            own = torch.empty(value.shape, dtype=dtypes.dtype_for(name, places[name][1]), device=shard.device)
             assign(model, name, own.copy_(value))
         read += len(recipe.keys)
     return read
 
 
-def fill_dummy(model: Any, plan: Plan, shard: Shard, seed: int, progress: Callable[[str], None]) -> int:
+def fill_dummy(model: Any, plan: TensorParallelPlan, shard: Shard, seed: int, progress: Callable[[str], None]) -> int:
     """Random values, seeded by each parameter's name: ranks agree, and any number of ranks makes the same
     model.
 
@@ -149,11 +149,11 @@ def fill_dummy(model: Any, plan: Plan, shard: Shard, seed: int, progress: Callab
             generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             whole = torch.empty(shape, dtype=torch.float32, device=shard.device)
             whole.normal_(0.0, shape[-1] ** -0.5, generator=generator)
-            value = split.of(name, whole, shard.rank, shard.world_size)
+            value = split.shard(name, whole, shard.rank, shard.world_size)
         else:
             local = split.local_shape(name, shape, shard.rank, shard.world_size)
             value = torch.full(local, 0.0 if name.endswith("bias") else 1.0, device=shard.device)
-        dtype = dtypes.of(name, parameter.dtype)
+        dtype = dtypes.dtype_for(name, parameter.dtype)
         assign(model, name, value.to(dtype).clone(memory_format=torch.contiguous_format))
     return len(wanted)
 
@@ -165,7 +165,7 @@ class _Dtypes:
         plan = model._get_dtype_plan(dtype)
         self._kept = [(re.compile(name.replace("*", ".*")), kept) for name, kept in plan.items()]
 
-    def of(self, name: str, built: torch.dtype) -> torch.dtype:
+    def dtype_for(self, name: str, built: torch.dtype) -> torch.dtype:
         """Dtype of ``name``, which the model has built as ``built``."""
         return next((kept for pattern, kept in self._kept if pattern.search(name)), built)
 
@@ -178,7 +178,7 @@ def _faults(model: Any, contents: Contents) -> list[str]:
     missing = [name for name in places if name not in there]
     shapes: list[str] = []
     stored: list[str] = []
-    for recipe in recipes.of.values():
+    for recipe in recipes.by_target.values():
         if not any(map(contents.ties.place_of, recipe.targets)):
             continue
         for target, shape in _shapes(model, recipe, checkpoint).items():

@@ -16,7 +16,7 @@ from raylaunch_actors.communicator.streams import wait_for
 from raylaunch_actors.reference.channel import FollowerSocket, RankZeroSockets
 from raylaunch_actors.reference.runner import ModelRunner
 from raylaunch_actors.reference.sampling import NO_TOKEN, make_generator, sample, token_logprob
-from raylaunch_actors.reference.scheduler import Request, Scheduler, Step
+from raylaunch_actors.reference.scheduler import ScheduledBatch, ScheduledRequest, Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ MESSAGES_PER_STEP = 256  # so that a flood of requests cannot keep the running o
 
 
 @dataclass
-class Counters:
+class WorkerCounters:
     """How a worker is doing. Plain ints with one writer: any thread may read them without a lock.
 
     Attributes:
@@ -52,7 +52,7 @@ class RankZeroWorker:
 
     def __init__(self, runner: ModelRunner, scheduler: Scheduler, sockets: RankZeroSockets | None) -> None:
         self.runner, self.scheduler, self.sockets = runner, scheduler, sockets
-        self.counters = Counters()
+        self.counters = WorkerCounters()
         self._generators: dict[str, torch.Generator | None] = {}
 
     def submit(self, request: Submit) -> list[Output]:
@@ -137,7 +137,7 @@ class RankZeroWorker:
         self.counters.steps += 1
         return self._book(outputs)
 
-    def _sample(self, step: Step, logits: Tensor) -> tuple[list[int], list[Output]]:
+    def _sample(self, step: ScheduledBatch, logits: Tensor) -> tuple[list[int], list[Output]]:
         """A token for each wanting request. One that cannot be sampled fails by itself; the others go on.
 
         Raises ``torch.AcceleratorError``, which is nobody's request: the GPU answers no further call.
@@ -164,7 +164,7 @@ class RankZeroWorker:
         outputs = [self.scheduler.fail(request_id, message) for request_id, message in failures.items()]
         return tokens, [output for output in outputs if output is not None]
 
-    def _draw(self, requests: tuple[Request, ...], logits: Tensor) -> list[int]:
+    def _draw(self, requests: tuple[ScheduledRequest, ...], logits: Tensor) -> list[int]:
         generators = [self._generators.get(request.id) for request in requests]
         drawn = sample(logits, [request.submit.sampling for request in requests], generators)
         wait_for(self.runner.device)
@@ -197,7 +197,7 @@ class FollowerWorker:
 
     def __init__(self, runner: ModelRunner, socket: FollowerSocket) -> None:
         self.runner, self.socket = runner, socket
-        self.counters = Counters()
+        self.counters = WorkerCounters()
 
     def run_until_idle(self, stop: threading.Event | None = None) -> list[Output]:
         """Follows until rank 0's ``run_until_idle`` or ``serve`` is over. Outputs are rank 0's: none here."""
@@ -217,7 +217,7 @@ class FollowerWorker:
                 raise
 
 
-def _with_logprobs(step: Step, logits: Tensor, tokens: list[int], outputs: list[Output]) -> list[Output]:
+def _with_logprobs(step: ScheduledBatch, logits: Tensor, tokens: list[int], outputs: list[Output]) -> list[Output]:
     """The outputs, with log probabilities where a request asked for them. ``logits`` and ``tokens`` are of the step."""
     rows = {request.id: row for row, request in enumerate(step.wanting) if request.submit.sampling.logprobs is not None}
     if not rows:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.sglang.arguments import LONGER_CONTEXT, implementation, keeps_figures
-from raylaunch.sglang.sockets import FIGURES_VARIABLE
+from raylaunch.sglang.arguments import LONGER_CONTEXT, implementation, metrics_enabled
+from raylaunch.sglang.sockets import METRICS_VARIABLE
 from raylaunch_actors.fingerprint import package_version
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def prepare(spec: RankSpec) -> None:
     for more."""
     for name, value in variables(spec).items():
         os.environ.setdefault(name, value)
-    os.environ.update({**asked(spec.config.engine.sglang.args), **figures(spec)})
+    os.environ.update({**asked(spec.config.engine.sglang.args), **metrics_environment(spec)})
     for name in CACHES:
         Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
 
@@ -65,10 +65,10 @@ def asked(arguments: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for one, needs in ASKED.items() if arguments.get(one) for name, value in needs.items()}
 
 
-def figures(spec: RankSpec) -> dict[str, str]:
-    """Where SGLang leaves its Prometheus figures: rank 0 on the driver's node, for it; others keep theirs."""
-    folder = spec.sockets.figures if spec.sockets is not None and keeps_figures(spec.config) else ""
-    return {FIGURES_VARIABLE: folder} if folder and Path(folder).is_dir() else {}
+def metrics_environment(spec: RankSpec) -> dict[str, str]:
+    """Where SGLang leaves its Prometheus metrics: rank 0 on the driver's node, for it; others keep theirs."""
+    folder = spec.sockets.metrics_folder if spec.sockets is not None and metrics_enabled(spec.config) else ""
+    return {METRICS_VARIABLE: folder} if folder and Path(folder).is_dir() else {}
 
 
 def variables(spec: RankSpec) -> dict[str, str]:

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raylaunch import hub
 from raylaunch.errors import RankFault
+from raylaunch.model import hub
 from raylaunch.protocol import Gate, ReadyFacts, VerifyFacts
 from raylaunch.sglang.arguments import ONE_NODE, server_arguments
 from raylaunch_actors.communicator.process_group import StoreServer, open_store
@@ -42,14 +42,14 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             args = versions.server_args(server_arguments(spec.config))
             rounds = Rounds(spec, gate)
             hooks.install(seams.all_seams(rounds))
-        settled = versions.settled(args)
+        settled = versions.resolved_arguments(args)
         require_alike(gate.arrive(Gate.ATTACH, offer=settled).offers[0], settled)
         with reported(gate, None, compilers_work):  # wherever a kernel is compiled, that is no hang
             scheduler = versions.make_scheduler(spec, args)
         rounds.warmed()  # where nothing is captured, no round has said so
         verify(gate, rounds)
         versions.watch_unless_paused(scheduler)
-        gate.read_counters = versions.Counters(scheduler, compilers_work).read
+        gate.read_counters = versions.SchedulerCounters(scheduler, compilers_work).read
         facts = ReadyFacts(rounds.pieces.count(), memory_in_use(rank_device(spec)))
         gate.arrive(Gate.READY, facts, offer={**scheduler.get_init_info(), "settled": settled})
         hooks.remove()

@@ -58,7 +58,7 @@ class Rounds:
         self.plans = tuple(
             RoundPlan(name, tuple(sorted(shapes[name])), ITERATIONS[backend]) for name, backend in backends.items()
         )
-        self.gate.settle(self.plans)
+        self.gate.set_rounds(self.plans)
         pieces = self.pieces.indexes
         facts = WarmupFacts(
             pieces=len(pieces),

@@ -53,7 +53,7 @@ SETTLED_ALONE = (
 """Arguments that may differ: rank 0 broadcasts its seed; the others are of the server, of which ranks are not told."""
 
 
-def settled(args: Any) -> dict[str, str]:
+def resolved_arguments(args: Any) -> dict[str, str]:
     """What SGLang has made of its arguments, as text by name; taken before anything changes them."""
     values = {one.name: _as_text(getattr(args, one.name)) for one in dataclasses.fields(args)}
     # A text with an address in it says nothing of the object, and is another in every process.
@@ -149,7 +149,7 @@ def leave_loop(scheduler: Any) -> None:
     scheduler.gracefully_exit = True
 
 
-class Counters:
+class SchedulerCounters:
     """Figures of a scheduler that serves, read on control threads without a lock.
 
     Args:

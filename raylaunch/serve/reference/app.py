@@ -38,14 +38,14 @@ def build_app(engine: Engine, settings: ServeConfig, *, title: str = "raylaunch"
         redoc_url=None,
         responses={"4XX": {"model": errors.ErrorAnswer}, "5XX": {"model": errors.ErrorAnswer}},
     )
-    operator_routes, figures = metrics.build(engine, settings)
-    serving = Serving(engine, settings, figures.observe, int(time.time()))
+    operator_routes, counters = metrics.build(engine, settings)
+    serving = Serving(engine, settings, counters.observe, int(time.time()))
     app.state.serving = serving
     app.include_router(health.build(serving))
     app.include_router(generate.build(serving))
     app.include_router(openai.build(serving))
     app.include_router(operator_routes)
-    app.include_router(status.build(engine, settings, figures))
+    app.include_router(status.build(engine, settings, counters))
     errors.install(app)
     # The last one added is asked first: nothing is read of a request without a key.
     app.add_middleware(LimitConcurrency, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)

@@ -33,7 +33,7 @@ class ChatTemplate:
     text: str | None
 
     @classmethod
-    def of(cls, settings: ServeConfig) -> ChatTemplate:
+    def from_settings(cls, settings: ServeConfig) -> ChatTemplate:
         """Reads the template if it is a file. Raises :class:`ConfigError`."""
         given = settings.chat_template
         if given is None or any(mark in given for mark in ("{{", "{%", "\n")):

@@ -54,7 +54,7 @@ UNSUPPORTED: Unsupported = {
 """What SGLang's requests have beside sampling, under every endpoint."""
 
 
-class Asked(Protocol):
+class SamplingFields(Protocol):
     """What both interfaces say of how an answer is made, by the same names."""
 
     temperature: float | None
@@ -66,7 +66,12 @@ class Asked(Protocol):
 
 
 def sampling_params(
-    asked: Asked, new_tokens: int, seed: int | None, logprobs: int | None, choice: int, defaults: Mapping[str, Any]
+    asked: SamplingFields,
+    new_tokens: int,
+    seed: int | None,
+    logprobs: int | None,
+    choice: int,
+    defaults: Mapping[str, Any],
 ) -> SamplingParams:
     """A request as the engine takes it; where it says nothing, as the model's ``defaults`` say or the interfaces do.
 

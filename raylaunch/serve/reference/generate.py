@@ -18,7 +18,7 @@ from raylaunch.frontends.requests import Chunk
 from raylaunch.serve.errors import wrong
 from raylaunch.serve.reference.body import StrictRoute
 from raylaunch.serve.reference.fields import check_fields
-from raylaunch.serve.reference.generate_schema import AbortRequest, GenerateRequest, Sampling
+from raylaunch.serve.reference.generate_schema import AbortRequest, GenerateRequest, SglangSampling
 from raylaunch.serve.reference.prompts import require_possible, require_room, token_ids
 from raylaunch.serve.reference.streaming import WHOLE_OR_STREAMED, EventStream, answer, json_answer
 from raylaunch.serve.running import Call, Serving, run_all
@@ -100,7 +100,7 @@ def build(serving: Serving) -> APIRouter:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _CheckedRequest:
     """A request that has been checked."""
 
     calls: list[Call]
@@ -110,7 +110,7 @@ class _Asked:
 
 
 @dataclass
-class _Answer:
+class _Choice:
     """One choice as it grows."""
 
     call: Call
@@ -127,7 +127,7 @@ class _Answer:
         self.logprobs.extend(chunk.logprobs or ())
         self.finish, self.matched = chunk.finish_reason, chunk.matched
 
-    def data(self, serving: Serving, asked: _Asked) -> dict[str, Any]:
+    def data(self, serving: Serving, asked: _CheckedRequest) -> dict[str, Any]:
         self.texts = ["".join(self.texts)]
         meta: dict[str, Any] = {
             "id": self.call.request_id,
@@ -144,7 +144,7 @@ class _Answer:
         return {**found, "index": self.call.index} if asked.batch else found
 
 
-async def _read(serving: Serving, body: GenerateRequest) -> _Asked:
+async def _read(serving: Serving, body: GenerateRequest) -> _CheckedRequest:
     """Checks everything before anything is started. Raises ApiError."""
     engine = serving.engine
     check_fields(body)
@@ -154,7 +154,7 @@ async def _read(serving: Serving, body: GenerateRequest) -> _Asked:
     prompts = body.text if body.text is not None else body.input_ids
     assert prompts is not None
     param = "text" if body.text is not None else "input_ids"
-    samplings = _one_each(body.sampling_params or Sampling(), len(prompts.items), prompts.batch)
+    samplings = _one_each(body.sampling_params or SglangSampling(), len(prompts.items), prompts.batch)
     for sampling in samplings:
         if None not in (sampling.seed, sampling.sampling_seed) and sampling.seed != sampling.sampling_seed:
             raise wrong("seed and sampling_seed are one thing by two names: give one", "sampling_params.seed")
@@ -170,10 +170,10 @@ async def _read(serving: Serving, body: GenerateRequest) -> _Asked:
             params = sampling.params(logprobs, choice, engine.sampling_defaults)
             calls.append(Call(len(calls), ids, params, name, group))
     batch = prompts.batch or len(calls) > 1
-    return _Asked(calls, batch, bool(body.return_logprob), bool(body.return_text_in_logprobs))
+    return _CheckedRequest(calls, batch, bool(body.return_logprob), bool(body.return_text_in_logprobs))
 
 
-def _one_each(given: Sampling | list[Sampling], prompts: int, batch: bool) -> list[Sampling]:
+def _one_each(given: SglangSampling | list[SglangSampling], prompts: int, batch: bool) -> list[SglangSampling]:
     if not isinstance(given, list):
         return [given] * prompts
     if not batch or len(given) != prompts:
@@ -191,9 +191,9 @@ def _ids(given: str | list[str] | None, prompts: int, batch: bool) -> list[str]:
     return given
 
 
-async def _whole(serving: Serving, asked: _Asked) -> Any:
+async def _whole(serving: Serving, asked: _CheckedRequest) -> Any:
     began = time.monotonic()
-    answers = [_Answer(call, began) for call in asked.calls]
+    answers = [_Choice(call, began) for call in asked.calls]
     async for call, chunk in run_all(serving, ENDPOINT, asked.calls):
         answers[call.index].add(chunk)
     found = [one.data(serving, asked) for one in answers]
@@ -202,9 +202,9 @@ async def _whole(serving: Serving, asked: _Asked) -> Any:
     return found if asked.batch else found[0]
 
 
-async def _events(serving: Serving, asked: _Asked) -> AsyncGenerator[Any, None]:
+async def _events(serving: Serving, asked: _CheckedRequest) -> AsyncGenerator[Any, None]:
     began = time.monotonic()
-    answers = [_Answer(call, began) for call in asked.calls]
+    answers = [_Choice(call, began) for call in asked.calls]
     chunks = run_all(serving, ENDPOINT, asked.calls)
     try:
         async for call, chunk in chunks:

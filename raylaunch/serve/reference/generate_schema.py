@@ -27,7 +27,7 @@ DEFAULT_NEW_TOKENS = 128
 RequestId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class Sampling(Fields):
+class SglangSampling(Fields):
     """SGLang's ``sampling_params``; what is left out or null has the model's default, or SGLang's."""
 
     unsupported: ClassVar[Unsupported] = {
@@ -105,13 +105,15 @@ class GenerateRequest(Fields):
         "conversation_id": "this engine keeps nothing from one request to the next",
     }
     instead: ClassVar[Reasons] = {
-        **{name: f"sampling_params.{name}" for name in Sampling.model_fields},
+        **{name: f"sampling_params.{name}" for name in SglangSampling.model_fields},
         "prompt": "text",
     }
 
     text: Text | None = None
     input_ids: Ids | None = None
-    sampling_params: Sampling | Annotated[list[Sampling], Field(min_length=1, max_length=4096)] | None = None
+    sampling_params: SglangSampling | Annotated[list[SglangSampling], Field(min_length=1, max_length=4096)] | None = (
+        None
+    )
     stream: bool | None = False
     rid: RequestId | Annotated[list[RequestId], Field(max_length=4096)] | None = None
     return_logprob: bool | None = False

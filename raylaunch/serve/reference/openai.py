@@ -31,7 +31,7 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 def build(serving: Serving) -> APIRouter:
     """The routes."""
     router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
-    engine, template = serving.engine, ChatTemplate.of(serving.settings)
+    engine, template = serving.engine, ChatTemplate.from_settings(serving.settings)
 
     @router.post(COMPLETIONS, responses=WHOLE_OR_STREAMED)
     async def completions(body: CompletionRequest, request: Request) -> Response:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from raylaunch.errors import RaylaunchError
-from raylaunch.serve.errors import ApiError, of
+from raylaunch.serve.errors import ApiError, api_error
 
 SEND_S = 60.0  # a client that takes nothing for so long is taken for gone
 GONE = 499  # what nginx logs for a client that left; it is sent to nobody
@@ -115,4 +115,4 @@ async def _sent(send: Send, body: bytes, more: bool = True) -> None:
 def _error(error: RaylaunchError | HTTPException) -> ApiError:
     if isinstance(error, ApiError):
         return error
-    return of(error) if isinstance(error, RaylaunchError) else ApiError(error.status_code, str(error.detail))
+    return api_error(error) if isinstance(error, RaylaunchError) else ApiError(error.status_code, str(error.detail))

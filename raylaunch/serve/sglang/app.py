@@ -18,8 +18,8 @@ from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_
 from raylaunch.serve.reference.health import require_answer, require_ready
 from raylaunch.serve.running import GroupUnavailable, rebuilt
 from raylaunch.serve.sglang.first_event import FirstEvent
-from raylaunch.serve.sglang.half_pairs import RefuseHalfPairs
 from raylaunch.serve.sglang.known_fields import KnownFields, dropped, request_kinds
+from raylaunch.serve.sglang.surrogates import RefuseLoneSurrogates
 from raylaunch.sglang.frontend import SglangFrontend
 from raylaunch.sglang.manager import TokenizerSide
 
@@ -57,11 +57,11 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     theirs = sglang_application(frontend)
     app: ASGIApp = FirstEvent(HideOrigin(_operators_only(theirs) if exposed else theirs))
     app = KnownFields(app, request_kinds(), dropped(frontend.side.server_args.completion_template))
-    app = RefuseHalfPairs(app)
+    app = RefuseLoneSurrogates(app)
     app = Guard(engine, settings, frontend.side, app)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
-    app = Split(own_application(engine, settings, frontend.side), app)
+    app = OwnPagesFirst(own_application(engine, settings, frontend.side), app)
     if settings.api_key is not None:
         app = RequireKey(app, key=settings.api_key, open_paths=OPEN_PATHS, open_methods=OPEN_METHODS)
     app = app if settings.api_key is None and not exposed else _without_websockets(app)
@@ -92,9 +92,9 @@ def own_application(engine: Engine, settings: ServeConfig, side: TokenizerSide) 
     """The pages that are this package's own. Health is: SGLang's would wait for ranks that are lost, and leave its
     question to them to nobody."""
     app = FastAPI(title="raylaunch", version=__version__, docs_url=None, redoc_url=None)
-    routes, figures = metrics.build(engine, settings, path="/raylaunch/metrics")
+    routes, counters = metrics.build(engine, settings, path="/raylaunch/metrics")
     app.include_router(routes)
-    app.include_router(status.build(engine, settings, figures))
+    app.include_router(status.build(engine, settings, counters))
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
@@ -116,7 +116,7 @@ def own_application(engine: Engine, settings: ServeConfig, side: TokenizerSide) 
     return app
 
 
-class Split:
+class OwnPagesFirst:
     """Our own pages to our own application, everything else to SGLang's."""
 
     def __init__(self, ours: ASGIApp, theirs: ASGIApp) -> None:

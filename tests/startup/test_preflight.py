@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from raylaunch.startup import surroundings
-from raylaunch.startup.surroundings import folder_problem, ray_folder, space_problem, too_few, unwritable
+from raylaunch.startup import preflight
+from raylaunch.startup.preflight import folder_problem, ray_folder, space_problem, too_few, unwritable
 
 PROGRAM = (
     "from raylaunch import LaunchConfig, ConfigError\n"
-    "from raylaunch.startup.surroundings import check_surroundings\n"
-    "try: check_surroundings(LaunchConfig.default())\n"
+    "from raylaunch.startup.preflight import preflight\n"
+    "try: preflight(LaunchConfig.default())\n"
     "except ConfigError as error: print(error)\n"
 )
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -116,8 +116,8 @@ def test_a_cluster_that_is_joined_has_its_own(tmp_path):
 
 
 def test_where_objects_go_decides_how_much_room_is_needed(monkeypatch):
-    monkeypatch.setattr(surroundings, "SHARED_MEMORY", Path("/no/such/folder"))
-    assert surroundings.needed_bytes() == surroundings.RAY_BYTES + surroundings.OBJECT_STORE_BYTES
+    monkeypatch.setattr(preflight, "SHARED_MEMORY", Path("/no/such/folder"))
+    assert preflight.needed_bytes() == preflight.RAY_BYTES + preflight.OBJECT_STORE_BYTES
     free = shutil.disk_usage("/").free
     assert space_problem("/", free + (1 << 40)).endswith("or set RAY_TMPDIR to a folder elsewhere")
     assert space_problem("/", 1) == ""

@@ -13,7 +13,7 @@ from raylaunch.values.encodable import problem_of
 _MAY_BE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-class RefuseHalfPairs:
+class RefuseLoneSurrogates:
     """Answers 400 to JSON with text that cannot be encoded. A body is read whole first, as it would be by the rest."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,4 +1,4 @@
-"""What every measurement needs: its options, the machine beside the figures, a file for programs."""
+"""What every measurement needs: its options, the machine beside the results, a file for programs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from raylaunch.benchmarks.plot import require_drawable
-from raylaunch.commands.options import require_writable
-from raylaunch.commands.outcome import written
 from raylaunch.errors import ConfigError
+from raylaunch.terminal.options import require_writable
+from raylaunch.terminal.outcome import written
 
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there.")]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the figures there (needs matplotlib).")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results there.")]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the results there (needs matplotlib).")]
 
 
 def numbers_of(option: str, text: str, example: str) -> list[int]:
@@ -34,7 +34,7 @@ def sizes_of(option: str, text: str, example: str) -> list[int]:
 
 
 def require_outputs(json_file: Path | None, plot: Path | None) -> None:
-    """Finds out before measuring that the figures could not be written or drawn. Raises :class:`ConfigError`."""
+    """Finds out before measuring that the results could not be written or drawn. Raises :class:`ConfigError`."""
     require_writable("--json", json_file)
     require_writable("--plot", plot)
     if plot is not None:
@@ -42,7 +42,7 @@ def require_outputs(json_file: Path | None, plot: Path | None) -> None:
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """One line about the machine of :func:`raylaunch.commands.machine.describe_machine`."""
+    """One line about the machine of :func:`raylaunch.terminal.machine.describe_machine`."""
     memory = machine["memory"]["total"] / (1 << 30)
     packages = ", ".join(f"{name} {machine['packages'][name]}" for name in ("ray", "torch"))
     return (
@@ -51,11 +51,11 @@ def machine_line(machine: dict[str, Any]) -> str:
     )
 
 
-def write_figures(file: Path | None, machine: dict[str, Any], figures: dict[str, Any]) -> None:
-    """Writes the figures, and the machine they were taken on, as JSON; nothing if no file was asked for.
+def write_results(file: Path | None, machine: dict[str, Any], results: dict[str, Any]) -> None:
+    """Writes the results, and the machine they were taken on, as JSON; nothing if no file was asked for.
 
     Raises :class:`Unwritten`.
     """
     if file is not None:
         with written("--json", file):
-            file.write_text(json.dumps({"machine": machine, **figures}, indent=2) + "\n", encoding="utf-8")
+            file.write_text(json.dumps({"machine": machine, **results}, indent=2) + "\n", encoding="utf-8")

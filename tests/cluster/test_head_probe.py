@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from raylaunch import LaunchError
-from raylaunch.cluster.probe import _why, head_of
+from raylaunch.cluster.head_probe import _why, head_of
 from raylaunch.cluster.session import enter
 
 

@@ -19,13 +19,13 @@ ALL_REDUCE = f"{seams.DEVICE}.custom_all_reduce"
 
 def install(faults: Sequence[FaultConfig]) -> None:
     """Lets the launch hook these too. What is hooked first lies inside the launch's own hooks."""
-    mine = [fault for fault in faults if fault.action in TWISTS]
+    mine = [fault for fault in faults if fault.action in INJECTIONS]
     if not mine:
         return
     original = seams.all_seams
 
     def all_seams(rounds: Rounds) -> list[Seam]:
-        return [*(seam for fault in mine for seam in TWISTS[fault.action](fault)), *original(rounds)]
+        return [*(seam for fault in mine for seam in INJECTIONS[fault.action](fault)), *original(rounds)]
 
     seams.all_seams = all_seams
 
@@ -120,7 +120,7 @@ def _nothing(_: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments, **options: None
 
 
-TWISTS: dict[str, Callable[[FaultConfig], list[Seam]]] = {
+INJECTIONS: dict[str, Callable[[FaultConfig], list[Seam]]] = {
     "third_iteration": _third_iteration,
     "no_capture_context": _no_capture_context,
     "extra_all_reduce": _extra_all_reduce,

@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from raylaunch import hub
 from raylaunch.config import LaunchConfig, ModelConfig
 from raylaunch.errors import ConfigError
+from raylaunch.model import hub
 
 log = logging.getLogger(__name__)
 

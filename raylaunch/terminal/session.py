@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from raylaunch.background import LOOK_S, Background, outlast
-from raylaunch.commands.outcome import LAUNCH_FAILED, Unwritten, interruptible, signals_held, written
-from raylaunch.commands.progress import LaunchProgress, stderr_console
-from raylaunch.commands.quiet import quiet_libraries
+from raylaunch.terminal.outcome import LAUNCH_FAILED, Unwritten, interruptible, signals_held, written
+from raylaunch.terminal.progress import LaunchProgress, stderr_console
+from raylaunch.terminal.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,10 +36,10 @@ def launched(config: LaunchConfig, *, show_report: bool = True, trace: Path | No
     """
     from raylaunch.config.address import cluster_to_join
     from raylaunch.model_check import check_model
-    from raylaunch.startup.surroundings import check_surroundings
+    from raylaunch.startup.preflight import preflight
 
     cluster_to_join(config.placement.address)
-    check_surroundings(config)
+    preflight(config)
     check_model(config)  # before Ray is imported: a wrong configuration is told at once
     quiet_libraries()
     from raylaunch.engine import Engine

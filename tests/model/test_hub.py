@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from raylaunch import ConfigError, hub
+from raylaunch import ConfigError
 from raylaunch.config import LaunchConfig
+from raylaunch.model import hub
 from raylaunch.model_check import read_model_config
 from tests.reference import hub as fake
 
@@ -102,7 +103,7 @@ BEHAVIOURS = ("hangs", "refuses", "unknown", "500", "503", "429", "401", "403")
 def test_a_whole_cached_model_is_used_at_once_with_a_line_that_says_why(behaves, cache, monkeypatch, caplog):
     folder = fill(cache, "config.json", "model.safetensors")
     began = time.monotonic()
-    with hub_that(behaves) as address, caplog.at_level(logging.WARNING, "raylaunch.hub"):
+    with hub_that(behaves) as address, caplog.at_level(logging.WARNING, "raylaunch.model.hub"):
         at(monkeypatch, address)
         for revision in (None, None, COMMIT):  # as the driver for its check and its tokenizer; a rank for its weights
             assert hub.snapshot(MODEL, revision, hub.SETTINGS, weights=True) == folder
@@ -208,7 +209,7 @@ def test_an_older_snapshot_is_used_where_the_new_one_cannot_be_fetched(cache, mo
     old = fill(cache, "config.json", "model.safetensors")
     monkeypatch.setattr(fake, "COMMIT", "1" * 40)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError(30, "ro")))
-    with fake.hub() as address, caplog.at_level(logging.WARNING, "raylaunch.hub"):
+    with fake.hub() as address, caplog.at_level(logging.WARNING, "raylaunch.model.hub"):
         at(monkeypatch, address)
         assert hub.snapshot(MODEL, None, (*hub.SETTINGS, hub.WEIGHTS), weights=True) == old
     assert "the Hub does not give all of it: [Errno 30] ro: the cached snapshot 0000000" in caplog.text

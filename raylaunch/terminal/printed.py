@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
-from raylaunch.commands.outcome import Unwritten
 from raylaunch.errors import ConfigError
+from raylaunch.terminal.outcome import Unwritten
 
 
 def say(text: str, end: str = "\n") -> None:

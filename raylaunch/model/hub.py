@@ -34,7 +34,7 @@ class HubError(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Revision:
     """What the Hub said of a revision.
 
     Attributes:
@@ -46,13 +46,13 @@ class Answer:
     problem: str = ""
 
 
-_SILENT: dict[str, tuple[float, Answer]] = {}
+_SILENT: dict[str, tuple[float, Revision]] = {}
 """Hubs that have not answered, by address: when they were asked, and what was wrong."""
 _SAID: set[Path] = set()
 """Snapshots of which it was said that they are used although the Hub has not answered."""
 
 
-def ask(path: str, revision: str | None) -> Answer:
+def ask(path: str, revision: str | None) -> Revision:
     """What ``revision`` is now: the Hub is asked once, for at most :data:`ASK_S`. This process asks one that is not
     there no more within :data:`ASK_AGAIN_S`, whatever for.
 
@@ -63,26 +63,26 @@ def ask(path: str, revision: str | None) -> Answer:
 
     hf_hub_url(path, "config.json")  # which looks at the name
     if constants.HF_HUB_OFFLINE:
-        return Answer(None, "HF_HUB_OFFLINE is set")
+        return Revision(None, "HF_HUB_OFFLINE is set")
     silent_at, silent = _SILENT.get(constants.ENDPOINT, (0.0, None))
     if silent is not None and time.monotonic() - silent_at < ASK_AGAIN_S:
         return silent
     return _ask(path, revision or constants.DEFAULT_REVISION)
 
 
-def _ask(path: str, revision: str) -> Answer:
+def _ask(path: str, revision: str) -> Revision:
     import huggingface_hub as hub
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     url = hub.hf_hub_url(path, "config.json", revision=revision)
     asking = Background(lambda: hub.get_hf_file_metadata(url, timeout=ASK_S))
     try:
-        return Answer(asking.result(ASK_S).commit_hash or revision)
+        return Revision(asking.result(ASK_S).commit_hash or revision)
     except EntryNotFoundError:  # the repository of a tokenizer needs none
-        return Answer(revision)
+        return Revision(revision)
     except Exception as error:  # those of its HTTP client are of no class that it names
         late = isinstance(error, TimeoutError) or "timeout" in type(error).__name__.lower()
-        answer = Answer(None, f"the Hub does not answer within {ASK_S:g} s" if late else one_line(error))
+        answer = Revision(None, f"the Hub does not answer within {ASK_S:g} s" if late else one_line(error))
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         if status not in OF_THIS_MODEL:
             _SILENT[hub.constants.ENDPOINT] = time.monotonic(), answer
@@ -112,7 +112,7 @@ def snapshot(path: str, revision: str | None, patterns: Sequence[str], *, weight
         except Exception as error:
             if folder is None or (weights and missing_weights(folder)):
                 raise HubError(f"it cannot be fetched: {one_line(error)}") from error
-            answer = Answer(None, f"the Hub does not give all of it: {one_line(error)}")
+            answer = Revision(None, f"the Hub does not give all of it: {one_line(error)}")
     if folder is None:
         raise HubError(f"{answer.problem}, and the cache has nothing of it")
     if weights and (file := missing_weights(folder)):

@@ -24,7 +24,7 @@ MIB = 1 << 20
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def check_surroundings(config: LaunchConfig) -> None:
+def preflight(config: LaunchConfig) -> None:
     """Raises :class:`ConfigError` where a launch from here could not work, with what to do about it."""
     require_working_directory()
     require_unshadowed(sglang=config.engine.kind == "sglang")

@@ -1,0 +1,1 @@
+"""What the commands share: options, what they print, their exit codes, the engine of one command."""
