@@ -14,14 +14,14 @@ from ray.util.placement_group import PlacementGroup
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
-from raylaunch.frontends import frontend_of
 from raylaunch.frontends.answers import AsyncWaiter, Start, Waiter
-from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running
+from raylaunch.frontends.base import Frontend, Image, Listener, Prepared, Prompt, Running
 from raylaunch.frontends.generation_config import SamplingDefaults, sampling_defaults
 from raylaunch.frontends.requests import Chunk, Completion
 from raylaunch.group.driver import StepListener
 from raylaunch.health import Condition, Health
-from raylaunch.model_check import ModelShape, check_model, with_context
+from raylaunch.model.shape import ModelShape, with_context
+from raylaunch.model_check import check_model
 from raylaunch.protocol import Step
 from raylaunch.report import LaunchReport
 from raylaunch.sampling import SamplingParams
@@ -302,3 +302,14 @@ class Engine:
         self.frontend.raise_if_failed()  # what cannot work ends the launch before its end
         if self._listener is not None:
             self._listener(step, index, steps)
+
+
+def frontend_of(config: LaunchConfig) -> Frontend:
+    """The frontend of the configured engine; nothing is started yet."""
+    if config.engine.kind == "sglang":
+        from raylaunch.sglang.frontend import SglangFrontend
+
+        return SglangFrontend(config)
+    from raylaunch.frontends.reference import ReferenceFrontend
+
+    return ReferenceFrontend(config)

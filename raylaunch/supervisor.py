@@ -29,7 +29,7 @@ from raylaunch.group.ray_deaths import drivers_node_lost
 from raylaunch.health import Condition, Health, RankHealth, Stall
 from raylaunch.protocol import Phase
 from raylaunch.report import LaunchReport, Span
-from raylaunch.sglang.sockets import SglangSockets
+from raylaunch.wire import SglangSockets
 
 if TYPE_CHECKING:
     from raylaunch_actors.gate import RankState

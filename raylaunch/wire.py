@@ -1,16 +1,41 @@
 """Messages between the driver and rank 0, and from rank 0 to the other ranks, while serving.
 
-They are msgspec structs in MessagePack: typed, checked when decoded, and never a pickle.
+They are msgspec structs in MessagePack: typed, checked when decoded, and never a pickle. Those of the engine ``sglang``
+are SGLang's own; what both sides must agree on of them is where they meet.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Round = Literal["prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class SglangSockets:
+    """Names of ZeroMQ sockets, as in SGLang's ``PortArgs``. The driver's side binds them, rank 0 connects.
+
+    Attributes:
+        tokenizer: tokenizer manager receives from the detokenizer.
+        scheduler_input: rank 0 receives from the tokenizer manager.
+        detokenizer: detokenizer receives from rank 0.
+        rpc: calls from the driver to rank 0.
+        metrics: rank 0 sends metrics.
+        instance: token that the processes of one engine share.
+        metrics_folder: folder in which they leave SGLang's Prometheus metrics.
+    """
+
+    tokenizer: str
+    scheduler_input: str
+    detokenizer: str
+    rpc: str
+    metrics: str
+    instance: str = field(repr=False)
+    metrics_folder: str
 
 
 class Sampling(msgspec.Struct, frozen=True):

@@ -77,7 +77,6 @@ def test_the_ranks_side_imports_only_what_both_sides_share(file):
         "raylaunch.package",
         "raylaunch.model.hub",
         "raylaunch.wire",
-        "raylaunch.sglang.sockets",
         "raylaunch.sglang.arguments",
     )
     found = [name for name in imports_at_module_level(file) if name.split(".")[0] == "raylaunch"]

@@ -12,8 +12,9 @@ import pytest
 from raylaunch.config import LaunchConfig
 from raylaunch.config.faults import OF_GPUS
 from raylaunch.errors import ConfigError
+from raylaunch.model.shape import ModelShape
 from raylaunch.model.tokenizer import load_tokenizer
-from raylaunch.model_check import ModelShape, check_heads, check_model
+from raylaunch.model_check import check_heads, check_model
 from raylaunch.sglang.arguments import installed_folder
 
 GOOD = {

@@ -20,7 +20,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.package import package_files
 from raylaunch.protocol import Arrival, Failure, LaunchPlan, Release
-from raylaunch.sglang.sockets import SglangSockets
+from raylaunch.wire import SglangSockets
 from raylaunch_actors import priority, shortage
 from raylaunch_actors.gate import RankGate, RankState
 from raylaunch_actors.progress import modules_loaded, reported

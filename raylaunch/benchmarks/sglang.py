@@ -57,7 +57,8 @@ def bench_sglang(
         require_writable("--json", json_file)
         require_comparable(chosen, together)
         from raylaunch.benchmarks.timed_server import Work, measure
-        from raylaunch.model_check import check_model, with_context
+        from raylaunch.model.shape import with_context
+        from raylaunch.model_check import check_model
         from raylaunch.terminal.machine import describe_machine
 
         shape = check_model(chosen)

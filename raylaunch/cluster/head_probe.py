@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from raylaunch import ray_private
 from raylaunch.background import Background
 from raylaunch.errors import shut_down
 
@@ -16,19 +17,6 @@ ANSWER_S = 20.0
 LOOK_S = 0.2
 RIGHT = "give HOST:PORT of the cluster's head, the port of its control service, 6379 unless ray start was told another "
 RIGHT += "(8265 is the dashboard, 10001 is for Ray Client)"
-PROBE = """
-import socket
-import sys
-from ray._private.services import canonicalize_bootstrap_address_or_die
-from ray._raylet import GcsClient
-
-address = canonicalize_bootstrap_address_or_die(sys.argv[1])
-print(address, flush=True)
-host, _, port = address.rpartition(":")
-socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-GcsClient(address=address).internal_kv_get(b"raylaunch", namespace=b"raylaunch", timeout=10)
-print("answers")
-"""
 
 
 def head_of(address: str, stopped: Callable[[], bool] = lambda: False, deadline_s: float = ANSWER_S) -> str:
@@ -41,7 +29,7 @@ def head_of(address: str, stopped: Callable[[], bool] = lambda: False, deadline_
         LaunchError: ``stopped`` said that the launch is wanted no more.
     """
     probe = subprocess.Popen(
-        [sys.executable, "-c", PROBE, address],
+        [sys.executable, "-c", ray_private.HEAD_PROBE, address],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     reading = Background(probe.communicate)

@@ -17,6 +17,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from raylaunch import ray_private
 from raylaunch.background import Background
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, shut_down
@@ -194,7 +195,7 @@ def gpus_seen(ranks: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[str, int
 
 def cluster_nodes() -> list[Node]:
     """The nodes that are alive."""
-    free = ray._private.state.available_resources_per_node()
+    free = ray_private.free_resources()
     return [
         Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"], free.get(node["NodeID"], {}))
         for node in ray.nodes()

@@ -22,9 +22,8 @@ from types import FrameType
 
 import psutil
 import ray
-import ray._private.ray_constants
-import ray._private.worker
 
+from raylaunch import ray_private
 from raylaunch.background import outlast
 from raylaunch.cluster.head_probe import head_of
 from raylaunch.cluster.ray_thread import RayThread
@@ -36,7 +35,6 @@ from raylaunch.startup.preflight import OBJECT_STORE_BYTES
 from raylaunch.startup.signals import of_a_command
 
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 AGENT_GRACE_S = 1.0
 CONNECT_S = 5.0
 LOOK_S = 1.0
@@ -114,7 +112,7 @@ class RaySession:
             return  # Ray's threads go on in this process, and end it on the spot if they find no token
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):  # the first is set by Ray itself
             os.environ.pop(name, None)
-        _forget_token()
+        ray_private.forget_token()
 
     def _start(self, init: Callable[[], object], stopped: Callable[[], bool]) -> None:
         """Has Ray started. Raises what it raises, and :class:`LaunchError` if ``stopped`` said so."""
@@ -156,7 +154,7 @@ class RaySession:
 
     def current(self) -> bool:
         """Whether this process still is in the session. Where it is not, most calls of Ray would start a new one."""
-        return not self._worker or (ray.is_initialized() and _worker_id() == self._worker)
+        return not self._worker or (ray.is_initialized() and ray_private.worker_id() == self._worker)
 
     def lost(self, patience_s: float = RELEASE_PATIENCE_S) -> str:
         """Why the session is no more; "" while it is there or nobody can tell.
@@ -194,7 +192,7 @@ class RaySession:
 
     def _entered(self) -> None:
         """Learns which session it is."""
-        self._worker = _worker_id()
+        self._worker = ray_private.worker_id()
         with contextlib.suppress(Exception):  # not known to a process that reaches its cluster through Ray Client
             host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
             self._head = (host.strip("[]"), int(port))
@@ -258,16 +256,16 @@ def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[]
     try:
         session._answer_sigterm()
         if of_a_command():
-            _start_no_other()
+            ray_private.start_no_other_session()
         if target:
             _require_listener(target)
             session._start(functools.partial(_join, head_of(target, stopped), namespace), stopped)
         else:
             _private_token(session)
-            with _workers_at_nice_0(), _workers_as_this_process():
+            with _workers_at_nice_0(), ray_private.workers_without_uv():
                 session._start(functools.partial(_start_private, cpus, namespace), stopped)
         session._entered()
-        _no_worker_lines()
+        ray_private.print_no_worker_lines()
     except LaunchError:  # stopped
         session.close()
         raise
@@ -300,8 +298,9 @@ def _start_private(cpus: float, namespace: str) -> None:
 
 @contextlib.contextmanager
 def _workers_at_nice_0() -> Iterator[None]:
-    """Has Ray start its workers at nice 0, unless the user has chosen: every process may become nicer and few less so,
-    and ranks choose by their device (:mod:`raylaunch_actors.priority`).
+    """Has Ray start its workers at nice 0, unless the user has chosen: its own choice is 15
+    (https://github.com/ray-project/ray/pull/24928). Every process may become nicer and few less so;
+    ranks choose by their device (:mod:`raylaunch_actors.priority`).
 
     By variables, which workers inherit: a version of Ray without this one ignores it, and would end over an entry of
     ``_system_config`` that it does not know.
@@ -315,30 +314,11 @@ def _workers_at_nice_0() -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-@contextlib.contextmanager
-def _workers_as_this_process() -> Iterator[None]:
-    """Under ``uv run`` Ray would start workers with it anew, in a copy of the working directory, and refuse one below
-    the project's folder. On this machine they can run in the environment that this process is in."""
-    constants = ray._private.ray_constants
-    before = getattr(constants, UV, None)
-    if before is not None:
-        setattr(constants, UV, False)
-    try:
-        yield
-    finally:
-        if before is not None:
-            setattr(constants, UV, before)
-
-
 def _joining_failed(target: str, error: Exception) -> str:
     if isinstance(error, RuntimeError) and "uv run" in str(error):
-        remedy = f"; where every node has this environment at the same path, {UV}=0 has workers use it"
+        remedy = f"; where every node has this environment at the same path, {ray_private.UV}=0 has workers use it"
         return f"the Ray cluster at {target!r} cannot be joined from here: {error}{remedy}"
     return f"no Ray cluster at {target!r}: {error}"
-
-
-def _worker_id() -> bytes:
-    return bytes(getattr(ray._private.worker.global_worker, "worker_id", b""))
 
 
 def _require_listener(address: str) -> None:
@@ -383,8 +363,8 @@ def _exit(number: int, frame: FrameType | None) -> None:
 def _private_token(session: RaySession) -> None:
     """Gives a private cluster a token file of its own, so that none is written to the user's home folder.
 
-    Ray turns token authentication on for new local clusters and would leave ``~/.ray/auth_token`` behind, which
-    changes how clusters that are started later behave.
+    Ray turns token authentication on for new local clusters (https://github.com/ray-project/ray/pull/64755) and would
+    leave ``~/.ray/auth_token`` behind, which changes how clusters that are started later behave.
     """
     if any(name in os.environ for name in AUTH_VARIABLES):
         return
@@ -393,27 +373,4 @@ def _private_token(session: RaySession) -> None:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-    _forget_token()
-
-
-def _forget_token() -> None:
-    """Makes Ray read the token anew: it keeps the first one for the life of the process."""
-    with contextlib.suppress(ImportError, AttributeError):  # older versions have no tokens
-        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
-
-        AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _start_no_other() -> None:
-    """Has calls of Ray that come too late fail, of threads that were busy when the session ended: they would start
-    another one."""
-    with contextlib.suppress(ImportError):
-        from ray._private import auto_init_hook
-
-        auto_init_hook.enable_auto_connect = False
-
-
-def _no_worker_lines() -> None:
-    """Keeps Ray from printing workers' and raylets' lines among ours: the report and the errors say what happened."""
-    if hasattr(ray._private.worker, "_worker_logs_enabled"):
-        ray._private.worker._worker_logs_enabled = False
+    ray_private.forget_token()

@@ -12,7 +12,7 @@ from raylaunch.terminal.options import Config, Debug, Settings, load_config, req
 from raylaunch.terminal.outcome import reported
 from raylaunch.terminal.progress import stderr_console
 from raylaunch.terminal.session import launched
-from raylaunch.values.api_key import VARIABLE, key_of_environment
+from raylaunch.values.api_key import VARIABLE
 
 if TYPE_CHECKING:
     from raylaunch.config import ServeConfig
@@ -42,15 +42,16 @@ def serve(
     """
     with reported():
         chosen = load_config(config, settings, debug=debug)
-        key_of_environment()  # typer would take an empty variable for none
-        given = {"host": host, "port": port, "api_key": api_key}
-        chosen = chosen.model_copy(update={"serve": changed(chosen.serve, given)})
-        require_writable("--trace", trace)
         try:
+            from raylaunch.serve.limits import key_of_environment
             from raylaunch.serve.run import bind, require_key_for_code
             from raylaunch.serve.run import serve as run
         except ModuleNotFoundError as error:
             raise ConfigError("serve", error.name, "is not installed; pip install 'raylaunch[serve]'") from None
+        key_of_environment()  # typer would take an empty variable for none
+        given = {"host": host, "port": port, "api_key": api_key}
+        chosen = chosen.model_copy(update={"serve": changed(chosen.serve, given)})
+        require_writable("--trace", trace)
         console = stderr_console()
         with bind(chosen.serve) as listener:
             require_key_for_code(chosen, chosen.serve, listener)  # before a launch of minutes

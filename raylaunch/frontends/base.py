@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError
 from raylaunch.frontends.requests import Chunk
-from raylaunch.model_check import ModelShape
+from raylaunch.model.shape import ModelShape
 from raylaunch.sampling import SamplingParams
-from raylaunch.sglang.sockets import SglangSockets
+from raylaunch.wire import SglangSockets
 
 Prompt = str | Sequence[int]
 Image = str | bytes | PathLike[str] | Any

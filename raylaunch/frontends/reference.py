@@ -15,8 +15,8 @@ from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running,
 from raylaunch.frontends.client import RankZeroClient
 from raylaunch.frontends.requests import RequestTable, RunningRequest
 from raylaunch.frontends.vocabulary import vocabulary_of
+from raylaunch.model.shape import ModelShape
 from raylaunch.model.tokenizer import load_tokenizer
-from raylaunch.model_check import ModelShape
 from raylaunch.protocol import Phase
 from raylaunch.sampling import SamplingParams
 from raylaunch.wire import Abort, Output, Submit

@@ -31,7 +31,7 @@ from raylaunch.model_check import check_device
 from raylaunch.package import package_files
 from raylaunch.protocol import LaunchPlan, Phase, Protocol, RoundPlan
 from raylaunch.report import LaunchReport, RankPlace, Span
-from raylaunch.sglang.sockets import SglangSockets
+from raylaunch.wire import SglangSockets
 
 if TYPE_CHECKING:
     from raylaunch_actors.rank import RankSpec

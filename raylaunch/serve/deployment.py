@@ -20,9 +20,8 @@ from raylaunch.config import LaunchConfig
 from raylaunch.engine import Engine
 from raylaunch.errors import ConfigError
 from raylaunch.model_check import check_model
-from raylaunch.serve.limits import MAX_CONCURRENT
+from raylaunch.serve.limits import MAX_CONCURRENT, key_of_environment
 from raylaunch.startup.preflight import preflight
-from raylaunch.values.api_key import key_of_environment
 
 REPLICA_CPUS = 1.0
 HEALTH_PERIOD_S = 0.5

@@ -17,10 +17,10 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RankFault, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
 from raylaunch.frontends.requests import Chunk, RequestTable, notify
-from raylaunch.model_check import ModelShape, with_context
+from raylaunch.model.shape import ModelShape, with_context
 from raylaunch.protocol import Phase
 from raylaunch.sampling import SamplingParams
-from raylaunch.sglang.arguments import LONGER_CONTEXT, metrics_enabled, server_arguments
+from raylaunch.sglang.arguments import LONGER_CONTEXT, METRICS_VARIABLE, metrics_enabled, server_arguments
 from raylaunch.sglang.detokenizer_keeper import DetokenizerKeeper
 from raylaunch.sglang.detokenizer_process import DetokenizerProcess
 from raylaunch.sglang.environment import switches
@@ -28,7 +28,8 @@ from raylaunch.sglang.loop import LoopThread
 from raylaunch.sglang.manager import TokenizerSide
 from raylaunch.sglang.mapping import StreamedAnswer, image_data, sampling_parameters
 from raylaunch.sglang.metrics import SharedMetrics
-from raylaunch.sglang.sockets import METRICS_VARIABLE, SglangSockets, SocketFolder
+from raylaunch.sglang.sockets import SocketFolder
+from raylaunch.wire import SglangSockets
 
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
 CLOSE_S = 5.0

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from raylaunch.errors import ConfigError
-from raylaunch.sglang.sockets import METRICS_VARIABLE
+from raylaunch.sglang.arguments import METRICS_VARIABLE
 
 _taken = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Where SGLang's processes meet: names of its ZeroMQ sockets, made by the driver before anything is started."""
+"""The folder where SGLang's processes meet, made by the driver before anything is started."""
 
 from __future__ import annotations
 
@@ -8,32 +8,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Where prometheus_client looks for the folder that processes leave their metrics_folder in."""
-
-
-@dataclass(frozen=True)
-class SglangSockets:
-    """Names of the sockets, as in SGLang's ``PortArgs``. The driver's side binds them, rank 0 connects.
-
-    Attributes:
-        tokenizer: tokenizer manager receives from the detokenizer.
-        scheduler_input: rank 0 receives from the tokenizer manager.
-        detokenizer: detokenizer receives from rank 0.
-        rpc: calls from the driver to rank 0.
-        metrics: rank 0 sends metrics.
-        instance: token that the processes of one engine share.
-        metrics_folder: folder in which they leave SGLang's Prometheus metrics_folder.
-    """
-
-    tokenizer: str
-    scheduler_input: str
-    detokenizer: str
-    rpc: str
-    metrics: str
-    instance: str = field(repr=False)
-    metrics_folder: str
-
+from raylaunch.wire import SglangSockets
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -122,10 +122,11 @@ def _refused(shadow: Shadow, why: str) -> ConfigError:
 
 
 def _entries() -> tuple[str, ...]:
-    worker = sys.modules.get("ray._private.worker")
-    if worker is not None and worker.global_worker.connected:
-        config = worker.global_worker.core_worker.get_job_config()
-        return tuple(os.path.realpath(one) for one in reversed(getattr(config, "py_driver_sys_path", ())))
+    if "ray._private.worker" in sys.modules:  # Ray itself, and no file of that name
+        from raylaunch import ray_private
+
+        if (folders := ray_private.workers_folders()) is not None:
+            return tuple(os.path.realpath(one) for one in reversed(folders))
     try:
         cwd = os.getcwd()
     except FileNotFoundError:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
-
-from raylaunch.errors import ConfigError
 
 VARIABLE = "RAYLAUNCH_API_KEY"
 
@@ -23,14 +20,6 @@ def problem_of(key: str) -> str:
     if not key.isascii() and not _is_latin_1(key):
         return "holds a character that no HTTP header can carry: use letters, digits and signs of ASCII"
     return ""
-
-
-def key_of_environment() -> str | None:
-    """The key in ``RAYLAUNCH_API_KEY``, or None if it is not set. Raises :class:`ConfigError`; never shows the key."""
-    key = os.environ.get(VARIABLE)
-    if key is not None and (problem := problem_of(key)):
-        raise ConfigError(VARIABLE, key, problem)
-    return key
 
 
 def _is_latin_1(text: str) -> bool:

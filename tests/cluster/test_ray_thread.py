@@ -7,9 +7,10 @@ import time
 
 import pytest
 
+from raylaunch import ray_private
 from raylaunch.background import outlast
-from raylaunch.cluster import ray_thread
-from raylaunch.cluster.ray_thread import RayThread, signals_left_alone
+from raylaunch.cluster.ray_thread import RayThread
+from raylaunch.ray_private import signals_left_alone
 
 
 def test_start_and_end_are_on_one_thread_that_stays_between_them() -> None:
@@ -36,7 +37,7 @@ def test_what_the_start_raises_is_kept_and_what_the_end_raises_dropped() -> None
 
 def test_ray_takes_no_signals_while_it_starts_here() -> None:
     """That this version of Ray has the switch; what it does is tested where signals are sent to commands."""
-    taken = ray_thread._handlers_taken()
+    taken = ray_private.handlers_installed()
     assert taken is not None
     before = taken.value
     with signals_left_alone():

@@ -11,7 +11,8 @@ import ray._private.ray_constants as constants
 from ray._private.runtime_env import uv_runtime_env_hook
 from ray._private.worker import _maybe_modify_runtime_env
 
-from raylaunch.cluster.session import UV, _joining_failed, _workers_as_this_process
+from raylaunch.cluster.session import _joining_failed
+from raylaunch.ray_private import UV, workers_without_uv
 from raylaunch.startup.shadows import _entries
 
 
@@ -26,7 +27,7 @@ def below_a_project(monkeypatch, tmp_path):
 
 
 def test_a_private_clusters_workers_are_not_started_by_uv(below_a_project):
-    with _workers_as_this_process():
+    with workers_without_uv():
         assert _maybe_modify_runtime_env(None, False) is None
     assert getattr(constants, UV) is True
 

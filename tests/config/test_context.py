@@ -9,7 +9,8 @@ import pytest
 from raylaunch.config import LaunchConfig
 from raylaunch.config.context import longest_context
 from raylaunch.errors import ConfigError
-from raylaunch.model_check import check_context, overridden_by_sglang, shape_of, with_context
+from raylaunch.model.shape import overridden_by_sglang, shape_of, with_context
+from raylaunch.model_check import check_context
 
 P = {"max_position_embeddings": 1000}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1000}

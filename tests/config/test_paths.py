@@ -178,7 +178,7 @@ def test_what_is_no_path_is_named(key, value, right):
 
 
 def test_a_folder_that_was_meant_is_never_looked_for_on_the_hub(place, monkeypatch):
-    monkeypatch.setattr("raylaunch.model_check._from_hub", lambda config: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("raylaunch.model.shape._from_hub", lambda config: pytest.fail("asked the Hub"))
     for path in ("./nowhere", "nowhere/", "~/nowhere", "../nowhere", "/nowhere"):
         with pytest.raises(ConfigError, match=r"model\.path = '/.*no such folder"):
             check_model(LaunchConfig.from_dict({"model": {"path": path}}))

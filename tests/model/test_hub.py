@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from raylaunch import ConfigError
 from raylaunch.config import LaunchConfig
 from raylaunch.model import hub
-from raylaunch.model_check import read_model_config
+from raylaunch.model.shape import read_model_config
 from tests.reference import hub as fake
 
 MODEL, COMMIT = fake.MODEL, fake.COMMIT

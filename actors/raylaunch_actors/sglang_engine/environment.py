@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.sglang.arguments import LONGER_CONTEXT, implementation, metrics_enabled
-from raylaunch.sglang.sockets import METRICS_VARIABLE
+from raylaunch.sglang.arguments import LONGER_CONTEXT, METRICS_VARIABLE, implementation, metrics_enabled
 from raylaunch_actors.fingerprint import package_version
 
 if TYPE_CHECKING:

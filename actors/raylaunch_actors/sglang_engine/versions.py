@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from raylaunch.errors import RankFault
-from raylaunch.sglang.sockets import SglangSockets
+from raylaunch.wire import SglangSockets
 
 if TYPE_CHECKING:
     from raylaunch_actors.rank import RankSpec
