@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass, field
 
 import zmq
-from zmq.utils import z85
+from zmq.auth.thread import ThreadAuthenticator
 
 from raylaunch import wire
 from raylaunch.errors import RankFault
@@ -67,7 +67,7 @@ class RankZeroSockets:
     def __init__(self, host: str, world_size: int) -> None:
         self.host, self.world_size = host, world_size
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._gatekeeper: threading.Thread | None = None
+        self._authenticator: ThreadAuthenticator | None = None
         self._plans: dict[int, zmq.Socket[bytes]] = {}
         self._sockets: list[zmq.Socket[bytes]] = []
 
@@ -76,7 +76,9 @@ class RankZeroSockets:
         self._context = context = zmq.Context()
         server_public, self._secret = zmq.curve_keypair()
         client_public, client_secret = zmq.curve_keypair()
-        self._start_gatekeeper(context, client_public)
+        self._authenticator = ThreadAuthenticator(context)
+        self._authenticator.start()
+        self._authenticator.configure_curve_callback(credentials_provider=_OneKey(client_public))
         try:
             self._requests, requests = self._bind(context, zmq.PULL)
             self._outputs, outputs = self._bind(context, zmq.PUSH)
@@ -115,18 +117,9 @@ class RankZeroSockets:
         for socket in self._sockets:
             socket.close()
         self._sockets.clear()
-        context.term()  # waits for what lingers, and ends the gatekeeper
-        if self._gatekeeper is not None:
-            self._gatekeeper.join()
-
-    def _start_gatekeeper(self, context: zmq.Context[zmq.Socket[bytes]], client_key: bytes) -> None:
-        socket = context.socket(zmq.REP)
-        socket.linger = 0
-        socket.bind("inproc://zeromq.zap.01")  # where libzmq asks whether a client may connect (RFC 27)
-        self._gatekeeper = threading.Thread(
-            target=_keep_gate, args=(socket, client_key), name="curve-gatekeeper", daemon=True
-        )
-        self._gatekeeper.start()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        context.term()  # waits for what lingers
 
     def _bind(self, context: zmq.Context[zmq.Socket[bytes]], kind: int) -> tuple[zmq.Socket[bytes], str]:
         socket = context.socket(kind)
@@ -176,16 +169,14 @@ class FollowerSocket:
             context.term()
 
 
-def _keep_gate(socket: zmq.Socket[bytes], client_key: bytes) -> None:
-    """Answers libzmq's question about each client: only the one with ``client_key`` may connect."""
-    try:
-        while True:
-            version, request, _, _, _, mechanism, *credentials = socket.recv_multipart()
-            known = mechanism == b"CURVE" and credentials == [z85.decode(client_key)]
-            status = (b"200", b"OK") if known else (b"400", b"unknown key")
-            socket.send_multipart((version, request, *status, b"client", b""))
-    except zmq.ContextTerminated:
-        socket.close()
+class _OneKey:
+    """Lets clients with one key connect."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        return key == self._key
 
 
 def _send(socket: zmq.Socket[bytes], data: bytes, stop: threading.Event) -> None:
