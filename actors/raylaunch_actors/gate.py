@@ -29,7 +29,6 @@ class RankState:
         activity: what it reported last, such as ``loading 12 of 40 tensors``.
         progress: grows with every report and every gate: a rank whose count grows is not hung.
         gates: how many it has come to, those included that it may pass alone: who has come to fewest is behind.
-        serving: whether the last gate was released.
         counters: figures of the running engine.
     """
 
@@ -39,7 +38,6 @@ class RankState:
     activity: str
     progress: int
     gates: int
-    serving: bool
     counters: dict[str, int]
 
 
@@ -171,6 +169,5 @@ class RankGate:
             self._activity,
             self._progress,
             self._gates,
-            self._serving,
             self.read_counters(),
         )

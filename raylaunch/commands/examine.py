@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import platform
 from collections.abc import Sequence
@@ -36,7 +35,6 @@ def examine(config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node]
         nodes: the cluster's; None where a launch starts a private one on this machine.
     """
     plan = Examination()
-    plan.problems += missing_requirements()
     try:
         preflight(config)
     except ConfigError as error:
@@ -45,28 +43,6 @@ def examine(config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node]
     device = _examine_placement(plan, config, machine, nodes)
     _examine_communicator(plan, config, device, machine["gpu_links"])
     return plan
-
-
-def missing_requirements() -> list[str]:
-    """Packages that raylaunch needs and that are not installed, or not in a version it works with."""
-    from packaging.requirements import Requirement
-
-    try:
-        declared = importlib.metadata.requires("raylaunch") or []
-    except importlib.metadata.PackageNotFoundError:
-        return []  # run from a checkout: nobody has declared anything
-    problems = []
-    for requirement in map(Requirement, declared):
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            problems.append(f"{requirement.name} is not installed; needed is {requirement}")
-            continue
-        if not requirement.specifier.contains(version, prereleases=True):
-            problems.append(f"{requirement.name} is {version}; needed is {requirement}")
-    return problems
 
 
 def private_node(config: LaunchConfig, machine: dict[str, Any]) -> Node:

@@ -29,11 +29,10 @@ Tree = Mapping[str, Collection[str] | None]
 
 @dataclass(frozen=True)
 class Shadow:
-    """A file that is found in place of the module ``name``. ``real`` is what is meant, "" where that is not known."""
+    """A file that is found in place of the module ``name``."""
 
     name: str
     file: str
-    real: str
 
     @property
     def is_package(self) -> bool:
@@ -75,7 +74,7 @@ def shadows(
     for entry in entries:
         for name, file in importable(tree_of(entry)).items():
             other = real(name)
-            shadow = Shadow(name, os.path.join(entry, file), other or "")
+            shadow = Shadow(name, os.path.join(entry, file))
             meant = other is None or shadow.file == other or (entry in deliberate and shadow.is_package)
             if not meant or name in OURS:
                 found.setdefault(name, shadow)

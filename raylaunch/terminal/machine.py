@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +13,6 @@ PACKAGES = (
     "raylaunch", "ray", "torch", "triton", "transformers", "safetensors", "pydantic", "pyzmq", "msgspec", "numpy",
     "sglang", "sglang-kernel", "flashinfer-python", "nvidia-nccl-cu12", "nvidia-nccl-cu13",
 )  # fmt: skip
-SMI_SECONDS = 20.0
 GIB = 1 << 30
 
 
@@ -94,7 +92,7 @@ def find_gpus() -> tuple[list[dict[str, str]], str]:
     try:
         return _from_nvml(), "NVML"
     except ImportError:
-        return _from_smi()
+        return [], "nvidia-ml-py is not installed"
     except Exception as error:  # NVMLError: its classes are made when the library is loaded
         return [], f"NVML: {error}"
 
@@ -126,21 +124,6 @@ def _from_nvml() -> list[dict[str, str]]:
         ]
     finally:
         pynvml.nvmlShutdown()
-
-
-def _from_smi() -> tuple[list[dict[str, str]], str]:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return [], "neither nvidia-ml-py nor nvidia-smi is here"
-    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=SMI_SECONDS, check=True)
-    except subprocess.CalledProcessError as error:
-        return [], f"nvidia-smi: {(error.stderr or error.stdout).strip()}"
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return [], f"nvidia-smi: {error}"
-    rows = [line.split(", ") for line in done.stdout.splitlines() if line.count(", ") == 2]
-    return [dict(zip(("name", "memory", "driver"), row, strict=True)) for row in rows], "nvidia-smi"
 
 
 def _text(value: str | bytes) -> str:

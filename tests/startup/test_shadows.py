@@ -75,8 +75,8 @@ def test_which_modules_are_taken_the_place_of(trees, deliberate, found):
 
 
 def test_a_package_is_told_from_a_module():
-    assert Shadow("torch", "/w/torch/__init__.py", "").is_package
-    assert not Shadow("torch", "/w/torch.py", "").is_package
+    assert Shadow("torch", "/w/torch/__init__.py").is_package
+    assert not Shadow("torch", "/w/torch.py").is_package
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,6 @@ from raylaunch_actors.communicator.single import SingleRank
 
 
 class CpuCommunicators:
-    """See :class:`raylaunch_actors.reference.link.Communicators`."""
-
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._gloo: GlooAllReduce | None = None
@@ -32,7 +30,6 @@ class CpuCommunicators:
         return ShareOffer(self.settings.rank, "", platform.machine(), self._shared.max_bytes, None, "not asked for")
 
     def options(self, offers: Sequence[ShareOffer], nodes: Sequence[str]) -> tuple[Option, ...]:
-        """See :func:`cpu_options`."""
         return cpu_options(offers, nodes)
 
     def open(self, kind: str, offers: Sequence[ShareOffer], store: str) -> AllReduce:

@@ -42,7 +42,7 @@ class GlooCall:
 
 
 class GlooAllReduce(NothingToRegister):
-    """See :class:`raylaunch_actors.communicator.base.AllReduce`.
+    """All-reduces through gloo, on a CPU.
 
     Args:
         joined: this rank's membership, its own from here on.
@@ -62,7 +62,7 @@ class GlooAllReduce(NothingToRegister):
         self._sequence = 0
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`AllReduce.all_reduce`. Real inside of `capture()` too."""
+        """Real inside of `capture()` too."""
         x = x.contiguous()
         out = torch.empty_like(x)
         self.reduce_into(x, out)
@@ -140,7 +140,6 @@ class GlooAllReduce(NothingToRegister):
             return torch.empty(nbytes, dtype=torch.uint8)
 
     def record(self, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> GlooCall:
-        """See :meth:`AllReduce.record`."""
         require_capture(self, str(label))
         return GlooCall(self, x, out, label)
 

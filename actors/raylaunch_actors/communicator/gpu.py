@@ -22,7 +22,7 @@ NCCL_HOST = "NCCL_HOSTID"
 
 
 class GpuCommunicators:
-    """See :class:`raylaunch_actors.reference.link.Communicators`. The rank's device is current."""
+    """Opened where the rank's device is current."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -41,7 +41,6 @@ class GpuCommunicators:
         return dataclasses.replace(offer, nccl_host=os.environ.get(NCCL_HOST, host), symmetric=missing_support())
 
     def options(self, offers: Sequence[GpuOffer], nodes: Sequence[str]) -> tuple[Option, ...]:
-        """See :func:`gpu_options`."""
         return gpu_options(offers, nodes)
 
     def open(self, kind: str, offers: Sequence[GpuOffer], store: str) -> AllReduce:

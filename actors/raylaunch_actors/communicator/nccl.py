@@ -18,7 +18,7 @@ from raylaunch_actors.communicator.streams import NothingRecorded
 
 
 class NcclAllReduce(NothingRecorded):
-    """See :class:`raylaunch_actors.communicator.base.AllReduce`; nothing has to be registered.
+    """All-reduces of NCCL, for which nothing has to be registered.
 
     Args:
         store: the rendezvous, of a group that every rank joins.
@@ -52,7 +52,6 @@ class NcclAllReduce(NothingRecorded):
         opened_alike(store, self.rank, self.world_size, problem, self._open_s)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`AllReduce.all_reduce`."""
         return self.reduce_in_place(x.clone(memory_format=torch.contiguous_format))
 
     def reduce_in_place(self, x: torch.Tensor) -> torch.Tensor:

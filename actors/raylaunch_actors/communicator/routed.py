@@ -52,7 +52,6 @@ class RoutedAllReduce(CaptureContext):
         return self.members[kind]
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`AllReduce.all_reduce`."""
         out: torch.Tensor = self.member_for(x.numel() * x.element_size()).all_reduce(x)
         return out
 
@@ -60,7 +59,7 @@ class RoutedAllReduce(CaptureContext):
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[None]:
-        """See :meth:`AllReduce.capture`: the context of every member."""
+        """Every member's."""
         with contextlib.ExitStack() as contexts:
             contexts.enter_context(super().capture())
             for member in self.members.values():
@@ -68,19 +67,17 @@ class RoutedAllReduce(CaptureContext):
             yield
 
     def record(self, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> RecordedCall:
-        """See :meth:`RecordsCalls.record`."""
         call: RecordedCall = self.member_for(x.numel() * x.element_size()).record(x, out, label)
         return call
 
     @contextlib.contextmanager
     def recording(self, round: str, shape: int, piece: str) -> Iterator[Sequence[RecordedCall]]:
-        """See :meth:`RecordsStreams.recording`: the calls whose inputs have to be registered."""
+        """Those calls whose inputs have to be registered."""
         keeper: Any = self._keeper
         with keeper.recording(round, shape, piece) as calls:
             yield calls
 
     def input_memory(self, nbytes: int) -> torch.Tensor:
-        """See :meth:`AllReduce.input_memory`."""
         return self._keeper.input_memory(nbytes)
 
     @property
@@ -89,17 +86,15 @@ class RoutedAllReduce(CaptureContext):
         return self._keeper.registration
 
     def inputs_for(self, nbytes: int) -> int:
-        """See :meth:`AllReduce.inputs_for`: none where the message goes to a member that registers nothing."""
+        """No inputs where the message goes to a member that registers nothing."""
         count: int = self.member_for(nbytes).inputs_for(nbytes)
         return count
 
     # ---- ending
 
     def abort(self) -> None:
-        """See :meth:`AllReduce.abort`."""
         for member in self.members.values():
             member.abort()
 
     def close(self) -> None:
-        """See :meth:`AllReduce.close`."""
         close_all(*self.members.values())

@@ -172,10 +172,7 @@ class SglKernelAllReduce(CaptureContext):
     # ---- reducing --------------------------------------------------------------------------------
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`AllReduce.all_reduce`.
-
-        Raises RankFault F02 if the stream captures outside of `capture()`: the address would never be registered.
-        """
+        """Raises RankFault F02 if the stream captures outside of `capture()`: the address would never be registered."""
         return reduce_in_parts(x, self.max_bytes, self._reduce)
 
     def _reduce(self, x: torch.Tensor) -> torch.Tensor:
@@ -228,7 +225,7 @@ class SglKernelAllReduce(CaptureContext):
         return self
 
     def pending(self) -> tuple[RecordedInput, ...]:
-        """See :meth:`AllReduce.pending`. Addresses are known once the capture context is left.
+        """Addresses are known once the capture context is left.
 
         Raises RankFault F04 if the memory of a recorded input was given back meanwhile, F02 if the kernel library has
         recorded another number of inputs than were seen here.
@@ -264,7 +261,7 @@ class SglKernelAllReduce(CaptureContext):
                 )
 
     def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
-        """See :meth:`AllReduce.register`. Nothing is registered if anything is wrong."""
+        """Nothing is registered if anything is wrong."""
         if self._capturing:
             raise RankFault("F01", f"rank {self.rank}: inputs are registered after the capture context is left")
         if len(peers) != self.world_size or len(peers[self.rank]) != len(self._recorded):
@@ -282,7 +279,6 @@ class SglKernelAllReduce(CaptureContext):
         return count
 
     def registered(self) -> int:
-        """See :meth:`AllReduce.registered`."""
         return self._registered
 
     @property

@@ -189,7 +189,7 @@ class SharedMemoryAllReduce(CaptureContext):
     # ---- eager -----------------------------------------------------------------------------------
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`AllReduce.all_reduce`. Real inside of `capture()` too."""
+        """Real inside of `capture()` too."""
         x = x.contiguous()
         if x.numel() == 0:
             return x.clone()
@@ -233,7 +233,6 @@ class SharedMemoryAllReduce(CaptureContext):
         self._calls.drop()
 
     def input_memory(self, nbytes: int) -> torch.Tensor:
-        """See :meth:`AllReduce.input_memory`."""
         if self._arena is None:
             raise RuntimeError("offer() comes before input_memory()")
         try:
@@ -246,7 +245,6 @@ class SharedMemoryAllReduce(CaptureContext):
             ) from None
 
     def record(self, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> SharedMemoryCall:
-        """See :meth:`AllReduce.record`."""
         require_capture(self, str(label))
         offset = self._arena.offset_of(x) if self._arena is not None else None
         if offset is None or not x.is_contiguous():
@@ -261,11 +259,9 @@ class SharedMemoryAllReduce(CaptureContext):
         return self
 
     def pending(self) -> tuple[RecordedInput, ...]:
-        """See :meth:`AllReduce.pending`."""
         return self._calls.inputs
 
     def registered(self) -> int:
-        """See :meth:`AllReduce.registered`."""
         return self._calls.registered
 
     @property
@@ -278,7 +274,7 @@ class SharedMemoryAllReduce(CaptureContext):
         return 1
 
     def register(self, peers: Sequence[Sequence[RecordedInput]]) -> int:
-        """See :meth:`AllReduce.register`. Nothing is registered if anything is wrong."""
+        """Nothing is registered if anything is wrong."""
         self._attached()
         if self._capturing:
             raise RankFault("F01", f"rank {self.rank}: inputs are registered after the capture context is left")

@@ -28,8 +28,6 @@ class SingleCall:
 
 
 class SingleRank(NothingToRegister):
-    """See :class:`raylaunch_actors.communicator.base.AllReduce`."""
-
     kind = "single"
     rank = 0
     world_size = 1
@@ -52,7 +50,6 @@ class SingleRank(NothingToRegister):
             return torch.empty(nbytes, dtype=torch.uint8)
 
     def record(self, x: torch.Tensor, out: torch.Tensor, label: CallLabel) -> SingleCall:
-        """See :meth:`AllReduce.record`."""
         require_capture(self, str(label))
         return SingleCall(x, out, label)
 

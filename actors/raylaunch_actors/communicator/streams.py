@@ -53,7 +53,7 @@ class NothingRecorded(NothingToRegister):
 
     @contextlib.contextmanager
     def recording(self, round: str, shape: int, piece: str) -> Iterator[Sequence[RecordedCall]]:
-        """See :meth:`RecordsStreams.recording`: no call is."""
+        """No call is recorded."""
         yield []
 
     def input_memory(self, nbytes: int) -> torch.Tensor:

@@ -68,7 +68,6 @@ class SymmetricMemoryAllReduce(NothingRecorded):
         opened_alike(store, self.rank, self.world_size, problem, self._open_s)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """See :meth:`AllReduce.all_reduce`."""
         if torch.cuda.is_current_stream_capturing():
             require_capture(self, "an all-reduce")
         return reduce_in_parts(x, self.max_bytes, self._reduce)

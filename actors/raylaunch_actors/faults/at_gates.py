@@ -76,7 +76,6 @@ class FaultyGate(RankGate):
         iteration: int | None = None,
         offer: Any = None,
     ) -> Release:
-        """See :meth:`RankGate.arrive`."""
         due = [fault for fault in self._actions if matches(fault.at, Step(gate, round, shape, iteration))]
         if self._other_version and isinstance(facts, Identity):
             facts = dataclasses.replace(facts, fingerprint={**facts.fingerprint, "version of torch": "0.0.0"})

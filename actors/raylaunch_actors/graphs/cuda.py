@@ -21,10 +21,7 @@ class CudaPool:
         self._inputs: list[tuple[int, torch.Tensor]] = []  # which of a graph's inputs it is, and flat memory
 
     def static_inputs(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """See :meth:`raylaunch_actors.graphs.backend.GraphPool.static_inputs`.
-
-        A smaller shape gets the beginning of what a larger one has: only one of them is replayed at a time.
-        """
+        """A smaller shape gets the beginning of what a larger one has: only one of them is replayed at a time."""
         return [self._input(index, tensor) for index, tensor in enumerate(like)]
 
     def _input(self, index: int, like: torch.Tensor) -> torch.Tensor:
@@ -37,15 +34,13 @@ class CudaPool:
         return fitting[: like.numel()].view(like.shape)
 
     def poison(self) -> None:
-        """See :meth:`raylaunch_actors.graphs.backend.GraphPool.poison`: floating-point inputs become NaN."""
+        """Floating-point inputs become NaN."""
         for _, tensor in self._inputs:
             if tensor.is_floating_point():
                 tensor.fill_(torch.nan)
 
 
 class CudaPieceGraph:
-    """See :class:`raylaunch_actors.graphs.backend.Graph`."""
-
     def __init__(self, label: GraphLabel, communicator: AllReduce) -> None:
         self.label = label
         self.outputs: Any = None
@@ -60,7 +55,6 @@ class CudaPieceGraph:
         return len(self.calls)
 
     def replay(self) -> Any:
-        """See :meth:`raylaunch_actors.graphs.backend.Graph.replay`."""
         if not self._runnable:
             require_registered(self.label, self._communicator, self.calls)
             self._runnable = True
@@ -69,7 +63,7 @@ class CudaPieceGraph:
 
 
 class CudaGraphs:
-    """See :class:`raylaunch_actors.graphs.backend.GraphBackend`.
+    """CUDA graphs, one for each piece and shape.
 
     Args:
         communicator: the one whose all-reduces the graphs hold.
@@ -84,11 +78,10 @@ class CudaGraphs:
         self._stream = torch.cuda.Stream(device)
 
     def new_pool(self) -> CudaPool:
-        """See :meth:`raylaunch_actors.graphs.backend.GraphBackend.new_pool`."""
         return CudaPool(self.device)
 
     def memory(self) -> int:
-        """See :meth:`raylaunch_actors.graphs.backend.GraphBackend.memory`: what torch's allocator has reserved."""
+        """What torch's allocator has reserved."""
         return torch.cuda.memory_reserved(self.device)
 
     def capture(
@@ -99,7 +92,7 @@ class CudaGraphs:
         pool: CudaPool,
         read_only: Sequence[torch.Tensor] = (),
     ) -> CudaPieceGraph:
-        """See :meth:`raylaunch_actors.graphs.backend.GraphBackend.capture`; the outputs hold nothing yet."""
+        """The outputs hold nothing yet."""
         require_capture(self.communicator, str(label))
         graph = CudaPieceGraph(label, self.communicator)
         wait_for(self.device)

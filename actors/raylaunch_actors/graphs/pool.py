@@ -66,7 +66,6 @@ class RecordedPool:
         return self._private
 
     def static_inputs(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """See :meth:`GraphPool.static_inputs`."""
         offsets, end = [], 0
         for tensor in like:
             offsets.append(end)
@@ -79,7 +78,6 @@ class RecordedPool:
         ]
 
     def poison(self) -> None:
-        """See :meth:`GraphPool.poison`."""
         for region in self.regions:
             region.memory.fill_(POISON)
 

@@ -17,7 +17,7 @@ from raylaunch_actors.graphs.recorder import Recorder, storage_key, tensors_in
 
 
 class RecordedGraph:
-    """See :class:`raylaunch_actors.graphs.backend.Graph`.
+    """A graph of operations that are replayed one by one.
 
     Attributes:
         calls: its all-reduces, in order.
@@ -37,7 +37,6 @@ class RecordedGraph:
         return sum(call.needs_peers for call in self.calls)
 
     def replay(self) -> Any:
-        """See :meth:`Graph.replay`."""
         if not self._runnable:
             require_registered(self.label, self._communicator, self.calls)
             self._runnable = True
@@ -86,7 +85,7 @@ class RecordedGraph:
 
 
 class RecordedGraphs:
-    """See :class:`raylaunch_actors.graphs.backend.GraphBackend`.
+    """Records operations and replays them on fixed storage.
 
     Args:
         communicator: the one whose all-reduces the graphs hold.
@@ -99,12 +98,11 @@ class RecordedGraphs:
         self._pools: list[RecordedPool] = []
 
     def new_pool(self) -> RecordedPool:
-        """See :meth:`GraphBackend.new_pool`."""
         self._pools.append(RecordedPool(self.communicator))
         return self._pools[-1]
 
     def memory(self) -> int:
-        """See :meth:`GraphBackend.memory`: the regions of all pools."""
+        """The regions of all pools."""
         return sum(region.nbytes for pool in self._pools for region in pool.regions)
 
     def capture(
@@ -115,7 +113,6 @@ class RecordedGraphs:
         pool: RecordedPool,
         read_only: Sequence[torch.Tensor] = (),
     ) -> RecordedGraph:
-        """See :meth:`GraphBackend.capture`."""
         require_capture(self.communicator, str(label))
         recorder = Recorder(label, self.communicator, read_only)
         with torch.no_grad():

@@ -161,7 +161,6 @@ class StaticDecodeBatch:
         self.targets.copy_(torch.tensor(targets, dtype=torch.long))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, layer: int) -> Tensor:
-        """See :meth:`raylaunch_actors.reference.attention.AttentionBatch.attend`."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys.index_copy_(0, self.targets, k[0].transpose(0, 1))
         values.index_copy_(0, self.targets, v[0].transpose(0, 1))

@@ -57,7 +57,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             loaded, limits = load(spec, gate, commit_of(path))
             runner, capture = warm_up(spec, gate, loaded, limits, communicator)
             for plan in spec.plan.rounds:
-                capture_round(gate, plan, runner, capture, communicator)
+                capture_round(gate, plan, capture, communicator)
             worker = make_worker(runner, connection)
             verify(spec, gate, runner, capture, worker)
             gate.read_counters = lambda: asdict(worker.counters)
@@ -158,9 +158,7 @@ def piece_compiler(name: str) -> CompilePiece | None:
     return compile_piece
 
 
-def capture_round(
-    gate: RankGate, plan: RoundPlan, runner: ModelRunner, capture: CaptureRunner, communicator: AllReduce
-) -> None:
+def capture_round(gate: RankGate, plan: RoundPlan, capture: CaptureRunner, communicator: AllReduce) -> None:
     """CAPTURE and REGISTER of one round. The driver compares what ranks recorded before it lets them exchange it."""
 
     def before(_round: str, shape: int, iteration: int) -> None:
