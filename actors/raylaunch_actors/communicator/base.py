@@ -39,8 +39,7 @@ class CallLabel:
 
 @dataclass(frozen=True)
 class RecordedInput:
-    """One all-reduce input that a graph reads from a fixed address: plain data, compared and carried by the
-    driver.
+    """One all-reduce input that a graph reads from a fixed address: plain data, compared and carried by the driver.
 
     Attributes:
         label: the text of its :class:`CallLabel`.

@@ -67,8 +67,8 @@ def arena_bytes_needed(
     Args:
         max_bytes: size of a staging slot.
         pieces: compiled pieces that all-reduce.
-        largest_shape: padded tokens of the shape captured first; where a later one is larger, the sum of
-        both. hidden: elements per token of an all-reduced activation.
+        largest_shape: padded tokens of the shape captured first; where a later one is larger, the sum of both.
+        hidden: elements per token of an all-reduced activation.
         itemsize: bytes per element.
         inputs_alive: inputs of one graph that live at the same time; graphs of decoders have one.
     """

@@ -74,8 +74,7 @@ class PiecewiseGraph(torch.nn.Module):
         """Runs the piece in the current forward context.
 
         Raises:
-            RankFault: F01 if a captured shape runs again before registration; F04 if something a graph reads
-            in
+            RankFault: F01 if a captured shape runs again before registration; F04 if something a graph reads in
                 place has moved; F20 if there is no graph to replay, or it was captured for other sizes.
             CaptureError: the piece cannot be captured, or was not warmed.
         """
