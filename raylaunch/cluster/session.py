@@ -159,8 +159,9 @@ class RaySession:
     def lost(self, patience_s: float = RELEASE_PATIENCE_S) -> str:
         """Why the session is no more; "" while it is there or nobody can tell.
 
-        Asks nothing of Ray, which waits for its head for a minute and then ends this process. A head that ends, such
-        as by a SIGTERM to a whole service, closes its port at once, though it may need ten seconds more.
+        Asks nothing of Ray, which waits for its head for a minute and then ends this process
+        (https://github.com/ray-project/ray/issues/45570). A head that ends, such as by a SIGTERM to a whole service,
+        closes its port at once, though it may need ten seconds more.
 
         Args:
             patience_s: how long the head of a cluster that is not ours may refuse connections: it may be restarted.

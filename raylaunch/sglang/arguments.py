@@ -71,7 +71,8 @@ them."""
 
 LONGER_CONTEXT = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}
 """Has SGLang take the context that it is given. It would refuse what YaRN makes possible (its own rule leaves out the
-factor where the original positions are named); ``raylaunch.model_check`` has compared it with the model's."""
+factor where the original positions are named, https://github.com/sgl-project/sglang/issues/2108);
+``raylaunch.model_check`` has compared it with the model's."""
 IMPLEMENTATION = "SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2"
 ONE_NODE = "SGLang is told of one node: it would hand out images in shared memory, and choose kernels that need one"
 """Why all ranks must be on one node."""

@@ -112,7 +112,8 @@ def _check_prompts(request: Any, listed: bool, limits: FieldLimits) -> None:
 
 
 def _check_ids(ids: list[int], vocab_size: int) -> None:
-    """SGLang hands any to its ranks: one that the model has not is read from beside its embeddings."""
+    """SGLang hands any to its ranks: one that the model has not is read from beside its embeddings
+    (https://github.com/sgl-project/sglang/pull/31908)."""
     if min(ids) >= 0 and max(ids) < vocab_size:
         return
     position, token = next((i, one) for i, one in enumerate(ids) if not 0 <= one < vocab_size)

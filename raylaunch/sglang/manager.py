@@ -50,7 +50,8 @@ class TokenizerSide:
 
         self.manager, self.templates = init_tokenizer_manager(self.server_args, self.port_args)
         if self.manager.mm_processor is not None and self.server_args.mm_feature_transport == "cpu":
-            # Or images are prepared on the first GPU that the driver sees, whoever has it, and memory of it is kept.
+            # Or images are prepared on the first GPU that the driver sees, whoever has it, and memory of it is kept
+            # (https://github.com/sgl-project/sglang/issues/40072).
             self.manager.mm_processor._fast_image_processor_device = lambda _: "cpu"
         # The manager would begin by itself with its first request, with handlers that kill the whole process, the
         # user's, at SIGTERM and at any error. It does not once it has a loop.

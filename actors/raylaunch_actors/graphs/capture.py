@@ -93,7 +93,8 @@ class CaptureRunner:
 
 @contextlib.contextmanager
 def _garbage_held() -> Iterator[None]:
-    """No garbage collection inside: it would free, and let others reuse, memory between iterations."""
+    """No garbage collection inside: it would free, and let others reuse, memory between iterations, and a graph that it
+    destroys ends the capture of another (https://github.com/pytorch/pytorch/pull/161037)."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -91,7 +91,8 @@ def _memory_taken() -> int:
 
 
 def _watchdog(original: Callable[..., Any]) -> Callable[..., Any]:
-    """SGLang's watchdog signals its parent process, which under Ray is the raylet: a whole node would be lost."""
+    """SGLang's watchdog signals its parent process, which under Ray is the raylet: a whole node would be lost
+    (https://github.com/sgl-project/sglang/pull/1816)."""
 
     def init(self: Any, *arguments: Any, **options: Any) -> None:
         original(self, *arguments, **options)

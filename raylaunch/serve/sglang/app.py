@@ -106,6 +106,7 @@ def own_application(engine: Engine, settings: ServeConfig, side: TokenizerSide) 
     @app.get("/health_generate")
     async def health(request: Request) -> dict[str, str]:
         """200 when the ranks have given out anything since the question; 503 with the reason if they do not."""
+        # SGLang's own may go on with 200 after its ranks have died: https://github.com/sgl-project/sglang/issues/6624
         if request.url.path == "/health" and not side.health_generates():
             return await ready()
         began = time.time()  # SGLang's clock
