@@ -1,4 +1,4 @@
-"""How a group of ranks is, in words and figures that may be asked for at any time."""
+"""How a group of ranks is, in words and counters that may be asked for at any time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Condition(enum.Enum):
 
 @dataclass(frozen=True)
 class RankHealth:
-    """One rank's health as last seen. ``counters`` are the engine's figures."""
+    """One rank's health as last seen. ``counters`` are the engine's."""
 
     rank: int
     answers: bool

@@ -163,7 +163,7 @@ class LaunchReport:
         return table
 
     def describe(self, phase: Phase) -> str:
-        """What a phase brought, in a sentence: figures of rank 0 where ranks must agree."""
+        """What a phase brought, in a sentence: rank 0's numbers where ranks must agree."""
         by_gate = {record.step.gate: record.arrivals[0].facts for record in self.steps if record.arrivals}
         if phase is Phase.PLACE:
             nodes = len({place.node for place in self.places})

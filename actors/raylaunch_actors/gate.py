@@ -29,7 +29,7 @@ class RankState:
         activity: what it reported last, such as ``loading 12 of 40 tensors``.
         progress: grows with every report and every gate: a rank whose count grows is not hung.
         gates: how many it has come to, those included that it may pass alone: who has come to fewest is behind.
-        counters: figures of the running engine.
+        counters: what the running engine counts.
     """
 
     rank: int
@@ -45,7 +45,7 @@ class RankGate:
     """One rank's gate. ``arrive``, ``progress`` and ``fail`` are the rank's; ``advance`` and ``state`` the driver's.
 
     Attributes:
-        read_counters: gives the figures of the running engine.
+        read_counters: gives what the running engine counts.
         out_of_memory: the words for an error that says that memory has run out; "" for any other.
     """
 

@@ -1,4 +1,4 @@
-"""Figures as a drawing: the one file that knows matplotlib, which only ``--plot`` needs."""
+"""Results as a drawing: the one file that knows matplotlib, which only ``--plot`` needs."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Score:
 
 
 def score(replies: Sequence[Reply], seconds: float) -> Score:
-    """The figures of at least one reply, all given within ``seconds``."""
+    """The results of at least one reply, all given within ``seconds``."""
     tokens = sum(len(reply.token_ids) for reply in replies)
     return Score(
         questions=len(replies),

@@ -30,8 +30,8 @@ ARGUMENTS = ("config", "set", "replicas")
 
 
 @serve.ingress()
-class RankGroup:
-    """A replica: the HTTP application, and the ranks behind it.
+class Replica:
+    """A replica of Ray Serve: the HTTP application, and the ranks behind it.
 
     Ray Serve calls the constructor, which returns when requests can be answered; asks ``check_health``; lets running
     requests end when the replica must go; and calls ``__del__`` then. If it is killed, its ranks, which are actors
@@ -85,7 +85,7 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
     # Rank 0 and the replica share the first bundle: the group then spans no more nodes than its ranks need.
     first = {**request.bundles[0], "CPU": request.bundles[0].get("CPU", 0.0) + REPLICA_CPUS}
     deployment = serve.deployment(
-        RankGroup,
+        Replica,
         name=config.name,
         num_replicas=replicas,
         ray_actor_options={"num_cpus": REPLICA_CPUS},

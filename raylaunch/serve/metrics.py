@@ -35,7 +35,7 @@ REMEMBERED_FIRST_TOKENS = 1000
 
 
 def build(engine: Engine, settings: ServeConfig, path: str = METRICS) -> tuple[APIRouter, Metrics]:
-    """A route that answers ``path``, and the figures behind it, whose :meth:`Metrics.observe` the requests tell."""
+    """A route that answers ``path``, and the metrics behind it, whose :meth:`Metrics.observe` the requests tell."""
     metrics = Metrics(engine, settings)
     router = APIRouter()
 
@@ -54,7 +54,7 @@ class Metrics:
     Attributes:
         registry: what ``/metrics`` shows; every application has its own.
         watch: the group's health, for the metrics and the status page alike.
-        recent: figures of the last seconds, for people.
+        recent: metrics of the last seconds, for people.
         in_flight: requests that the application is answering, or holding back while the group is rebuilt.
     """
 
@@ -135,7 +135,7 @@ class RequestMetrics:
 
 
 class Recent:
-    """Figures of the last seconds."""
+    """Metrics of the last seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -193,7 +193,7 @@ class GroupCollector(Collector):
         for rank in range(self._engine.config.parallel.tensor_parallel_size):
             answer = answers.get(rank)
             up.add_metric((str(rank),), int(answer is not None and answer.answers))
-            # A rank that does not answer has no figures: a zero would look like a restart.
+            # A rank that does not answer has no metrics: a zero would look like a restart.
             if answer is not None and answer.counters:
                 steps.add_metric((str(rank),), answer.counters.get("steps", 0))
                 tokens.add_metric((str(rank),), answer.counters.get("tokens", 0))

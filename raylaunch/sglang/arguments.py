@@ -16,7 +16,7 @@ from raylaunch.errors import ConfigError
 from raylaunch.model.tokenizer import has_tokenizer
 
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Where prometheus_client looks for the folder that processes leave their figures in."""
+"""Where prometheus_client looks for the folder that processes leave their metrics in."""
 TESTED = ("0.5.17",)
 """Versions of SGLang that this package was run with; ``raylaunch_actors.sglang_engine.versions`` has what differs."""
 

@@ -106,7 +106,7 @@ class Served:
         return str(answer["text"])
 
     def ranks(self) -> list[psutil.Process]:
-        return [one for one in self.head.processes("ray::Rank") if "RankGroup" not in " ".join(one.cmdline())]
+        return self.head.processes("ray::Rank")
 
     def held(self) -> set[str]:
         return self.head.held() - SERVES_OWN

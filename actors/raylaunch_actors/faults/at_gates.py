@@ -1,8 +1,8 @@
 """Faults provoked on purpose in one rank, to see that each ends in its named error.
 
-Three kinds: other surroundings than the rank was promised, an action at a gate (raise, be killed, hang), and a twist
-of the engine that breaks one rule of the protocol. The engine itself knows nothing of them: twists are patched in from
-here, those of the engine ``sglang`` from ``raylaunch_actors.sglang_engine.faults``.
+Three kinds: another environment than the rank was promised, an action at a gate (raise, be killed, hang), and an
+injection into the engine that breaks one rule of the protocol. The engine itself knows nothing of them: they are
+patched in from here, those of the engine ``sglang`` from ``raylaunch_actors.sglang_engine.faults``.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ ACTIONS: dict[str, Callable[[], object]] = {
 }
 
 
-# ---- surroundings: variables that say something else of this node than is true -----------------------------------
+# ---- environments: variables that say something else of this node than is true -----------------------------------
 
 
 def _other_nccl_host() -> None:
@@ -185,7 +185,7 @@ ENVIRONMENTS: dict[str, Callable[[], None]] = {
 }
 
 
-# ---- twists: each breaks one rule of the reference engine --------------------------------------------------------
+# ---- injections: each breaks one rule of the reference engine ----------------------------------------------------
 
 
 def _third_iteration(fault: FaultConfig) -> None:

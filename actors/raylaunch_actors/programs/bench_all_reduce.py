@@ -33,7 +33,7 @@ IN_PLACE = "nccl in place"
 
 @dataclass(frozen=True)
 class Measured:
-    """One rank's figures.
+    """One rank's measurements.
 
     Attributes:
         graph, eager: microseconds of an all-reduce by kind and bytes.
@@ -99,7 +99,7 @@ def variants(opened: Mapping[str, AllReduce]) -> dict[str, AllReduce]:
 def times(
     probes: Probes, repeats: int, gate: RankGate
 ) -> tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]]:
-    """Microseconds in graphs and eagerly; reports progress before each figure."""
+    """Microseconds in graphs and eagerly; reports progress before each measurement."""
     graph: dict[str, dict[int, float]] = {kind: {} for kind in probes.communicators}
     eager: dict[str, dict[int, float]] = {kind: {} for kind in probes.communicators}
     for size in probes.sizes:

@@ -150,11 +150,11 @@ def leave_loop(scheduler: Any) -> None:
 
 
 class SchedulerCounters:
-    """Figures of a scheduler that serves, read on control threads without a lock.
+    """Counters of a scheduler that serves, read on control threads without a lock.
 
     Args:
         compilers: CPU seconds of compilers at work. It looks through all processes, so it is asked only where requests
-            run and no step was made since the figures were read last.
+            run and no step was made since they were read last.
     """
 
     def __init__(self, scheduler: Any, compilers: Callable[[], float]) -> None:
