@@ -1,6 +1,6 @@
 """The page of all settings, made of the sections' docstrings.
 
-python -m raylaunch.config.page > docs/settings.md
+python docs/settings_page.py > docs/settings.md
 """
 
 from __future__ import annotations
