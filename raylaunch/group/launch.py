@@ -34,7 +34,7 @@ from raylaunch.report import LaunchReport, RankPlace, Span
 from raylaunch.sglang.sockets import SglangSockets
 
 if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+    from raylaunch_actors.spec import RankSpec
 
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 """NVLink multicast needs a fabric manager that not every host lets a container reach; nothing here depends on it."""
@@ -156,7 +156,7 @@ def specs_of(
 ) -> list[RankSpec]:
     """What each rank is told."""
     import ray
-    from raylaunch_actors.rank import RankSpec
+    from raylaunch_actors.spec import RankSpec
 
     # Loopback is enough, and safer, as long as nobody outside this node has to connect.
     here = ray.get_runtime_context().get_node_id()

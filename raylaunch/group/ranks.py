@@ -24,7 +24,8 @@ from raylaunch.protocol import Arrival, Failure, Release
 if TYPE_CHECKING:
     from raylaunch_actors.gate import RankState
     from raylaunch_actors.process_watch import Sighting
-    from raylaunch_actors.rank import RankProcess, RankSpec
+    from raylaunch_actors.rank import RankProcess
+    from raylaunch_actors.spec import RankSpec
 
 SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
 GRACE_S = 0.3

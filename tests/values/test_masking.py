@@ -8,8 +8,8 @@ import pytest
 import zmq
 from pydantic import SecretStr, ValidationError
 from raylaunch_actors.communicator.arena import ArenaHandle
-from raylaunch_actors.rank import RankSpec
 from raylaunch_actors.reference.channel import Offer
+from raylaunch_actors.spec import RankSpec
 
 from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import ConfigError

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,9 +18,7 @@ from raylaunch_actors.gate import RankGate
 from raylaunch_actors.reference.channel import FollowerSocket, Offer, RankZeroSockets
 from raylaunch_actors.reference.link import Link
 from raylaunch_actors.reference.link_setup import make_link, model_sizes
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 GROUP = "tp"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -40,9 +40,7 @@ from raylaunch_actors.reference.runner import ModelRunner
 from raylaunch_actors.reference.scheduler import Scheduler
 from raylaunch_actors.reference.verify import answer_one_request, verify_shapes
 from raylaunch_actors.reference.worker import FollowerWorker, RankZeroWorker, Worker
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 UNUSED_NAMED = 3  # of a checkpoint's tensors that the model has no place for
 

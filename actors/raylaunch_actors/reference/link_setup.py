@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,9 +16,7 @@ from raylaunch_actors.communicator.shared_memory import arena_bytes_needed
 from raylaunch_actors.reference.checkpoint import Checkpoint
 from raylaunch_actors.reference.link import Communicators, Link
 from raylaunch_actors.reference.weight_files import weight_files
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 ARENA_SPARE = 1 << 20  # small inputs of many pieces are rounded up
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

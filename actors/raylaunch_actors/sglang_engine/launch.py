@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raylaunch.errors import RankFault
 from raylaunch.model import hub
@@ -23,9 +23,7 @@ from raylaunch_actors.progress import compilers_work, modules_loaded, reported
 from raylaunch_actors.sglang_engine import environment, seams, versions
 from raylaunch_actors.sglang_engine.hooks import Hooks
 from raylaunch_actors.sglang_engine.rounds import Rounds
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 
 def run(spec: RankSpec, gate: RankGate) -> None:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raylaunch.errors import RankFault
 from raylaunch.sglang.sockets import SglangSockets
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 SHOWN = 3  # arguments in an error
 
