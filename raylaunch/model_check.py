@@ -94,7 +94,7 @@ def with_context(config: LaunchConfig, shape: ModelShape) -> LaunchConfig:
     said = config.engine.max_context or config.engine.sglang.args.get("context_length")
     if config.engine.kind != "sglang" or said or shape.scaled_from is None:
         return config
-    return config.model_copy(update={"engine": config.engine.model_copy(update={"max_context": shape.max_positions})})
+    return config.replace({"engine.max_context": shape.max_positions})
 
 
 def check_reference(config: LaunchConfig, data: Mapping[str, Any]) -> None:

@@ -171,7 +171,7 @@ def test_missing_weights(tmp_path):
         ConfigError, match=r": holds neither model.safetensors nor .*; model.load_format=dummy needs none"
     ):
         check_model(config)
-    assert check_model(config.override("model.load_format=dummy"))
+    assert check_model(config.replace({"model.load_format": "dummy"}))
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
@@ -210,4 +210,4 @@ def test_a_tokenizer_of_a_newer_format(check, tmp_path, key):
     assert (caught.value.key, caught.value.value) == (key, str(folder))
     assert "its tokenizer cannot be loaded: tokenizer.json: data did not match" in str(caught.value)
     with pytest.raises(ConfigError, match="its tokenizer cannot be loaded: "):
-        load_tokenizer(LaunchConfig.from_dict({"model": {"path": str(tmp_path)}}).override(f"{key}={folder}"))
+        load_tokenizer(LaunchConfig.from_dict({"model": {"path": str(tmp_path)}}).replace({key: str(folder)}))

@@ -114,7 +114,7 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
     from raylaunch.sglang.arguments import LONGER_CONTEXT, implementation, server_arguments
 
     file = folder / "config.yaml"  # JSON is YAML; what was not set must stay so, as some defaults are SGLang's
-    open_to_all = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": None})})
+    open_to_all = config.replace({"serve.api_key": None})
     data = open_to_all.model_dump(mode="json", by_alias=True, exclude_unset=True)
     file.write_text(json.dumps(data), encoding="utf-8")
     arguments = server_arguments(config)

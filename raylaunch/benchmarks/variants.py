@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Results = dict[str, dict[int, Result]]  # by variant, then by size
 
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "eager": ("capture.enabled=false",),
-    "library": ("capture.enabled=true", "communicator.kind=library"),
-    "custom": ("capture.enabled=true", "communicator.kind=custom"),
-    "inductor": ("capture.enabled=true", "capture.compiler=inductor"),
+VARIANTS: dict[str, dict[str, Any]] = {
+    "eager": {"capture.enabled": False},
+    "library": {"capture.enabled": True, "communicator.kind": "library"},
+    "custom": {"capture.enabled": True, "communicator.kind": "custom"},
+    "inductor": {"capture.enabled": True, "capture.compiler": "inductor"},
 }
 """Settings that make each variant. All but ``eager`` replay graphs; ``library`` reduces by NCCL or gloo."""
 
@@ -37,7 +37,7 @@ def variants_of(text: str, config: LaunchConfig) -> dict[str, LaunchConfig]:
     unknown = [name for name in names if name not in VARIANTS]
     if unknown or not names or len(set(names)) < len(names):
         raise ConfigError("--variants", text, f"must name some of {', '.join(VARIANTS)}, each once")
-    chosen = {name: config.override(*VARIANTS[name]) for name in names}
+    chosen = {name: config.replace(VARIANTS[name]) for name in names}
     for one in chosen.values():
         check_model(one)
     return chosen

@@ -21,7 +21,7 @@ from raylaunch.cluster.placement import (
     request_for,
 )
 from raylaunch.cluster.session import RaySession
-from raylaunch.config import LaunchConfig, ServeConfig
+from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError
 from raylaunch.group.debug import core_file, debug_environment
 from raylaunch.group.driver import Driver, StepListener
@@ -180,7 +180,7 @@ def specs_of(
             bind_host="127.0.0.1" if alone else seat.address,
             program=program,
             device=device,
-            config=config.model_copy(update={"serve": ServeConfig()}),  # ranks have no need of the API key
+            config=config.replace({"serve": {}}),  # ranks have no need of the API key
             plan=plan_of(config),
             environment={**environment, **debug_environment(core)},
             core_file=core,

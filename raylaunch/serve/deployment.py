@@ -81,7 +81,7 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
     preflight(config)
     check_model(config)
     device = _device(config)
-    settled = config.override(f"engine.device={device}", "restarts=0")
+    settled = config.replace({"engine.device": device, "restarts": 0})
     request = request_for(settled, device)
     # Rank 0 and the replica share the first bundle: the group then spans no more nodes than its ranks need.
     first = {**request.bundles[0], "CPU": request.bundles[0].get("CPU", 0.0) + REPLICA_CPUS}
@@ -122,7 +122,7 @@ def app(args: Mapping[str, Any]) -> Application:
     config = LaunchConfig.from_yaml(name, changes) if name else LaunchConfig.default(changes)
     secret = key_of_environment() if config.serve.api_key is None else None
     if secret is not None:
-        config = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": SecretStr(secret)})})
+        config = config.replace({"serve.api_key": SecretStr(secret)})
     return application(config, replicas=_count(args.get("replicas", 1)))
 
 

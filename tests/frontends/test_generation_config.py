@@ -79,7 +79,7 @@ def test_the_models_file_is_read_unless_it_is_not_wanted(tmp_path):
     assert str(sampling_defaults(config)) == (
         "temperature 0.6, top_k 20, top_p 0.95 (generation_config.json; not used of it: repetition_penalty = 1.05)"
     )
-    other = config.override("engine.sampling_defaults=openai")
+    other = config.replace({"engine.sampling_defaults": "openai"})
     assert sampling_defaults(other).values == {}
     assert str(sampling_defaults(other)) == (
         "greedy in Python, temperature 1 over HTTP (engine.sampling_defaults is openai)"

@@ -102,7 +102,7 @@ def test_what_ends_nothing() -> None:
 @pytest.mark.parametrize(("number", "rank"), [(Signals.SIGKILL, 0), (Signals.SIGTERM, 1)])
 def test_in_each_phase_of_the_launch(number: Signals, rank: int, tiny: LaunchConfig) -> None:
     phases = [Phase.CONNECT, Phase.LOAD, Phase.WARMUP, Phase.CAPTURE, Phase.REGISTER, Phase.VERIFY]
-    cut_off(lambda listener: Engine(tiny.override("restarts=6"), listener=listener), number, rank, phases)
+    cut_off(lambda listener: Engine(tiny.replace({"restarts": 6}), listener=listener), number, rank, phases)
 
 
 @pytest.mark.slow

@@ -19,12 +19,14 @@ from tests.sglang.scripted_rank import OFFER, ScriptedRank
 LOST = LaunchError("rank 1 is lost", "F07", "SERVE")
 needs_sglang = pytest.mark.skipif(installed_folder() is None, reason="needs sglang")
 REFERENCE = LaunchConfig.default(["serve.port=0", "deadlines.verify=20"])
-CONFIG = REFERENCE.override(
-    "engine.kind=sglang",
-    "engine.device=auto",
-    "engine.max_running_requests=4",
-    "engine.max_waiting_requests=4",
-    "engine.sglang.args={device: cpu}",
+CONFIG = REFERENCE.replace(
+    {
+        "engine.kind": "sglang",
+        "engine.device": "auto",
+        "engine.max_running_requests": 4,
+        "engine.max_waiting_requests": 4,
+        "engine.sglang.args": {"device": "cpu"},
+    }
 )
 
 
