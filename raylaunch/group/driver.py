@@ -12,7 +12,7 @@ from raylaunch.errors import shut_down
 from raylaunch.group.evidence import explain_failure, explain_violation
 from raylaunch.group.ranks import RankGroup
 from raylaunch.protocol import Arrival, Gate, Protocol, Release, Step, Violation
-from raylaunch.report import LaunchReport, StepRecord
+from raylaunch.report import Due, LaunchReport, StepRecord
 
 LOOKS = 4  # per window
 StepListener = Callable[[Step, int, int], None]
@@ -93,7 +93,10 @@ class Driver:
             step = self.protocol.expected()
             if self.stopped():
                 raise shut_down(step.phase.name)
-            self.listener(step, len(self.protocol.history), len(self.protocol.steps))
+            done, steps = len(self.protocol.history), len(self.protocol.steps)
+            of = None if self.protocol.plan.rounds_from_ranks else steps
+            self.report.due = Due(step.phase, str(step), time.time(), done, of)
+            self.listener(step, done, steps)
             arrivals = self._step(release, step)
             outcome = self.protocol.submit(arrivals)
             if isinstance(outcome, Violation):

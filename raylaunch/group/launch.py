@@ -30,7 +30,7 @@ from raylaunch.group.ranks import RankGroup
 from raylaunch.model_check import check_device
 from raylaunch.package import package_files
 from raylaunch.protocol import LaunchPlan, Phase, Protocol, RoundPlan
-from raylaunch.report import LaunchReport, RankPlace, Span
+from raylaunch.report import Due, LaunchReport, RankPlace, Span
 from raylaunch.sglang.sockets import SglangSockets
 
 if TYPE_CHECKING:
@@ -193,8 +193,9 @@ def specs_of(
 
 @contextmanager
 def span(report: LaunchReport, name: str, phase: Phase = Phase.PLACE) -> Iterator[None]:
-    """Adds the time that the block takes to the report, as the driver's own work."""
+    """Adds the time that the block takes to the report, as the driver's own work, which is due until then."""
     start = time.time()
+    report.due = Due(phase, f"{phase.name} {name}", start, len(report.steps))
     try:
         yield
     finally:
