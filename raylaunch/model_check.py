@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from raylaunch.errors import ConfigError, RankFault
 from raylaunch.model import hub
 from raylaunch.model.tokenizer import check_tokenizer
 from raylaunch.protocol import RoundPlan
+from raylaunch.resolved import ResolvedLaunch, launch_of, request_for
 from raylaunch.sglang.arguments import check_sglang
+from raylaunch.startup.preflight import preflight
 
+DTYPES = ("float32", "bfloat16", "float16")
 GPU_ONLY = ("sgl_kernel", "symmetric_memory", "jit")
 
 
@@ -32,6 +35,8 @@ class ModelShape:
         heads: attention heads.
         kv_heads: key and value heads.
         scaled_from: positions that its configuration names, where rotary scaling makes more of them.
+        layers, hidden_size: decoder layers, and elements per token between them; 0 where nothing says so.
+        dtype: of its weights and activations, where its configuration names one that the reference engine knows.
     """
 
     architecture: str
@@ -40,12 +45,29 @@ class ModelShape:
     heads: int
     kv_heads: int
     scaled_from: int | None = None
+    layers: int = 0
+    hidden_size: int = 0
+    dtype: str = ""
 
     def limit(self) -> str:
         """The longest context in words, for messages."""
         if self.scaled_from is not None:
             return f"{self.max_positions}, {self.scaled_from} positions with the model's rotary scaling"
         return f"{self.max_positions}, the model's positions; rotary scaling in its config.json would allow more"
+
+
+def resolve(config: LaunchConfig) -> ResolvedLaunch:
+    """What is decided before anything starts: checks where the launch starts from, and the configuration against the
+    model. Raises :class:`ConfigError`."""
+    preflight(config)
+    shape = check_model(config)
+    return launch_of(with_context(config, shape), shape)
+
+
+def on_device(resolved: ResolvedLaunch, device: str) -> ResolvedLaunch:
+    """The launch on the ``device`` that it will have. Raises :class:`ConfigError` if that cannot do what is asked."""
+    check_device(resolved.config, device)
+    return replace(resolved, device=device, request=request_for(resolved.config, device))
 
 
 def check_model(config: LaunchConfig) -> ModelShape:
@@ -65,10 +87,12 @@ def check_model(config: LaunchConfig) -> ModelShape:
         )
     if not sglang:
         check_padding(config)
+        if not (shape.layers and shape.hidden_size):
+            expected = "its config.json does not say num_hidden_layers or hidden_size"
+            raise ConfigError("model.path", config.model.path, expected)
     check_device(config, config.engine.device)
     check_context(config, shape)
     check_faults(config)
-    check_communicator(config)
     check_ignored(config)
     if sglang:
         check_sglang(config)
@@ -146,9 +170,9 @@ def check_heads(shape: ModelShape, world: int, *, repeats_kv: bool) -> None:
         raise ConfigError("parallel.tensor_parallel_size", world, text)
 
 
-def check_communicator(config: LaunchConfig) -> None:
+def check_communicator(config: LaunchConfig, device: str) -> None:
     """Whether engine and device have the all-reduce that is asked for. Raises :class:`ConfigError`."""
-    kind, engine, device = config.communicator.kind, config.engine.kind, config.engine.device
+    kind, engine = config.communicator.kind, config.engine.kind
     if engine == "reference" and kind == "jit":
         raise ConfigError("communicator.kind", kind, "only the engine 'sglang' has it; on GPUs, custom is sgl_kernel")
     if engine == "sglang" and kind == "symmetric_memory":
@@ -171,6 +195,7 @@ def check_ignored(config: LaunchConfig) -> None:
 
 def check_device(config: LaunchConfig, device: str) -> None:
     """Whether the ``device`` has what is asked of it; ``auto`` is not known yet. Raises :class:`ConfigError`."""
+    check_communicator(config, device)
     if device != "cpu":
         return
     if config.capture.enabled and config.capture.compiler != "eager":
@@ -269,7 +294,7 @@ def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:
 
     def number(key: str, default: int | None = None) -> int:
         value = next((one[key] for one in (text, data) if one.get(key) is not None), default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or (value < 1 and value != default):
             raise ConfigError("model.path", path, f"its config.json has {key} = {value!r}: must be a positive integer")
         return value
 
@@ -280,6 +305,7 @@ def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:
     except ValueError as error:
         raise ConfigError("model.path", path, f"its config.json has {error}") from None
     names = data.get("architectures")
+    named = [str(one.get(key)) for one in (data, text) for key in ("dtype", "torch_dtype")]
     return ModelShape(
         architecture=str(names[0]) if isinstance(names, list) and names else "unknown",
         max_positions=longest,
@@ -287,4 +313,7 @@ def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:
         heads=heads,
         kv_heads=number("num_key_value_heads", heads),
         scaled_from=trained if longest > trained else None,
+        layers=number("num_hidden_layers", 0),
+        hidden_size=number("hidden_size", 0),
+        dtype=next((one for one in named if one in DTYPES), ""),
     )

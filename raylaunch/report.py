@@ -325,7 +325,8 @@ def _measured(size: MeasuredSize) -> str:
 def describe_warmup(facts: WarmupFacts) -> str:
     """What will hold graphs: pieces of the model, or whole passes of it; and how large the KV cache is."""
     whole = " and ".join(facts.whole_rounds)
-    cache = f"; KV cache of {facts.kv_tokens:,} tokens, {human_bytes(facts.kv_bytes)}" if facts.kv_tokens else ""
+    cache = f"; KV cache of {facts.kv_tokens:,} tokens" if facts.kv_tokens else ""
+    cache += f", {human_bytes(facts.kv_bytes)}" if facts.kv_bytes else ""
     if facts.pieces:
         eager = f", {len(facts.eager_pieces)} of them eager" if facts.eager_pieces else ""
         rest = f"; {whole} as one graph each" if whole else ""

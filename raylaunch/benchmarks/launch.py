@@ -72,6 +72,7 @@ def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
             "placement.resources_per_rank": {},
             "faults": (),
             "debug": "off",
+            "communicator": {},
             "capture": {
                 "prefill_tokens": tuple(range(2, NOOP_SHAPES + 2)),
                 "decode_batch_sizes": (2,),

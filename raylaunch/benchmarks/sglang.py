@@ -57,16 +57,15 @@ def bench_sglang(
         require_writable("--json", json_file)
         require_comparable(chosen, together)
         from raylaunch.benchmarks.timed_server import Work, measure
-        from raylaunch.model_check import check_model, with_context
+        from raylaunch.model_check import resolve
         from raylaunch.terminal.machine import describe_machine
 
-        shape = check_model(chosen)
-        chosen = with_context(chosen, shape)
-        work = Work(tuple(lengths), repeat, concurrent, new_tokens, shape.vocab_size)
+        resolved = resolve(chosen)
+        work = Work(tuple(lengths), repeat, concurrent, new_tokens, resolved.shape.vocab_size)
         machine = describe_machine()
         results: dict[str, list[Served]] = {}
         with interruptible(), tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder:
-            servers = commands(chosen, Path(folder))
+            servers = commands(resolved.config, Path(folder))
             with segments_removed():
                 if warm:
                     stderr_console().print("sglang, untimed")

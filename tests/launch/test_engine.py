@@ -19,6 +19,7 @@ from raylaunch_actors.priority import BEHIND
 
 from raylaunch import Engine, LaunchConfig, LaunchError, RequestError, RequestFailed
 from raylaunch.group.launch import launch
+from raylaunch.model_check import resolve
 from raylaunch.report import LaunchReport
 
 
@@ -208,7 +209,7 @@ def test_a_launch_that_is_wanted_no_more_gives_back_what_it_has_made(tiny: Launc
         return len(asked) == 2
 
     with pytest.raises(LaunchError, match="shut down") as caught:
-        launch(tiny, LaunchReport("x"), lambda *_: None, stopped=stopped)
+        launch(resolve(tiny), LaunchReport("x"), stopped=stopped)
     assert "2 actors, 1 placement group released" in caught.value.teardown
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from raylaunch.config import ServeConfig
 from raylaunch.group.driver import Driver
 from raylaunch.group.launch import span
 from raylaunch.health import Health
-from raylaunch.protocol import LaunchPlan, Phase, Protocol
+from raylaunch.model_check import ModelShape
+from raylaunch.protocol import LaunchPlan, Phase
 from raylaunch.report import LaunchReport
+from raylaunch.resolved import launch_of
 from raylaunch.serve import metrics, status
 from raylaunch.serve.reference.app import build_app
 from tests.protocol.builders import PLAN
@@ -140,7 +143,8 @@ def test_a_launch_says_which_step_is_due(client: TestClient, engine: FakeEngine,
     with span(report, "actors"):
         look()
     group: Any = ScriptedGroup(PLAN)
-    Driver(group, Protocol(plan), engine.config, report, look).run()
+    resolved = launch_of(engine.config, ModelShape("tiny", 2048, 16, 4, 4))
+    Driver(group, replace(resolved, plan=plan), report, look).run()
     with span(report, "first request", Phase.VERIFY):
         look()
     steps = list(PLAN.steps())

@@ -14,6 +14,7 @@ from raylaunch import supervisor as supervision
 from raylaunch.errors import LaunchError
 from raylaunch.group.launch import launch
 from raylaunch.protocol import Phase
+from raylaunch.resolved import launch_of
 from tests.sglang.conftest import CONFIG, needs_sglang, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
@@ -24,10 +25,10 @@ pytestmark = [pytest.mark.slow, needs_sglang]
 def idle_ranks(monkeypatch):
     """A CPU cannot run SGLang's scheduler: the group's ranks go through the gates and then wait."""
 
-    def launched(config, report, listener, given, program, sockets, **more):
-        assert (program, sockets) != ("reference", None)
-        reference = config.replace({"engine.kind": "reference", "engine.device": "cpu"})
-        one = launch(reference, report, listener, given, "noop", **more)
+    def launched(resolved, report, listener, **more):
+        assert (resolved.program, resolved.sockets) != ("reference", None)
+        reference = resolved.config.replace({"engine.kind": "reference", "engine.device": "cpu"})
+        one = launch(launch_of(reference, resolved.shape, "noop"), report, listener, **more)
         one.offer = OFFER
         return one
 
@@ -39,8 +40,8 @@ def with_scripted_rank(engine):
     begin = engine.frontend.begin
     ranks: list[ScriptedRank] = []
 
-    def begin_with_rank(shape):
-        begin(shape)
+    def begin_with_rank(resolved):
+        begin(resolved)
         ranks.append(ScriptedRank(engine.frontend.sockets, lambda ids: engine.tokenizer.decode(ids)).__enter__())
         ranks[0].script = lambda ids, sampling: [*engine.tokenizer("42")["input_ids"], 2]
 

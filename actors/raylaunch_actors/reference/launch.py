@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             verify(spec, gate, runner, capture, worker)
             gate.read_counters = lambda: asdict(worker.counters)
             facts = ReadyFacts(len(graphs_of(capture)), memory_in_use(runner.device))
-            gate.arrive(Gate.READY, facts, offer=replace(connection.rendezvous.sockets, kv_tokens=limits.capacity))
+            gate.arrive(Gate.READY, facts, offer=connection.rendezvous.sockets)
             worker.serve(gate.stop_requested)
 
 
@@ -96,7 +96,7 @@ def load(spec: RankSpec, gate: RankGate, commit: str | None) -> tuple[LoadedMode
         report.unused[:UNUSED_NAMED],
     )
     offers = gate.arrive(Gate.LOADED, facts, offer=free_memory(rank_device(spec))).offers
-    return loaded, limits_of(spec.config, loaded.facts, offers)
+    return loaded, limits_of(spec, loaded.facts, offers)
 
 
 def warm_up(

@@ -65,6 +65,7 @@ class Rounds:
             compiles=1 if pieces else 0,
             planned_inputs=self._planned_inputs(),
             replays=self.replays,
+            kv_tokens=int(self.model_runner.max_total_num_tokens),
             rounds=self.plans,
         )
         self.gate.arrive(Gate.WARMED, facts)
