@@ -20,12 +20,12 @@ from raylaunch.frontends.generation_config import SamplingDefaults, sampling_def
 from raylaunch.frontends.requests import Chunk, Completion
 from raylaunch.group.driver import StepListener
 from raylaunch.health import Condition, Health
-from raylaunch.model.shape import ModelShape, with_context
-from raylaunch.model_check import check_model
+from raylaunch.model.shape import ModelShape
+from raylaunch.model_check import resolve
 from raylaunch.protocol import Step
 from raylaunch.report import LaunchReport
+from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
-from raylaunch.startup.preflight import preflight
 from raylaunch.supervisor import Supervisor
 from raylaunch.values.encodable import problem_of
 
@@ -38,25 +38,25 @@ class Engine:
     thread, and many requests may run at once.
 
     Args:
-        config: what to launch.
+        config: what to launch; or what :func:`raylaunch.model_check.resolve` has made of it, which is checked.
         placement_group: place the ranks here instead of in a group of their own; it is left alone at the end.
         listener: told before each step of the launch: the step, its index, the number of steps.
     """
 
     def __init__(
         self,
-        config: LaunchConfig,
+        config: LaunchConfig | ResolvedLaunch,
         *,
         placement_group: PlacementGroup | None = None,
         listener: StepListener | None = None,
     ) -> None:
-        self.config = config
-        self._listener = listener
-        self.frontend = frontend_of(config)
+        self._resolved = config if isinstance(config, ResolvedLaunch) else None
+        self.config = config.config if isinstance(config, ResolvedLaunch) else config
+        self._listener, self._placement_group = listener, placement_group
+        self.frontend = frontend_of(self.config)
         self._supervisor = Supervisor(
-            config, self._step, self.frontend.up, self.frontend.down, self.frontend.failure, placement_group
+            self.config, self._step, self.frontend.up, self.frontend.down, self.frontend.failure
         )
-        self._shape: ModelShape | None = None
         self._sampling = SamplingDefaults()
 
     # ---- life
@@ -71,14 +71,13 @@ class Engine:
         """
         if self._supervisor.condition is not Condition.NEW:
             raise RaylaunchError("an Engine is started once; make a new one")
-        preflight(self.config)
-        self._shape = check_model(self.config)
-        self._supervisor.config = with_context(self.config, self._shape)
+        self._resolved = resolved = self._resolved or resolve(self.config)
         self._sampling = sampling_defaults(self.config)
         self._supervisor.sampling = str(self._sampling)
         try:
-            self.frontend.begin(self._shape)
-            self._supervisor.start(self.frontend.sockets)
+            self.frontend.begin(resolved)
+            sockets = self.frontend.sockets
+            self._supervisor.start(replace(resolved, sockets=sockets, placement_group=self._placement_group))
         except BaseException:
             self.frontend.close()
             raise
@@ -144,20 +143,18 @@ class Engine:
     @property
     def shape(self) -> ModelShape:
         """The model's context, vocabulary and heads. Raises :class:`RequestError` before the start."""
-        if self._shape is None:
-            raise RequestError("the engine is not started")
-        return self._shape
+        return self._launch.shape
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that the ranks' KV cache holds; 0 while there are no ranks, or if the engine does not say."""
-        return self.report.kv_tokens
+        """Tokens that the ranks' KV cache holds; 0 while there are no ranks."""
+        resolved = self._supervisor.resolved
+        return 0 if resolved is None else resolved.kv_tokens
 
     @property
     def max_context(self) -> int:
         """Tokens of a prompt and its answer together, at most. Raises :class:`RequestError` before the start."""
-        positions = self.shape.max_positions
-        return min(positions, self.config.engine.max_context or positions, self.kv_tokens or positions)
+        return self._launch.max_context
 
     @property
     def tokenizer(self) -> Any:
@@ -277,6 +274,14 @@ class Engine:
         return self.frontend.abort(request_id)
 
     # ---- inside
+
+    @property
+    def _launch(self) -> ResolvedLaunch:
+        """What is decided of the launch: that of the ranks that there are, or what was before any."""
+        resolved = self._supervisor.resolved or self._resolved
+        if resolved is None:
+            raise RequestError("the engine is not started")
+        return resolved
 
     def _start(
         self, prompt: Prompt, params: SamplingParams, images: Sequence[Image], request_id: str | None = None

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raylaunch.config import LaunchConfig
 from raylaunch.config.faults import AT_A_GATE, OF_GPUS, OF_GRAPHS, OF_THE_REFERENCE_ENGINE
 from raylaunch.errors import ConfigError, RankFault
-from raylaunch.model.shape import ModelShape, overridden_by_sglang, read_model_config, shape_of
+from raylaunch.model.shape import ModelShape, overridden_by_sglang, read_model_config, shape_of, with_context
 from raylaunch.model.tokenizer import check_tokenizer
 from raylaunch.protocol import RoundPlan
+from raylaunch.resolved import ResolvedLaunch, launch_of, request_for
 from raylaunch.sglang.arguments import check_sglang
+from raylaunch.startup.preflight import preflight
 
 GPU_ONLY = ("sgl_kernel", "symmetric_memory", "jit")
+
+
+def resolve(config: LaunchConfig) -> ResolvedLaunch:
+    """What is decided before anything starts: checks where the launch starts from, and the configuration against the
+    model. Raises :class:`ConfigError`."""
+    preflight(config)
+    shape = check_model(config)
+    return launch_of(with_context(config, shape), shape)
+
+
+def on_device(resolved: ResolvedLaunch, device: str) -> ResolvedLaunch:
+    """The launch on the ``device`` that it will have. Raises :class:`ConfigError` if that cannot do what is asked."""
+    check_device(resolved.config, device)
+    return replace(resolved, device=device, request=request_for(resolved.config, device))
 
 
 def check_model(config: LaunchConfig) -> ModelShape:
@@ -34,10 +51,12 @@ def check_model(config: LaunchConfig) -> ModelShape:
         )
     if not sglang:
         check_padding(config)
+        if not (shape.layers and shape.hidden_size):
+            expected = "its config.json does not say num_hidden_layers or hidden_size"
+            raise ConfigError("model.path", config.model.path, expected)
     check_device(config, config.engine.device)
     check_context(config, shape)
     check_faults(config)
-    check_communicator(config)
     check_ignored(config)
     if sglang:
         check_sglang(config)
@@ -107,9 +126,9 @@ def check_heads(shape: ModelShape, world: int, *, repeats_kv: bool) -> None:
         raise ConfigError("parallel.tensor_parallel_size", world, text)
 
 
-def check_communicator(config: LaunchConfig) -> None:
+def check_communicator(config: LaunchConfig, device: str) -> None:
     """Whether engine and device have the all-reduce that is asked for. Raises :class:`ConfigError`."""
-    kind, engine, device = config.communicator.kind, config.engine.kind, config.engine.device
+    kind, engine = config.communicator.kind, config.engine.kind
     if engine == "reference" and kind == "jit":
         raise ConfigError("communicator.kind", kind, "only the engine 'sglang' has it; on GPUs, custom is sgl_kernel")
     if engine == "sglang" and kind == "symmetric_memory":
@@ -132,6 +151,7 @@ def check_ignored(config: LaunchConfig) -> None:
 
 def check_device(config: LaunchConfig, device: str) -> None:
     """Whether the ``device`` has what is asked of it; ``auto`` is not known yet. Raises :class:`ConfigError`."""
+    check_communicator(config, device)
     if device != "cpu":
         return
     if config.capture.enabled and config.capture.compiler != "eager":

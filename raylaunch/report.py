@@ -48,6 +48,25 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Due:
+    """What a launch works towards, as whoever takes it there has said before.
+
+    Attributes:
+        phase: that it belongs to.
+        what: in words.
+        since: when it began, seconds since the epoch.
+        done: steps that all ranks have taken.
+        of: steps in all; None outside of them, and as long as only the ranks' engine knows.
+    """
+
+    phase: Phase
+    what: str
+    since: float
+    done: int = 0
+    of: int | None = None
+
+
+@dataclass(frozen=True)
 class RankPlace:
     """Where a rank runs."""
 
@@ -67,6 +86,7 @@ class LaunchReport:
         ready: when requests could be sent, 0.0 before.
         attempts: launches it took, restarts included.
         sampling: how tokens are chosen where a request says nothing of it; "" where nobody said.
+        due: what it works towards, or did last.
     """
 
     name: str
@@ -77,6 +97,7 @@ class LaunchReport:
     places: list[RankPlace] = field(default_factory=list)
     driver: list[Span] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
+    due: Due | None = None
 
     # ---- what happened
 
@@ -304,7 +325,8 @@ def _measured(size: MeasuredSize) -> str:
 def describe_warmup(facts: WarmupFacts) -> str:
     """What will hold graphs: pieces of the model, or whole passes of it; and how large the KV cache is."""
     whole = " and ".join(facts.whole_rounds)
-    cache = f"; KV cache of {facts.kv_tokens:,} tokens, {human_bytes(facts.kv_bytes)}" if facts.kv_tokens else ""
+    cache = f"; KV cache of {facts.kv_tokens:,} tokens" if facts.kv_tokens else ""
+    cache += f", {human_bytes(facts.kv_bytes)}" if facts.kv_bytes else ""
     if facts.pieces:
         eager = f", {len(facts.eager_pieces)} of them eager" if facts.eager_pieces else ""
         rest = f"; {whole} as one graph each" if whole else ""

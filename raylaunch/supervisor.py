@@ -7,13 +7,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.util.placement_group import PlacementGroup
 
 from raylaunch.background import Background
-from raylaunch.cluster.placement import request_for
 from raylaunch.cluster.raylets import RayletWatch, raylets_of
 from raylaunch.cluster.session import RELEASE_PATIENCE_S, RaySession, enter
 from raylaunch.config import LaunchConfig
@@ -29,7 +28,7 @@ from raylaunch.group.ray_deaths import drivers_node_lost
 from raylaunch.health import Condition, Health, RankHealth, Stall
 from raylaunch.protocol import Phase
 from raylaunch.report import LaunchReport, Span
-from raylaunch.wire import SglangSockets
+from raylaunch.resolved import ResolvedLaunch
 
 if TYPE_CHECKING:
     from raylaunch_actors.gate import RankState
@@ -56,12 +55,11 @@ class Supervisor:
         self,
         config: LaunchConfig,
         listener: StepListener,
-        on_up: Callable[[Any], None],
+        on_up: Callable[[Any, ResolvedLaunch], None],
         on_down: Callable[[LaunchError], None],
         failure: Callable[[], LaunchError | None] = lambda: None,
-        given: PlacementGroup | None = None,
     ) -> None:
-        self.config, self.listener, self.given = config, listener, given
+        self.config, self.listener = config, listener
         self.on_up, self.on_down, self.failure = on_up, on_down, failure
         self.sampling = ""
         self.report = LaunchReport(config.name)
@@ -71,7 +69,7 @@ class Supervisor:
         self.restarts_left = config.restarts
         self.failures: list[tuple[float, LaunchError]] = []
         self._stall = Stall(config.deadlines.health, config.deadlines.collective)
-        self._sockets: SglangSockets | None = None
+        self._resolved: ResolvedLaunch | None = None
         self._lost_nodes: set[str] = set()
         self._raylets = RayletWatch({})
         self._looked = 0.0
@@ -84,26 +82,21 @@ class Supervisor:
         self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def start(self, sockets: SglangSockets | None = None) -> None:
-        """Launches, as often as restarts allow, and watches. Raises :class:`LaunchError` with nothing left behind.
-
-        Args:
-            sockets: where the ranks meet their user, if that is the engine's way.
-        """
-        self._starter, self._sockets = threading.current_thread(), sockets
+    def start(self, resolved: ResolvedLaunch) -> None:
+        """Launches, as often as restarts allow, and watches. Raises :class:`LaunchError` with nothing left behind."""
+        self._starter, self._resolved, self.config = threading.current_thread(), resolved, resolved.config
         self._idle.clear()
         try:
-            self._start()
+            self._start(resolved)
         finally:
             self._starter = None
             self._idle.set()
 
-    def _start(self) -> None:
+    def _start(self, resolved: ResolvedLaunch) -> None:
         began = time.time()
         self.condition = Condition.LAUNCHING
         try:
-            cpus = request_for(self.config, self.config.engine.device).cpus  # as many wherever `auto` leads
-            placement = self.config.placement
+            placement, cpus = resolved.config.placement, resolved.request.cpus
             self._session = enter(placement.address, cpus, placement.namespace, self._stopping.is_set)
             self._ray_span = Span("Ray session", began, time.time())
             self._launch(began)
@@ -178,6 +171,12 @@ class Supervisor:
             return dict(asking.result())
         return {}
 
+    @property
+    def resolved(self) -> ResolvedLaunch | None:
+        """What is decided of the group that there is; without one what was decided before."""
+        launched = self._launched
+        return self._resolved if launched is None else launched.resolved
+
     # ---- launching and watching
 
     def _launch(self, began: float) -> None:
@@ -188,8 +187,9 @@ class Supervisor:
                 self.report.driver.append(self._ray_span)
                 self._ray_span = None
             try:
+                assert self._resolved is not None
                 launched = launch(
-                    self.config, self.report, self.listener, self.given, self.config.engine.kind, self._sockets,
+                    self._resolved, self.report, self.listener,
                     avoid=self._lost_nodes, stopped=self._cancelled, session=self._session,
                 )  # fmt: skip
                 self._hand_over(launched)
@@ -205,6 +205,8 @@ class Supervisor:
                 self.error, attempt, began = self._after_the_first(error), attempt + 1, time.time()
         with self._lock:
             self._launched = launched
+        # Where `auto` has led stays; what ranks have settled they settle anew.
+        self._resolved = replace(self._resolved, device=launched.resolved.device, request=launched.resolved.request)
         self._stall = Stall(self.config.deadlines.health, self.config.deadlines.collective)
         self._watch_raylets(launched.group)
         self.error, self.condition = None, Condition.READY
@@ -235,7 +237,7 @@ class Supervisor:
         group = launched.group
         try:
             with span(self.report, "first request", Phase.VERIFY):
-                handing = Background(lambda: self.on_up(launched.offer))
+                handing = Background(lambda: self.on_up(launched.offer, launched.resolved))
                 while not handing.done(WATCH_S):
                     if self._cancelled():
                         raise shut_down(Phase.VERIFY.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -23,6 +24,8 @@ GOOD = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 2048,
     "vocab_size": 100,
+    "num_hidden_layers": 3,
+    "hidden_size": 64,
 }
 
 
@@ -40,8 +43,12 @@ def check(tmp_path):
 
 
 def test_shape_of_a_model(check):
-    wanted = ModelShape("Qwen3ForCausalLM", max_positions=2048, vocab_size=100, heads=8, kv_heads=4)
+    wanted = ModelShape(
+        "Qwen3ForCausalLM", max_positions=2048, vocab_size=100, heads=8, kv_heads=4, layers=3, hidden_size=64
+    )
     assert check() == wanted
+    assert check({**GOOD, "torch_dtype": "bfloat16"}) == replace(wanted, dtype="bfloat16")
+    assert check({**GOOD, "dtype": "float8"}).dtype == ""
     assert check({**GOOD, "num_attention_heads": 4, "num_key_value_heads": None}).kv_heads == 4
     assert check({**GOOD, "architectures": None}).architecture == "unknown"
 
@@ -49,7 +56,7 @@ def test_shape_of_a_model(check):
 def test_a_vision_language_model_keeps_its_shape_under_text_config(check):
     inner = {key: value for key, value in GOOD.items() if key not in ("architectures", "vocab_size")}
     outer = {"architectures": ["Qwen2_5_VL"], "vocab_size": 100, "num_attention_heads": 3, "text_config": inner}
-    assert check(outer) == ModelShape("Qwen2_5_VL", 2048, 100, 8, 4)
+    assert check(outer) == ModelShape("Qwen2_5_VL", 2048, 100, 8, 4, layers=3, hidden_size=64)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +179,7 @@ def test_missing_weights(tmp_path):
         ConfigError, match=r": holds neither model.safetensors nor .*; model.load_format=dummy needs none"
     ):
         check_model(config)
-    assert check_model(config.override("model.load_format=dummy"))
+    assert check_model(config.replace({"model.load_format": "dummy"}))
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
@@ -211,4 +218,4 @@ def test_a_tokenizer_of_a_newer_format(check, tmp_path, key):
     assert (caught.value.key, caught.value.value) == (key, str(folder))
     assert "its tokenizer cannot be loaded: tokenizer.json: data did not match" in str(caught.value)
     with pytest.raises(ConfigError, match="its tokenizer cannot be loaded: "):
-        load_tokenizer(LaunchConfig.from_dict({"model": {"path": str(tmp_path)}}).override(f"{key}={folder}"))
+        load_tokenizer(LaunchConfig.from_dict({"model": {"path": str(tmp_path)}}).replace({key: str(folder)}))

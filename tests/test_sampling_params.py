@@ -9,6 +9,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import RequestError
 from raylaunch.frontends.reference import ReferenceFrontend
 from raylaunch.model_check import check_model
+from raylaunch.resolved import launch_of
 from raylaunch.sampling import SamplingParams
 
 
@@ -89,7 +90,7 @@ def test_the_tokenizers_ends_are_sent_unless_ends_are_ignored():
 def test_the_reference_engine_knows_no_further_parameters(name, text):
     config = LaunchConfig.default()
     frontend = ReferenceFrontend(config)
-    frontend._shape = check_model(config)
+    frontend._resolved = launch_of(config, check_model(config))
     with pytest.raises(RequestError, match=text):
         frontend.prepare([1], SamplingParams(extra={name: 0.1}))
 

@@ -19,12 +19,15 @@ from raylaunch.group import node_loss
 from raylaunch.group.launch import Launched
 from raylaunch.group.ranks import StepOutcome
 from raylaunch.health import Condition
+from raylaunch.model.shape import ModelShape
 from raylaunch.report import LaunchReport
+from raylaunch.resolved import ResolvedLaunch, launch_of
 from raylaunch.supervisor import Supervisor
 from tests.protocol.builders import PLAN
 from tests.scripted_group import ScriptedGroup
 
 CONFIG = LaunchConfig.default(["restarts=1"])
+RESOLVED = launch_of(CONFIG, ModelShape("tiny", 2048, 16, 4, 4))
 
 
 class Kept:
@@ -34,16 +37,16 @@ class Kept:
         self.left = list(launches)
         self.told: list[LaunchError] = []
         self.failed: LaunchError | None = None
-        self.keeper = Supervisor(CONFIG, lambda *_: None, lambda _: None, self.told.append, lambda: self.failed)
+        self.keeper = Supervisor(CONFIG, lambda *_: None, lambda *_: None, self.told.append, lambda: self.failed)
         monkeypatch.setattr(supervisor, "WATCH_S", 0.01)
         monkeypatch.setattr(supervisor, "enter", lambda *_: RaySession())
         monkeypatch.setattr(supervisor, "launch", self._launch)
         monkeypatch.setattr(supervisor, "explain_failure", lambda *_: LaunchError("rank 1 died", "F07", "SERVE"))
 
-    def _launch(self, config: LaunchConfig, report: LaunchReport, *_: object, **more: Any) -> Launched:
+    def _launch(self, resolved: ResolvedLaunch, report: LaunchReport, *_: object, **more: Any) -> Launched:
         one = self.left.pop(0)
         group = one if isinstance(one, ScriptedGroup) else one(**more)
-        return Launched(group, report, None)  # type: ignore[arg-type]
+        return Launched(group, report, None, resolved)  # type: ignore[arg-type]
 
     def wait_for(self, condition: Condition, restarts_left: int = 0) -> None:
         wait_until(lambda: (self.keeper.condition, self.keeper.restarts_left) == (condition, restarts_left))
@@ -70,7 +73,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def test_a_lost_group_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = ScriptedGroup(PLAN), ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, second)
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     lose(first)
     kept.wait_for(Condition.READY)
     assert [error.headline() for error in kept.told] == ["LaunchError F07 [SERVE] a rank of the group is lost"]
@@ -92,7 +95,7 @@ def test_a_rebuild_that_raises_anything_ends_in_failed_by_what_came_first(
 ) -> None:
     first = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, raising(error))
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     lose(first)
     kept.wait_for(Condition.FAILED)
     reason = f"LaunchError F07 [SERVE] rank 1 died; the rebuild then failed: {text}"
@@ -111,7 +114,7 @@ def test_the_first_cause_stays_while_a_rebuild_is_tried_and_when_it_fails(monkey
 
     kept = Kept(monkeypatch, first, tried, raising(LaunchError("no node has 1 CPU", "F13", "PLACE")))
     kept.keeper.restarts_left = 2
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     lose(first)
     assert trying.wait(5)
     assert kept.keeper.health(0).reason == "LaunchError F07 [SERVE] rank 1 died"
@@ -128,7 +131,7 @@ def test_a_first_launch_that_is_tried_again_fails_by_what_came_first(monkeypatch
     died = LaunchError("rank 0 died", "F06", "LOAD", retryable=True)
     kept = Kept(monkeypatch, raising(died), raising(ZeroDivisionError("division by zero")))
     with pytest.raises(LaunchError) as caught:
-        kept.keeper.start()
+        kept.keeper.start(RESOLVED)
     assert caught.value.headline() == (
         "LaunchError F06 [LOAD] rank 0 died; another attempt then failed: ZeroDivisionError: division by zero"
     )
@@ -139,7 +142,7 @@ def test_a_group_that_serves_again_has_no_cause_left(monkeypatch: pytest.MonkeyP
     """The next loss is a first cause of its own; both are kept, in their order."""
     first, second = ScriptedGroup(PLAN), ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, second)
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     lose(first)
     kept.wait_for(Condition.READY)
     lose(second)
@@ -162,7 +165,7 @@ def test_health_does_not_wait_for_the_answers_of_a_group_that_is_lost_meanwhile(
 
     kept = Kept(monkeypatch, group, until_stopped)
     monkeypatch.setattr(group, "states", silent)
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     seen: list[Any] = []
     asking = threading.Thread(target=lambda: seen.append((kept.keeper.health(0), time.monotonic())))
     asking.start()
@@ -200,7 +203,7 @@ def test_a_lost_raylet_is_the_cause_whatever_its_ranks_say(monkeypatch: pytest.M
         member.spec = SimpleNamespace(core_file="")
     monkeypatch.setattr(supervisor.Supervisor, "_watch_raylets", lambda self, _: None)
     monkeypatch.setattr(node_loss.ray, "nodes", list)
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     kept.keeper._raylets = ended = Ended()  # type: ignore[assignment]
     ended.nodes = {"n1"}
     lose(group)
@@ -219,7 +222,7 @@ def test_a_user_that_cannot_be_told_of_a_loss_does_not_keep_the_group_from_being
     first = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, ScriptedGroup(PLAN))
     kept.keeper.on_down = raising(RuntimeError("Event loop is closed"))
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     lose(first)
     kept.wait_for(Condition.READY)
     kept.keeper.stop()
@@ -229,7 +232,7 @@ def test_a_loss_that_cannot_be_explained_is_made_good_all_the_same(monkeypatch: 
     first = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, ScriptedGroup(PLAN))
     monkeypatch.setattr(supervisor, "explain_failure", raising(RaySystemError("no answer")))
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     lose(first)
     kept.wait_for(Condition.READY)
     assert first.closed == 1
@@ -241,7 +244,7 @@ def test_a_watcher_that_raises_ends_in_failed(monkeypatch: pytest.MonkeyPatch) -
     group = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, group)
     monkeypatch.setattr(RaySession, "lost", raising(OSError("too many open files")))
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     kept.wait_for(Condition.FAILED, restarts_left=1)
     assert "too many open files" in kept.keeper.health(0).reason
     wait_until(lambda: group.closed == 1)
@@ -255,7 +258,7 @@ def test_ranks_whose_user_has_failed_for_good_are_torn_down(monkeypatch: pytest.
     """Without a rebuild, which could not be used, and without waiting for the user to shut down."""
     group = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, group)
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     kept.failed = failed = LaunchError("the detokenizer was killed, after it was started again 3 times", None, "SERVE")
     if a_rank_too:
         lose(group)
@@ -275,7 +278,7 @@ def test_a_teardown_that_raises_does_not_replace_the_cause(monkeypatch: pytest.M
     group = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, group)
     monkeypatch.setattr(group, "close", raising(KeyError("node 3")))
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     if how == "a rank is lost":
         lose(group)
     else:
@@ -292,14 +295,14 @@ def test_a_teardown_that_raises_does_not_replace_the_cause(monkeypatch: pytest.M
 def test_a_first_launch_that_raises_anything_is_failed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept(monkeypatch, raising(ZeroDivisionError("division by zero")))
     with pytest.raises(ZeroDivisionError):
-        kept.keeper.start()
+        kept.keeper.start(RESOLVED)
     assert kept.keeper.health(0).reason == "LaunchError ZeroDivisionError: division by zero"
 
 
 def test_what_ray_fails_with_is_a_launch_error_that_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "cluster_nodes", raising(RaySystemError("the control service is gone")))
+    monkeypatch.setattr(launching, "place", raising(RaySystemError("the control service is gone")))
     with pytest.raises(LaunchError, match=r"RaySystemError.*the control service is gone") as caught:
-        launching.launch(CONFIG, LaunchReport("x"), lambda *_: None)
+        launching.launch(RESOLVED, LaunchReport("x"))
     assert caught.value.retryable
 
 
@@ -314,7 +317,7 @@ def until_stopped(stopped: Callable[[], bool], **_: Any) -> Any:
 def test_a_rebuild_is_ended_when_the_engine_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     first = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, until_stopped)
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     lose(first)
     kept.wait_for(Condition.LAUNCHING)
     began = time.monotonic()
@@ -339,7 +342,7 @@ def test_a_stop_leaves_ray_after_the_launch_that_another_thread_is_in(monkeypatc
 
     def start() -> None:
         with pytest.raises(LaunchError, match="shut down"):
-            kept.keeper.start()
+            kept.keeper.start(RESOLVED)
 
     starter = threading.Thread(target=start)
     starter.start()
@@ -358,7 +361,7 @@ def test_a_stop_from_within_the_launch_ends_it(monkeypatch: pytest.MonkeyPatch) 
 
     kept = Kept(monkeypatch, listener_stops)
     with pytest.raises(LaunchError, match="shut down"):
-        kept.keeper.start()
+        kept.keeper.start(RESOLVED)
     assert kept.keeper.condition is Condition.STOPPED
 
 
@@ -384,7 +387,7 @@ def test_a_launch_without_ray_says_so_and_is_not_tried_again(monkeypatch: pytest
     kept = Kept(monkeypatch, loses_ray)
     monkeypatch.setattr(supervisor, "enter", lambda *_: session)
     with pytest.raises(LaunchError, match="Ray's head is gone") as caught:
-        kept.keeper.start()
+        kept.keeper.start(RESOLVED)
     assert caught.value.code == "F15"
     assert "Ray's head is gone" in kept.keeper.health(0).reason
 
@@ -395,7 +398,7 @@ def test_an_engine_whose_ray_is_shut_down_fails_and_starts_none(monkeypatch: pyt
     group, session = ScriptedGroup(PLAN), Gone()
     kept = Kept(monkeypatch, group)
     monkeypatch.setattr(supervisor, "enter", lambda *_: session)
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     assert kept.keeper.health(0, ask_ranks=False).ready
     if says == "the session":
         session.why = "Ray was shut down"
@@ -411,7 +414,7 @@ def test_health_asks_no_rank_in_another_session(monkeypatch: pytest.MonkeyPatch)
     group, session = ScriptedGroup(PLAN), Gone()
     kept = Kept(monkeypatch, group)
     monkeypatch.setattr(supervisor, "enter", lambda *_: session)
-    kept.keeper.start()
+    kept.keeper.start(RESOLVED)
     monkeypatch.setattr(supervisor.Supervisor, "_watch_until_lost_for_good", lambda _: None)
     monkeypatch.setattr(session, "current", lambda: False)
     session.why = "Ray was shut down"

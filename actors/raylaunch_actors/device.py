@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Identity
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 
 def rank_device(spec: RankSpec) -> torch.device:

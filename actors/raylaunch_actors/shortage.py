@@ -12,13 +12,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Gate, LaunchPlan, Phase, Step
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 CODE = "F23"
 GIB = 1 << 30

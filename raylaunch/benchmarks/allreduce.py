@@ -94,11 +94,13 @@ def bench_config(config: LaunchConfig, sizes: Sequence[int], repeats: int) -> La
     if config.parallel.tensor_parallel_size < 2:
         raise ConfigError("parallel.tensor_parallel_size", 1, "one rank reduces nothing; at least 2 are needed")
     environment = {**config.environment, SIZES: json.dumps(list(sizes)), REPEATS: str(repeats)}
-    return config.override(
-        "engine.kind=reference",  # its gates are those of the program that measures
-        "communicator.kind=auto",
-        "capture.enabled=false",
-        f"environment={json.dumps(environment)}",
+    return config.replace(
+        {
+            "engine.kind": "reference",  # its gates are those of the program that measures
+            "communicator.kind": "auto",
+            "capture.enabled": False,
+            "environment": environment,
+        }
     )
 
 

@@ -65,18 +65,20 @@ def bench_launch(
 
 def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
     """``config`` for ranks that do nothing: no model, GPU or fault, and many barriers. Raises :class:`ConfigError`."""
-    return config.override(
-        f"parallel.tensor_parallel_size={ranks}",
-        "engine=reference",  # whose rounds are known beforehand
-        "engine.device=cpu",
-        "placement.resources_per_rank={}",
-        "faults=[]",
-        "debug=off",
-        "capture.enabled=true",
-        "capture.granularity=iteration",
-        "capture.compiler=eager",
-        f"capture.prefill_tokens={list(range(2, NOOP_SHAPES + 2))}",
-        "capture.decode_batch_sizes=[2]",
+    return config.replace(
+        {
+            "parallel.tensor_parallel_size": ranks,
+            "engine": {"kind": "reference", "device": "cpu"},  # whose rounds are known beforehand
+            "placement.resources_per_rank": {},
+            "faults": (),
+            "debug": "off",
+            "communicator": {},
+            "capture": {
+                "prefill_tokens": tuple(range(2, NOOP_SHAPES + 2)),
+                "decode_batch_sizes": (2,),
+                "granularity": "iteration",
+            },
+        }
     )
 
 

@@ -38,10 +38,14 @@ def run_program(config: LaunchConfig, program: str) -> Launched:
         LaunchError: as any launch.
     """
     from raylaunch.group.launch import launch
+    from raylaunch.model.shape import ModelShape
+    from raylaunch.model_check import on_device
     from raylaunch.report import LaunchReport
+    from raylaunch.resolved import launch_of
 
-    report = LaunchReport(config.name)
-    done = launch(config, report, lambda *_: None, program=program)
+    no_model = ModelShape("none", max_positions=0, vocab_size=0, heads=0, kv_heads=0)
+    resolved = on_device(launch_of(config, no_model, program), config.engine.device)
+    done = launch(resolved, LaunchReport(config.name))
     with signals_held():
         done.group.close(config.deadlines.shutdown)
     return done

@@ -57,17 +57,15 @@ def bench_sglang(
         require_writable("--json", json_file)
         require_comparable(chosen, together)
         from raylaunch.benchmarks.timed_server import Work, measure
-        from raylaunch.model.shape import with_context
-        from raylaunch.model_check import check_model
+        from raylaunch.model_check import resolve
         from raylaunch.terminal.machine import describe_machine
 
-        shape = check_model(chosen)
-        chosen = with_context(chosen, shape)
-        work = Work(tuple(lengths), repeat, concurrent, new_tokens, shape.vocab_size)
+        resolved = resolve(chosen)
+        work = Work(tuple(lengths), repeat, concurrent, new_tokens, resolved.shape.vocab_size)
         machine = describe_machine()
         results: dict[str, list[Served]] = {}
         with interruptible(), tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder:
-            servers = commands(chosen, Path(folder))
+            servers = commands(resolved.config, Path(folder))
             with segments_removed():
                 if warm:
                     stderr_console().print("sglang, untimed")
@@ -115,7 +113,7 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
     from raylaunch.sglang.arguments import LONGER_CONTEXT, implementation, server_arguments
 
     file = folder / "config.yaml"  # JSON is YAML; what was not set must stay so, as some defaults are SGLang's
-    open_to_all = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": None})})
+    open_to_all = config.replace({"serve.api_key": None})
     data = open_to_all.model_dump(mode="json", by_alias=True, exclude_unset=True)
     file.write_text(json.dumps(data), encoding="utf-8")
     arguments = server_arguments(config)

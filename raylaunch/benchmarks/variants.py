@@ -14,37 +14,35 @@ from raylaunch.terminal.session import launched
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
     from raylaunch.engine import Engine
+    from raylaunch.resolved import ResolvedLaunch
 
 Result = TypeVar("Result")
 Results = dict[str, dict[int, Result]]  # by variant, then by size
 
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "eager": ("capture.enabled=false",),
-    "library": ("capture.enabled=true", "communicator.kind=library"),
-    "custom": ("capture.enabled=true", "communicator.kind=custom"),
-    "inductor": ("capture.enabled=true", "capture.compiler=inductor"),
+VARIANTS: dict[str, dict[str, Any]] = {
+    "eager": {"capture.enabled": False},
+    "library": {"capture.enabled": True, "communicator.kind": "library"},
+    "custom": {"capture.enabled": True, "communicator.kind": "custom"},
+    "inductor": {"capture.enabled": True, "capture.compiler": "inductor"},
 }
 """Settings that make each variant. All but ``eager`` replay graphs; ``library`` reduces by NCCL or gloo."""
 
 DEFAULT = "eager,library,custom"
 
 
-def variants_of(text: str, config: LaunchConfig) -> dict[str, LaunchConfig]:
-    """The configurations of variants named as in ``eager,custom``, checked. Raises :class:`ConfigError`."""
-    from raylaunch.model_check import check_model
+def variants_of(text: str, config: LaunchConfig) -> dict[str, ResolvedLaunch]:
+    """The launches of variants named as in ``eager,custom``, checked. Raises :class:`ConfigError`."""
+    from raylaunch.model_check import resolve
 
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in VARIANTS]
     if unknown or not names or len(set(names)) < len(names):
         raise ConfigError("--variants", text, f"must name some of {', '.join(VARIANTS)}, each once")
-    chosen = {name: config.override(*VARIANTS[name]) for name in names}
-    for one in chosen.values():
-        check_model(one)
-    return chosen
+    return {name: resolve(config.replace(VARIANTS[name])) for name in names}
 
 
 def measure_all(
-    variants: dict[str, LaunchConfig],
+    variants: dict[str, ResolvedLaunch],
     sizes: Sequence[int],
     refusal: Callable[[Engine, int], str],
     measure: Callable[[Engine, int], Result],
@@ -61,8 +59,8 @@ def measure_all(
     """
     results: Results[Result] = {}
     try:
-        for name, config in variants.items():
-            with _launched(name, config) as engine:
+        for name, resolved in variants.items():
+            with _launched(name, resolved) as engine:
                 results[name] = {}
                 for size in sizes:
                     why = refusal(engine, size)
@@ -79,10 +77,10 @@ def measure_all(
 
 
 @contextmanager
-def _launched(name: str, config: LaunchConfig) -> Iterator[Engine]:
+def _launched(name: str, resolved: ResolvedLaunch) -> Iterator[Engine]:
     console = stderr_console()
     console.print(f"{name}: launching", markup=False)
-    with launched(config, show_report=False) as engine:
+    with launched(resolved, show_report=False) as engine:
         from raylaunch.protocol import Phase
 
         console.print(f"{name}: ready after {engine.report.seconds:.1f} s, {engine.report.describe(Phase.CONNECT)}",

@@ -21,6 +21,7 @@ from raylaunch import ray_private
 from raylaunch.background import Background
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, shut_down
+from raylaunch.resolved import BundleRequest, ResolvedLaunch, gpus_per_rank
 
 ROUNDING = 1e-4  # Ray counts in this unit
 STOP_LOOK_S = 1  # whole seconds: Ray cuts the rest off
@@ -35,19 +36,6 @@ class Node:
     address: str
     total: Resources
     free: Resources
-
-
-@dataclass(frozen=True)
-class BundleRequest:
-    """What is asked of Ray: one bundle per rank or per node, and how to spread them."""
-
-    bundles: tuple[dict[str, float], ...]
-    strategy: str
-
-    @property
-    def cpus(self) -> float:
-        """CPUs of all bundles."""
-        return sum(bundle.get("CPU", 0.0) for bundle in self.bundles)
 
 
 @dataclass(frozen=True)
@@ -68,7 +56,6 @@ class Placement:
     group: PlacementGroup
     seats: tuple[Seat, ...]
     owned: bool
-    gpus_per_rank: float = 0.0
 
     @property
     def nodes(self) -> int:
@@ -83,30 +70,6 @@ def choose_device(config: LaunchConfig, nodes: Sequence[Node]) -> str:
         return "cuda" if "GPU" in wanted else "cpu"
     gpus = sum(node.total.get("GPU", 0) for node in nodes)
     return "cuda" if gpus >= config.parallel.tensor_parallel_size else "cpu"
-
-
-def request_for(config: LaunchConfig, device: str) -> BundleRequest:
-    """The bundles of a launch: ranks of one group packed on a node where they fit, several nodes only when asked.
-
-    Raises:
-        ConfigError: ranks on GPUs ask for resources without one.
-    """
-    rank = dict(config.placement.resources_per_rank) or ({"CPU": 1.0, "GPU": 1.0} if device == "cuda" else {"CPU": 1.0})
-    if device == "cuda" and "GPU" not in rank:
-        expected = "ranks on GPUs need one: add GPU: 1, or set engine.device=cpu"
-        raise ConfigError("placement.resources_per_rank", rank, expected)
-    world, nodes = config.parallel.tensor_parallel_size, config.parallel.nodes
-    if nodes == 1:
-        strategy = config.placement.strategy
-        return BundleRequest((rank,) * world, "STRICT_PACK" if strategy == "auto" else strategy)
-    node = {name: amount * (world // nodes) for name, amount in rank.items()}
-    strategy = config.placement.strategy
-    return BundleRequest((node,) * nodes, "STRICT_SPREAD" if strategy == "auto" else strategy)
-
-
-def gpus_per_rank(config: LaunchConfig, device: str) -> float:
-    """GPUs of one rank: one unless the configuration says otherwise, none on a CPU."""
-    return config.placement.resources_per_rank.get("GPU", 1.0) if device == "cuda" else 0.0
 
 
 def fits(node: Resources, bundle: Resources) -> bool:
@@ -226,10 +189,8 @@ def other_groups() -> list[str]:
 
 
 def place(
-    config: LaunchConfig,
-    request: BundleRequest,
+    resolved: ResolvedLaunch,
     name: str,
-    given: PlacementGroup | None = None,
     avoid: Collection[str] = (),
     stopped: Callable[[], bool] = lambda: False,
 ) -> Placement:
@@ -241,8 +202,8 @@ def place(
         avoid: ids of nodes not to use if others do: lost ones, which Ray may take for alive for a minute.
         stopped: asked once a second whether the placement is wanted no more, which is a :class:`LaunchError`.
     """
-    deadline = config.deadlines.place
-    group, owned = given or _named(config), False
+    request, deadline = resolved.request, resolved.config.deadlines.place
+    group, owned = resolved.placement_group or _named(resolved.config), False
     if group is None:
         nodes = cluster_nodes()
         why = impossible(request, nodes)
@@ -258,7 +219,7 @@ def place(
                 raise _not_ready(group, deadline)
             text = unsatisfied(request, cluster_nodes(), others, f"placement not ready in {deadline:g} s")
             raise LaunchError(text, "F13", "PLACE", retryable=True)
-        return _seated(config, request, group, owned)
+        return _seated(resolved.config, resolved.device, group, owned)
     except BaseException:
         if owned:
             release(group)
@@ -277,17 +238,15 @@ def require_named_group(config: LaunchConfig, device: str) -> None:
         return
     if not group.wait(STOP_LOOK_S):
         raise _not_ready(group, STOP_LOOK_S)
-    _seated(config, request_for(config, device), group, owned=False)
+    _seated(config, device, group, owned=False)
 
 
-def _seated(config: LaunchConfig, request: BundleRequest, group: PlacementGroup, owned: bool) -> Placement:
+def _seated(config: LaunchConfig, device: str, group: PlacementGroup, owned: bool) -> Placement:
     world = config.parallel.tensor_parallel_size
     placed = seats(_bundle_nodes(group), _checked(world, group))
-    if not owned and config.engine.device != "cpu":
-        each = sum(bundle.get("GPU", 0.0) for bundle in request.bundles) / world
-        if lacking := lacks_gpus(group.bundle_specs, placed, each):
-            text = f"{_called(group)} has too few GPUs for ranks on GPUs: {lacking}; engine.device=cpu needs none"
-            raise LaunchError(text, "F13", "PLACE")
+    if not owned and (lacking := lacks_gpus(group.bundle_specs, placed, gpus_per_rank(config, device))):
+        text = f"{_called(group)} has too few GPUs for ranks on GPUs: {lacking}; engine.device=cpu needs none"
+        raise LaunchError(text, "F13", "PLACE")
     return Placement(group, placed, owned)
 
 

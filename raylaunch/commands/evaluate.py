@@ -53,7 +53,9 @@ def evaluate(
         questions = read_questions(data, limit)
         params = sampling_of({"max_new_tokens": max_new_tokens, "temperature": 0.0})
         require_writable("--output", output)
-        wanted = load_config(config, settings, *(["capture.enabled=false"] if eager else []), debug=debug)
+        wanted = load_config(config, settings, debug)
+        if eager:
+            wanted = wanted.replace({"capture.enabled": False})
         with launched(wanted) as engine:
             began = time.monotonic()
             at_once = concurrency or wanted.engine.max_running_requests

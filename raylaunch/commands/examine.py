@@ -47,7 +47,8 @@ def examine(config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node]
 
 def private_node(config: LaunchConfig, machine: dict[str, Any]) -> Node:
     """The one node of the private cluster that a launch would start here."""
-    from raylaunch.cluster.placement import Node, request_for
+    from raylaunch.cluster.placement import Node
+    from raylaunch.resolved import request_for
 
     total = {"CPU": max(float(machine["cpus"]), request_for(config, "cpu").cpus)}
     if machine["gpus"]:
@@ -73,8 +74,9 @@ def _examine_model(plan: Examination, config: LaunchConfig) -> None:
 def _examine_placement(
     plan: Examination, config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node] | None
 ) -> str:
-    from raylaunch.cluster.placement import choose_device, impossible, request_for, show
-    from raylaunch.group.launch import plan_of
+    from raylaunch.cluster.placement import choose_device, impossible, show
+    from raylaunch.model_check import check_device
+    from raylaunch.resolved import plan_of, request_for
 
     where = [private_node(config, machine)] if nodes is None else list(nodes)
     device, world = choose_device(config, where), config.parallel.tensor_parallel_size
@@ -84,6 +86,8 @@ def _examine_placement(
         why = "engine.device" if config.engine.device != "auto" else "placement.resources_per_rank"
     plan.facts["engine"] = f"{config.engine.kind} on {device} ({why})"
     try:
+        if config.engine.device == "auto":
+            check_device(config, device)
         request = request_for(config, device)
     except ConfigError as error:
         plan.problems.append(str(error))

@@ -15,7 +15,7 @@ from raylaunch.terminal.session import launched
 from raylaunch.values.api_key import VARIABLE
 
 if TYPE_CHECKING:
-    from raylaunch.config import ServeConfig
+    from raylaunch.config import LaunchConfig
 
 
 def serve(
@@ -49,8 +49,7 @@ def serve(
         except ModuleNotFoundError as error:
             raise ConfigError("serve", error.name, "is not installed; pip install 'raylaunch[serve]'") from None
         key_of_environment()  # typer would take an empty variable for none
-        given = {"host": host, "port": port, "api_key": api_key}
-        chosen = chosen.model_copy(update={"serve": changed(chosen.serve, given)})
+        chosen = changed(chosen, {"host": host, "port": port, "api_key": api_key})
         require_writable("--trace", trace)
         console = stderr_console()
         with bind(chosen.serve) as listener:
@@ -59,17 +58,10 @@ def serve(
                 run(engine, chosen.serve, listener, say=lambda text: console.print(text, markup=False, soft_wrap=True))
 
 
-def changed(settings: ServeConfig, given: dict[str, Any]) -> ServeConfig:
-    """The settings with those of the command line. Raises :class:`ConfigError`; never shows the key."""
-    from pydantic import ValidationError
-
-    changes = {name: value for name, value in given.items() if value is not None}
-    data = {name: getattr(settings, name) for name in type(settings).model_fields}
+def changed(config: LaunchConfig, given: dict[str, Any]) -> LaunchConfig:
+    """The configuration with the options that were given. Raises :class:`ConfigError`; never shows the key."""
     try:
-        return type(settings).model_validate({**data, **changes})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = str(problem["loc"][0])
-        expected = str(problem["msg"]).removeprefix("Value error, ")
-        expected = expected[0].lower() + expected[1:]
-        raise ConfigError(f"--{name.replace('_', '-')}", given.get(name), expected) from None
+        return config.replace({f"serve.{name}": value for name, value in given.items() if value is not None})
+    except ConfigError as error:
+        option = error.key.removeprefix("serve.").replace("_", "-")
+        raise ConfigError(f"--{option}", error.value, error.expected) from None

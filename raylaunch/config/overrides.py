@@ -14,14 +14,22 @@ BY_KIND = ("engine", "communicator")  # sections that may be written as their ki
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """``data`` with ``section.key=value`` settings applied; values are read as YAML, but for text.
     Raises :class:`ConfigError`."""
+    return changed(data, map(_parsed, overrides))
+
+
+def _parsed(item: str) -> tuple[str, Any]:
+    key, separator, text = item.partition("=")
+    key = key.strip()
+    if not separator or not all(key.split(".")):
+        raise ConfigError("--set", item, "must be KEY=VALUE, such as capture.prefill_tokens=[128,1032]")
+    return key, read_setting(key, text)
+
+
+def changed(data: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A copy of ``data`` with values by dotted name put in, in their order."""
     result = _copied(data)
-    for item in overrides:
-        key, separator, text = item.partition("=")
-        path = key.strip().split(".")
-        if not separator or not all(path):
-            raise ConfigError("--set", item, "must be KEY=VALUE, such as capture.prefill_tokens=[128,1032]")
-        value = read_setting(".".join(path), text)
-        section = result
+    for key, value in changes:
+        path, section = key.split("."), result
         for name in path[:-1]:
             inner = section.get(name)
             if name in BY_KIND and isinstance(inner, str):
@@ -30,6 +38,13 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
             section = section[name]
         section[path[-1]] = value
     return result
+
+
+def value_at(data: Any, key: str) -> Any:
+    """The value of this dotted name; None if there is none."""
+    for name in key.split("."):
+        data = data.get(name)
+    return data
 
 
 def _copied(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from raylaunch.config.address import CLIENT, NO_CLIENT
 from raylaunch.config.explain import explain
 from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
 from raylaunch.config.files import read_config, shipped_configs
-from raylaunch.config.overrides import BY_KIND, apply_overrides
+from raylaunch.config.overrides import BY_KIND, apply_overrides, changed, value_at
 from raylaunch.config.paths import absolute, file_or_text, folder_or_name, sglang_arguments
 from raylaunch.config.written import check_encoding
+from raylaunch.errors import ConfigError
 from raylaunch.values.api_key import problem_of
 from raylaunch.values.masking import masked
 
@@ -434,3 +435,17 @@ class LaunchConfig(Section):
     def override(self, *overrides: str) -> LaunchConfig:
         """A copy with ``key=value`` settings changed, as ``--set`` does. Raises :class:`ConfigError`."""
         return type(self).from_dict(apply_overrides(self.model_dump(by_alias=True, exclude_unset=True), overrides))
+
+    def replace(self, changes: Mapping[str, Any]) -> LaunchConfig:
+        """A copy with settings changed by dotted name, such as ``{"capture.enabled": False}``: values, not text.
+
+        Raises:
+            ConfigError: a key is unknown, or a value wrong; text is no number and no boolean here.
+        """
+        data = self.model_dump(by_alias=True, exclude_unset=True)
+        made = type(self).from_dict(changed(data, changes.items()))
+        for key, value in changes.items():
+            taken = value_at(made.model_dump(by_alias=True), key)
+            if type(taken) in (bool, int, float) and isinstance(value, str | bool) and type(taken) is not type(value):
+                raise ConfigError(key, value, f"must be a value of type {type(taken).__name__}")
+        return made

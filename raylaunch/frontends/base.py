@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError
 from raylaunch.frontends.requests import Chunk
-from raylaunch.model.shape import ModelShape
+from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
 from raylaunch.wire import SglangSockets
 
@@ -61,14 +61,15 @@ class Frontend(Protocol):
     @property
     def tokenizer(self) -> Any: ...
 
-    def begin(self, shape: ModelShape) -> None:
+    def begin(self, resolved: ResolvedLaunch) -> None:
         """Starts what needs no ranks, beside their own start. Returns at once."""
 
     def raise_if_failed(self) -> None:
         """Raises :meth:`failure`, or what :meth:`begin` has failed with: :class:`ConfigError`, :class:`LaunchError`."""
 
-    def up(self, offer: Any) -> None:
-        """Ranks stand ready; ``offer`` is what rank 0 handed out at its last gate. Returns when requests can be sent.
+    def up(self, offer: Any, resolved: ResolvedLaunch) -> None:
+        """Ranks stand ready; ``offer`` is what rank 0 handed out at its last gate, ``resolved`` has what they settled.
+        Returns when requests can be sent.
 
         Raises:
             ConfigError: what was begun has failed.

@@ -15,9 +15,9 @@ from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running,
 from raylaunch.frontends.client import RankZeroClient
 from raylaunch.frontends.requests import RequestTable, RunningRequest
 from raylaunch.frontends.vocabulary import vocabulary_of
-from raylaunch.model.shape import ModelShape
 from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.protocol import Phase
+from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
 from raylaunch.wire import Abort, Output, Submit
 
@@ -31,18 +31,17 @@ class ReferenceFrontend:
         self._config = config
         self._loading: Background | None = None
         self._client: RankZeroClient | None = None
-        self._shape: ModelShape | None = None
+        self._resolved: ResolvedLaunch | None = None
         limit = config.engine.max_running_requests + config.engine.max_waiting_requests
         self._requests = RequestTable[RunningRequest](limit)
         self._sending = threading.Lock()  # an abort must not reach rank 0 before its request
         self._numbers = itertools.count()
-        self._kv_tokens = 0
         self.tokenizer: Any = None
 
     # ---- life
 
-    def begin(self, shape: ModelShape) -> None:
-        self._shape = shape
+    def begin(self, resolved: ResolvedLaunch) -> None:
+        self._resolved = resolved
         # The tokenizer's import takes as long as the ranks' own: do both at once.
         self._loading = Background(lambda: load_tokenizer(self._config))
 
@@ -50,7 +49,7 @@ class ReferenceFrontend:
         if self._loading is not None:
             self._loading.raise_if_failed()
 
-    def up(self, offer: Any) -> None:
+    def up(self, offer: Any, resolved: ResolvedLaunch) -> None:
         if self._loading is not None:
             seconds = self._config.deadlines.load
             try:
@@ -60,7 +59,7 @@ class ReferenceFrontend:
                 raise LaunchError(text, phase=Phase.VERIFY.name) from None
         client = RankZeroClient(offer, self._deliver)
         client.open()
-        self._client, self._kv_tokens = client, offer.kv_tokens
+        self._client, self._resolved = client, resolved
 
     def down(self, error: LaunchError) -> None:
         client, self._client = self._client, None
@@ -81,7 +80,8 @@ class ReferenceFrontend:
     # ---- requests
 
     def prepare(self, prompt: Prompt, params: SamplingParams, images: Sequence[Image] = ()) -> Prepared:
-        if self._shape is None:
+        resolved = self._resolved
+        if resolved is None:
             raise RequestError("the engine is not started")
         if images:
             raise RequestError("the reference engine takes no images; engine.kind=sglang does")
@@ -89,13 +89,11 @@ class ReferenceFrontend:
             if name in SamplingParams.model_fields:
                 raise RequestError(f"extra: {name!r} is a parameter of its own: give it outside of extra")
             raise RequestError(f"the reference engine has no sampling parameter {name!r}")
-        ids = ids_of(prompt, self.tokenizer, self._shape.vocab_size)
-        positions = self._config.engine.max_context or self._shape.max_positions
-        longest = min(positions, self._kv_tokens)
-        if len(ids) + params.max_new_tokens > longest:
+        ids = ids_of(prompt, self.tokenizer, resolved.shape.vocab_size)
+        if len(ids) + params.max_new_tokens > resolved.max_context:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens and max_new_tokens is {params.max_new_tokens}: together at most "
-                f"{longest} (the context is {positions}, the KV cache holds {self._kv_tokens})"
+                f"{resolved.max_context} (the context is {resolved.context}, the KV cache holds {resolved.kv_tokens})"
             )
         return Prepared(ids, params)
 

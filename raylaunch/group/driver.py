@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from raylaunch.cluster.nodes import ASK_EVERY_S, NodeWatch
-from raylaunch.config import LaunchConfig
 from raylaunch.errors import shut_down
 from raylaunch.group.evidence import explain_failure, explain_violation
 from raylaunch.group.ranks import RankGroup
-from raylaunch.protocol import Arrival, Gate, Protocol, Release, Step, Violation
-from raylaunch.report import LaunchReport, StepRecord
+from raylaunch.protocol import Arrival, Gate, Protocol, Release, Step, Violation, WarmupFacts
+from raylaunch.report import Due, LaunchReport, StepRecord
+from raylaunch.resolved import ResolvedLaunch
 
 LOOKS = 4  # per window
 StepListener = Callable[[Step, int, int], None]
@@ -64,22 +64,23 @@ def recorded(step: Step, arrivals: tuple[Arrival, ...]) -> StepRecord:
 class Driver:
     """Takes a group from its first gate to its last.
 
-    Args:
+    Attributes:
+        resolved: the launch; its plan and what its cache holds follow once the ranks have settled them.
         stopped: asked at least once a second whether the launch is wanted no more.
     """
 
     def __init__(
         self,
         group: RankGroup,
-        protocol: Protocol,
-        config: LaunchConfig,
+        resolved: ResolvedLaunch,
         report: LaunchReport,
         listener: StepListener,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.group, self.protocol, self.config = group, protocol, config
+        self.group, self.resolved, self.protocol = group, resolved, Protocol(resolved.plan)
         self.report, self.listener, self.stopped = report, listener, stopped
-        self.watch = NodeWatch(group.agents, config.deadlines.health)
+        self.deadlines = resolved.config.deadlines
+        self.watch = NodeWatch(group.agents, self.deadlines.health)
 
     def run(self) -> tuple[Arrival, ...]:
         """Runs all steps and releases every rank from the last gate; returns the arrivals there.
@@ -93,27 +94,32 @@ class Driver:
             step = self.protocol.expected()
             if self.stopped():
                 raise shut_down(step.phase.name)
-            self.listener(step, len(self.protocol.history), len(self.protocol.steps))
+            done, steps = len(self.protocol.history), len(self.protocol.steps)
+            of = None if self.protocol.plan.rounds_from_ranks else steps
+            self.report.due = Due(step.phase, str(step), time.time(), done, of)
+            self.listener(step, done, steps)
             arrivals = self._step(release, step)
             outcome = self.protocol.submit(arrivals)
             if isinstance(outcome, Violation):
                 raise explain_violation(self.group, outcome)
             release = outcome
             self.report.steps.append(recorded(step, self.protocol.history[step]))
+            if isinstance(facts := arrivals[0].facts, WarmupFacts):
+                self.resolved = replace(self.resolved, plan=self.protocol.plan, kv_tokens=facts.kv_tokens)
         assert release is not None
         self._finish(release)
         return self.protocol.history[release.step]
 
     def _finish(self, release: Release) -> None:
         began, phase = time.monotonic(), release.step.phase
-        outcome = self.group.finish(release, self.config.deadlines.health)
+        outcome = self.group.finish(release, self.deadlines.health)
         if not outcome.complete:
             raise explain_failure(self.group, outcome, release.step, phase, time.monotonic() - began)
 
     def _step(self, release: Release | None, step: Step) -> tuple[Arrival, ...]:
         began = time.monotonic()
-        window = self.config.deadlines.for_phase(step.phase.name)
-        deadline = Deadline(window, window * self.config.deadlines.stretch, began)
+        window = self.deadlines.for_phase(step.phase.name)
+        deadline = Deadline(window, window * self.deadlines.stretch, began)
 
         def wait(pending: tuple[int, ...]) -> float:
             if self.stopped():

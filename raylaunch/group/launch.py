@@ -6,35 +6,27 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup
 
-from raylaunch.cluster.placement import (
-    Placement,
-    choose_device,
-    cluster_nodes,
-    gpus_per_rank,
-    place,
-    request_for,
-)
+from raylaunch.cluster.placement import Placement, choose_device, cluster_nodes, place
 from raylaunch.cluster.session import RaySession
-from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import LaunchError
 from raylaunch.group.debug import core_file, debug_environment
 from raylaunch.group.driver import Driver, StepListener
 from raylaunch.group.evidence import explain_failure
 from raylaunch.group.ranks import RankGroup
-from raylaunch.model_check import check_device
+from raylaunch.model_check import on_device
 from raylaunch.package import package_files
-from raylaunch.protocol import LaunchPlan, Phase, Protocol, RoundPlan
-from raylaunch.report import LaunchReport, RankPlace, Span
-from raylaunch.wire import SglangSockets
+from raylaunch.protocol import Phase
+from raylaunch.report import Due, LaunchReport, RankPlace, Span
+from raylaunch.resolved import ResolvedLaunch
+from raylaunch.sglang.arguments import ONE_NODE
 
 if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+    from raylaunch_actors.spec import RankSpec
 
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 """NVLink multicast needs a fabric manager that not every host lets a container reach; nothing here depends on it."""
@@ -42,34 +34,20 @@ NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"
 
 @dataclass
 class Launched:
-    """A group that is ready. ``offer`` is what rank 0 handed out at the last gate: how to reach it."""
+    """A group that is ready. ``offer`` is what rank 0 handed out at the last gate: how to reach it; ``resolved`` says
+    all that was decided."""
 
     group: RankGroup
     report: LaunchReport
     offer: Any = field(repr=False)  # secret
-
-
-def plan_of(config: LaunchConfig) -> LaunchPlan:
-    """The gates of a launch."""
-    capture = config.capture
-    if config.engine.kind == "sglang":
-        return LaunchPlan(config.parallel.tensor_parallel_size, granularity=capture.granularity, rounds_from_ranks=True)
-    rounds = (
-        (RoundPlan("prefill", capture.prefill_tokens), RoundPlan("decode", capture.decode_batch_sizes))
-        if capture.enabled
-        else ()
-    )
-    world = config.parallel.tensor_parallel_size
-    return LaunchPlan(world, rounds, capture.granularity, measures=config.communicator.kind == "auto" and world > 1)
+    resolved: ResolvedLaunch
 
 
 def launch(
-    config: LaunchConfig,
+    resolved: ResolvedLaunch,
     report: LaunchReport,
-    listener: StepListener,
-    given: PlacementGroup | None = None,
-    program: str = "reference",
-    sockets: SglangSockets | None = None,
+    listener: StepListener = lambda *_: None,
+    *,
     avoid: set[str] | None = None,
     stopped: Callable[[], bool] = lambda: False,
     session: RaySession | None = None,
@@ -79,9 +57,6 @@ def launch(
     Args:
         report: filled while the launch goes on.
         listener: told before each step.
-        given: a placement group to use and to leave alone.
-        program: what the ranks run; an engine or, to measure the driver alone, ``noop``.
-        sockets: where the engine ``sglang`` meets its tokenizer and detokenizer.
         avoid: ids of nodes not to use if others do; nodes that this launch finds lost are added.
         stopped: asked all the time whether the launch is wanted no more.
         session: that this process is in, abandoned if its head is found to be gone.
@@ -90,30 +65,30 @@ def launch(
             back.
         ConfigError: the named placement group does not exist, or the device cannot do what is asked.
     """
+    config = resolved.config
     name = f"{config.name}-{secrets.token_hex(3)}"
     with _ray_errors_named(), span(report, "placement"):
-        device = choose_device(config, cluster_nodes())
-        check_device(config, device)
-        placement = place(config, request_for(config, device), name, given, avoid or (), stopped)
-        placement.gpus_per_rank = gpus_per_rank(config, device)
+        if resolved.device == "auto":
+            resolved = on_device(resolved, choose_device(config, cluster_nodes()))
+        placement = place(resolved, name, avoid or (), stopped)
     group = RankGroup(placement, session=session or RaySession())
     try:
         with _ray_errors_named():
-            if sockets is not None:
-                _meets_driver(placement)
+            if resolved.sockets is not None:
+                require_drivers_node(placement)
             with span(report, "actors"):
-                specs = specs_of(config, placement, name, device, program, sockets)
-                started = group.start(specs, config.placement.namespace, stopped)
+                started = group.start(specs_of(resolved, placement, name), config.placement.namespace, stopped)
             report.places = [
-                RankPlace(member.rank, member.process.address, member.process.pid, device)
+                RankPlace(member.rank, member.process.address, member.process.pid, resolved.device)
                 for member in group.members
                 if member.process
             ]
             if not started.complete:
                 raise explain_failure(group, started, None, Phase.PLACE, 0.0)
-            arrivals = Driver(group, Protocol(plan_of(config)), config, report, listener, stopped).run()
+            driver = Driver(group, resolved, report, listener, stopped)
+            arrivals = driver.run()
         report.ready = time.time()
-        return Launched(group, report, arrivals[0].offer)
+        return Launched(group, report, arrivals[0].offer, driver.resolved)
     except BaseException as error:
         teardown = group.close(config.deadlines.shutdown)
         if avoid is not None:
@@ -133,31 +108,26 @@ def _ray_errors_named() -> Iterator[None]:
         raise LaunchError(f"Ray failed: {type(error).__name__}: {error}", retryable=retryable) from error
 
 
-def _meets_driver(placement: Placement) -> None:
-    """The sockets of the engine ``sglang`` are files: rank 0 must run on the driver's node. Raises LaunchError F13."""
+def require_drivers_node(placement: Placement) -> None:
+    """The sockets of the engine ``sglang`` are files, and SGLang is told of one node: all ranks must run on this one.
+    Raises LaunchError F13."""
     import ray
 
-    seat = placement.seats[0]
-    if seat.node_id != ray.get_runtime_context().get_node_id():
-        here = ray.util.get_node_ip_address()
-        text = f"rank 0 was placed on node {seat.address} and the driver runs on {here}: with the engine sglang they "
-        text += "share a node; start the driver there, such as with ray job submit --entrypoint-num-gpus 0 and a "
-        text += "resource of that node"
-        raise LaunchError(text, "F13", "PLACE")
+    for seat in placement.seats:
+        if seat.node_id != ray.get_runtime_context().get_node_id():
+            here = ray.util.get_node_ip_address()
+            text = f"rank {seat.rank} was placed on node {seat.address} and the driver runs on {here}: with the engine "
+            text += "sglang they share a node; start the driver there, such as with ray job submit "
+            text += f"--entrypoint-num-gpus 0 and a resource of that node. {ONE_NODE}"
+            raise LaunchError(text, "F13", "PLACE")
 
 
-def specs_of(
-    config: LaunchConfig,
-    placement: Placement,
-    name: str,
-    device: str,
-    program: str,
-    sockets: SglangSockets | None = None,
-) -> list[RankSpec]:
+def specs_of(resolved: ResolvedLaunch, placement: Placement, name: str) -> list[RankSpec]:
     """What each rank is told."""
     import ray
-    from raylaunch_actors.rank import RankSpec
+    from raylaunch_actors.spec import RankSpec
 
+    config, device = resolved.config, resolved.device
     # Loopback is enough, and safer, as long as nobody outside this node has to connect.
     here = ray.get_runtime_context().get_node_id()
     alone = all(seat.node_id == here for seat in placement.seats)
@@ -168,24 +138,20 @@ def specs_of(
     if device == "cuda":
         environment.update(NO_MULTICAST)
     environment.update(config.environment)
+    # Ranks have no need of the API key, nor of a handle of Ray's.
+    told = vars(replace(resolved, config=config.replace({"serve": {}}), placement_group=None))
     files = package_files()
     cores = [core_file(config, device, name, seat.rank) for seat in placement.seats]
     return [
         RankSpec(
             rank=seat.rank,
-            world_size=config.parallel.tensor_parallel_size,
             local_rank=seat.local_rank,
-            nodes=placement.nodes,
             group=name,
             bind_host="127.0.0.1" if alone else seat.address,
-            program=program,
-            device=device,
-            config=config.model_copy(update={"serve": ServeConfig()}),  # ranks have no need of the API key
-            plan=plan_of(config),
             environment={**environment, **debug_environment(core)},
             core_file=core,
-            sockets=sockets,
             driver_files=files,
+            **told,
         )
         for seat, core in zip(placement.seats, cores, strict=True)
     ]
@@ -193,8 +159,9 @@ def specs_of(
 
 @contextmanager
 def span(report: LaunchReport, name: str, phase: Phase = Phase.PLACE) -> Iterator[None]:
-    """Adds the time that the block takes to the report, as the driver's own work."""
+    """Adds the time that the block takes to the report, as the driver's own work, which is due until then."""
     start = time.time()
+    report.due = Due(phase, f"{phase.name} {name}", start, len(report.steps))
     try:
         yield
     finally:

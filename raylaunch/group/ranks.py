@@ -20,11 +20,13 @@ from raylaunch.errors import LaunchError, shut_down
 from raylaunch.group.diagnosis import LEFT, NODE_PATTERN
 from raylaunch.group.teardown import Teardown, prove_ended
 from raylaunch.protocol import Arrival, Failure, Release
+from raylaunch.resolved import gpus_per_rank
 
 if TYPE_CHECKING:
     from raylaunch_actors.gate import RankState
     from raylaunch_actors.process_watch import Sighting
-    from raylaunch_actors.rank import RankProcess, RankSpec
+    from raylaunch_actors.rank import RankProcess
+    from raylaunch_actors.spec import RankSpec
 
 SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
 GRACE_S = 0.3
@@ -121,7 +123,7 @@ class RankGroup:
             }
             if spec.device == "cuda":
                 # Ray would show each rank its own GPU only; ranks that share memory must see all of the group's.
-                options["num_gpus"] = self.placement.gpus_per_rank
+                options["num_gpus"] = gpus_per_rank(spec.config, spec.device)
                 options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
             self.members.append(Member(spec, RankActor.options(**options).remote(spec)))
         for node_id in {seat.node_id for seat in self.placement.seats}:

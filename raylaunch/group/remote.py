@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ray
 from raylaunch_actors import endings, node_agent, rank
+from raylaunch_actors.spec import RankSpec
 
 
 class Rank(rank.RankBase):
     """A rank; one thread runs ``boot`` for life, the others answer meanwhile."""
 
-    def __init__(self, spec: rank.RankSpec) -> None:
+    def __init__(self, spec: RankSpec) -> None:
         endings.restore_signals()  # Ray makes actors on the main thread
         super().__init__(spec)
 

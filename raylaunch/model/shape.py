@@ -14,6 +14,8 @@ from raylaunch.config.context import POSITIONS, longest_context, trained_context
 from raylaunch.errors import ConfigError
 from raylaunch.model import hub
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -26,6 +28,8 @@ class ModelShape:
         heads: attention heads.
         kv_heads: key and value heads.
         scaled_from: positions that its configuration names, where rotary scaling makes more of them.
+        layers, hidden_size: decoder layers, and elements per token between them; 0 where nothing says so.
+        dtype: of its weights and activations, where its configuration names one that the reference engine knows.
     """
 
     architecture: str
@@ -34,6 +38,9 @@ class ModelShape:
     heads: int
     kv_heads: int
     scaled_from: int | None = None
+    layers: int = 0
+    hidden_size: int = 0
+    dtype: str = ""
 
     def limit(self) -> str:
         """The longest context in words, for messages."""
@@ -100,7 +107,7 @@ def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:
 
     def number(key: str, default: int | None = None) -> int:
         value = next((one[key] for one in (text, data) if one.get(key) is not None), default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or (value < 1 and value != default):
             raise ConfigError("model.path", path, f"its config.json has {key} = {value!r}: must be a positive integer")
         return value
 
@@ -111,6 +118,7 @@ def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:
     except ValueError as error:
         raise ConfigError("model.path", path, f"its config.json has {error}") from None
     names = data.get("architectures")
+    named = [str(one.get(key)) for one in (data, text) for key in ("dtype", "torch_dtype")]
     return ModelShape(
         architecture=str(names[0]) if isinstance(names, list) and names else "unknown",
         max_positions=longest,
@@ -118,6 +126,9 @@ def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:
         heads=heads,
         kv_heads=number("num_key_value_heads", heads),
         scaled_from=trained if longest > trained else None,
+        layers=number("num_hidden_layers", 0),
+        hidden_size=number("hidden_size", 0),
+        dtype=next((one for one in named if one in DTYPES), ""),
     )
 
 
@@ -126,4 +137,4 @@ def with_context(config: LaunchConfig, shape: ModelShape) -> LaunchConfig:
     said = config.engine.max_context or config.engine.sglang.args.get("context_length")
     if config.engine.kind != "sglang" or said or shape.scaled_from is None:
         return config
-    return config.model_copy(update={"engine": config.engine.model_copy(update={"max_context": shape.max_positions})})
+    return config.replace({"engine.max_context": shape.max_positions})

@@ -113,7 +113,7 @@ class WarmupFacts:
         graphs: graphs captured so far: must be none.
         replays: replays so far: must be none.
         kv_tokens: tokens that the rank's KV cache holds; equal on all ranks.
-        kv_bytes: what it takes on this rank.
+        kv_bytes: what it takes on this rank; 0 where the engine does not say.
         rounds: what will be captured, where the launch's plan leaves that to the ranks.
     """
 

@@ -15,13 +15,12 @@ from pydantic import SecretStr
 from ray import serve
 from ray.serve import Application
 
-from raylaunch.cluster.placement import choose_device, cluster_nodes, request_for
+from raylaunch.cluster.placement import choose_device, cluster_nodes
 from raylaunch.config import LaunchConfig
 from raylaunch.engine import Engine
 from raylaunch.errors import ConfigError
-from raylaunch.model_check import check_model
+from raylaunch.model_check import on_device, resolve
 from raylaunch.serve.limits import MAX_CONCURRENT, key_of_environment
-from raylaunch.startup.preflight import preflight
 
 REPLICA_CPUS = 1.0
 HEALTH_PERIOD_S = 0.5
@@ -77,11 +76,8 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
     if config.engine.kind == "sglang":
         expected = "Ray Serve's replicas run the reference engine only; run raylaunch serve as a Ray job instead"
         raise ConfigError("engine.kind", "sglang", expected)
-    preflight(config)
-    check_model(config)
-    device = _device(config)
-    settled = config.override(f"engine.device={device}", "restarts=0")
-    request = request_for(settled, device)
+    resolved = on_device(resolve(config), _device(config))
+    settled, request = config.replace({"engine.device": resolved.device, "restarts": 0}), resolved.request
     # Rank 0 and the replica share the first bundle: the group then spans no more nodes than its ranks need.
     first = {**request.bundles[0], "CPU": request.bundles[0].get("CPU", 0.0) + REPLICA_CPUS}
     deployment = serve.deployment(
@@ -121,7 +117,7 @@ def app(args: Mapping[str, Any]) -> Application:
     config = LaunchConfig.from_yaml(name, changes) if name else LaunchConfig.default(changes)
     secret = key_of_environment() if config.serve.api_key is None else None
     if secret is not None:
-        config = config.model_copy(update={"serve": config.serve.model_copy(update={"api_key": SecretStr(secret)})})
+        config = config.replace({"serve.api_key": SecretStr(secret)})
     return application(config, replicas=_count(args.get("replicas", 1)))
 
 

@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
 from raylaunch.engine import Engine
-from raylaunch.group.launch import plan_of
 from raylaunch.health import Health
 from raylaunch.protocol import Gate, LoadFacts, Phase, ReadyFacts, RegisterFacts
 from raylaunch.report import LaunchReport, StepRecord
@@ -86,7 +85,7 @@ def describe(engine: Engine, settings: ServeConfig, metrics: Metrics, have: str 
             "first_token_p50": metrics.recent.first_token_p50(),
         },
         "ranks": _ranks(health, engine.config.parallel.tensor_parallel_size),
-        "step": _step_in_progress(engine, health),
+        "step": _step_in_progress(report, health),
         "failure": _failure(engine),
         "revision": revision,
         "launch": None if have == revision else _launch(report),
@@ -104,17 +103,12 @@ def _ranks(health: Health, size: int) -> list[dict[str, Any]]:
     return [{"rank": rank, **seen.get(rank, {**absent, "activity": state})} for rank in range(size)]
 
 
-def _step_in_progress(engine: Engine, health: Health) -> dict[str, Any] | None:
-    """The step that the ranks of a launch work towards, and since when; None where no launch goes on."""
-    report = engine.report
-    if health.condition != "launching" or report.ready or not report.started:
+def _step_in_progress(report: LaunchReport, health: Health) -> dict[str, Any] | None:
+    """What a launch works towards, and since when; None where no launch goes on."""
+    due = report.due
+    if health.condition != "launching" or report.ready or due is None:
         return None
-    done = len(report.steps)
-    steps = list(plan_of(engine.config).steps())
-    phase, text = ("PLACE", "placing the ranks and starting their processes")
-    if report.places and done < len(steps):
-        phase, text = steps[done].phase.name, str(steps[done])
-    return {"phase": phase, "text": text, "done": done, "of": len(steps), "since": _last_moment(report)}
+    return {"phase": due.phase.name, "text": due.what, "done": due.done, "of": due.of, "since": due.since}
 
 
 def _failure(engine: Engine) -> dict[str, Any] | None:

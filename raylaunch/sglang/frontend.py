@@ -17,8 +17,8 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RankFault, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
 from raylaunch.frontends.requests import Chunk, RequestTable, notify
-from raylaunch.model.shape import ModelShape, with_context
 from raylaunch.protocol import Phase
+from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.arguments import LONGER_CONTEXT, METRICS_VARIABLE, metrics_enabled, server_arguments
 from raylaunch.sglang.detokenizer_keeper import DetokenizerKeeper
@@ -73,9 +73,9 @@ class SglangFrontend:
         self._detokenizer = DetokenizerKeeper(
             self._new_detokenizer, self._lose_detokenizer, self._probe_again, config.deadlines.load
         )
-        self._shape: ModelShape | None = None
+        self._resolved: ResolvedLaunch | None = None
         self._up = self._closing = False
-        self._resolved: dict[str, str] = {}
+        self._resolved_arguments: dict[str, str] = {}
         self.sockets: SglangSockets | None = None
         self.runs: LoopThread | None = None
         self.side: TokenizerSide | None = None
@@ -86,8 +86,8 @@ class SglangFrontend:
 
     # ---- life
 
-    def begin(self, shape: ModelShape) -> None:
-        self._shape = shape
+    def begin(self, resolved: ResolvedLaunch) -> None:
+        self._resolved, self._config = resolved, resolved.config
         self.sockets = self._folder.open()
         self._detokenizer.start()
         self._starting = Background(self._make)
@@ -98,7 +98,7 @@ class SglangFrontend:
         if self._starting is not None:
             self._starting.raise_if_failed()
 
-    def up(self, offer: Any) -> None:
+    def up(self, offer: Any, resolved: ResolvedLaunch) -> None:
         assert self._starting is not None
         seconds = self._config.deadlines.load
         try:
@@ -144,17 +144,17 @@ class SglangFrontend:
     # ---- requests
 
     def prepare(self, prompt: Prompt, params: SamplingParams, images: Sequence[Image] = ()) -> Prepared:
-        if self._shape is None or self.side is None:
+        if self._resolved is None or self.side is None:
             raise RequestError("the engine is not started")
         if params.extra:
             self.side.check_parameters(sampling_parameters(params))
         if images:
             if not self.side.manager.model_config.is_multimodal:
-                raise RequestError(f"{self._shape.architecture} takes no images")
+                raise RequestError(f"{self._resolved.shape.architecture} takes no images")
             if not isinstance(prompt, str):
                 raise RequestError("a prompt with images must be text: the images decide how many tokens it has")
             return Prepared([], params, prompt, image_data(images))
-        ids = ids_of(prompt, self.tokenizer, self._shape.vocab_size)
+        ids = ids_of(prompt, self.tokenizer, self._resolved.shape.vocab_size)
         if params.stop and self.tokenizer is None:
             raise RequestError("this model has no tokenizer: stop strings cannot be looked for")
         longest = self.side.manager.context_len
@@ -245,14 +245,12 @@ class SglangFrontend:
         from raylaunch_actors.sglang_engine import versions
 
         assert self.sockets is not None
-        assert self._shape is not None
-        config = with_context(self._config, self._shape)
         try:
             with switches({**LONGER_CONTEXT, **self._config.environment}):
-                server_args = versions.server_args({**server_arguments(config), "skip_server_warmup": True})
+                server_args = versions.server_args({**server_arguments(self._config), "skip_server_warmup": True})
         except (RankFault, RuntimeError) as error:
             raise _refused(self._config, str(error)) from error
-        self._resolved = versions.resolved_arguments(server_args)
+        self._resolved_arguments = versions.resolved_arguments(server_args)
         port_args = versions.port_args(self.sockets)
         with self._lock:
             if self._closing:
@@ -288,7 +286,7 @@ class SglangFrontend:
         where the driver's differ, that is worth knowing and no reason to stop."""
         from raylaunch_actors.sglang_engine.versions import unlike
 
-        if difference := unlike(ranks, self._resolved):
+        if difference := unlike(ranks, self._resolved_arguments):
             text = "SGLang has settled arguments differently on rank 0 and on the driver: %s; the ranks' count"
             log.warning(text, difference)
 

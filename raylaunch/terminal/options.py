@@ -37,21 +37,19 @@ Debug = Annotated[
 MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to generate for a prompt.", show_default="128")]
 
 
-def load_config(
-    config: str | None, settings: Sequence[str] | None, *more: str, debug: str | None = None
-) -> LaunchConfig:
+def load_config(config: str | None, settings: Sequence[str] | None, debug: str | None = None) -> LaunchConfig:
     """The configuration that a command line asks for, the embedded default without one.
 
     Args:
-        more: settings that the command itself makes, applied last.
         debug: the mode that ``--debug`` asks for.
     Raises:
         ConfigError: it cannot be read, or is wrong.
     """
     from raylaunch.config import LaunchConfig
 
-    changes = [*(settings or ()), *more, *([] if debug is None else [f"debug={debug}"])]
-    return LaunchConfig.default(changes) if config is None else LaunchConfig.from_yaml(config, changes)
+    changes = settings or ()
+    chosen = LaunchConfig.default(changes) if config is None else LaunchConfig.from_yaml(config, changes)
+    return chosen if debug is None else chosen.replace({"debug": debug})
 
 
 def require_writable(option: str, file: Path | None) -> None:

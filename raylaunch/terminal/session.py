@@ -19,35 +19,37 @@ if TYPE_CHECKING:
 
     from raylaunch.config import LaunchConfig
     from raylaunch.engine import Engine
+    from raylaunch.resolved import ResolvedLaunch
 
 GIVE_BACK_S = 60.0
 
 
 @contextmanager
-def launched(config: LaunchConfig, *, show_report: bool = True, trace: Path | None = None) -> Iterator[Engine]:
+def launched(
+    config: LaunchConfig | ResolvedLaunch, *, show_report: bool = True, trace: Path | None = None
+) -> Iterator[Engine]:
     """An engine that answers requests.
 
     Args:
+        config: what to launch, or what is decided of it already.
         show_report: print the table of phases to standard error.
         trace: where to write the launch's Chrome trace, also if the launch fails. One that cannot be written is told at
             once, and ends neither engine nor report: the command ends with code 1 when its work is done.
     Raises:
         ConfigError, LaunchError: as :meth:`raylaunch.Engine.start`.
     """
-    from raylaunch.config.address import cluster_to_join
-    from raylaunch.model_check import check_model
-    from raylaunch.startup.preflight import preflight
+    from raylaunch.config import LaunchConfig
+    from raylaunch.model_check import resolve
 
-    cluster_to_join(config.placement.address)
-    preflight(config)
-    check_model(config)  # before Ray is imported: a wrong configuration is told at once
+    # Before Ray is imported: a wrong configuration is told at once.
+    resolved = resolve(config) if isinstance(config, LaunchConfig) else config
     quiet_libraries()
     from raylaunch.engine import Engine
 
     with interruptible():
         console = stderr_console()
         with LaunchProgress(console) as progress:
-            engine = Engine(config, listener=progress.step)
+            engine = Engine(resolved, listener=progress.step)
             try:
                 _start(engine)
             except BaseException:

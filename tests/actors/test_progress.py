@@ -10,9 +10,12 @@ import time
 import pytest
 from raylaunch_actors import progress, rank
 from raylaunch_actors.gate import RankGate
+from raylaunch_actors.spec import RankSpec
 
 from raylaunch import LaunchConfig
+from raylaunch.model.shape import ModelShape
 from raylaunch.protocol import LaunchPlan
+from raylaunch.resolved import launch_of
 
 SLOW_PROGRAM = """
 import sys, time
@@ -78,7 +81,8 @@ def test_f08_what_a_rank_imports_before_it_meets_its_peers_is_reported(tmp_path,
     (tmp_path / "slow_program.py").write_text(SLOW_PROGRAM)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(rank.PROGRAMS, "slow", "slow_program")
-    spec = rank.RankSpec(0, 1, 0, 1, "g", "127.0.0.1", "slow", "cpu", LaunchConfig.default(), LaunchPlan(1))
+    resolved = launch_of(LaunchConfig.default(), ModelShape("none", 0, 0, 0, 0), "slow")
+    spec = RankSpec(**vars(resolved), rank=0, local_rank=0, group="g", bind_host="127.0.0.1")
     started = rank.RankBase(spec)
     assert started.boot() is None
     assert started.health().activity == "importing slow_program"

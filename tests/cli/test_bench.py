@@ -14,6 +14,7 @@ import pytest
 from raylaunch.benchmarks import decode, prefill, variants
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.resolved import ResolvedLaunch
 from tests.cli.runner import run
 
 
@@ -25,11 +26,11 @@ def engine(**facts: Any) -> Any:
 
 def test_variants_differ_in_what_they_name() -> None:
     made = variants.variants_of("eager, custom", LaunchConfig.default())
-    assert [(name, config.capture.enabled) for name, config in made.items()] == [("eager", False), ("custom", True)]
-    assert made["custom"].communicator.kind == "custom"
+    assert [(name, one.config.capture.enabled) for name, one in made.items()] == [("eager", False), ("custom", True)]
+    assert made["custom"].config.communicator.kind == "custom"
     on_gpus = LaunchConfig.default(["engine.device=cuda"])
-    assert variants.variants_of("library", on_gpus)["library"].communicator.kind == "library"
-    assert variants.variants_of("inductor", on_gpus)["inductor"].capture.compiler == "inductor"
+    assert variants.variants_of("library", on_gpus)["library"].config.communicator.kind == "library"
+    assert variants.variants_of("inductor", on_gpus)["inductor"].config.capture.compiler == "inductor"
 
 
 @pytest.mark.parametrize("text", ["", "eager,eager", "eager,fast"])
@@ -111,7 +112,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     wanted: list[str] = []
 
     @contextmanager
-    def launch(name: str, config: LaunchConfig) -> Iterator[Any]:
+    def launch(name: str, resolved: ResolvedLaunch) -> Iterator[Any]:
         wanted.append(name)
         if name == "library":
             raise LaunchError("NCCL is not there", code="F18", phase="CONNECT")

@@ -18,13 +18,13 @@ from raylaunch.cluster.placement import (
     gpus_seen,
     impossible,
     lacks_gpus,
-    request_for,
     seats,
     unsatisfied,
     usable,
 )
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.resolved import request_for
 
 
 def config(**sections):

@@ -135,12 +135,6 @@ def test_f16_f18_where_nothing_is_possible_or_not_what_is_named(made, wanted, co
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize("wanted", ["sgl_kernel", "symmetric_memory"])
-def test_kinds_of_gpus_are_refused_on_cpus(wanted):
-    with pytest.raises(RankFault, match="needs GPUs"):
-        choose(wanted, cpu_options(offers({}, {}), ["n", "n"]), 2)
-
-
 def test_auto_takes_all_that_is_possible():
     assert choose("auto", cpu_options(offers({}, {}), ["n", "n"]), 2).kinds == ("shared-memory", "gloo")
     assert choose("auto", cpu_options(offers({}, {}), ["n", "m"]), 2).kinds == ("gloo",)

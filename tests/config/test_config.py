@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 import yaml
+from pydantic import SecretStr
 
 from raylaunch.cluster.session import enter
 from raylaunch.config import FaultConfig, LaunchConfig, apply_overrides, shipped_configs
@@ -250,6 +251,54 @@ def test_override_refused(override, key, text):
         config().override(override)
     assert caught.value.key == key
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "value"),
+    [
+        ({"capture.enabled": False}, lambda c: c.capture.enabled is False),
+        ({"capture.prefill_tokens": [8, 2]}, lambda c: c.capture.prefill_tokens == (2, 8)),
+        ({"deadlines.register": 2.5, "deadlines.load": 7}, lambda c: c.deadlines.for_phase("REGISTER") == 2.5),
+        ({"deadlines.register_": 2.5}, lambda c: c.deadlines.for_phase("REGISTER") == 2.5),
+        ({"engine": "sglang", "engine.kv_tokens": "auto"}, lambda c: c.engine.kind == "sglang"),
+        ({"engine.sglang.args": {"page_size": "1"}, "engine.sglang.args.a.b": True},
+         lambda c: c.engine.sglang.args == {"page_size": "1", "a": {"b": True}}),
+        ({"faults": [FaultConfig(action="kill", rank=1)]}, lambda c: c.faults == (FaultConfig(action="kill", rank=1),)),
+        ({"serve.api_key": SecretStr("k=v")}, lambda c: c.serve.api_key.get_secret_value() == "k=v"),
+        ({"environment.A": "no", "name": "on"}, lambda c: (c.environment["A"], c.name) == ("no", "on")),
+        ({"model.revision": None, "serve": {}}, lambda c: c.model.revision is None),
+        ({}, lambda c: c == config(restarts=2)),
+    ],
+)  # fmt: skip
+def test_replace(changes, value):
+    before = config(restarts=2)
+    after = before.replace(changes)
+    assert value(after)
+    assert after.restarts == 2
+    assert before == config(restarts=2)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "text"),
+    [
+        ("capture.enabeld", True, "did you mean 'enabled'?"),
+        ("nowhere", 1, "unknown key"),
+        ("", 1, "unknown key"),
+        ("restarts", "many", "valid integer"),
+        ("restarts", "1", "must be a value of type int"),
+        ("restarts", True, "must be a number"),
+        ("deadlines.load", "1.5", "must be a value of type float"),
+        ("capture.enabled", "false", "must be a value of type bool"),
+        ("engine.kv_tokens", "64", "must be auto or a number"),
+        ("engine.max_context", "64", "must be a value of type int"),
+        ("debug", "cpu", "'off' or 'cuda'"),
+        ("serve.port", 70_000, "less than or equal to 65535"),
+    ],
+)
+def test_replace_refused(key, given, text):
+    with pytest.raises(ConfigError, match=text) as caught:
+        config().replace({key: given})
+    assert (caught.value.key, caught.value.value) == (key, given)
 
 
 def test_the_last_override_wins_and_the_data_stay_as_they_were():

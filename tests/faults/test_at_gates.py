@@ -16,7 +16,7 @@ from raylaunch.protocol import LaunchPlan
 
 
 def provoke(action, rank):
-    config = LaunchConfig.default([f"faults=[{{action: {action}, rank: 1}}]"])
+    config = LaunchConfig.default().replace({"faults": [{"action": action, "rank": 1}]})
     gate = RankGate(rank, LaunchPlan(2))
     assert at_gates.provoke(types.SimpleNamespace(config=config, rank=rank, program="reference"), gate) is gate
 

@@ -15,6 +15,7 @@ from raylaunch.frontends.generation_config import OF_BOTH, OF_SGLANG, SamplingDe
 from raylaunch.frontends.requests import RunningRequest
 from raylaunch.model_check import check_model
 from raylaunch.report import LaunchReport
+from raylaunch.resolved import launch_of
 from raylaunch.sampling import SamplingParams
 from raylaunch.serve.reference.generate_schema import SglangSampling
 from raylaunch.serve.reference.openai_schema import CompletionRequest
@@ -79,7 +80,7 @@ def test_the_models_file_is_read_unless_it_is_not_wanted(tmp_path):
     assert str(sampling_defaults(config)) == (
         "temperature 0.6, top_k 20, top_p 0.95 (generation_config.json; not used of it: repetition_penalty = 1.05)"
     )
-    other = config.override("engine.sampling_defaults=openai")
+    other = config.replace({"engine.sampling_defaults": "openai"})
     assert sampling_defaults(other).values == {}
     assert str(sampling_defaults(other)) == (
         "greedy in Python, temperature 1 over HTTP (engine.sampling_defaults is openai)"
@@ -161,8 +162,8 @@ def test_over_http_too(request_type, given, values):
 def test_every_way_into_the_engine_fills_them_in():
     config = LaunchConfig.default()
     engine = Engine(config)
-    engine._shape, engine._sampling = check_model(config), SamplingDefaults(DEFAULTS)
-    engine.frontend._shape, engine.frontend._kv_tokens = engine._shape, 1000
+    engine._sampling = SamplingDefaults(DEFAULTS)
+    engine.frontend._resolved = launch_of(config, check_model(config))
     seen = []
 
     def submit(prepared, listener, request_id):

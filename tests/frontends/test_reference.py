@@ -16,8 +16,12 @@ from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestF
 from raylaunch.frontends.base import Prepared
 from raylaunch.frontends.reference import ReferenceFrontend
 from raylaunch.frontends.requests import Chunk
+from raylaunch.model.shape import ModelShape
+from raylaunch.resolved import launch_of
 from raylaunch.sampling import SamplingParams
 from raylaunch.wire import Abort, Output, Submit
+
+RESOLVED = replace(launch_of(LaunchConfig.default(), ModelShape("tiny", 2048, 16, 2, 2)), kv_tokens=100)
 
 
 class Rank:
@@ -25,7 +29,7 @@ class Rank:
 
     def __init__(self) -> None:
         self.sockets = RankZeroSockets("127.0.0.1", 1)
-        self.offer = replace(self.sockets.open(), kv_tokens=100)
+        self.offer = self.sockets.open()
 
     def receive(self) -> Any:
         end = time.monotonic() + 5.0
@@ -44,7 +48,7 @@ def rank() -> Iterator[Rank]:
 @pytest.fixture
 def frontend(rank: Rank) -> Iterator[ReferenceFrontend]:
     frontend = ReferenceFrontend(LaunchConfig.default())
-    frontend.up(rank.offer)
+    frontend.up(rank.offer, RESOLVED)
     yield frontend
     frontend.close()
 

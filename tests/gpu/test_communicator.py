@@ -60,7 +60,7 @@ def test_large_messages_are_split_where_there_is_no_nccl(two_ranks: LaunchConfig
 
 
 def test_the_library_alone(two_ranks: LaunchConfig) -> None:
-    config = two_ranks.override("communicator=library")
+    config = two_ranks.replace({"communicator.kind": "library"})
     if gpus() == 1:
         with pytest.raises(LaunchError, match="which NCCL does not take") as caught:
             Engine(config).start()
@@ -71,7 +71,7 @@ def test_the_library_alone(two_ranks: LaunchConfig) -> None:
 
 
 def test_auto_measures_every_kind_and_takes_the_fastest(two_ranks: LaunchConfig) -> None:
-    config = two_ranks.override("communicator=auto")
+    config = two_ranks.replace({"communicator.kind": "auto"})
     if gpus() == 1:
         config = config.override(OVER_SOCKETS, f"faults=[{OTHER_HOST}]")
     text, facts, _ = launched(config)
@@ -83,7 +83,7 @@ def test_auto_measures_every_kind_and_takes_the_fastest(two_ranks: LaunchConfig)
 
 
 def test_auto_without_graphs_closes_what_it_does_not_take(two_ranks: LaunchConfig) -> None:
-    config = two_ranks.override("communicator=auto", "capture.enabled=false")
+    config = two_ranks.replace({"communicator.kind": "auto", "capture.enabled": False})
     if gpus() == 1:
         config = config.override(OVER_SOCKETS, f"faults=[{OTHER_HOST}]")
     with Engine(config) as engine:
@@ -99,7 +99,7 @@ def test_a_launch_takes_no_part_of_what_is_timed() -> None:
 
 
 def test_symmetric_memory_or_the_reason_why_not(two_ranks: LaunchConfig) -> None:
-    config = two_ranks.override("communicator=symmetric_memory")
+    config = two_ranks.replace({"communicator.kind": "symmetric_memory"})
     if gpus() == 1:
         with pytest.raises(LaunchError, match="share one GPU"):
             Engine(config).start()

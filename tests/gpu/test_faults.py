@@ -71,7 +71,7 @@ def test_f16_memory_that_cannot_be_shared(two_ranks: LaunchConfig) -> None:
     """Real, not provoked: torch's allocator with expandable segments gives memory that has no handle."""
     if os.environ.get("PYTORCH_CUDA_ALLOC_CONF"):
         pytest.skip("PYTORCH_CUDA_ALLOC_CONF is set")
-    config = two_ranks.override("environment={PYTORCH_CUDA_ALLOC_CONF: 'expandable_segments:True'}")
+    config = two_ranks.replace({"environment.PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
     if gpus() > 1:
         with Engine(config) as engine:
             assert "expandable_segments" in engine.report.table(250)
@@ -94,7 +94,7 @@ def test_f16_memory_that_cannot_be_shared(two_ranks: LaunchConfig) -> None:
 def test_f23_memory_runs_out(two_ranks: LaunchConfig, at: str, phase: str, text: str) -> None:
     """The peers, which wait for the rank in a collective, are not blamed."""
     with pytest.raises(LaunchError) as caught:
-        Engine(two_ranks.override(f"faults=[{{action: out_of_memory, rank: 1, at: {at}}}]")).start()
+        Engine(two_ranks.replace({"faults": [{"action": "out_of_memory", "rank": 1, "at": at}]})).start()
     error = caught.value
     assert (error.code, error.phase, error.rank, error.retryable) == ("F23", phase, 1, False), error
     assert f"no GPU memory left in {phase}" in error.headline()
@@ -108,6 +108,6 @@ def test_f23_memory_runs_out(two_ranks: LaunchConfig, at: str, phase: str, text:
 def test_f23_a_cache_that_does_not_fit(two_ranks: LaunchConfig) -> None:
     """Real, not provoked."""
     with pytest.raises(LaunchError, match=r"the KV cache needs \d+ MiB") as caught:
-        Engine(two_ranks.override("engine.kv_tokens=10000000000")).start()
+        Engine(two_ranks.replace({"engine.kv_tokens": 10_000_000_000})).start()
     assert (caught.value.code, caught.value.phase) == ("F23", "WARMUP")
     assert "no GPU memory left in WARMUP (" in caught.value.headline()

@@ -69,7 +69,7 @@ def test_f09_gpus_that_are_numbered_otherwise(
     two_ranks: LaunchConfig, action: str, rank: int | None, text: str
 ) -> None:
     with pytest.raises(LaunchError, match=text) as caught:
-        Engine(two_ranks.override(f"faults=[{{action: {action}, rank: 1}}]")).start()
+        Engine(two_ranks.replace({"faults": [{"action": action, "rank": 1}]})).start()
     assert (caught.value.code, caught.value.phase, caught.value.rank) == ("F09", "CONNECT", rank), caught.value
     texts, _ = answers(two_ranks)  # on the same GPUs
     assert texts == [str(a + b) for a, b in SUMS]
@@ -80,19 +80,19 @@ def test_f09_gpus_that_are_numbered_otherwise(
 )
 def test_a_hang_is_blamed_on_the_rank_that_hangs(two_ranks: LaunchConfig, at: str, phase: str) -> None:
     """The peer waits meanwhile, at a gate or on its GPU for a sum that never comes: it must not be blamed."""
-    settings = ("capture.granularity=shape", "deadlines.capture=20", "deadlines.verify=20")
+    settings = {"capture.granularity": "shape", "deadlines.capture": 20, "deadlines.verify": 20}
     with pytest.raises(LaunchError) as caught:
-        Engine(two_ranks.override(f"faults=[{{action: sleep, rank: 1, at: {at}}}]", *settings)).start()
+        Engine(two_ranks.replace({"faults": [{"action": "sleep", "rank": 1, "at": at}], **settings})).start()
     assert (caught.value.code, caught.value.phase, caught.value.rank) == ("F08", phase, 1), caught.value
     assert "time.sleep" in caught.value.ranks[1].stacks
 
 
 def test_f17_a_table_of_just_the_planned_inputs_is_large_enough(two_ranks: LaunchConfig) -> None:
-    texts, _ = answers(two_ranks.override("communicator.table_rows=24"))
+    texts, _ = answers(two_ranks.replace({"communicator.table_rows": 24}))
     assert texts == [str(a + b) for a, b in SUMS]
 
 
 def test_f17_table_too_small(two_ranks: LaunchConfig) -> None:
     with pytest.raises(LaunchError, match="10 rows") as caught:
-        Engine(two_ranks.override("communicator.table_rows=10")).start()
+        Engine(two_ranks.replace({"communicator.table_rows": 10})).start()
     assert (caught.value.code, caught.value.phase) == ("F17", "WARMUP")

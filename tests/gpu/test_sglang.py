@@ -202,7 +202,7 @@ def test_a_decode_that_misses_what_came_before_is_found(tmp_path: Path) -> None:
     config = config_for(save("qwen3_wide", tmp_path), "model.load_format=auto", "capture.prefill_tokens=[64, 256]")
     with (
         pytest.raises(LaunchError, match="differs from eager at decode") as caught,
-        Engine(config.override("faults=[{action: stale_decode, rank: 1}]")),
+        Engine(config.replace({"faults": [{"action": "stale_decode", "rank": 1}]})),
     ):
         pass
     assert (caught.value.code, caught.value.phase) == ("F12", "VERIFY")

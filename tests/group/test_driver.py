@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,22 +11,36 @@ from raylaunch import LaunchConfig, LaunchError
 from raylaunch.group import driver
 from raylaunch.group.driver import Driver
 from raylaunch.group.ranks import StepOutcome
-from raylaunch.protocol import Gate, Protocol, Step
+from raylaunch.model.shape import ModelShape
+from raylaunch.protocol import Gate, Step
 from raylaunch.report import LaunchReport
+from raylaunch.resolved import launch_of
 from tests.protocol.builders import PLAN
 from tests.scripted_group import ScriptedGroup
 
-CONFIG = LaunchConfig.default()
+RESOLVED = replace(launch_of(LaunchConfig.default(), ModelShape("tiny", 2048, 16, 4, 4)), plan=PLAN)
 
 
 def driver_of(group: ScriptedGroup, **more: Any) -> Driver:
-    return Driver(group, Protocol(PLAN), CONFIG, LaunchReport("x"), lambda *_: None, **more)  # type: ignore[arg-type]
+    return Driver(group, RESOLVED, LaunchReport("x"), lambda *_: None, **more)  # type: ignore[arg-type]
 
 
 def test_all_steps_are_taken_and_the_last_arrivals_returned() -> None:
     one = driver_of(ScriptedGroup(PLAN))
     assert [arrival.offer for arrival in one.run()] == ["offer 0", "offer 1"]
     assert [record.step for record in one.report.steps] == list(PLAN.steps())
+
+
+@pytest.mark.parametrize("rounds_from_ranks", [False, True], ids=["reference", "sglang"])
+def test_what_the_ranks_have_settled_is_decided_then(rounds_from_ranks: bool) -> None:
+    plan = replace(PLAN, rounds=() if rounds_from_ranks else PLAN.rounds, rounds_from_ranks=rounds_from_ranks)
+    before = replace(RESOLVED, plan=plan)
+    group: Any = ScriptedGroup(PLAN)
+    one = Driver(group, before, LaunchReport("x"), lambda *_: None)
+    assert (one.resolved.kv_tokens, one.resolved.max_context) == (0, 2048)
+    one.run()
+    assert one.resolved == replace(before, plan=PLAN, kv_tokens=8192)
+    assert (before.plan, before.kv_tokens) == (plan, 0)
 
 
 @pytest.mark.parametrize("looks", [0, 3, 10])  # before the first step, between two, while ranks are waited for

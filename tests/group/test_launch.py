@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import ray
 
-from raylaunch import LaunchConfig
+from raylaunch import LaunchConfig, LaunchError
 from raylaunch.cluster.placement import Placement, Seat
-from raylaunch.group.launch import specs_of
+from raylaunch.group.launch import require_drivers_node, specs_of
+from raylaunch.model.shape import ModelShape
+from raylaunch.resolved import launch_of
+
+SHAPE = ModelShape("tiny", 2048, 16, 4, 4)
+
+
+def placement_on(nodes):
+    seats = [Seat(rank, rank, node, f"10.0.0.{rank}", 0) for rank, node in enumerate(nodes)]
+    return Placement(SimpleNamespace(), tuple(seats), owned=True)
 
 
 @pytest.fixture
@@ -19,9 +29,8 @@ def specs(monkeypatch):
     monkeypatch.setattr(ray, "get_runtime_context", lambda: driver)
 
     def made(nodes, *settings):
-        seats = [Seat(rank, rank, node, f"10.0.0.{rank}", 0) for rank, node in enumerate(nodes)]
-        placement = Placement(SimpleNamespace(), tuple(seats), owned=True)
-        return specs_of(LaunchConfig.default(settings), placement, "tiny-1", "cpu", "reference")
+        resolved = launch_of(LaunchConfig.default(settings), SHAPE)
+        return specs_of(replace(resolved, device="cpu", placement_group=object()), placement_on(nodes), "tiny-1")
 
     return made
 
@@ -29,7 +38,19 @@ def specs(monkeypatch):
 def test_ranks_are_told_no_api_key(specs):
     told = specs(["here", "here"], "serve.api_key=sesame", "engine.threads=3")
     assert [one.config.serve.api_key for one in told] == [None, None]
+    assert [one.placement_group for one in told] == [None, None]
     assert [one.config.engine.threads for one in told] == [3, 3]
+
+
+@pytest.mark.parametrize(("nodes", "said"), [(["here", "there"], "rank 1 was"), (["there", "there"], "rank 0 was")])
+def test_ranks_of_sglang_are_refused_on_other_nodes_than_the_drivers(monkeypatch, nodes, said):
+    """Where ``placement.strategy``, or a placement group that was given, has spread them."""
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.9")
+    require_drivers_node(placement_on(["here", "here"]))
+    with pytest.raises(LaunchError, match=f"{said} placed on node 10.0.0.. and the driver runs on 10.0.0.9") as caught:
+        require_drivers_node(placement_on(nodes))
+    assert (caught.value.code, caught.value.phase) == ("F13", "PLACE")
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_twenty_launches_leave_nothing(tiny: LaunchConfig) -> None:
     for number in range(20):
         if number % 4 == 3:
             with pytest.raises(LaunchError, match="F06"):
-                Engine(tiny.override("faults=[{action: kill, rank: 1, at: capture prefill 8 1}]")).start()
+                Engine(tiny.replace({"faults": [{"action": "kill", "rank": 1, "at": "capture prefill 8 1"}]})).start()
         else:
             with Engine(tiny) as engine:
                 assert engine.generate("12+30=", max_new_tokens=8).text == "42"

@@ -91,7 +91,9 @@ def test_fault_is_named(case: Case, tiny: LaunchConfig) -> None:
 )
 def test_f08_hang_is_named_with_stacks(action: str, text: str, tiny: LaunchConfig) -> None:
     """The peer waits in a collective at the time: it must not be blamed."""
-    config = tiny.override(f"faults=[{{action: {action}, rank: 1, at: capture prefill 8 1}}]", "deadlines.capture=2")
+    config = tiny.replace(
+        {"faults": [{"action": action, "rank": 1, "at": "capture prefill 8 1"}], "deadlines.capture": 2}
+    )
     with pytest.raises(LaunchError) as caught:
         Engine(config).start()
     error = caught.value
@@ -111,7 +113,7 @@ def test_f06_killed_rank_is_named_in_seconds(tiny: LaunchConfig) -> None:
     def listener(step: object, index: int, steps: int) -> None:
         seen.append(time.monotonic())
 
-    config = tiny.override("faults=[{action: kill, rank: 1, at: capture prefill 8 1}]")
+    config = tiny.replace({"faults": [{"action": "kill", "rank": 1, "at": "capture prefill 8 1"}]})
     with pytest.raises(LaunchError) as caught:
         Engine(config, listener=listener).start()
     # The last step begins when the ranks are let into the iteration in which rank 1 is killed.
@@ -122,7 +124,7 @@ def test_f06_killed_rank_is_named_in_seconds(tiny: LaunchConfig) -> None:
 
 @pytest.mark.slow
 def test_f16_the_fallback_is_gloo_on_every_rank(tiny: LaunchConfig) -> None:
-    with Engine(tiny.override("faults=[{action: no_shared_memory, rank: 1}]")) as engine:
+    with Engine(tiny.replace({"faults": [{"action": "no_shared_memory", "rank": 1}]})) as engine:
         assert engine.generate("12+30=", max_new_tokens=8).text == "42"
         said = [arrival.facts for arrival in engine.report.facts(Gate.CONNECTED)[0][1]]
     assert [facts.kind for facts in said] == ["gloo", "gloo"]
@@ -133,7 +135,7 @@ def test_f16_the_fallback_is_gloo_on_every_rank(tiny: LaunchConfig) -> None:
 def test_f23_a_cache_that_does_not_fit(tiny: LaunchConfig) -> None:
     """Real, not provoked: with what it needs, and what would help. No address space is so large: nothing is touched."""
     with pytest.raises(LaunchError) as caught:
-        Engine(tiny.override("engine.kv_tokens=1000000000000000")).start()
+        Engine(tiny.replace({"engine.kv_tokens": 1_000_000_000_000_000})).start()
     error = caught.value
     assert (error.code, error.phase, error.retryable) == ("F23", "WARMUP", False), error
     assert "no memory left in WARMUP (" in error.headline()
@@ -146,7 +148,7 @@ def test_f10_taken_port_is_named(tiny: LaunchConfig) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(LaunchError) as caught:
-            Engine(tiny.override(f"parallel.rendezvous_port={taken.getsockname()[1]}")).start()
+            Engine(tiny.replace({"parallel.rendezvous_port": taken.getsockname()[1]})).start()
     assert (caught.value.code, caught.value.phase, caught.value.rank) == ("F10", "CONNECT", 0)
     assert "the port is taken" in str(caught.value)
 
@@ -160,7 +162,7 @@ def test_f11_pieces_without_a_size_argument_answer_right(tiny: LaunchConfig) -> 
 def test_f13_impossible_placement_is_refused_at_once(tiny: LaunchConfig) -> None:
     began = time.monotonic()
     with pytest.raises(LaunchError) as caught:
-        Engine(tiny.override("placement.resources_per_rank={CPU: 64}")).start()
+        Engine(tiny.replace({"placement.resources_per_rank": {"CPU": 64}})).start()
     assert time.monotonic() - began < 5
     assert caught.value.code == "F13"
     assert "asked STRICT_PACK 2 x [64 CPU]" in str(caught.value)
@@ -176,7 +178,7 @@ def test_f13_busy_cluster_is_a_deadline_with_what_is_free(tiny: LaunchConfig) ->
     assert other.wait(10)
     try:
         with pytest.raises(LaunchError) as caught:
-            Engine(tiny.override("deadlines.place=1")).start()
+            Engine(tiny.replace({"deadlines.place": 1})).start()
         assert caught.value.code == "F13"
         assert "CPU 1 free of 4" in str(caught.value)
         assert "somebody-else" in str(caught.value)

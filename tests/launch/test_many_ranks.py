@@ -50,10 +50,8 @@ CASES = {
 def test_the_right_one_of_four_is_named(case: Case, tiny: LaunchConfig) -> None:
     """Three victims to one culprit, all spinning on fewer cores than ranks: none of them may be blamed."""
     step_began: list[float] = []
-    config = tiny.override(
-        f"parallel.tensor_parallel_size={RANKS}",
-        f"faults=[{{action: {case.fault}, rank: {CULPRIT}}}]",
-        *case.settings,
+    config = tiny.override(f"faults=[{{action: {case.fault}, rank: {CULPRIT}}}]", *case.settings).replace(
+        {"parallel.tensor_parallel_size": RANKS}
     )
     with pytest.raises(LaunchError) as caught:
         Engine(config, listener=lambda *_: step_began.append(time.monotonic())).start()

@@ -40,9 +40,7 @@ def test_no_secret_of_a_launch_is_said_anywhere(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     token, password, key = (secrets.token_hex(8) for _ in range(3))
-    config = tiny.override(f"environment.HF_TOKEN='{token}'", f"environment.DB_PASSWORD='{password}'").override(
-        f"serve.api_key='{key}'"
-    )
+    config = tiny.replace({"environment": {"HF_TOKEN": token, "DB_PASSWORD": password}, "serve.api_key": key})
     engine = Engine(config)
     said: list[str] = []
     with engine:

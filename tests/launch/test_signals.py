@@ -13,8 +13,10 @@ import pytest
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.group.evidence import explain_failure
 from raylaunch.group.launch import launch
+from raylaunch.model.shape import ModelShape
 from raylaunch.protocol import Phase, Step
 from raylaunch.report import LaunchReport
+from raylaunch.resolved import launch_of
 from raylaunch.supervisor import loss
 from tests.launch.conftest import rank_processes
 from tests.signals import WORDS, clients, cut_off, resume, strike_each, within_s
@@ -41,7 +43,7 @@ def asks(engine: Engine) -> Callable[[], object]:
 def test_what_is_seen_of_each_signal(number: Signals, session: None) -> None:
     """Of ranks that do nothing, by those who watch them: within 0.3 s, and with words before anybody is asked."""
     config = LaunchConfig.default(["capture.enabled=false", "deadlines.health=2"])
-    launched = launch(config, LaunchReport("signals"), lambda *_: None, program="noop")
+    launched = launch(launch_of(config, ModelShape("none", 0, 0, 0, 0), "noop"), LaunchReport("signals"))
     group, rank = launched.group, 1
     try:
         sent = time.monotonic()
@@ -102,7 +104,7 @@ def test_what_ends_nothing() -> None:
 @pytest.mark.parametrize(("number", "rank"), [(Signals.SIGKILL, 0), (Signals.SIGTERM, 1)])
 def test_in_each_phase_of_the_launch(number: Signals, rank: int, tiny: LaunchConfig) -> None:
     phases = [Phase.CONNECT, Phase.LOAD, Phase.WARMUP, Phase.CAPTURE, Phase.REGISTER, Phase.VERIFY]
-    cut_off(lambda listener: Engine(tiny.override("restarts=6"), listener=listener), number, rank, phases)
+    cut_off(lambda listener: Engine(tiny.replace({"restarts": 6}), listener=listener), number, rank, phases)
 
 
 @pytest.mark.slow

@@ -52,7 +52,12 @@ def facts(plan: LaunchPlan, step: Step, rank: int) -> Facts:
         Gate.CONNECTED: CommunicatorFacts("sgl_kernel", "peers can map memory", 8 << 20, plan.world_size, 8192),
         Gate.LOADED: LoadFacts(tensors=40, nbytes=1 << 20, bytes_read=1 << 20),
         Gate.WARMED: WarmupFacts(
-            pieces=3, eager_pieces={1: "attention"}, planned_inputs=12, kv_tokens=8192, kv_bytes=64 << 20
+            pieces=3,
+            eager_pieces={1: "attention"},
+            planned_inputs=12,
+            kv_tokens=8192,
+            kv_bytes=64 << 20,
+            rounds=plan.rounds,
         ),
         Gate.ITERATION: IterationFacts(recorded=dict.fromkeys(captured, INPUTS)),
         Gate.CAPTURED: CaptureFacts(

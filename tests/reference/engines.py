@@ -16,6 +16,7 @@ from raylaunch_actors.reference.limits import Limits
 from raylaunch_actors.reference.model import load_model
 from raylaunch_actors.reference.runner import ModelRunner
 
+from raylaunch.config.context import longest_context
 from raylaunch.wire import Output, Sampling, Submit
 
 CPU = torch.device("cpu")
@@ -34,7 +35,8 @@ def make_runner(
     """A prepared runner, without graphs."""
     loaded = load_model(path, rank, world_size, CPU, **options)
     facts = loaded.facts
-    limits = Limits(prefill, decode, 8, facts.max_positions, capacity, facts.vocab_size, facts.eos_token_ids)
+    context = longest_context(loaded.model.config.get_text_config().to_dict())
+    limits = Limits(prefill, decode, 8, context, capacity, facts.vocab_size, facts.eos_token_ids)
     cache = KVCache(facts.layers, capacity, facts.kv_heads, facts.head_dim, facts.dtype, CPU)
     runner = ModelRunner(loaded, cache, limits, CPU, communicator)
     runner.prepare()

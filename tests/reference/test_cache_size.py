@@ -19,6 +19,8 @@ from raylaunch_actors.reference.model import ModelFacts
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RankFault
+from raylaunch.model.shape import ModelShape
+from raylaunch.resolved import launch_of
 
 TOKEN = 1 << 10
 LARGE = CacheRequirements(TOKEN, reserve=0, max_context=100, max_running=1 << 40)
@@ -67,11 +69,13 @@ def test_the_reserve_grows_with_what_is_captured():
 
 @pytest.fixture
 def facts() -> ModelFacts:
-    return ModelFacts("qwen3", 36, 32, 8, 128, 4096, 50_000, 151_936, 40_960, frozenset(), torch.bfloat16, False, False)
+    return ModelFacts("qwen3", 36, 32, 8, 128, 4096, 50_000, 151_936, frozenset(), torch.bfloat16, False, False)
 
 
 def limits(facts, offers, *settings):
-    return limits_of(LaunchConfig.default(["engine.kv_tokens=auto", *settings]), facts, offers)
+    config = LaunchConfig.default(["engine.kv_tokens=auto", *settings])
+    shape = ModelShape("qwen3", 40_960, facts.vocab_size, facts.heads, facts.kv_heads)
+    return limits_of(launch_of(config, shape), facts, offers)
 
 
 def test_an_8b_model_on_an_80_gib_gpu(facts):

@@ -8,7 +8,7 @@ from typing import Any
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, RankEvidence
 from raylaunch.health import Health, RankHealth
-from raylaunch.report import LaunchReport
+from raylaunch.report import Due, LaunchReport
 from tests.protocol.builders import PLAN
 from tests.test_report import report_of
 
@@ -50,6 +50,8 @@ class FakeEngine:
         self.ranks, self.restarts = (), self.restarts + 1
         self.report.steps = self.report.steps[:steps]
         self.report.ready, self.report.attempts = 0.0, 2
+        every = list(PLAN.steps())
+        self.report.due = Due(every[steps].phase, str(every[steps]), self.report.steps[-1].released, steps, len(every))
 
 
 def lost(text: str = "rank 1 died: killed by SIGKILL") -> LaunchError:

@@ -266,7 +266,7 @@ def test_health_generate_counts_the_tokens_of_others(engine):
 
 def test_health_generate_without_tokens(engine):
     async def ask():
-        engine.config = engine.config.override("deadlines.health=0.2")
+        engine.config = engine.config.replace({"deadlines.health": 0.2})
         engine.gate.clear()
         return await Exchange(build_app(engine, ServeConfig()), "/health_generate", method="GET").run()
 

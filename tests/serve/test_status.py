@@ -8,10 +8,13 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -20,13 +23,22 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from raylaunch.config import ServeConfig
+from raylaunch.group.driver import Driver
+from raylaunch.group.launch import span
 from raylaunch.health import Health
+from raylaunch.model.shape import ModelShape
+from raylaunch.protocol import LaunchPlan, Phase
+from raylaunch.report import LaunchReport
+from raylaunch.resolved import launch_of
 from raylaunch.serve import metrics, status
 from raylaunch.serve.reference.app import build_app
+from tests.protocol.builders import PLAN
+from tests.scripted_group import ScriptedGroup
 from tests.serve.fake_engine import FakeEngine, lost
 
 FOLDER = Path(status.__file__).with_name("status")
 KEY = SecretStr("open sesame")
+OF_SGLANG = LaunchPlan(PLAN.world_size, rounds_from_ranks=True)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -113,8 +125,37 @@ def test_a_rebuild_says_which_step_it_works_towards(client: TestClient, engine: 
     assert (data["step"]["done"], data["step"]["of"], data["step"]["phase"]) == (5, 19, "CAPTURE")
     assert {rank["activity"] for rank in data["ranks"]} == {"starting"}
     assert [phase["what"] for phase in data["launch"]["phases"]][4:] == ["", "", ""]
-    engine.report.steps, engine.report.places = [], []
-    assert client.get("/status.json").json()["step"]["phase"] == "PLACE"
+
+
+@pytest.mark.parametrize("plan", [PLAN, OF_SGLANG], ids=["reference", "sglang"])
+def test_a_launch_says_which_step_is_due(client: TestClient, engine: FakeEngine, plan: LaunchPlan) -> None:
+    """Before each step, in the driver's own words, also where the rounds are known only when the ranks have warmed up,
+    and while the driver has work of its own."""
+    engine.rebuild(steps=1)
+    engine.report = report = LaunchReport("tiny", time.time())
+    seen: list[tuple[Any, ...]] = []
+
+    def look(*told: Any) -> None:
+        step = client.get("/status.json").json()["step"]
+        assert step["since"] <= time.time()
+        seen.append((step["phase"], step["text"], step["done"], step["of"]))
+
+    with span(report, "actors"):
+        look()
+    group: Any = ScriptedGroup(PLAN)
+    resolved = launch_of(engine.config, ModelShape("tiny", 2048, 16, 4, 4))
+    Driver(group, replace(resolved, plan=plan), report, look).run()
+    with span(report, "first request", Phase.VERIFY):
+        look()
+    steps = list(PLAN.steps())
+    unknown = 5 if plan is OF_SGLANG else 0
+    assert seen[0] == ("PLACE", "PLACE actors", 0, None)
+    assert seen[1:-1] == [
+        (step.phase.name, str(step), done, None if done < unknown else len(steps)) for done, step in enumerate(steps)
+    ]
+    assert seen[-1] == ("VERIFY", "VERIFY first request", len(steps), None)
+    report.ready = time.time()
+    assert client.get("/status.json").json()["step"] is None
 
 
 def test_a_failure_with_its_evidence(client: TestClient, engine: FakeEngine) -> None:

@@ -12,6 +12,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError
 from raylaunch.frontends.answers import Waiter
 from raylaunch.model_check import check_model
+from raylaunch.resolved import launch_of
 from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.arguments import installed_folder
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
@@ -19,13 +20,16 @@ from tests.sglang.scripted_rank import OFFER, ScriptedRank
 LOST = LaunchError("rank 1 is lost", "F07", "SERVE")
 needs_sglang = pytest.mark.skipif(installed_folder() is None, reason="needs sglang")
 REFERENCE = LaunchConfig.default(["serve.port=0", "deadlines.verify=20"])
-CONFIG = REFERENCE.override(
-    "engine.kind=sglang",
-    "engine.device=auto",
-    "engine.max_running_requests=4",
-    "engine.max_waiting_requests=4",
-    "engine.sglang.args={device: cpu}",
+CONFIG = REFERENCE.replace(
+    {
+        "engine.kind": "sglang",
+        "engine.device": "auto",
+        "engine.max_running_requests": 4,
+        "engine.max_waiting_requests": 4,
+        "engine.sglang.args": {"device": "cpu"},
+    }
 )
+RESOLVED = launch_of(CONFIG, check_model(REFERENCE))
 
 
 def start(frontend, prompt="12+30=", request_id=None, **params):
@@ -49,7 +53,7 @@ def begun_frontend():
     from raylaunch.sglang.frontend import SglangFrontend
 
     one = SglangFrontend(CONFIG)
-    one.begin(check_model(REFERENCE))
+    one.begin(RESOLVED)
     try:
         yield one
     finally:
@@ -67,7 +71,7 @@ def frontend():
 def rank(frontend):
     """A rank that has just been launched; ``42`` is what it says to everything."""
     with ScriptedRank(frontend.sockets, lambda ids: frontend.tokenizer.decode(ids)) as one:
-        frontend.up(OFFER)
+        frontend.up(OFFER, RESOLVED)
         one.seen.clear()
         one.script = lambda ids, sampling: [*frontend.tokenizer("42")["input_ids"], one.eos]
         yield one

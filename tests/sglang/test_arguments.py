@@ -41,9 +41,9 @@ def test_shipped_configurations_give_arguments_that_may_be_given(config):
 
 
 def test_shapes_are_sglangs_own_unless_they_were_set():
-    arguments = server_arguments(LaunchConfig.from_dict(BASE).override("serve.port=1"))
+    arguments = server_arguments(LaunchConfig.from_dict(BASE).replace({"serve.port": 1}))
     assert not {"cuda_graph_bs_prefill", "cuda_graph_bs_decode"} & set(arguments)
-    arguments = server_arguments(LaunchConfig.from_dict(BASE).override("capture.prefill_tokens=[64]"))
+    arguments = server_arguments(LaunchConfig.from_dict(BASE).replace({"capture.prefill_tokens": [64]}))
     assert arguments["cuda_graph_bs_prefill"] == [64]
 
 
@@ -59,13 +59,13 @@ def test_settings_of_both_engines_have_sglangs_names_and_its_defaults_where_they
     config = LaunchConfig.from_dict(BASE)
     names = {"max_total_tokens", "context_length", "max_running_requests", "max_queued_requests"}
     assert not {*names, "sampling_defaults"} & set(server_arguments(config))
-    assert server_arguments(config.override("engine.sampling_defaults=openai"))["sampling_defaults"] == "openai"
-    changed = config.override("engine.kv_tokens=4096", "engine.max_context=512", "capture.compiler=inductor")
+    assert server_arguments(config.replace({"engine.sampling_defaults": "openai"}))["sampling_defaults"] == "openai"
+    changed = config.replace({"engine.kv_tokens": 4096, "engine.max_context": 512, "capture.compiler": "inductor"})
     arguments = server_arguments(changed)
     assert (arguments["max_total_tokens"], arguments["context_length"]) == (4096, 512)
     assert arguments["cuda_graph_tc_compiler"] == "inductor"
-    assert "max_total_tokens" not in server_arguments(config.override("engine.kv_tokens=auto"))
-    own = config.override("engine.max_context=512", "engine.sglang.args.context_length=256")
+    assert "max_total_tokens" not in server_arguments(config.replace({"engine.kv_tokens": "auto"}))
+    own = config.replace({"engine.max_context": 512, "engine.sglang.args.context_length": 256})
     assert server_arguments(own)["context_length"] == 256
 
 
@@ -92,7 +92,7 @@ def installed(tmp_path, monkeypatch):
     ],
 )
 def test_what_is_refused_before_anything_is_started(installed, setting, key, said):
-    check_sglang(LaunchConfig.from_dict(BASE).override("engine.sglang.args.page_size=16"))
+    check_sglang(LaunchConfig.from_dict(BASE).replace({"engine.sglang.args.page_size": 16}))
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         check_sglang(LaunchConfig.from_dict(BASE).override(setting))
     assert caught.value.key == key

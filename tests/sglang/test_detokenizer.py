@@ -9,7 +9,7 @@ import pytest
 
 from raylaunch.errors import LaunchError, RequestFailed
 from raylaunch.frontends.answers import Waiter
-from tests.sglang.conftest import LOST, ask, begun_frontend, needs_sglang, start, wait_until
+from tests.sglang.conftest import LOST, RESOLVED, ask, begun_frontend, needs_sglang, start, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
 pytestmark = [pytest.mark.slow, needs_sglang]
@@ -50,7 +50,7 @@ def test_while_the_group_is_rebuilt(frontend, rank):
     kill(frontend)
     wait_until(frontend.trouble)
     frontend.raise_if_failed()
-    frontend.up(OFFER)
+    frontend.up(OFFER, RESOLVED)
     assert not frontend.trouble()
     assert ask(frontend).text == "42"
 
@@ -61,7 +61,7 @@ def test_a_rank_is_lost_while_its_successor_is_asked(frontend, rank):
     wait_until(lambda: rank.seen, 90)  # the request that is to show that it works
     frontend.down(LOST)
     rank.hold.clear()
-    frontend.up(OFFER)
+    frontend.up(OFFER, RESOLVED)
     assert not frontend.trouble()
     assert ask(frontend).text == "42"
 
@@ -86,4 +86,4 @@ def test_before_the_first_request_was_answered():
         wait_until(lambda: one._detokenizer._process.wait(0), 90)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(LaunchError, match="detokenizer was killed by signal 9"):
-            one.up(OFFER)
+            one.up(OFFER, RESOLVED)

@@ -14,6 +14,7 @@ from raylaunch import supervisor as supervision
 from raylaunch.errors import LaunchError
 from raylaunch.group.launch import launch
 from raylaunch.protocol import Phase
+from raylaunch.resolved import launch_of
 from tests.sglang.conftest import CONFIG, needs_sglang, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
@@ -24,10 +25,10 @@ pytestmark = [pytest.mark.slow, needs_sglang]
 def idle_ranks(monkeypatch):
     """A CPU cannot run SGLang's scheduler: the group's ranks go through the gates and then wait."""
 
-    def launched(config, report, listener, given, program, sockets, **more):
-        assert (program, sockets) != ("reference", None)
-        reference = config.override("engine.kind=reference", "engine.device=cpu")
-        one = launch(reference, report, listener, given, "noop", **more)
+    def launched(resolved, report, listener, **more):
+        assert (resolved.program, resolved.sockets) != ("reference", None)
+        reference = resolved.config.replace({"engine.kind": "reference", "engine.device": "cpu"})
+        one = launch(launch_of(reference, resolved.shape, "noop"), report, listener, **more)
         one.offer = OFFER
         return one
 
@@ -39,8 +40,8 @@ def with_scripted_rank(engine):
     begin = engine.frontend.begin
     ranks: list[ScriptedRank] = []
 
-    def begin_with_rank(shape):
-        begin(shape)
+    def begin_with_rank(resolved):
+        begin(resolved)
         ranks.append(ScriptedRank(engine.frontend.sockets, lambda ids: engine.tokenizer.decode(ids)).__enter__())
         ranks[0].script = lambda ids, sampling: [*engine.tokenizer("42")["input_ids"], 2]
 
@@ -49,7 +50,7 @@ def with_scripted_rank(engine):
 
 
 def test_requests_a_lost_rank_and_the_end(idle_ranks):
-    engine = Engine(CONFIG.override("restarts=1"))
+    engine = Engine(CONFIG.replace({"restarts": 1}))
     ranks = with_scripted_rank(engine)
     with engine:
         assert [answer.text for answer in engine.generate(["1+1=", "2+2="])] == ["42", "42"]
@@ -70,7 +71,7 @@ def test_requests_a_lost_rank_and_the_end(idle_ranks):
 
 
 def test_a_rank_that_dies_during_the_first_request_is_named(idle_ranks, monkeypatch):
-    engine = Engine(CONFIG.override("deadlines.verify=60"))
+    engine = Engine(CONFIG.replace({"deadlines.verify": 60}))
     up = engine.frontend.up
 
     def up_without_rank(offer):  # nobody answers
@@ -90,7 +91,7 @@ def test_a_rank_that_dies_during_the_first_request_is_named(idle_ranks, monkeypa
 
 def test_a_detokenizer_that_is_lost_for_good_takes_the_ranks_along(idle_ranks):
     """Nobody can use them any more: they must not hold their GPUs until the engine is shut down."""
-    engine = Engine(CONFIG.override("restarts=1"))
+    engine = Engine(CONFIG.replace({"restarts": 1}))
     ranks = with_scripted_rank(engine)
     with engine:
         pids = [place.pid for place in engine.report.places]

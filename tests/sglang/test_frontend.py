@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFail
 from raylaunch.frontends.answers import AsyncWaiter, Waiter
 from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.frontend import SglangFrontend
-from tests.sglang.conftest import CONFIG, LOST, ask, needs_sglang, start, wait_until
+from tests.sglang.conftest import CONFIG, LOST, RESOLVED, ask, needs_sglang, start, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
 pytestmark = [pytest.mark.slow, needs_sglang]
@@ -110,7 +111,7 @@ def test_a_lost_group_ends_requests_at_once_and_a_new_one_serves(frontend, rank)
     with pytest.raises(RequestFailed, match="no ranks"):
         ask(frontend)
     rank.hold.clear()
-    frontend.up(OFFER)
+    frontend.up(OFFER, RESOLVED)
     assert ask(frontend).text == "42"
     assert not frontend.side.manager.rid_to_state
 
@@ -118,7 +119,7 @@ def test_a_lost_group_ends_requests_at_once_and_a_new_one_serves(frontend, rank)
 def test_a_group_that_answers_wrongly_is_a_failed_launch(frontend, rank, monkeypatch):
     monkeypatch.setattr(rank, "_tokens", lambda message: [5])
     with pytest.raises(LaunchError, match="4 tokens were asked for") as caught:
-        frontend.up(OFFER)
+        frontend.up(OFFER, RESOLVED)
     assert caught.value.code == "F12"
 
 
@@ -127,10 +128,10 @@ def test_nothing_is_left(frontend, rank):
     policy = asyncio.get_event_loop_policy()
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)]
     one = SglangFrontend(CONFIG)
-    one.begin(frontend._shape)
+    one.begin(RESOLVED)
     folder, process = one._folder.path, one._detokenizer
     with ScriptedRank(one.sockets):
-        one.up(OFFER)
+        one.up(OFFER, RESOLVED)
         one.close()
         one.close()
     assert not folder.exists()
@@ -149,11 +150,12 @@ def test_nothing_is_left(frontend, rank):
     ],
 )
 def test_what_cannot_work_ends_the_launch_early(frontend, override, key, text):
-    one = SglangFrontend(CONFIG.override(override))
-    one.begin(frontend._shape)
+    config = CONFIG.override(override)
+    one = SglangFrontend(config)
+    one.begin(replace(RESOLVED, config=config))
     try:
         with pytest.raises(ConfigError, match=text) as caught:
-            one.up(OFFER)
+            one.up(OFFER, RESOLVED)
         assert caught.value.key == key
         with pytest.raises(ConfigError):
             one.raise_if_failed()

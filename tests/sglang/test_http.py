@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from raylaunch.health import Health
 from raylaunch.serve.run import bind, exposed, serve
 from tests.serve.fake_engine import FakeEngine
-from tests.sglang.conftest import CONFIG, LOST, needs_sglang, wait_until
+from tests.sglang.conftest import CONFIG, LOST, RESOLVED, needs_sglang, wait_until
 from tests.sglang.scripted_rank import OFFER
 
 pytestmark = [pytest.mark.slow, needs_sglang]
@@ -106,7 +106,7 @@ def test_a_lost_group(engine, frontend, rank):
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
         assert client.get("/status.json").status_code == 200
         rank.hold.clear()
-        frontend.up(OFFER)
+        frontend.up(OFFER, RESOLVED)
         engine.now = READY
         assert client.post("/generate", json={"text": "1+1="}).json()["text"] == "42"
 
@@ -146,7 +146,7 @@ def test_health_does_not_wait_for_ranks_that_are_lost(engine, frontend, rank, ca
             assert time.monotonic() - began < 0.3
         assert frontend.side.manager.rid_to_state == {}
         rank.hold.clear()
-        frontend.up(OFFER)
+        frontend.up(OFFER, RESOLVED)
 
     served(engine, ask)
     gc.collect()

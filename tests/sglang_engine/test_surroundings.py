@@ -98,13 +98,6 @@ def test_a_rank_does_not_go_on_with_other_settings_than_rank_0():
     assert caught.value.code == "F19"
 
 
-def test_a_group_that_was_spread_over_nodes_is_refused():
-    """By ``placement.strategy``, or by a placement group that was given."""
-    spread = types.SimpleNamespace(sockets=object(), nodes=2)
-    with pytest.raises(RankFault, match="placed on 2 nodes, and must be on one"):
-        launch.run(spread, None)
-
-
 def test_only_sglang_sees_its_own_variables_on_the_driver(monkeypatch):
     monkeypatch.setenv("SGLANG_A", "1")
     with switches({"SGLANG_A": "2", "SGLANG_B": "3", "NCCL_DEBUG": "INFO"}):

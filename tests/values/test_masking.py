@@ -8,14 +8,16 @@ import pytest
 import zmq
 from pydantic import SecretStr, ValidationError
 from raylaunch_actors.communicator.arena import ArenaHandle
-from raylaunch_actors.rank import RankSpec
 from raylaunch_actors.reference.channel import Offer
+from raylaunch_actors.spec import RankSpec
 
 from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import ConfigError
 from raylaunch.group.driver import recorded
-from raylaunch.group.launch import Launched, plan_of
+from raylaunch.group.launch import Launched
+from raylaunch.model.shape import ModelShape
 from raylaunch.protocol import Arrival, Gate, Release, Step
+from raylaunch.resolved import launch_of
 from raylaunch.sglang.sockets import SocketFolder
 from raylaunch.values.masking import looks_secret, masked
 
@@ -85,7 +87,7 @@ def test_a_configuration_shows_none_and_carries_all():
     for text in (repr(config), str(config), f"{config.environment and config!r}", repr(config.serve)):
         assert SECRET not in text
     assert "'HF_TOKEN': '***', 'NCCL_DEBUG': 'INFO'" in repr(config)
-    for same in (pickle.loads(pickle.dumps(config)), config.override("restarts=1")):
+    for same in (pickle.loads(pickle.dumps(config)), config.replace({"restarts": 1})):
         assert same.environment["HF_TOKEN"] == SECRET
         assert same.serve.api_key.get_secret_value() == SECRET
         assert same.engine.sglang.args["ssl_keyfile_password"] == SECRET
@@ -137,12 +139,24 @@ def test_what_travels_between_ranks_and_driver_shows_none():
     step = Step(Gate.READY)
     arrival = Arrival(0, step, offer=offer)
     config = LaunchConfig.from_dict(CONFIG)
-    spec = RankSpec(0, 1, 0, 1, "g", "h", "reference", "cpu", config, plan_of(config), config.environment)
+    resolved = launch_of(config, ModelShape("none", 0, 0, 0, 0))
+    spec = RankSpec(**vars(resolved), rank=0, local_rank=0, group="g", bind_host="h", environment=config.environment)
     folder = SocketFolder()
     sockets = folder.open()
     try:
         instance = sockets.instance
-        text = repr([offer, arrival, Release(step, (offer,)), Launched(None, None, offer), spec, folder, sockets])  # type: ignore[arg-type]
+        text = repr(
+            [
+                offer,
+                arrival,
+                Release(step, (offer,)),
+                Launched(None, None, offer, resolved),
+                spec,
+                resolved,
+                folder,
+                sockets,
+            ]
+        )  # type: ignore[arg-type]
     finally:
         folder.close()
     text += repr(ArenaHandle(1, 2, 3, "0f0f0f0f"))

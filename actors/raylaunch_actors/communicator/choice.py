@@ -171,8 +171,6 @@ def choose(
         raise RankFault(custom.code, f"no all-reduce is possible between these ranks: {problems}")
     if wanted == "auto":
         return Choice(tuple(option.kind for option in possible), (), "the fastest of what is possible here")
-    if wanted == "sgl_kernel" and custom.kind != "sgl_kernel":
-        raise RankFault(None, f"communicator.kind={wanted} needs GPUs")
     if wanted == "sgl_kernel" and custom.problem:
         raise impossible(wanted, custom.problem, custom.code)
     if custom.problem:
@@ -210,8 +208,6 @@ def impossible(wanted: AllReduceKind, problem: str, code: str = "F18") -> RankFa
 
 def _symmetric(options: Sequence[Option], world_size: int, largest: int) -> Choice:
     found = [option for option in options if option.kind in SYMMETRIC]
-    if not found:
-        raise RankFault(None, "communicator.kind=symmetric_memory needs GPUs")
     if found[0].problem:
         raise impossible("symmetric_memory", found[0].problem, found[0].code)
     one_shot, two_shot = found

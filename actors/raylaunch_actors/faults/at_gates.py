@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -24,9 +24,7 @@ from raylaunch.config import FaultConfig
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Facts, Gate, Identity, Release, RoundName, Step
 from raylaunch_actors.gate import RankGate
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 FOREVER_S = 1_000_000
 MAPPED_BYTES, MAPPED_TIMES = 1 << 28, 16  # little memory, in very many page tables
@@ -117,10 +115,6 @@ def _out_of_memory() -> None:
 
 
 def _illegal_access() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise RankFault(None, "illegal_access is a fault of GPUs, and this rank has none; segv is a CPU's")
     from raylaunch_actors.faults.illegal_access import write_to_nowhere
 
     write_to_nowhere()

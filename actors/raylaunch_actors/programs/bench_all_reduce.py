@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,9 +22,7 @@ from raylaunch_actors.gate import RankGate
 from raylaunch_actors.graphs.probes import Probes
 from raylaunch_actors.reference.connect import Connection, meet
 from raylaunch_actors.reference.link_setup import ARENA_SPARE, DTYPES, link_of
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 SIZES, REPEATS = "RAYLAUNCH_BENCH_SIZES", "RAYLAUNCH_BENCH_REPEATS"
 """Environment variables: message sizes in bytes as a JSON list, and runs of each graph."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from raylaunch.protocol import (
     CaptureFacts,
     CommunicatorFacts,
@@ -18,9 +16,7 @@ from raylaunch.protocol import (
     WarmupFacts,
 )
 from raylaunch_actors.gate import RankGate
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 
 def run(spec: RankSpec, gate: RankGate) -> None:

@@ -31,7 +31,6 @@ class Offer:
         plans: address for each follower, by rank: ``plans[1]`` is rank 1's.
         server_key: rank 0's public CURVE key.
         client_public, client_secret: the CURVE key pair of its clients.
-        kv_tokens: tokens that the KV cache holds; 0 before that is decided.
     """
 
     requests: str
@@ -40,7 +39,6 @@ class Offer:
     server_key: bytes = field(repr=False)
     client_public: bytes = field(repr=False)
     client_secret: bytes = field(repr=False)
-    kv_tokens: int = 0
 
 
 def connect(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str, offer: Offer) -> zmq.Socket[bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,10 +17,8 @@ from raylaunch_actors.fingerprint import fingerprint
 from raylaunch_actors.gate import RankGate
 from raylaunch_actors.reference.channel import FollowerSocket, Offer, RankZeroSockets
 from raylaunch_actors.reference.link import Link
-from raylaunch_actors.reference.link_setup import make_link, model_sizes
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.reference.link_setup import make_link, message_dtype
+from raylaunch_actors.spec import RankSpec
 
 GROUP = "tp"
 
@@ -86,12 +83,12 @@ def connect(connection: Connection, gate: RankGate) -> AllReduce:
     """
     spec = connection.spec
     device = meet(connection, gate)
-    connection.link = link = make_link(spec, connection.path)
+    dtype = message_dtype(spec, connection.path)
+    connection.link = link = make_link(spec, dtype)
     offers = gate.arrive(Gate.ATTACH, offer=link.offer()).offers
     link.connect(offers, connection.rendezvous.store, gate.progress)
     if spec.plan.measures:
-        dtype, graphs = model_sizes(spec, connection.path).dtype, bool(spec.plan.rounds)
-        inputs = gate.arrive(Gate.PROBED, offer=link.probe(dtype, device, graphs)).offers
+        inputs = gate.arrive(Gate.PROBED, offer=link.probe(dtype, device, bool(spec.plan.rounds))).offers
         link.decide(gate.arrive(Gate.MEASURED, offer=link.time(inputs, gate.progress)).offers)
     gate.arrive(Gate.CONNECTED, link.facts())
     return link.communicator

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -40,9 +40,7 @@ from raylaunch_actors.reference.runner import ModelRunner
 from raylaunch_actors.reference.scheduler import Scheduler
 from raylaunch_actors.reference.verify import answer_one_request, verify_shapes
 from raylaunch_actors.reference.worker import FollowerWorker, RankZeroWorker, Worker
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 UNUSED_NAMED = 3  # of a checkpoint's tensors that the model has no place for
 
@@ -62,7 +60,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             verify(spec, gate, runner, capture, worker)
             gate.read_counters = lambda: asdict(worker.counters)
             facts = ReadyFacts(len(graphs_of(capture)), memory_in_use(runner.device))
-            gate.arrive(Gate.READY, facts, offer=replace(connection.rendezvous.sockets, kv_tokens=limits.capacity))
+            gate.arrive(Gate.READY, facts, offer=connection.rendezvous.sockets)
             worker.serve(gate.stop_requested)
 
 
@@ -98,7 +96,7 @@ def load(spec: RankSpec, gate: RankGate, commit: str | None) -> tuple[LoadedMode
         report.unused[:UNUSED_NAMED],
     )
     offers = gate.arrive(Gate.LOADED, facts, offer=free_memory(rank_device(spec))).offers
-    return loaded, limits_of(spec.config, loaded.facts, offers)
+    return loaded, limits_of(spec, loaded.facts, offers)
 
 
 def warm_up(

@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from raylaunch.errors import RankFault
 from raylaunch.wire import Round, Submit
-
-MIN_ROWS = 2  # Dynamo specialises a dimension of size 1: a step never has fewer rows (the others are padding)
 
 
 @dataclass(frozen=True)
@@ -32,19 +29,6 @@ class Limits:
     capacity: int
     vocab_size: int
     eos_token_ids: frozenset[int] = frozenset()
-
-    def check(self) -> None:
-        """Raises RankFault if these sizes make no sense."""
-        for name, shapes in (("prefill", self.prefill_shapes), ("decode", self.decode_shapes)):
-            if not shapes or list(shapes) != sorted(set(shapes)):
-                raise RankFault(None, f"{name} shapes {list(shapes)} must be ascending, without repeats, and not empty")
-            if shapes[0] < MIN_ROWS:
-                raise RankFault(
-                    None, f"{name} shape {shapes[0]} is too small: the smallest possible is {MIN_ROWS} rows"
-                )
-        for name in ("max_running", "max_context", "capacity", "vocab_size"):
-            if getattr(self, name) < 1:
-                raise RankFault(None, f"{name} = {getattr(self, name)} must be at least 1")
 
     def shapes_of(self, round_: Round) -> tuple[int, ...]:
         """The shapes of a round, ascending."""

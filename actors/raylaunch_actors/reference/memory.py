@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from raylaunch.config import LaunchConfig
+from raylaunch.resolved import ResolvedLaunch
 from raylaunch_actors.reference.cache_size import (
     CPU_TOKENS,
     CacheRequirements,
@@ -28,7 +29,7 @@ def free_memory(device: torch.device) -> FreeMemory | None:
     return FreeMemory(str(torch.cuda.get_device_properties(device).uuid), free)
 
 
-def limits_of(config: LaunchConfig, facts: ModelFacts, offers: Sequence[FreeMemory | None]) -> Limits:
+def limits_of(resolved: ResolvedLaunch, facts: ModelFacts, offers: Sequence[FreeMemory | None]) -> Limits:
     """The engine's sizes: as configured, as the model allows, and as the memory of all ranks lets them be.
 
     Args:
@@ -37,13 +38,13 @@ def limits_of(config: LaunchConfig, facts: ModelFacts, offers: Sequence[FreeMemo
     Raises:
         RankFault: ``engine.kv_tokens=auto`` and no room for a single request.
     """
-    context = min(config.engine.max_context or facts.max_positions, facts.max_positions)
+    config = resolved.config
     return Limits(
         prefill_shapes=config.capture.prefill_tokens,
         decode_shapes=config.capture.decode_batch_sizes,
         max_running=config.engine.max_running_requests,
-        max_context=context,
-        capacity=_kv_tokens(config, facts, context, offers),
+        max_context=resolved.context,
+        capacity=_kv_tokens(config, facts, resolved.context, offers),
         vocab_size=facts.vocab_size,
         eos_token_ids=facts.eos_token_ids,
     )

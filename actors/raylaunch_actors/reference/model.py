@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from raylaunch.config.context import longest_context
 from raylaunch.errors import RankFault
 from raylaunch_actors.reference import build, weights
 from raylaunch_actors.reference.checkpoint import Checkpoint
@@ -36,7 +35,6 @@ class ModelFacts:
         hidden_size: elements of a hidden state.
         working_width: elements that one token needs at the same time inside a layer, at most, on this rank.
         vocab_size: rows of the (whole) head.
-        max_positions: longest context.
         eos_token_ids: tokens that end an answer.
         dtype: of weights and activations.
         uses_embeds: the decoder takes embeddings and positions in three dimensions (Qwen2.5-VL), not token
@@ -52,7 +50,6 @@ class ModelFacts:
     hidden_size: int
     working_width: int
     vocab_size: int
-    max_positions: int
     eos_token_ids: frozenset[int]
     dtype: torch.dtype
     uses_embeds: bool
@@ -244,7 +241,6 @@ def _facts(
         hidden_size=text.hidden_size,
         working_width=_working_width(text, world_size),
         vocab_size=text.vocab_size,
-        max_positions=longest_context(text.to_dict()),
         eos_token_ids=build.eos_token_ids(path, model.config),
         dtype=dtype,
         uses_embeds=hasattr(model.model, "language_model"),

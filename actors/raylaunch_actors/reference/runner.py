@@ -79,7 +79,6 @@ class ModelRunner:
 
     def prepare(self) -> None:
         """Allocates the KV cache and the static inputs. Raises RankFault if memory does not suffice."""
-        self.limits.check()
         self.cache.allocate()
         lead = (3, 1) if self.loaded.facts.uses_embeds else (1,)
         rounds: tuple[Round, Round] = ("prefill", "decode")

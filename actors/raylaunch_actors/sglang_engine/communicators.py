@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raylaunch.errors import RankFault
 from raylaunch.protocol import CommunicatorFacts
 from raylaunch_actors.communicator.choice import impossible
 from raylaunch_actors.communicator.cuda_memory import CudaRuntime
 from raylaunch_actors.communicator.sgl_kernel import require_shareable, table_inputs
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 KINDS = {"CustomAllreduce": "sgl_kernel", "CustomAllReduceV2": "jit"}
 LOG = "sglang.srt.distributed"
@@ -93,8 +91,6 @@ def connected(spec: RankSpec, problem: str) -> CommunicatorFacts:
     if world_size == 1:
         return CommunicatorFacts("single", "one rank", 0, 1)
     if spec.device == "cpu":
-        if named:
-            raise RankFault(None, f"communicator.kind={wanted} needs GPUs")
         return CommunicatorFacts("gloo", "SGLang's, on CPUs", 0, world_size)
     usable = active()
     if not usable:

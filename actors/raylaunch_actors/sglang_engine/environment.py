@@ -9,13 +9,11 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raylaunch.sglang.arguments import LONGER_CONTEXT, METRICS_VARIABLE, implementation, metrics_enabled
 from raylaunch_actors.fingerprint import package_version
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 CACHED_BY = ("sglang", "sglang-kernel", "torch", "triton", "flashinfer-python")
 CACHES = {

@@ -9,12 +9,12 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raylaunch.errors import RankFault
 from raylaunch.model import hub
 from raylaunch.protocol import Gate, ReadyFacts, VerifyFacts
-from raylaunch.sglang.arguments import ONE_NODE, server_arguments
+from raylaunch.sglang.arguments import server_arguments
 from raylaunch_actors.communicator.process_group import StoreServer, open_store
 from raylaunch_actors.device import identity, memory_in_use, rank_device
 from raylaunch_actors.fingerprint import fingerprint
@@ -23,18 +23,11 @@ from raylaunch_actors.progress import compilers_work, modules_loaded, reported
 from raylaunch_actors.sglang_engine import environment, seams, versions
 from raylaunch_actors.sglang_engine.hooks import Hooks
 from raylaunch_actors.sglang_engine.rounds import Rounds
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 
 def run(spec: RankSpec, gate: RankGate) -> None:
     """Launches, then serves until it is stopped. An exception ends this rank."""
-    if spec.sockets is None:
-        raise RankFault(None, "the engine sglang needs the sockets of its driver's side")
-    if spec.nodes > 1:
-        text = f"the ranks were placed on {spec.nodes} nodes, and must be on one with the engine sglang: {ONE_NODE}"
-        raise RankFault(None, text)
     store = meet(spec, gate)
     hooks = Hooks()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raylaunch.errors import RankFault
 from raylaunch.protocol import (
@@ -21,9 +21,7 @@ from raylaunch_actors.sglang_engine import communicators
 from raylaunch_actors.sglang_engine.pieces import Pieces
 from raylaunch_actors.sglang_engine.recorded import Recorded
 from raylaunch_actors.sglang_engine.versions import graph_backend, planned_shapes
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 ITERATIONS = {"tc_piecewise": 2, "breakable": 3, "full": 3}
 """Forward passes of a shape by SGLang's backend: warm-ups, and one that is captured. None replays."""
@@ -67,6 +65,7 @@ class Rounds:
             compiles=1 if pieces else 0,
             planned_inputs=self._planned_inputs(),
             replays=self.replays,
+            kv_tokens=int(self.model_runner.max_total_num_tokens),
             rounds=self.plans,
         )
         self.gate.arrive(Gate.WARMED, facts)

@@ -8,13 +8,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raylaunch.errors import RankFault
 from raylaunch.wire import SglangSockets
-
-if TYPE_CHECKING:
-    from raylaunch_actors.rank import RankSpec
+from raylaunch_actors.spec import RankSpec
 
 SHOWN = 3  # arguments in an error
 
@@ -105,7 +103,7 @@ def make_scheduler(spec: RankSpec, args: Any) -> Any:
     from sglang.srt.managers.scheduler import Scheduler, configure_scheduler_process
     from sglang.srt.runtime_context import publish
 
-    assert spec.sockets is not None  # run() has checked
+    assert spec.sockets is not None  # the driver makes them for this engine
     ranks = {"attn_cp_rank": 0, "moe_dp_rank": 0, "moe_ep_rank": 0, "pp_rank": 0, "dp_rank": None}
     configure_scheduler_process(args, spec.device_index, spec.rank, **ranks)
     if envs.SGLANG_SET_CPU_AFFINITY.get():  # that was for the process's first thread, and this is another

@@ -155,7 +155,7 @@ function drawBanner(data) {
   const shownBelow = data.failure && data.failure.headline === reason;  // once on a page is enough
   setText("reason", shownBelow ? "" : reason);
   const step = data.step
-    ? `Step ${data.step.done + 1} of ${data.step.of}: ${data.step.text}, for ${seconds(Math.max(0, data.now - data.step.since))}` : "";
+    ? `${data.step.of ? `Step ${data.step.done + 1} of ${data.step.of}: ` : ""}${data.step.text}, for ${seconds(Math.max(0, data.now - data.step.since))}` : "";
   setText("step", step);
   for (const id of ["reason", "step"]) byId(id).hidden = !byId(id).textContent;
 }
