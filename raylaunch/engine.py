@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, cast, overload
 
@@ -53,9 +52,7 @@ class Engine:
         self.config = config
         self._listener = listener
         self.frontend = frontend_of(config)
-        self._supervisor = Supervisor(
-            config, self._step, self.frontend.up, self.frontend.down, self.frontend.failure, placement_group
-        )
+        self._supervisor = Supervisor(config, self._step, self.frontend, placement_group)
         self._shape: ModelShape | None = None
         self._sampling = SamplingDefaults()
 
@@ -76,21 +73,12 @@ class Engine:
         self._supervisor.config = with_context(self.config, self._shape)
         self._sampling = sampling_defaults(self.config)
         self._supervisor.sampling = str(self._sampling)
-        try:
-            self.frontend.begin(self._shape)
-            self._supervisor.start(self.frontend.sockets)
-        except BaseException:
-            self.frontend.close()
-            raise
+        self._supervisor.start(self._shape)
         return self
 
     def shutdown(self) -> None:
         """Ends the ranks, fails the requests that still run, leaves Ray as it was found. May be called twice."""
-        try:
-            self._supervisor.stop()
-        finally:
-            self.frontend.down(LaunchError("the engine was shut down"))
-            self.frontend.close()
+        self._supervisor.stop()
 
     def __enter__(self) -> Engine:
         return self.start()
@@ -105,20 +93,14 @@ class Engine:
 
     def health(self, ask_ranks: bool = True) -> Health:
         """Whether requests are answered now; asks every rank unless told not to. Never raises."""
-        health = self._supervisor.health(len(self.frontend), ask_ranks)
-        if not health.ready:
-            return health
-        if (failure := self.frontend.failure()) is not None:
-            return replace(health, ready=False, condition=Condition.FAILED.value, reason=failure.headline())
-        trouble = self.frontend.trouble()
-        return replace(health, ready=False, reason=trouble) if trouble else health
+        return self._supervisor.health(ask_ranks)
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Waits while the group is launched or rebuilt; whether requests can be answered then."""
         end = time.monotonic() + timeout_s
-        while self._supervisor.condition is Condition.LAUNCHING and time.monotonic() < end:
+        while (health := self.health(ask_ranks=False)).condition.starting and time.monotonic() < end:
             time.sleep(0.05)
-        return self._supervisor.condition is Condition.READY and self.frontend.failure() is None
+        return health.ready
 
     @property
     def failures(self) -> tuple[tuple[float, LaunchError], ...]:
@@ -134,7 +116,7 @@ class Engine:
     @property
     def restarts(self) -> int:
         """How often the group was rebuilt."""
-        return self.config.restarts - self._supervisor.restarts_left
+        return self._supervisor.rebuilds
 
     @property
     def model_name(self) -> str:

@@ -11,20 +11,23 @@ from typing import Any
 import pytest
 from ray.exceptions import GetTimeoutError, RaySystemError
 
-from raylaunch import LaunchConfig, LaunchError, supervisor
+from raylaunch import LaunchConfig, LaunchError, recovery, supervisor
 from raylaunch.cluster.session import RaySession
 from raylaunch.errors import shut_down
 from raylaunch.group import launch as launching
-from raylaunch.group import node_loss
+from raylaunch.group import node_loss, serving
 from raylaunch.group.launch import Launched
-from raylaunch.group.ranks import StepOutcome
+from raylaunch.group.outcome import StepOutcome
 from raylaunch.health import Condition
+from raylaunch.model_check import check_model
+from raylaunch.recovery import Budget
 from raylaunch.report import LaunchReport
 from raylaunch.supervisor import Supervisor
 from tests.protocol.builders import PLAN
 from tests.scripted_group import ScriptedGroup
 
 CONFIG = LaunchConfig.default(["restarts=1"])
+SHAPE = check_model(CONFIG)
 
 
 class Kept:
@@ -34,11 +37,35 @@ class Kept:
         self.left = list(launches)
         self.told: list[LaunchError] = []
         self.failed: LaunchError | None = None
-        self.keeper = Supervisor(CONFIG, lambda *_: None, lambda _: None, self.told.append, lambda: self.failed)
+        self.keeper = Supervisor(CONFIG, lambda *_: None, self)
         monkeypatch.setattr(supervisor, "WATCH_S", 0.01)
         monkeypatch.setattr(supervisor, "enter", lambda *_: RaySession())
         monkeypatch.setattr(supervisor, "launch", self._launch)
-        monkeypatch.setattr(supervisor, "explain_failure", lambda *_: LaunchError("rank 1 died", "F07", "SERVE"))
+        monkeypatch.setattr(serving, "explain_failure", lambda *_: LaunchError("rank 1 died", "F07", "SERVE"))
+
+    # ---- the supervisor's frontend, as far as it is asked here
+
+    sockets = None
+
+    def begin(self, shape: object) -> None: ...
+
+    def up(self, offer: object) -> None: ...
+
+    def down(self, error: LaunchError) -> None:
+        self.told.append(error)
+
+    def close(self) -> None: ...
+
+    def trouble(self) -> str:
+        return ""
+
+    def failure(self) -> LaunchError | None:
+        return self.failed
+
+    def __len__(self) -> int:
+        return 0
+
+    # ---- the test's own
 
     def _launch(self, config: LaunchConfig, report: LaunchReport, *_: object, **more: Any) -> Launched:
         one = self.left.pop(0)
@@ -70,7 +97,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def test_a_lost_group_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = ScriptedGroup(PLAN), ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, second)
-    kept.keeper.start()
+    kept.keeper.start(SHAPE)
     lose(first)
     kept.wait_for(Condition.READY)
     assert [error.headline() for error in kept.told] == ["LaunchError F07 [SERVE] a rank of the group is lost"]
@@ -92,11 +119,11 @@ def test_a_rebuild_that_raises_anything_ends_in_failed_by_what_came_first(
 ) -> None:
     first = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, raising(error))
-    kept.keeper.start()
+    kept.keeper.start(SHAPE)
     lose(first)
     kept.wait_for(Condition.FAILED)
     reason = f"LaunchError F07 [SERVE] rank 1 died; the rebuild then failed: {text}"
-    assert kept.keeper.health(0).reason == kept.told[-1].headline() == reason
+    assert kept.keeper.health().reason == kept.told[-1].headline() == reason
     assert [one.summary for _, one in kept.keeper.failures] == ["rank 1 died"]
     kept.keeper.stop()
 
@@ -110,36 +137,71 @@ def test_the_first_cause_stays_while_a_rebuild_is_tried_and_when_it_fails(monkey
         raise LaunchError("rank 0 died", "F06", "LOAD", retryable=True)
 
     kept = Kept(monkeypatch, first, tried, raising(LaunchError("no node has 1 CPU", "F13", "PLACE")))
-    kept.keeper.restarts_left = 2
-    kept.keeper.start()
+    kept.keeper.budget = Budget(2)
+    kept.keeper.start(SHAPE)
     lose(first)
     assert trying.wait(5)
-    assert kept.keeper.health(0).reason == "LaunchError F07 [SERVE] rank 1 died"
+    assert kept.keeper.health().reason == "LaunchError F07 [SERVE] rank 1 died"
     go_on.set()
     kept.wait_for(Condition.FAILED)
-    assert kept.keeper.health(0).reason == kept.told[-1].headline() == (
+    assert kept.keeper.health().reason == kept.told[-1].headline() == (
         "LaunchError F07 [SERVE] rank 1 died; the rebuild then failed: F06 [LOAD] rank 0 died; after that it failed: "
         "F13 [PLACE] no node has 1 CPU"
     )  # fmt: skip
     kept.keeper.stop()
 
 
+def test_a_rebuild_that_is_cut_off_is_begun_anew_and_one_that_never_works_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F28: each try is a launch like any other. The second that fails by the same cause at the same place is the last,
+    whatever the budget holds."""
+    groups = ScriptedGroup(PLAN), ScriptedGroup(PLAN)
+    cut_off = [LaunchError("rank 0 died", "F06", phase, retryable=True) for phase in ("LOAD", "CAPTURE", "LOAD")]
+    kept = Kept(monkeypatch, groups[0], raising(cut_off[0]), groups[1], *map(raising, cut_off), groups[0])
+    monkeypatch.setattr(recovery, "FIRST_PAUSE_S", 0.01)
+    kept.keeper.budget = Budget(100)
+    kept.keeper.start(SHAPE)
+    lose(groups[0])
+    wait_until(lambda: kept.keeper.condition is Condition.READY and kept.keeper.rebuilds == 2)
+    lose(groups[1])
+    wait_until(lambda: kept.keeper.condition is Condition.FAILED)
+    assert kept.keeper.rebuilds == 5
+    assert kept.keeper.error is not None
+    assert kept.keeper.error.followers == cut_off, "tries after which the group has served do not count"
+    assert "not launched again: it failed twice in the same way" in str(kept.keeper.error)
+    kept.keeper.stop()
+
+
+def test_a_pause_between_two_tries_ends_with_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ScriptedGroup(PLAN)
+    failed = LaunchError("rank 0 died", "F06", "LOAD", retryable=True)
+    kept = Kept(monkeypatch, first, raising(failed), until_stopped)
+    monkeypatch.setattr(recovery, "FIRST_PAUSE_S", 30.0)
+    kept.keeper.budget = Budget(100)
+    kept.keeper.start(SHAPE)
+    lose(first)
+    wait_until(lambda: kept.keeper.rebuilds == 2)
+    began = time.monotonic()
+    kept.keeper.stop()
+    assert time.monotonic() - began < 1.0
+    assert kept.keeper.condition is Condition.STOPPED
+
+
 def test_a_first_launch_that_is_tried_again_fails_by_what_came_first(monkeypatch: pytest.MonkeyPatch) -> None:
     died = LaunchError("rank 0 died", "F06", "LOAD", retryable=True)
     kept = Kept(monkeypatch, raising(died), raising(ZeroDivisionError("division by zero")))
     with pytest.raises(LaunchError) as caught:
-        kept.keeper.start()
+        kept.keeper.start(SHAPE)
     assert caught.value.headline() == (
         "LaunchError F06 [LOAD] rank 0 died; another attempt then failed: ZeroDivisionError: division by zero"
     )
-    assert kept.keeper.health(0).reason == caught.value.headline()
+    assert kept.keeper.health().reason == caught.value.headline()
 
 
 def test_a_group_that_serves_again_has_no_cause_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next loss is a first cause of its own; both are kept, in their order."""
     first, second = ScriptedGroup(PLAN), ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, second)
-    kept.keeper.start()
+    kept.keeper.start(SHAPE)
     lose(first)
     kept.wait_for(Condition.READY)
     lose(second)
@@ -162,9 +224,9 @@ def test_health_does_not_wait_for_the_answers_of_a_group_that_is_lost_meanwhile(
 
     kept = Kept(monkeypatch, group, until_stopped)
     monkeypatch.setattr(group, "states", silent)
-    kept.keeper.start()
+    kept.keeper.start(SHAPE)
     seen: list[Any] = []
-    asking = threading.Thread(target=lambda: seen.append((kept.keeper.health(0), time.monotonic())))
+    asking = threading.Thread(target=lambda: seen.append((kept.keeper.health(), time.monotonic())))
     asking.start()
     assert asked.wait(5)
     lose(group)
@@ -174,7 +236,7 @@ def test_health_does_not_wait_for_the_answers_of_a_group_that_is_lost_meanwhile(
     assert (health.ready, health.ranks, "rank 1" in health.reason) == (False, (), True)
     assert answered - lost < 0.3
     began = time.monotonic()
-    assert not kept.keeper.health(0).ready
+    assert not kept.keeper.health().ready
     assert time.monotonic() - began < 0.1, "what is known is not asked"
     kept.keeper.stop()
 
@@ -198,14 +260,14 @@ def test_a_lost_raylet_is_the_cause_whatever_its_ranks_say(monkeypatch: pytest.M
             node_id=places[member.rank], address="10.0.0.4", pid=1, device="cpu", log_files=()
         )
         member.spec = SimpleNamespace(core_file="")
-    monkeypatch.setattr(supervisor.Supervisor, "_watch_raylets", lambda self, _: None)
+    ended = Ended()
+    monkeypatch.setattr(serving, "raylets_around", lambda _: ended)
     monkeypatch.setattr(node_loss.ray, "nodes", list)
-    kept.keeper.start()
-    kept.keeper._raylets = ended = Ended()  # type: ignore[assignment]
+    kept.keeper.start(SHAPE)
     ended.nodes = {"n1"}
     lose(group)
     kept.wait_for(Condition.FAILED)
-    assert kept.keeper.health(0).reason == (
+    assert kept.keeper.health().reason == (
         "LaunchError F15 [SERVE] node 10.0.0.4 is lost: its raylet, Ray's process there, has ended; rank 1 ran there; "
         "the rebuild then failed: F13 [PLACE] no node has 1 CPU"
     )
@@ -218,8 +280,8 @@ def test_a_user_that_cannot_be_told_of_a_loss_does_not_keep_the_group_from_being
 ) -> None:
     first = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, ScriptedGroup(PLAN))
-    kept.keeper.on_down = raising(RuntimeError("Event loop is closed"))
-    kept.keeper.start()
+    monkeypatch.setattr(kept, "down", raising(RuntimeError("Event loop is closed")))
+    kept.keeper.start(SHAPE)
     lose(first)
     kept.wait_for(Condition.READY)
     kept.keeper.stop()
@@ -228,8 +290,8 @@ def test_a_user_that_cannot_be_told_of_a_loss_does_not_keep_the_group_from_being
 def test_a_loss_that_cannot_be_explained_is_made_good_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     first = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, ScriptedGroup(PLAN))
-    monkeypatch.setattr(supervisor, "explain_failure", raising(RaySystemError("no answer")))
-    kept.keeper.start()
+    monkeypatch.setattr(serving, "explain_failure", raising(RaySystemError("no answer")))
+    kept.keeper.start(SHAPE)
     lose(first)
     kept.wait_for(Condition.READY)
     assert first.closed == 1
@@ -241,9 +303,9 @@ def test_a_watcher_that_raises_ends_in_failed(monkeypatch: pytest.MonkeyPatch) -
     group = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, group)
     monkeypatch.setattr(RaySession, "lost", raising(OSError("too many open files")))
-    kept.keeper.start()
+    kept.keeper.start(SHAPE)
     kept.wait_for(Condition.FAILED, restarts_left=1)
-    assert "too many open files" in kept.keeper.health(0).reason
+    assert "too many open files" in kept.keeper.health().reason
     wait_until(lambda: group.closed == 1)
     monkeypatch.undo()
     kept.keeper.stop()
@@ -255,13 +317,13 @@ def test_ranks_whose_user_has_failed_for_good_are_torn_down(monkeypatch: pytest.
     """Without a rebuild, which could not be used, and without waiting for the user to shut down."""
     group = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, group)
-    kept.keeper.start()
+    kept.keeper.start(SHAPE)
     kept.failed = failed = LaunchError("the detokenizer was killed, after it was started again 3 times", None, "SERVE")
     if a_rank_too:
         lose(group)
     kept.wait_for(Condition.FAILED, restarts_left=1)
     wait_until(lambda: group.closed == 1)
-    assert kept.keeper.health(0).reason == failed.headline()
+    assert kept.keeper.health().reason == failed.headline()
     assert kept.told == [failed]
     kept.keeper.stop()
     assert (group.closed, kept.keeper.condition, kept.keeper.error) == (1, Condition.FAILED, failed)
@@ -275,25 +337,26 @@ def test_a_teardown_that_raises_does_not_replace_the_cause(monkeypatch: pytest.M
     group = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, group)
     monkeypatch.setattr(group, "close", raising(KeyError("node 3")))
-    kept.keeper.start()
+    kept.keeper.start(SHAPE)
     if how == "a rank is lost":
         lose(group)
     else:
         kept.failed = LaunchError("rank 1 died", "F07")
     wait_until(lambda: kept.keeper.error is not None and kept.keeper.error.teardown != "")
     kept.wait_for(Condition.FAILED, restarts_left=1)
+    told = kept.told[-1:]
     kept.keeper.stop()
     assert kept.keeper.error is not None
     assert "rank 1 died" in kept.keeper.error.headline()
     assert kept.keeper.error.teardown == "could not be torn down: KeyError: 'node 3'"
-    assert [error for _, error in kept.keeper.failures] == [kept.keeper.error] == kept.told[-1:]
+    assert [error for _, error in kept.keeper.failures] == [kept.keeper.error] == told
 
 
 def test_a_first_launch_that_raises_anything_is_failed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept(monkeypatch, raising(ZeroDivisionError("division by zero")))
     with pytest.raises(ZeroDivisionError):
-        kept.keeper.start()
-    assert kept.keeper.health(0).reason == "LaunchError ZeroDivisionError: division by zero"
+        kept.keeper.start(SHAPE)
+    assert kept.keeper.health().reason == "LaunchError ZeroDivisionError: division by zero"
 
 
 def test_what_ray_fails_with_is_a_launch_error_that_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,9 +377,9 @@ def until_stopped(stopped: Callable[[], bool], **_: Any) -> Any:
 def test_a_rebuild_is_ended_when_the_engine_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     first = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, until_stopped)
-    kept.keeper.start()
+    kept.keeper.start(SHAPE)
     lose(first)
-    kept.wait_for(Condition.LAUNCHING)
+    kept.wait_for(Condition.REBUILDING)
     began = time.monotonic()
     kept.keeper.stop()
     assert time.monotonic() - began < 2.0
@@ -339,7 +402,7 @@ def test_a_stop_leaves_ray_after_the_launch_that_another_thread_is_in(monkeypatc
 
     def start() -> None:
         with pytest.raises(LaunchError, match="shut down"):
-            kept.keeper.start()
+            kept.keeper.start(SHAPE)
 
     starter = threading.Thread(target=start)
     starter.start()
@@ -358,7 +421,7 @@ def test_a_stop_from_within_the_launch_ends_it(monkeypatch: pytest.MonkeyPatch) 
 
     kept = Kept(monkeypatch, listener_stops)
     with pytest.raises(LaunchError, match="shut down"):
-        kept.keeper.start()
+        kept.keeper.start(SHAPE)
     assert kept.keeper.condition is Condition.STOPPED
 
 
@@ -384,9 +447,9 @@ def test_a_launch_without_ray_says_so_and_is_not_tried_again(monkeypatch: pytest
     kept = Kept(monkeypatch, loses_ray)
     monkeypatch.setattr(supervisor, "enter", lambda *_: session)
     with pytest.raises(LaunchError, match="Ray's head is gone") as caught:
-        kept.keeper.start()
+        kept.keeper.start(SHAPE)
     assert caught.value.code == "F15"
-    assert "Ray's head is gone" in kept.keeper.health(0).reason
+    assert "Ray's head is gone" in kept.keeper.health().reason
 
 
 @pytest.mark.parametrize("says", ["ray.wait", "the session"])
@@ -395,14 +458,14 @@ def test_an_engine_whose_ray_is_shut_down_fails_and_starts_none(monkeypatch: pyt
     group, session = ScriptedGroup(PLAN), Gone()
     kept = Kept(monkeypatch, group)
     monkeypatch.setattr(supervisor, "enter", lambda *_: session)
-    kept.keeper.start()
-    assert kept.keeper.health(0, ask_ranks=False).ready
+    kept.keeper.start(SHAPE)
+    assert kept.keeper.health(ask_ranks=False).ready
     if says == "the session":
         session.why = "Ray was shut down"
     monkeypatch.setattr(group, "ended", raising(SystemExit("Ray was shut down")))
     kept.wait_for(Condition.FAILED, restarts_left=1)
     monkeypatch.setattr(group, "states", raising(SystemExit("never asked")))
-    assert "Ray was shut down" in kept.keeper.health(0).reason
+    assert "Ray was shut down" in kept.keeper.health().reason
     assert "Ray was shut down" in kept.told[-1].summary
     kept.keeper.stop()
 
@@ -411,12 +474,12 @@ def test_health_asks_no_rank_in_another_session(monkeypatch: pytest.MonkeyPatch)
     group, session = ScriptedGroup(PLAN), Gone()
     kept = Kept(monkeypatch, group)
     monkeypatch.setattr(supervisor, "enter", lambda *_: session)
-    kept.keeper.start()
-    monkeypatch.setattr(supervisor.Supervisor, "_watch_until_lost_for_good", lambda _: None)
+    kept.keeper.start(SHAPE)
+    monkeypatch.setattr(supervisor.Supervisor, "_keep_until_lost_for_good", lambda _: None)
     monkeypatch.setattr(session, "current", lambda: False)
     session.why = "Ray was shut down"
     monkeypatch.setattr(group, "states", raising(AssertionError("asked")))
-    health = kept.keeper.health(0)
+    health = kept.keeper.health()
     assert not health.ready
     assert "Ray was shut down" in health.reason
     kept.keeper.stop()

@@ -18,8 +18,9 @@ from raylaunch.cluster.session import RaySession
 from raylaunch.cluster.tcp_probe import TcpProbe
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.group.diagnosis import LEFT, NODE_PATTERN
+from raylaunch.group.outcome import StepOutcome, sort_in
 from raylaunch.group.teardown import Teardown, prove_ended
-from raylaunch.protocol import Arrival, Failure, Release
+from raylaunch.protocol import Release
 
 if TYPE_CHECKING:
     from raylaunch_actors.gate import RankState
@@ -50,32 +51,6 @@ class Member:
     @property
     def rank(self) -> int:
         return self.spec.rank
-
-
-@dataclass
-class StepOutcome:
-    """What a step brought: every rank is in exactly one of the first four.
-
-    Attributes:
-        arrivals: ranks that stand at a gate.
-        failures: ranks that reported an error.
-        deaths: ranks whose actor is gone, with Ray's message.
-        pending: ranks that said nothing by the deadline, or by the end of the grace after the first failure.
-        seen: ranks whose processes were seen to die, or to be stopped, whatever the ranks themselves say.
-        waited_s: seconds without a sign of life or of work after which the pending ranks were given up, where that is
-            known.
-    """
-
-    arrivals: dict[int, Arrival] = field(default_factory=dict)
-    failures: dict[int, Failure] = field(default_factory=dict)
-    deaths: dict[int, str] = field(default_factory=dict)
-    pending: tuple[int, ...] = ()
-    seen: dict[int, Sighting] = field(default_factory=dict)
-    waited_s: float = 0.0
-
-    @property
-    def complete(self) -> bool:
-        return not (self.failures or self.deaths or self.pending or self.seen)
 
 
 @dataclass
@@ -192,11 +167,11 @@ class RankGroup:
             if left <= 0:
                 break
             done, pending = ray.wait(pending, num_returns=1, timeout=left)
-            _sort_in(outcome, calls, done)
+            sort_in(outcome, calls, done)
             if not outcome.complete and pending:
                 # A death is seen within milliseconds of the errors it causes: a short grace brings both.
                 done, pending = ray.wait(pending, num_returns=len(pending), timeout=GRACE_S)
-                _sort_in(outcome, calls, done)
+                sort_in(outcome, calls, done)
                 break
         outcome.pending = tuple(sorted(calls[ref] for ref in pending))
         return outcome
@@ -405,17 +380,3 @@ class RankGroup:
 def _kill(actor: Any) -> None:
     with contextlib.suppress(RayError):
         ray.kill(actor, no_restart=True)
-
-
-def _sort_in(outcome: StepOutcome, calls: dict[Any, int], done: Sequence[Any]) -> None:
-    for ref in done:
-        rank = calls[ref]
-        try:
-            report = ray.get(ref)
-        except RayError as error:
-            outcome.deaths[rank] = str(error)
-        else:
-            if isinstance(report, Failure):
-                outcome.failures[rank] = report
-            else:
-                outcome.arrivals[rank] = report

@@ -195,7 +195,6 @@ async def rebuilt(engine: Engine, settings: ServeConfig, deadline: float) -> Non
         health = engine.health(ask_ranks=False)
         if health.ready:
             return
-        final = health.condition in ("failed", "stopped")
-        if final or settings.while_rebuilding == "fail" or time.monotonic() >= deadline:
+        if health.condition.final or settings.while_rebuilding == "fail" or time.monotonic() >= deadline:
             raise GroupUnavailable(f"the engine is not ready: {health.reason}")
         await asyncio.sleep(POLL_S)

@@ -9,7 +9,7 @@ import pytest
 from raylaunch import LaunchConfig, LaunchError
 from raylaunch.group import driver
 from raylaunch.group.driver import Driver
-from raylaunch.group.ranks import StepOutcome
+from raylaunch.group.outcome import StepOutcome
 from raylaunch.protocol import Gate, Protocol, Step
 from raylaunch.report import LaunchReport
 from tests.protocol.builders import PLAN

@@ -13,9 +13,9 @@ import pytest
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.group.evidence import explain_failure
 from raylaunch.group.launch import launch
+from raylaunch.group.serving import known_of
 from raylaunch.protocol import Phase, Step
 from raylaunch.report import LaunchReport
-from raylaunch.supervisor import loss
 from tests.launch.conftest import rank_processes
 from tests.signals import WORDS, clients, cut_off, resume, strike_each, within_s
 
@@ -52,16 +52,16 @@ def test_what_is_seen_of_each_signal(number: Signals, session: None) -> None:
         error = explain_failure(group, outcome, None, Phase.SERVE, outcome.waited_s)
     finally:
         group.close(10.0)
-    print(f"{number.name}: seen after {noticed:.3f} s; {loss(outcome)}; {error.headline()}")
+    print(f"{number.name}: seen after {noticed:.3f} s; {known_of(outcome)}; {error.headline()}")
     assert set(outcome.seen) == {rank}
     assert error.rank == rank
     assert WORDS[number] in error.headline()
     if number is Signals.SIGSTOP:
         assert 1.5 < noticed < 2
-        assert loss(outcome) == f"rank {rank} does not run: {WORDS[number]}"
+        assert known_of(outcome) == f"rank {rank} does not run: {WORDS[number]}"
     else:
         assert noticed < within_s(number, 2.0)
-        assert loss(outcome) in (f"rank {rank} {WORDS[number]}", "a rank of the group is lost")
+        assert known_of(outcome) in (f"rank {rank} {WORDS[number]}", "a rank of the group is lost")
 
 
 @pytest.mark.slow

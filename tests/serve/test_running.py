@@ -10,6 +10,7 @@ import pytest
 
 from raylaunch.config import ServeConfig
 from raylaunch.errors import RequestError, RequestFailed
+from raylaunch.health import Condition
 from raylaunch.sampling import SamplingParams
 from raylaunch.serve import build_app
 from raylaunch.serve.running import Call, GroupUnavailable, Serving, run, run_all
@@ -136,11 +137,11 @@ def test_abort(engine, target):
 
 
 def rebuilding(engine):
-    engine.now = replace(engine.now, ready=False, condition="launching", reason="rank 1 died")
+    engine.now = replace(engine.now, ready=False, condition=Condition.REBUILDING, reason="rank 1 died")
 
 
 def ready_again(engine):
-    engine.now = replace(engine.now, ready=True, condition="ready", reason="")
+    engine.now = replace(engine.now, ready=True, condition=Condition.READY, reason="")
 
 
 def test_a_request_while_rebuilding_fails_at_once(client, engine):
@@ -178,7 +179,7 @@ def test_waiting_has_an_end(engine):
 
 
 def test_nobody_waits_for_a_group_that_will_not_come(engine):
-    engine.now = replace(engine.now, ready=False, condition="failed", reason="no restarts left")
+    engine.now = replace(engine.now, ready=False, condition=Condition.FAILED, reason="no restarts left")
     with pytest.raises(GroupUnavailable, match="no restarts left"):
         asyncio.run(collected(run(serving_of(engine, while_rebuilding="wait"), "generate", call_of(engine))))
 

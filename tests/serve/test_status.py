@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from raylaunch.config import ServeConfig
-from raylaunch.health import Health
+from raylaunch.health import Condition, Health
 from raylaunch.serve import metrics, status
 from raylaunch.serve.reference.app import build_app
 from tests.serve.fake_engine import FakeEngine, lost
@@ -128,7 +128,7 @@ def test_a_failure_with_its_evidence(client: TestClient, engine: FakeEngine) -> 
 
 def test_an_engine_that_was_never_started(client: TestClient, engine: FakeEngine) -> None:
     engine.report = type(engine.report)("tiny")
-    engine.now = type(engine.now)(False, "new", "new", (), 0, 0)
+    engine.now = type(engine.now)(False, Condition.NEW, "new", (), 0, 0)
     engine.ranks = ()
     data = client.get("/status.json").json()
     assert (data["launch"]["total"], data["launch"]["bars"], data["step"]) == (0, [], None)

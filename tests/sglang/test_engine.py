@@ -78,7 +78,6 @@ def test_a_rank_that_dies_during_the_first_request_is_named(idle_ranks, monkeypa
         up(offer)
 
     monkeypatch.setattr(engine.frontend, "up", up_without_rank)
-    monkeypatch.setattr(engine._supervisor, "on_up", up_without_rank)
     began = time.monotonic()
     with pytest.raises(LaunchError, match="rank 1") as caught:
         engine.start()

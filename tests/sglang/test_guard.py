@@ -9,8 +9,8 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
+from raylaunch.health import Condition, Health
 from raylaunch.serve.sglang.app import Guard
-from raylaunch.supervisor import Health
 from tests.serve.fake_engine import FakeEngine
 
 REQUESTS = ("/generate", "/v1/chat/completions", "/ping")
@@ -37,11 +37,12 @@ def statuses(now, paths):
         (True, "ready", 200, 200),
         (False, "ready", 503, 200),  # no progress: an operator may have to abort a request, or to let it go on
         (False, "launching", 503, 503),
+        (False, "rebuilding", 503, 503),
         (False, "failed", 503, 503),
     ],
 )
 def test_an_operator_passes_as_long_as_there_are_ranks(ready, condition, requests, others):
-    now = Health(ready, condition, "no step for 11 s", (), 0, 0)
+    now = Health(ready, Condition(condition), "no step for 11 s", (), 0, 0)
     assert statuses(now, REQUESTS) == {requests}
     assert statuses(now, OTHERS) == {others}
 
@@ -57,7 +58,7 @@ def test_a_caller_that_was_given_up_is_told_what_was_lost():
         await asyncio.sleep(10)
 
     engine = FakeEngine()
-    engine.now = Health(True, "ready", "", (), 0, 0)
+    engine.now = Health(True, Condition.READY, "", (), 0, 0)
 
     async def ask():
         guard = Guard(engine, engine.config.serve, side, waits)

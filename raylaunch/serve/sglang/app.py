@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylaunch import __version__
 from raylaunch.errors import ConfigError
+from raylaunch.health import Condition
 from raylaunch.serve import errors, metrics, status
 from raylaunch.serve.cors import HideOrigin, with_cors
 from raylaunch.serve.errors import ApiError, unavailable
@@ -146,8 +147,8 @@ class Guard:
             await error.response()(scope, receive, send)
 
     async def _refusal(self, path: str) -> ApiError | None:
-        answered = path in LIMITED_PATHS
-        if not answered and path not in HEALTH_PATHS and self.engine.health(ask_ranks=False).condition == "ready":
+        answered, health = path in LIMITED_PATHS, self.engine.health(ask_ranks=False)
+        if health.condition is Condition.READY and not answered and path not in HEALTH_PATHS:
             return None
         wait_s = self.settings.rebuild_wait if answered else 0.0
         try:
