@@ -60,7 +60,7 @@ class Supervisor:
         self.error: LaunchError | None = None
         self.failures: list[tuple[float, LaunchError]] = []
         self.rebuilds = 0
-        self.budget = Budget(config.restarts)
+        self.budget = Budget(config.recovery.rebuilds or 0, config.recovery.window_s)
         self._losses: list[Loss] = []  # that were followed by another launch
         self._lost_nodes: set[str] = set()
         self._watch: ServingWatch | None = None

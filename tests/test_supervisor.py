@@ -26,7 +26,7 @@ from raylaunch.supervisor import Supervisor
 from tests.protocol.builders import PLAN
 from tests.scripted_group import ScriptedGroup
 
-CONFIG = LaunchConfig.default(["restarts=1"])
+CONFIG = LaunchConfig.default(["recovery.rebuilds=1"])
 SHAPE = check_model(CONFIG)
 
 

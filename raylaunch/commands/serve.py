@@ -44,7 +44,9 @@ def serve(
         chosen = load_config(config, settings, debug=debug)
         key_of_environment()  # typer would take an empty variable for none
         given = {"host": host, "port": port, "api_key": api_key}
-        chosen = chosen.model_copy(update={"serve": changed(chosen.serve, given)})
+        chosen = chosen.model_copy(
+            update={"serve": changed(chosen.serve, given), "recovery": chosen.recovery.of_server()}
+        )
         require_writable("--trace", trace)
         try:
             from raylaunch.serve.run import bind, require_key_for_code

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from raylaunch.config.renamed import current_name, with_current_names
 from raylaunch.config.written import read_setting
 from raylaunch.errors import ConfigError
 
@@ -14,10 +15,10 @@ BY_KIND = ("engine", "communicator")  # sections that may be written as their ki
 def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """``data`` with ``section.key=value`` settings applied; values are read as YAML, but for text.
     Raises :class:`ConfigError`."""
-    result = _copied(data)
+    result = _copied(with_current_names(data))
     for item in overrides:
         key, separator, text = item.partition("=")
-        path = key.strip().split(".")
+        path = current_name(key.strip()).split(".")
         if not separator or not all(path):
             raise ConfigError("--set", item, "must be KEY=VALUE, such as capture.prefill_tokens=[128,1032]")
         value = read_setting(".".join(path), text)

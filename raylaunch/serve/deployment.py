@@ -69,8 +69,8 @@ class RankGroup:
 def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
     """What ``serve.run`` takes.
 
-    A group that is lost is not rebuilt inside its replica: ``restarts`` is for ``raylaunch serve``, here Serve
-    replaces the replica. The address and port of ``serve`` are Ray Serve's own.
+    A group that is lost is not rebuilt inside its replica: ``recovery.rebuilds`` is for ``raylaunch serve``, here
+    Serve replaces the replica. The address and port of ``serve`` are Ray Serve's own.
 
     Raises:
         ConfigError: it cannot be launched.
@@ -81,7 +81,7 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
     preflight(config)
     check_model(config)
     device = _device(config)
-    settled = config.override(f"engine.device={device}", "restarts=0")
+    settled = config.override(f"engine.device={device}", "recovery.rebuilds=0")
     request = request_for(settled, device)
     # Rank 0 and the replica share the first bundle: the group then spans no more nodes than its ranks need.
     first = {**request.bundles[0], "CPU": request.bundles[0].get("CPU", 0.0) + REPLICA_CPUS}

@@ -90,21 +90,21 @@ async def run(serving: Serving, endpoint: str, call: Call) -> AsyncGenerator[Chu
     """Answers one call chunk by chunk. Closing the generator, or cancelling the task in it, aborts the request.
 
     A request that has produced nothing yet when its group is lost waits for the new group if
-    ``serve.while_rebuilding`` says so; one that has produced tokens fails at once.
+    ``recovery.while_rebuilding`` says so; one that has produced tokens fails at once.
 
     Raises:
         RequestError: the engine refused it.
         GroupUnavailable: there are no ranks to answer it, or they were lost meanwhile.
         RequestFailed: it failed for a reason of its own.
     """
-    engine, settings, observer = serving.engine, serving.settings, serving.observe()
+    engine, recovery, observer = serving.engine, serving.engine.config.recovery, serving.observe()
     reason, seen = "gone", False
-    deadline = time.monotonic() + settings.rebuild_wait
+    deadline = time.monotonic() + recovery.give_up_s
     observer.started(endpoint, len(call.prompt))
     try:
         while True:
             if not engine.health(ask_ranks=False).ready:
-                await rebuilt(engine, settings, deadline)
+                await rebuilt(engine, deadline)
             restarts = engine.restarts
             chunks = engine.astream(call.prompt, call.params, request_id=call.request_id)
             try:
@@ -123,7 +123,7 @@ async def run(serving: Serving, endpoint: str, call: Call) -> AsyncGenerator[Chu
             except RequestFailed as error:
                 if engine.restarts == restarts and engine.health(ask_ranks=False).ready:
                     raise
-                if seen or settings.while_rebuilding == "fail":
+                if seen or recovery.while_rebuilding == "fail":
                     raise GroupUnavailable(str(error)) from None
             finally:
                 if serving.running.get(call.request_id) is call:
@@ -189,12 +189,12 @@ async def _pump(
         arrived.put_nowait(error)
 
 
-async def rebuilt(engine: Engine, settings: ServeConfig, deadline: float) -> None:
+async def rebuilt(engine: Engine, deadline: float) -> None:
     """Waits for the new group, if that is configured and there will be one. Raises :class:`GroupUnavailable`."""
     while True:
         health = engine.health(ask_ranks=False)
         if health.ready:
             return
-        if health.condition.final or settings.while_rebuilding == "fail" or time.monotonic() >= deadline:
+        if health.condition.final or engine.config.recovery.while_rebuilding == "fail" or time.monotonic() >= deadline:
             raise GroupUnavailable(f"the engine is not ready: {health.reason}")
         await asyncio.sleep(POLL_S)

@@ -173,7 +173,7 @@ def test_works_inside_a_ray_actor(session: None) -> None:
 @pytest.mark.parametrize("restarts", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_f07_rank_killed_while_serving(tiny: LaunchConfig, restarts: int) -> None:
     """Unready at once, running requests end in an error, and the group is rebuilt if a restart is left."""
-    with Engine(tiny.override(f"restarts={restarts}")) as engine:
+    with Engine(tiny.override(f"recovery.rebuilds={restarts}")) as engine:
         stream = engine.stream("1+1=", max_new_tokens=1500, ignore_eos=True)
         next(stream)
         os.kill(engine.report.places[1].pid, signal.SIGKILL)
@@ -215,7 +215,7 @@ def test_a_launch_that_is_wanted_no_more_gives_back_what_it_has_made(tiny: Launc
 @pytest.mark.slow
 @pytest.mark.usefixtures("clean")
 def test_a_rebuild_ends_when_the_engine_is_shut_down(tiny: LaunchConfig) -> None:
-    engine = Engine(tiny.override("restarts=1")).start()
+    engine = Engine(tiny.override("recovery.rebuilds=1")).start()
     os.kill(engine.report.places[1].pid, signal.SIGKILL)
     first, end = engine.report, time.monotonic() + 60
     while (engine.report is first or len(engine.report.steps) < 2) and time.monotonic() < end:

@@ -68,7 +68,7 @@ def test_what_is_seen_of_each_signal(number: Signals, session: None) -> None:
 @pytest.mark.parametrize("number", WORDS, ids=lambda one: one.name)
 def test_each_signal_while_serving(number: Signals) -> None:
     """To rank 0, to rank 1, and to both at once; the last loss is named as the first."""
-    with Engine(config_of("restarts=3")) as engine, clients(asks(engine), 4):
+    with Engine(config_of("recovery.rebuilds=3")) as engine, clients(asks(engine), 4):
         strike_each(engine, [(number, (0,)), (number, (1,)), (number, BOTH)], AGAIN_S, HEALTH_S)
         assert engine.generate("12+30=", max_new_tokens=8).text == "42"
 
@@ -78,7 +78,7 @@ def test_each_signal_while_serving(number: Signals) -> None:
 def test_a_rank_that_is_slow_to_die(rank: int) -> None:
     """F27: its peer's error comes long before its own end."""
     slow = f"faults=[{{action: slow_to_die, rank: {rank}}}]"
-    with Engine(config_of("restarts=2", slow)) as engine, clients(asks(engine), 4):
+    with Engine(config_of("recovery.rebuilds=2", slow)) as engine, clients(asks(engine), 4):
         strike_each(engine, [(Signals.SIGKILL, (rank,)), (Signals.SIGTERM, (rank,))], AGAIN_S, HEALTH_S)
 
 
@@ -102,7 +102,7 @@ def test_what_ends_nothing() -> None:
 @pytest.mark.parametrize(("number", "rank"), [(Signals.SIGKILL, 0), (Signals.SIGTERM, 1)])
 def test_in_each_phase_of_the_launch(number: Signals, rank: int, tiny: LaunchConfig) -> None:
     phases = [Phase.CONNECT, Phase.LOAD, Phase.WARMUP, Phase.CAPTURE, Phase.REGISTER, Phase.VERIFY]
-    cut_off(lambda listener: Engine(tiny.override("restarts=6"), listener=listener), number, rank, phases)
+    cut_off(lambda listener: Engine(tiny.override("recovery.rebuilds=6"), listener=listener), number, rank, phases)
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_while_the_group_is_rebuilt(number: Signals) -> None:
         elif index == 0 and struck == [None]:
             struck[:] = [engine.last_error]
 
-    engine = Engine(config_of("restarts=2"), listener=listener)
+    engine = Engine(config_of("recovery.rebuilds=2"), listener=listener)
     with engine, clients(asks(engine), 4):
         strike_each(engine, [(number, (1,))], AGAIN_S, HEALTH_S)
     (error,) = struck

@@ -12,7 +12,7 @@ from raylaunch.report import LaunchReport
 from tests.protocol.builders import PLAN
 from tests.test_report import report_of
 
-SETTINGS = ("capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,4]")
+SETTINGS = ("capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,4]", "recovery.while_rebuilding=fail")
 
 
 class FakeEngine:

@@ -17,6 +17,8 @@ from tests.serve.load import Tally, one_client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
+RECOVERY = ("recovery.rebuilds=1", "recovery.while_rebuilding=fail")
+
 
 def test_a_rank_killed_under_load(capsys: pytest.CaptureFixture[str]) -> None:
     """Unready within a second, running requests end in an error, the group is rebuilt, the load goes on."""
@@ -39,7 +41,7 @@ def test_a_rank_killed_under_load(capsys: pytest.CaptureFixture[str]) -> None:
         tally.failed = [at for at in tally.failed if at < 5 + rebuilt + 1]
         return tally, unready, rebuilt
 
-    config = LaunchConfig.default(["capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,16]", "restarts=1"])
+    config = LaunchConfig.default(["capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,16]", *RECOVERY])
     with Engine(config) as engine, served(engine, ServeConfig(port=0)) as live:
         tally, unready, rebuilt = asyncio.run(scene(live))
         assert engine.health().ready

@@ -41,8 +41,9 @@ def call_of(engine, text="12+30=", index=0):
     return Call(index, engine.tokenizer(text)["input_ids"], SamplingParams(), f"r{index}", "r")
 
 
-def serving_of(engine, diary=None, **settings):
-    return Serving(engine, ServeConfig(**settings), lambda: diary or Diary(), 0)
+def serving_of(engine, diary=None, **recovery):
+    engine.config = engine.config.override(*(f"recovery.{name}={value}" for name, value in recovery.items()))
+    return Serving(engine, ServeConfig(), lambda: diary or Diary(), 0)
 
 
 async def collected(stream):
@@ -173,7 +174,7 @@ def test_a_request_while_rebuilding_waits(engine):
 
 def test_waiting_has_an_end(engine):
     rebuilding(engine)
-    serving = serving_of(engine, while_rebuilding="wait", rebuild_wait=0.3)
+    serving = serving_of(engine, while_rebuilding="wait", give_up_s=0.3)
     with pytest.raises(GroupUnavailable, match="rank 1 died"):
         asyncio.run(collected(run(serving, "generate", call_of(engine))))
 

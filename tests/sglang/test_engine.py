@@ -49,7 +49,7 @@ def with_scripted_rank(engine):
 
 
 def test_requests_a_lost_rank_and_the_end(idle_ranks):
-    engine = Engine(CONFIG.override("restarts=1"))
+    engine = Engine(CONFIG.override("recovery.rebuilds=1"))
     ranks = with_scripted_rank(engine)
     with engine:
         assert [answer.text for answer in engine.generate(["1+1=", "2+2="])] == ["42", "42"]
@@ -89,7 +89,7 @@ def test_a_rank_that_dies_during_the_first_request_is_named(idle_ranks, monkeypa
 
 def test_a_detokenizer_that_is_lost_for_good_takes_the_ranks_along(idle_ranks):
     """Nobody can use them any more: they must not hold their GPUs until the engine is shut down."""
-    engine = Engine(CONFIG.override("restarts=1"))
+    engine = Engine(CONFIG.override("recovery.rebuilds=1"))
     ranks = with_scripted_rank(engine)
     with engine:
         pids = [place.pid for place in engine.report.places]

@@ -22,7 +22,7 @@ def statuses(now, paths):
     engine = FakeEngine()
     engine.now = now
     side = SimpleNamespace(callers=set(), given_up={})
-    guard = Guard(engine, engine.config.serve, side, PlainTextResponse("from SGLang"))
+    guard = Guard(engine, side, PlainTextResponse("from SGLang"))
 
     async def ask():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://x") as client:
@@ -61,7 +61,7 @@ def test_a_caller_that_was_given_up_is_told_what_was_lost():
     engine.now = Health(True, Condition.READY, "", (), 0, 0)
 
     async def ask():
-        guard = Guard(engine, engine.config.serve, side, waits)
+        guard = Guard(engine, side, waits)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://x") as client:
             return await client.get("/server_info")
 

@@ -91,7 +91,7 @@ def test_yarn_makes_the_context_longer(tmp_path: Path) -> None:
 
 def test_it_answers_and_survives_the_loss_of_a_rank() -> None:
     """F07: unready at once, running requests end in an error, the group is rebuilt and answers again."""
-    with Engine(config_of("restarts=1")) as engine:
+    with Engine(config_of("recovery.rebuilds=1")) as engine:
         print(engine.report.table(140))
         texts = [one.text for one in engine.generate([f"{a}+{b}=" for a, b in SUMS], max_new_tokens=8)]
         assert texts == [str(a + b) for a, b in SUMS]

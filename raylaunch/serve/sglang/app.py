@@ -59,7 +59,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     app: ASGIApp = FirstEvent(HideOrigin(_operators_only(theirs) if exposed else theirs))
     app = KnownFields(app, request_kinds(), dropped(frontend.side.server_args.completion_template))
     app = RefuseLoneSurrogates(app)
-    app = Guard(engine, settings, frontend.side, app)
+    app = Guard(engine, frontend.side, app)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
     app = OwnPagesFirst(own_application(engine, settings, frontend.side), app)
@@ -131,10 +131,10 @@ class OwnPagesFirst:
 class Guard:
     """Answers 503 with the headline while there is no group, whatever is asked: ``/v1/models`` too (F07). While there
     is one that makes no progress, requests and questions of health get it, and an operator, who may be the one to set
-    it going again, is let through. With ``serve.while_rebuilding: wait`` a request waits for the new group first."""
+    it going again, is let through. With ``recovery.while_rebuilding: wait`` a request waits for the new group first."""
 
-    def __init__(self, engine: Engine, settings: ServeConfig, side: TokenizerSide, app: ASGIApp) -> None:
-        self.engine, self.settings, self.side, self.app = engine, settings, side, app
+    def __init__(self, engine: Engine, side: TokenizerSide, app: ASGIApp) -> None:
+        self.engine, self.side, self.app = engine, side, app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith("/metrics"):
@@ -150,9 +150,9 @@ class Guard:
         answered, health = path in LIMITED_PATHS, self.engine.health(ask_ranks=False)
         if health.condition is Condition.READY and not answered and path not in HEALTH_PATHS:
             return None
-        wait_s = self.settings.rebuild_wait if answered else 0.0
+        wait_s = self.engine.config.recovery.give_up_s if answered else 0.0
         try:
-            await rebuilt(self.engine, self.settings, time.monotonic() + wait_s)
+            await rebuilt(self.engine, time.monotonic() + wait_s)
         except GroupUnavailable as error:
             return unavailable(str(error))
         return None
