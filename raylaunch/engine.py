@@ -276,8 +276,8 @@ class Engine:
         return start
 
     def _submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
-        if self._supervisor.condition is not Condition.READY:
-            raise RequestFailed(f"the engine is not ready: {self.health(ask_ranks=False).reason}")
+        if refusal := self.health(ask_ranks=False).refusal(self.config.recovery.while_rebuilding == "wait"):
+            raise RequestFailed(refusal)
         return self.frontend.submit(prepared, listener, request_id)
 
     def _step(self, step: Step, index: int, steps: int) -> None:

@@ -60,6 +60,15 @@ class Health:
     restarts_left: int
     requests: int
 
+    def refusal(self, waits: bool) -> str:
+        """Why a request sent now is not taken; "" if it is.
+
+        Args:
+            waits: requests wait for a group that is rebuilt.
+        """
+        taken = self.ready or (waits and self.condition is Condition.REBUILDING)
+        return "" if taken else f"the engine is not ready: {self.reason}"
+
     def with_ranks(self, ranks: tuple[RankHealth, ...]) -> Health:
         """The same with what the ranks have said: not ready if one does not answer."""
         silent = next((f"rank {rank.rank} does not answer" for rank in ranks if not rank.answers), "")

@@ -245,7 +245,7 @@ class Supervisor:
                     outcome = group.ended(0)
                     if not outcome.complete:
                         error = explained(group, outcome, Phase.VERIFY)
-                        self._notify_frontend(error)
+                        self._notify_frontend(error, self._may_be_rebuilt())
                         raise error
                 handing.raise_if_failed()
             self.report.ready = time.time()
@@ -290,7 +290,7 @@ class Supervisor:
         self._lost_nodes.update(lost.nodes)
         self.error = known = lost.known(group)
         self.condition = Condition.REBUILDING
-        self._notify_frontend(known)  # callers need not wait for the explanation
+        self._notify_frontend(known, self._may_be_rebuilt())  # callers need not wait for the explanation
         error = lost.explained(group)
         torn_down = self._tear_down(error)
         if why := self._gone():
@@ -337,9 +337,12 @@ class Supervisor:
         self.error, self.condition = error, Condition.FAILED
         self._notify_frontend(error)
 
-    def _notify_frontend(self, error: LaunchError) -> None:
+    def _may_be_rebuilt(self) -> bool:
+        return self.restarts_left > 0 and not self._stopping.is_set()
+
+    def _notify_frontend(self, error: LaunchError, rebuilding: bool = False) -> None:
         try:
-            self.frontend.down(error)
+            self.frontend.down(error, rebuilding)
         except Exception:  # of a caller's own: the group must be ended and rebuilt all the same
             log.exception("the frontend could not be told of the group's loss")
 

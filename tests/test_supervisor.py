@@ -36,6 +36,7 @@ class Kept:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *launches: ScriptedGroup | Callable[..., Any]) -> None:
         self.left = list(launches)
         self.told: list[LaunchError] = []
+        self.may_wait: list[bool] = []
         self.failed: LaunchError | None = None
         self.keeper = Supervisor(CONFIG, lambda *_: None, self)
         monkeypatch.setattr(supervisor, "WATCH_S", 0.01)
@@ -51,8 +52,9 @@ class Kept:
 
     def up(self, offer: object) -> None: ...
 
-    def down(self, error: LaunchError) -> None:
+    def down(self, error: LaunchError, rebuilding: bool = False) -> None:
         self.told.append(error)
+        self.may_wait.append(rebuilding)
 
     def close(self) -> None: ...
 
@@ -102,8 +104,12 @@ def test_a_lost_group_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     kept.wait_for(Condition.READY)
     assert [error.headline() for error in kept.told] == ["LaunchError F07 [SERVE] a rank of the group is lost"]
     assert [str(error.summary) for _, error in kept.keeper.failures] == ["rank 1 died"]
+    assert kept.may_wait == [True]
+    lose(second)
+    kept.wait_for(Condition.FAILED)
+    assert kept.may_wait == [True, False, False], "nobody waits when nothing is left of the budget"
     kept.keeper.stop()
-    assert (first.closed, second.closed, kept.keeper.condition) == (1, 1, Condition.STOPPED)
+    assert (first.closed, second.closed, kept.keeper.condition) == (1, 1, Condition.FAILED)
 
 
 @pytest.mark.parametrize(

@@ -350,18 +350,31 @@ class RecoveryConfig(Section):
         rebuilds: how often the group is launched again within ``window_s``; None is 5 for ``raylaunch serve``, and 0
             in Python, for all other commands and for Ray Serve, which replaces the replica.
         window_s: seconds after which a launch no longer counts.
+        replay: requests that run when the group is lost wait for the next one, and go on there behind the tokens that
+            they have given out; False ends them. Those that cannot go on end in any case: with the engine ``sglang``
+            requests with images or a session, and those that have begun to answer with structured output, penalties, a
+            stop expression, embeddings in their prompt, a logit processor, or hidden states in their answer.
         while_rebuilding: whether requests that come meanwhile ``wait``, or ``fail`` at once.
         give_up_s: seconds that a request waits for the group at most.
     """
 
     rebuilds: Annotated[Int, Field(ge=0, le=100)] | None = None
     window_s: Seconds = 600
+    replay: bool = True
     while_rebuilding: Literal["wait", "fail"] = "wait"
     give_up_s: Seconds = 120
 
     def of_server(self) -> RecoveryConfig:
         """As it is for ``raylaunch serve``."""
         return self if self.rebuilds is not None else self.model_copy(update={"rebuilds": REBUILDS_OF_SERVER})
+
+    def lets_wait(self, has_output: bool) -> bool:
+        """Whether a request waits for the next group, if there is to be one.
+
+        Args:
+            has_output: whether tokens of it were given out.
+        """
+        return self.replay or (not has_output and self.while_rebuilding == "wait")
 
 
 class FaultConfig(Section):

@@ -41,8 +41,7 @@ def call_of(engine, text="12+30=", index=0):
     return Call(index, engine.tokenizer(text)["input_ids"], SamplingParams(), f"r{index}", "r")
 
 
-def serving_of(engine, diary=None, **recovery):
-    engine.config = engine.config.override(*(f"recovery.{name}={value}" for name, value in recovery.items()))
+def serving_of(engine, diary=None):
     return Serving(engine, ServeConfig(), lambda: diary or Diary(), 0)
 
 
@@ -141,10 +140,6 @@ def rebuilding(engine):
     engine.now = replace(engine.now, ready=False, condition=Condition.REBUILDING, reason="rank 1 died")
 
 
-def ready_again(engine):
-    engine.now = replace(engine.now, ready=True, condition=Condition.READY, reason="")
-
-
 def test_a_request_while_rebuilding_fails_at_once(client, engine):
     rebuilding(engine)
     answer = client.post("/v1/completions", json={"prompt": "1+1="})
@@ -156,33 +151,6 @@ def test_a_request_while_rebuilding_fails_at_once(client, engine):
         "code": "engine_unavailable",
     }
     assert client.get("/ready").status_code == client.get("/health_generate").status_code == 503
-
-
-def test_a_request_while_rebuilding_waits(engine):
-    async def ask():
-        rebuilding(engine)
-        work = asyncio.create_task(
-            collected(run(serving_of(engine, while_rebuilding="wait"), "generate", call_of(engine)))
-        )
-        await asyncio.sleep(0.25)
-        assert engine.asked_for == []
-        ready_again(engine)
-        return await work
-
-    assert "".join(chunk.text for chunk in asyncio.run(ask())) == "42"
-
-
-def test_waiting_has_an_end(engine):
-    rebuilding(engine)
-    serving = serving_of(engine, while_rebuilding="wait", give_up_s=0.3)
-    with pytest.raises(GroupUnavailable, match="rank 1 died"):
-        asyncio.run(collected(run(serving, "generate", call_of(engine))))
-
-
-def test_nobody_waits_for_a_group_that_will_not_come(engine):
-    engine.now = replace(engine.now, ready=False, condition=Condition.FAILED, reason="no restarts left")
-    with pytest.raises(GroupUnavailable, match="no restarts left"):
-        asyncio.run(collected(run(serving_of(engine, while_rebuilding="wait"), "generate", call_of(engine))))
 
 
 class Losing:
@@ -204,24 +172,10 @@ class Losing:
         engine.astream = losing
 
 
-def test_a_request_without_tokens_is_sent_again(engine):
-    async def ask():
-        Losing(engine, at=0)
-        work = asyncio.create_task(
-            collected(run(serving_of(engine, while_rebuilding="wait"), "generate", call_of(engine)))
-        )
-        await asyncio.sleep(0.25)
-        ready_again(engine)
-        return await work
-
-    assert "".join(chunk.text for chunk in asyncio.run(ask())) == "42"
-    assert len(engine.asked_for) == 2
-
-
-def test_a_request_with_tokens_is_not(engine):
+def test_a_request_that_was_lost_is_unavailable(engine):
     Losing(engine, at=1)
     with pytest.raises(GroupUnavailable, match="rank 1 died"):
-        asyncio.run(collected(run(serving_of(engine, while_rebuilding="wait"), "generate", call_of(engine))))
+        asyncio.run(collected(run(serving_of(engine), "generate", call_of(engine))))
     assert len(engine.asked_for) == 1
 
 

@@ -21,7 +21,7 @@ def statuses(now, paths):
     """The status of an answer for each path."""
     engine = FakeEngine()
     engine.now = now
-    side = SimpleNamespace(callers=set(), given_up={})
+    side = SimpleNamespace(callers=set(), patient=set(), given_up={})
     guard = Guard(engine, side, PlainTextResponse("from SGLang"))
 
     async def ask():
@@ -49,7 +49,7 @@ def test_an_operator_passes_as_long_as_there_are_ranks(ready, condition, request
 
 def test_a_caller_that_was_given_up_is_told_what_was_lost():
     """The engine may be ready again by then, or never have been otherwise."""
-    side = SimpleNamespace(callers=set(), given_up={})
+    side = SimpleNamespace(callers=set(), patient=set(), given_up={})
 
     async def waits(scope, receive, send):
         (caller,) = side.callers

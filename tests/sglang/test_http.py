@@ -37,7 +37,7 @@ LOSABLE = [
 @pytest.fixture
 def engine(frontend, rank):
     one = FakeEngine()
-    one.config, one.frontend, one.now = CONFIG, frontend, READY
+    one.config, one.frontend, one.now = CONFIG.override("recovery.while_rebuilding=fail"), frontend, READY
     return one
 
 
