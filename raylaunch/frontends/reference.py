@@ -38,7 +38,7 @@ class ReferenceFrontend:
         limit = config.engine.max_running_requests + config.engine.max_waiting_requests
         self._requests = RequestTable[RunningRequest](limit)
         self._sending = threading.Lock()  # an abort must not reach rank 0 before its request
-        self._rebuilding = False
+        self._rebuilding, self._gone = False, "it has no ranks"
         self._numbers = itertools.count()
         self._kv_tokens = 0
         self.tokenizer: Any = None
@@ -72,7 +72,7 @@ class ReferenceFrontend:
     def down(self, error: LaunchError, rebuilding: bool = False) -> None:
         with self._sending:
             client, self._client = self._client, None
-            was_rebuilding, self._rebuilding = self._rebuilding, rebuilding
+            was_rebuilding, self._rebuilding, self._gone = self._rebuilding, rebuilding, error.headline()
         if client is not None:
             client.close()  # what it has not delivered by now is computed again
         recovery = self._config.recovery
@@ -122,7 +122,7 @@ class ReferenceFrontend:
         with self._sending:
             client = self._client
             if client is None and not self._rebuilding:
-                raise RequestFailed("the engine is not ready: it has no ranks")
+                raise RequestFailed(f"the engine is not ready: {self._gone}")
             self._requests.add(request)
             if client is None:
                 request.waits_until = time.monotonic() + self._config.recovery.give_up_s

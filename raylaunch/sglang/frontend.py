@@ -17,6 +17,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RankFault, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
 from raylaunch.frontends.requests import Chunk, RequestTable, notify
+from raylaunch.group.ranks import STOPPED_SHARE
 from raylaunch.model_check import ModelShape, with_context
 from raylaunch.protocol import Phase
 from raylaunch.sampling import SamplingParams
@@ -74,6 +75,7 @@ class SglangFrontend:
         )
         self._shape: ModelShape | None = None
         self._up = self._rebuilding = self._closing = False
+        self._gone = "it has no ranks"
         self._resolved: dict[str, str] = {}
         self.sockets: SglangSockets | None = None
         self.runs: LoopThread | None = None
@@ -112,7 +114,7 @@ class SglangFrontend:
             self.runs.soon(self.side.replay.resume)
 
     def down(self, error: LaunchError, rebuilding: bool = False) -> None:
-        self._up, self._rebuilding = False, rebuilding
+        self._up, self._rebuilding, self._gone = False, rebuilding, error.headline()
         if not rebuilding:
             self._fail_requests(error.headline())
         elif self.side is not None and self.runs is not None:
@@ -175,7 +177,7 @@ class SglangFrontend:
     def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> SglangRequest:
         side, runs = self.side, self.runs
         if side is None or runs is None or not (self._up or self._rebuilding):
-            raise RequestFailed("the engine is not ready: it has no ranks")
+            raise RequestFailed(f"the engine is not ready: {self._gone}")
         if self._detokenizer.trouble:
             raise RequestFailed(f"the engine is not ready: {self._detokenizer.trouble}")
         answer = StreamedAnswer(request_id, prepared.params, incremental=side.manager.incremental_streaming_output)
@@ -333,7 +335,8 @@ class SglangFrontend:
         environment = dict(self._config.environment)
         if metrics_enabled(self._config):
             environment[METRICS_VARIABLE] = self.sockets.metrics_folder
-        return DetokenizerProcess(Path(self._folder.path) / "detokenizer.log", on_death, environment)
+        log_file, stopped_s = Path(self._folder.path) / "detokenizer.log", STOPPED_SHARE * self._config.deadlines.health
+        return DetokenizerProcess(log_file, on_death, environment, stopped_s)
 
 
 def _cancel(request: SglangRequest) -> None:
