@@ -253,8 +253,7 @@ class Replay:
             outputs.completion_tokens[at] += second.given
             outputs.cached_tokens[at] = min(outputs.cached_tokens[at], second.prompt_tokens)
             for name in OF_THE_PROMPT:
-                values = getattr(outputs, name, None)
-                if values:
-                    values[at] = []  # said with the first token
+                values = getattr(outputs, name, None) or []
+                values[at : at + 1] = [[]] if at < len(values) else []  # said with the first token
             if reason is not before:
                 self._dispatch(AbortReq(rid=request_id, abort_all=False))
