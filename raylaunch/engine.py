@@ -54,9 +54,7 @@ class Engine:
         self.config = config.config if isinstance(config, ResolvedLaunch) else config
         self._listener, self._placement_group = listener, placement_group
         self.frontend = frontend_of(self.config)
-        self._supervisor = Supervisor(
-            self.config, self._step, self.frontend.up, self.frontend.down, self.frontend.failure
-        )
+        self._supervisor = Supervisor(self.config, self._step, self.frontend)
         self._sampling = SamplingDefaults()
 
     # ---- life
@@ -74,22 +72,12 @@ class Engine:
         self._resolved = resolved = self._resolved or resolve(self.config)
         self._sampling = sampling_defaults(self.config)
         self._supervisor.sampling = str(self._sampling)
-        try:
-            self.frontend.begin(resolved)
-            sockets = self.frontend.sockets
-            self._supervisor.start(replace(resolved, sockets=sockets, placement_group=self._placement_group))
-        except BaseException:
-            self.frontend.close()
-            raise
+        self._supervisor.start(replace(resolved, placement_group=self._placement_group))
         return self
 
     def shutdown(self) -> None:
         """Ends the ranks, fails the requests that still run, leaves Ray as it was found. May be called twice."""
-        try:
-            self._supervisor.stop()
-        finally:
-            self.frontend.down(LaunchError("the engine was shut down"))
-            self.frontend.close()
+        self._supervisor.stop()
 
     def __enter__(self) -> Engine:
         return self.start()
@@ -104,20 +92,14 @@ class Engine:
 
     def health(self, ask_ranks: bool = True) -> Health:
         """Whether requests are answered now; asks every rank unless told not to. Never raises."""
-        health = self._supervisor.health(len(self.frontend), ask_ranks)
-        if not health.ready:
-            return health
-        if (failure := self.frontend.failure()) is not None:
-            return replace(health, ready=False, condition=Condition.FAILED.value, reason=failure.headline())
-        trouble = self.frontend.trouble()
-        return replace(health, ready=False, reason=trouble) if trouble else health
+        return self._supervisor.health(ask_ranks)
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Waits while the group is launched or rebuilt; whether requests can be answered then."""
         end = time.monotonic() + timeout_s
-        while self._supervisor.condition is Condition.LAUNCHING and time.monotonic() < end:
+        while (health := self.health(ask_ranks=False)).condition.starting and time.monotonic() < end:
             time.sleep(0.05)
-        return self._supervisor.condition is Condition.READY and self.frontend.failure() is None
+        return health.ready
 
     @property
     def failures(self) -> tuple[tuple[float, LaunchError], ...]:
@@ -133,7 +115,7 @@ class Engine:
     @property
     def restarts(self) -> int:
         """How often the group was rebuilt."""
-        return self.config.restarts - self._supervisor.restarts_left
+        return self._supervisor.rebuilds
 
     @property
     def model_name(self) -> str:
@@ -299,8 +281,8 @@ class Engine:
         return start
 
     def _submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
-        if self._supervisor.condition is not Condition.READY:
-            raise RequestFailed(f"the engine is not ready: {self.health(ask_ranks=False).reason}")
+        if refusal := self.health(ask_ranks=False).refusal(self.config.recovery.while_rebuilding == "wait"):
+            raise RequestFailed(refusal)
         return self.frontend.submit(prepared, listener, request_id)
 
     def _step(self, step: Step, index: int, steps: int) -> None:

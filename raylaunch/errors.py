@@ -118,6 +118,7 @@ class LaunchError(RaylaunchError):
         teardown: what was given back, and in which time.
         retryable: whether a new attempt may help (a killed process), or cannot (a broken rule).
         followers: what failed because of it, in order: the attempts to launch again.
+        given_up: why no further attempt was made although it is retryable, or "".
     """
 
     summary: str
@@ -131,6 +132,7 @@ class LaunchError(RaylaunchError):
     teardown: str = ""
     retryable: bool = False
     followers: list[LaunchError] = field(default_factory=list)
+    given_up: str = ""
 
     def __post_init__(self) -> None:
         super().__init__(self.summary)
@@ -178,6 +180,8 @@ class LaunchError(RaylaunchError):
                 lines.append(f'    cuda-gdb -ex "target cudacore {evidence.core_dump}"')
         if self.teardown:
             lines.append(f"  {self.teardown}")
+        if self.given_up:
+            lines.append(f"  not launched again: {self.given_up}")
         logs = [evidence.log_file for evidence in self.ranks if evidence.log_file]
         if logs:
             lines.append("  the ranks' logs: " + ", ".join(logs))
@@ -200,6 +204,7 @@ class LaunchError(RaylaunchError):
             "teardown",
             "retryable",
             "followers",
+            "given_up",
         )
         return type(self), tuple(getattr(self, name) for name in fields)
 

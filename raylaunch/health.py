@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from raylaunch.errors import LaunchError
 
 
-class Condition(enum.Enum):
-    """What a supervised group is in. ``FAILED`` and ``STOPPED`` are final."""
+class Condition(enum.StrEnum):
+    """What a supervised group is in."""
 
     NEW = "new"
     LAUNCHING = "launching"
     READY = "ready"
+    REBUILDING = "rebuilding"
     FAILED = "failed"
     STOPPED = "stopped"
+
+    @property
+    def starting(self) -> bool:
+        """Whether a group is being launched, for the first time or again."""
+        return self in (Condition.LAUNCHING, Condition.REBUILDING)
+
+    @property
+    def final(self) -> bool:
+        """Whether there will be no group any more."""
+        return self in (Condition.FAILED, Condition.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Health:
 
     Attributes:
         ready: a request sent now would be served.
-        condition: ``launching``, ``ready``, ``failed``, ``stopped``.
+        condition: such as ``ready``.
         reason: why it is not ready, in one line.
         ranks: each rank's own answer, when asked for.
         restarts_left: how often a lost group will still be rebuilt.
@@ -41,11 +54,45 @@ class Health:
     """
 
     ready: bool
-    condition: str
+    condition: Condition
     reason: str
     ranks: tuple[RankHealth, ...]
     restarts_left: int
     requests: int
+
+    def refusal(self, waits: bool) -> str:
+        """Why a request sent now is not taken; "" if it is.
+
+        Args:
+            waits: requests wait for a group that is rebuilt.
+        """
+        taken = self.ready or (waits and self.condition is Condition.REBUILDING)
+        return "" if taken else f"the engine is not ready: {self.reason}"
+
+    def with_ranks(self, ranks: tuple[RankHealth, ...]) -> Health:
+        """The same with what the ranks have said: not ready if one does not answer."""
+        silent = next((f"rank {rank.rank} does not answer" for rank in ranks if not rank.answers), "")
+        if self.ready and silent:
+            return replace(self, ready=False, reason=silent, ranks=ranks)
+        return replace(self, ranks=ranks)
+
+
+def readiness(
+    condition: Condition, error: LaunchError | None, failure: LaunchError | None, problems: Iterable[str]
+) -> tuple[Condition, str]:
+    """What a group is in, and why requests are not answered; "" if they are. Nothing else decides that.
+
+    Args:
+        condition: as its supervisor knows it.
+        error: that it was lost by, or could not be launched for.
+        failure: why the frontend can use no ranks any more; its supervisor learns of it a moment later.
+        problems: what else keeps it from answering; empty ones are none.
+    """
+    if condition is Condition.READY and failure is not None:
+        condition, error = Condition.FAILED, failure
+    if error is not None and condition is not Condition.READY:
+        return condition, error.headline()
+    return condition, next(filter(None, problems), "" if condition is Condition.READY else condition.value)
 
 
 @dataclass

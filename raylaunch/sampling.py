@@ -81,14 +81,15 @@ class SamplingParams(BaseModel):
             missing["extra"] = {**further, **self.extra}
         return self.model_copy(update=missing) if missing else self
 
-    def on_wire(self, ends: Sequence[int] = ()) -> Sampling:
+    def on_wire(self, ends: Sequence[int] = (), given: int = 0) -> Sampling:
         """What the ranks need of it.
 
         Args:
             ends: tokens that end an answer by the tokenizer's account; ranks know only the model's.
+            given: tokens of the answer that are there already, and go to the ranks behind the prompt.
         """
         return Sampling(
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.max_new_tokens - given,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -96,6 +97,7 @@ class SamplingParams(BaseModel):
             stop_token_ids=[*self.stop_token_ids, *(() if self.ignore_eos else ends)],
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
+            drawn=given,
         )
 
 

@@ -41,7 +41,9 @@ class SglangSockets:
 class Sampling(msgspec.Struct, frozen=True):
     """How a rank picks tokens for one request. Stop strings are the driver's: ranks have no tokenizer.
 
-    ``logprobs`` asks for each token's log probability and that many of the likeliest ones; None for neither.
+    ``logprobs`` asks for each token's log probability and that many of the likeliest ones; None for neither. ``drawn``
+    counts the prompt's last tokens that were drawn for this request, by a group that was lost: random numbers go on
+    behind them.
     """
 
     max_new_tokens: int = 16
@@ -52,6 +54,7 @@ class Sampling(msgspec.Struct, frozen=True):
     stop_token_ids: list[int] = msgspec.field(default_factory=list)
     ignore_eos: bool = False
     logprobs: int | None = None
+    drawn: int = 0
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

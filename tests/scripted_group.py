@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from raylaunch.group.ranks import StepOutcome
+from raylaunch.group.outcome import StepOutcome
 from raylaunch.group.teardown import Teardown
 from raylaunch.protocol import LaunchPlan, Release
 from tests.protocol.builders import arrivals

@@ -9,7 +9,7 @@ from raylaunch.engine import Engine
 from raylaunch.errors import EngineBusy, LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Prepared
 from raylaunch.frontends.requests import Chunk, RequestTable, RunningRequest
-from raylaunch.supervisor import Condition
+from raylaunch.health import Condition
 
 
 class EchoFrontend:
@@ -50,7 +50,8 @@ class EchoFrontend:
 @pytest.fixture
 def engine():
     one = Engine(LaunchConfig.default())
-    one.frontend, one._supervisor.condition = EchoFrontend(), Condition.READY
+    one.frontend = one._supervisor.frontend = EchoFrontend()
+    one._supervisor.condition = Condition.READY
     return one
 
 

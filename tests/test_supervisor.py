@@ -11,23 +11,24 @@ from typing import Any
 import pytest
 from ray.exceptions import GetTimeoutError, RaySystemError
 
-from raylaunch import LaunchConfig, LaunchError, supervisor
+from raylaunch import LaunchConfig, LaunchError, recovery, supervisor
 from raylaunch.cluster.session import RaySession
 from raylaunch.errors import shut_down
 from raylaunch.group import launch as launching
-from raylaunch.group import node_loss
+from raylaunch.group import node_loss, serving
 from raylaunch.group.launch import Launched
-from raylaunch.group.ranks import StepOutcome
+from raylaunch.group.outcome import StepOutcome
 from raylaunch.health import Condition
-from raylaunch.model.shape import ModelShape
+from raylaunch.model_check import check_model
+from raylaunch.recovery import Budget
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import ResolvedLaunch, launch_of
 from raylaunch.supervisor import Supervisor
 from tests.protocol.builders import PLAN
 from tests.scripted_group import ScriptedGroup
 
-CONFIG = LaunchConfig.default(["restarts=1"])
-RESOLVED = launch_of(CONFIG, ModelShape("tiny", 2048, 16, 4, 4))
+CONFIG = LaunchConfig.default(["recovery.rebuilds=1"])
+RESOLVED = launch_of(CONFIG, check_model(CONFIG))
 
 
 class Kept:
@@ -36,12 +37,38 @@ class Kept:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *launches: ScriptedGroup | Callable[..., Any]) -> None:
         self.left = list(launches)
         self.told: list[LaunchError] = []
+        self.may_wait: list[bool] = []
         self.failed: LaunchError | None = None
-        self.keeper = Supervisor(CONFIG, lambda *_: None, lambda *_: None, self.told.append, lambda: self.failed)
+        self.keeper = Supervisor(CONFIG, lambda *_: None, self)
         monkeypatch.setattr(supervisor, "WATCH_S", 0.01)
         monkeypatch.setattr(supervisor, "enter", lambda *_: RaySession())
         monkeypatch.setattr(supervisor, "launch", self._launch)
-        monkeypatch.setattr(supervisor, "explain_failure", lambda *_: LaunchError("rank 1 died", "F07", "SERVE"))
+        monkeypatch.setattr(serving, "explain_failure", lambda *_: LaunchError("rank 1 died", "F07", "SERVE"))
+
+    # ---- the supervisor's frontend, as far as it is asked here
+
+    sockets = None
+
+    def begin(self, shape: object) -> None: ...
+
+    def up(self, offer: object) -> None: ...
+
+    def down(self, error: LaunchError, rebuilding: bool = False) -> None:
+        self.told.append(error)
+        self.may_wait.append(rebuilding)
+
+    def close(self) -> None: ...
+
+    def trouble(self) -> str:
+        return ""
+
+    def failure(self) -> LaunchError | None:
+        return self.failed
+
+    def __len__(self) -> int:
+        return 0
+
+    # ---- the test's own
 
     def _launch(self, resolved: ResolvedLaunch, report: LaunchReport, *_: object, **more: Any) -> Launched:
         one = self.left.pop(0)
@@ -78,8 +105,12 @@ def test_a_lost_group_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     kept.wait_for(Condition.READY)
     assert [error.headline() for error in kept.told] == ["LaunchError F07 [SERVE] a rank of the group is lost"]
     assert [str(error.summary) for _, error in kept.keeper.failures] == ["rank 1 died"]
+    assert kept.may_wait == [True]
+    lose(second)
+    kept.wait_for(Condition.FAILED)
+    assert kept.may_wait == [True, False, False], "nobody waits when nothing is left of the budget"
     kept.keeper.stop()
-    assert (first.closed, second.closed, kept.keeper.condition) == (1, 1, Condition.STOPPED)
+    assert (first.closed, second.closed, kept.keeper.condition) == (1, 1, Condition.FAILED)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +130,7 @@ def test_a_rebuild_that_raises_anything_ends_in_failed_by_what_came_first(
     lose(first)
     kept.wait_for(Condition.FAILED)
     reason = f"LaunchError F07 [SERVE] rank 1 died; the rebuild then failed: {text}"
-    assert kept.keeper.health(0).reason == kept.told[-1].headline() == reason
+    assert kept.keeper.health().reason == kept.told[-1].headline() == reason
     assert [one.summary for _, one in kept.keeper.failures] == ["rank 1 died"]
     kept.keeper.stop()
 
@@ -113,18 +144,53 @@ def test_the_first_cause_stays_while_a_rebuild_is_tried_and_when_it_fails(monkey
         raise LaunchError("rank 0 died", "F06", "LOAD", retryable=True)
 
     kept = Kept(monkeypatch, first, tried, raising(LaunchError("no node has 1 CPU", "F13", "PLACE")))
-    kept.keeper.restarts_left = 2
+    kept.keeper.budget = Budget(2)
     kept.keeper.start(RESOLVED)
     lose(first)
     assert trying.wait(5)
-    assert kept.keeper.health(0).reason == "LaunchError F07 [SERVE] rank 1 died"
+    assert kept.keeper.health().reason == "LaunchError F07 [SERVE] rank 1 died"
     go_on.set()
     kept.wait_for(Condition.FAILED)
-    assert kept.keeper.health(0).reason == kept.told[-1].headline() == (
+    assert kept.keeper.health().reason == kept.told[-1].headline() == (
         "LaunchError F07 [SERVE] rank 1 died; the rebuild then failed: F06 [LOAD] rank 0 died; after that it failed: "
         "F13 [PLACE] no node has 1 CPU"
     )  # fmt: skip
     kept.keeper.stop()
+
+
+def test_a_rebuild_that_is_cut_off_is_begun_anew_and_one_that_never_works_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F28: each try is a launch like any other. The second that fails by the same cause at the same place is the last,
+    whatever the budget holds."""
+    groups = ScriptedGroup(PLAN), ScriptedGroup(PLAN)
+    cut_off = [LaunchError("rank 0 died", "F06", phase, retryable=True) for phase in ("LOAD", "CAPTURE", "LOAD")]
+    kept = Kept(monkeypatch, groups[0], raising(cut_off[0]), groups[1], *map(raising, cut_off), groups[0])
+    monkeypatch.setattr(recovery, "FIRST_PAUSE_S", 0.01)
+    kept.keeper.budget = Budget(100)
+    kept.keeper.start(RESOLVED)
+    lose(groups[0])
+    wait_until(lambda: kept.keeper.condition is Condition.READY and kept.keeper.rebuilds == 2)
+    lose(groups[1])
+    wait_until(lambda: kept.keeper.condition is Condition.FAILED)
+    assert kept.keeper.rebuilds == 5
+    assert kept.keeper.error is not None
+    assert kept.keeper.error.followers == cut_off, "tries after which the group has served do not count"
+    assert "not launched again: it failed twice in the same way" in str(kept.keeper.error)
+    kept.keeper.stop()
+
+
+def test_a_pause_between_two_tries_ends_with_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ScriptedGroup(PLAN)
+    failed = LaunchError("rank 0 died", "F06", "LOAD", retryable=True)
+    kept = Kept(monkeypatch, first, raising(failed), until_stopped)
+    monkeypatch.setattr(recovery, "FIRST_PAUSE_S", 30.0)
+    kept.keeper.budget = Budget(100)
+    kept.keeper.start(RESOLVED)
+    lose(first)
+    wait_until(lambda: kept.keeper.rebuilds == 2)
+    began = time.monotonic()
+    kept.keeper.stop()
+    assert time.monotonic() - began < 1.0
+    assert kept.keeper.condition is Condition.STOPPED
 
 
 def test_a_first_launch_that_is_tried_again_fails_by_what_came_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +201,7 @@ def test_a_first_launch_that_is_tried_again_fails_by_what_came_first(monkeypatch
     assert caught.value.headline() == (
         "LaunchError F06 [LOAD] rank 0 died; another attempt then failed: ZeroDivisionError: division by zero"
     )
-    assert kept.keeper.health(0).reason == caught.value.headline()
+    assert kept.keeper.health().reason == caught.value.headline()
 
 
 def test_a_group_that_serves_again_has_no_cause_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +233,7 @@ def test_health_does_not_wait_for_the_answers_of_a_group_that_is_lost_meanwhile(
     monkeypatch.setattr(group, "states", silent)
     kept.keeper.start(RESOLVED)
     seen: list[Any] = []
-    asking = threading.Thread(target=lambda: seen.append((kept.keeper.health(0), time.monotonic())))
+    asking = threading.Thread(target=lambda: seen.append((kept.keeper.health(), time.monotonic())))
     asking.start()
     assert asked.wait(5)
     lose(group)
@@ -177,7 +243,7 @@ def test_health_does_not_wait_for_the_answers_of_a_group_that_is_lost_meanwhile(
     assert (health.ready, health.ranks, "rank 1" in health.reason) == (False, (), True)
     assert answered - lost < 0.3
     began = time.monotonic()
-    assert not kept.keeper.health(0).ready
+    assert not kept.keeper.health().ready
     assert time.monotonic() - began < 0.1, "what is known is not asked"
     kept.keeper.stop()
 
@@ -201,14 +267,14 @@ def test_a_lost_raylet_is_the_cause_whatever_its_ranks_say(monkeypatch: pytest.M
             node_id=places[member.rank], address="10.0.0.4", pid=1, device="cpu", log_files=()
         )
         member.spec = SimpleNamespace(core_file="")
-    monkeypatch.setattr(supervisor.Supervisor, "_watch_raylets", lambda self, _: None)
+    ended = Ended()
+    monkeypatch.setattr(serving, "raylets_around", lambda _: ended)
     monkeypatch.setattr(node_loss.ray, "nodes", list)
     kept.keeper.start(RESOLVED)
-    kept.keeper._raylets = ended = Ended()  # type: ignore[assignment]
     ended.nodes = {"n1"}
     lose(group)
     kept.wait_for(Condition.FAILED)
-    assert kept.keeper.health(0).reason == (
+    assert kept.keeper.health().reason == (
         "LaunchError F15 [SERVE] node 10.0.0.4 is lost: its raylet, Ray's process there, has ended; rank 1 ran there; "
         "the rebuild then failed: F13 [PLACE] no node has 1 CPU"
     )
@@ -221,7 +287,7 @@ def test_a_user_that_cannot_be_told_of_a_loss_does_not_keep_the_group_from_being
 ) -> None:
     first = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, ScriptedGroup(PLAN))
-    kept.keeper.on_down = raising(RuntimeError("Event loop is closed"))
+    monkeypatch.setattr(kept, "down", raising(RuntimeError("Event loop is closed")))
     kept.keeper.start(RESOLVED)
     lose(first)
     kept.wait_for(Condition.READY)
@@ -231,7 +297,7 @@ def test_a_user_that_cannot_be_told_of_a_loss_does_not_keep_the_group_from_being
 def test_a_loss_that_cannot_be_explained_is_made_good_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     first = ScriptedGroup(PLAN)
     kept = Kept(monkeypatch, first, ScriptedGroup(PLAN))
-    monkeypatch.setattr(supervisor, "explain_failure", raising(RaySystemError("no answer")))
+    monkeypatch.setattr(serving, "explain_failure", raising(RaySystemError("no answer")))
     kept.keeper.start(RESOLVED)
     lose(first)
     kept.wait_for(Condition.READY)
@@ -246,7 +312,7 @@ def test_a_watcher_that_raises_ends_in_failed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(RaySession, "lost", raising(OSError("too many open files")))
     kept.keeper.start(RESOLVED)
     kept.wait_for(Condition.FAILED, restarts_left=1)
-    assert "too many open files" in kept.keeper.health(0).reason
+    assert "too many open files" in kept.keeper.health().reason
     wait_until(lambda: group.closed == 1)
     monkeypatch.undo()
     kept.keeper.stop()
@@ -264,7 +330,7 @@ def test_ranks_whose_user_has_failed_for_good_are_torn_down(monkeypatch: pytest.
         lose(group)
     kept.wait_for(Condition.FAILED, restarts_left=1)
     wait_until(lambda: group.closed == 1)
-    assert kept.keeper.health(0).reason == failed.headline()
+    assert kept.keeper.health().reason == failed.headline()
     assert kept.told == [failed]
     kept.keeper.stop()
     assert (group.closed, kept.keeper.condition, kept.keeper.error) == (1, Condition.FAILED, failed)
@@ -285,18 +351,19 @@ def test_a_teardown_that_raises_does_not_replace_the_cause(monkeypatch: pytest.M
         kept.failed = LaunchError("rank 1 died", "F07")
     wait_until(lambda: kept.keeper.error is not None and kept.keeper.error.teardown != "")
     kept.wait_for(Condition.FAILED, restarts_left=1)
+    told = kept.told[-1:]
     kept.keeper.stop()
     assert kept.keeper.error is not None
     assert "rank 1 died" in kept.keeper.error.headline()
     assert kept.keeper.error.teardown == "could not be torn down: KeyError: 'node 3'"
-    assert [error for _, error in kept.keeper.failures] == [kept.keeper.error] == kept.told[-1:]
+    assert [error for _, error in kept.keeper.failures] == [kept.keeper.error] == told
 
 
 def test_a_first_launch_that_raises_anything_is_failed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept(monkeypatch, raising(ZeroDivisionError("division by zero")))
     with pytest.raises(ZeroDivisionError):
         kept.keeper.start(RESOLVED)
-    assert kept.keeper.health(0).reason == "LaunchError ZeroDivisionError: division by zero"
+    assert kept.keeper.health().reason == "LaunchError ZeroDivisionError: division by zero"
 
 
 def test_what_ray_fails_with_is_a_launch_error_that_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +386,7 @@ def test_a_rebuild_is_ended_when_the_engine_is_stopped(monkeypatch: pytest.Monke
     kept = Kept(monkeypatch, first, until_stopped)
     kept.keeper.start(RESOLVED)
     lose(first)
-    kept.wait_for(Condition.LAUNCHING)
+    kept.wait_for(Condition.REBUILDING)
     began = time.monotonic()
     kept.keeper.stop()
     assert time.monotonic() - began < 2.0
@@ -389,7 +456,7 @@ def test_a_launch_without_ray_says_so_and_is_not_tried_again(monkeypatch: pytest
     with pytest.raises(LaunchError, match="Ray's head is gone") as caught:
         kept.keeper.start(RESOLVED)
     assert caught.value.code == "F15"
-    assert "Ray's head is gone" in kept.keeper.health(0).reason
+    assert "Ray's head is gone" in kept.keeper.health().reason
 
 
 @pytest.mark.parametrize("says", ["ray.wait", "the session"])
@@ -399,13 +466,13 @@ def test_an_engine_whose_ray_is_shut_down_fails_and_starts_none(monkeypatch: pyt
     kept = Kept(monkeypatch, group)
     monkeypatch.setattr(supervisor, "enter", lambda *_: session)
     kept.keeper.start(RESOLVED)
-    assert kept.keeper.health(0, ask_ranks=False).ready
+    assert kept.keeper.health(ask_ranks=False).ready
     if says == "the session":
         session.why = "Ray was shut down"
     monkeypatch.setattr(group, "ended", raising(SystemExit("Ray was shut down")))
     kept.wait_for(Condition.FAILED, restarts_left=1)
     monkeypatch.setattr(group, "states", raising(SystemExit("never asked")))
-    assert "Ray was shut down" in kept.keeper.health(0).reason
+    assert "Ray was shut down" in kept.keeper.health().reason
     assert "Ray was shut down" in kept.told[-1].summary
     kept.keeper.stop()
 
@@ -415,11 +482,11 @@ def test_health_asks_no_rank_in_another_session(monkeypatch: pytest.MonkeyPatch)
     kept = Kept(monkeypatch, group)
     monkeypatch.setattr(supervisor, "enter", lambda *_: session)
     kept.keeper.start(RESOLVED)
-    monkeypatch.setattr(supervisor.Supervisor, "_watch_until_lost_for_good", lambda _: None)
+    monkeypatch.setattr(supervisor.Supervisor, "_keep_until_lost_for_good", lambda _: None)
     monkeypatch.setattr(session, "current", lambda: False)
     session.why = "Ray was shut down"
     monkeypatch.setattr(group, "states", raising(AssertionError("asked")))
-    health = kept.keeper.health(0)
+    health = kept.keeper.health()
     assert not health.ready
     assert "Ray was shut down" in health.reason
     kept.keeper.stop()

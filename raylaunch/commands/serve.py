@@ -50,6 +50,7 @@ def serve(
             raise ConfigError("serve", error.name, "is not installed; pip install 'raylaunch[serve]'") from None
         key_of_environment()  # typer would take an empty variable for none
         chosen = changed(chosen, {"host": host, "port": port, "api_key": api_key})
+        chosen = chosen.model_copy(update={"recovery": chosen.recovery.of_server()})
         require_writable("--trace", trace)
         console = stderr_console()
         with bind(chosen.serve) as listener:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from raylaunch.config.renamed import current_name, with_current_names
 from raylaunch.config.written import read_setting
 from raylaunch.errors import ConfigError
 
@@ -19,7 +20,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
 
 def _parsed(item: str) -> tuple[str, Any]:
     key, separator, text = item.partition("=")
-    key = key.strip()
+    key = current_name(key.strip())
     if not separator or not all(key.split(".")):
         raise ConfigError("--set", item, "must be KEY=VALUE, such as capture.prefill_tokens=[128,1032]")
     return key, read_setting(key, text)
@@ -27,9 +28,9 @@ def _parsed(item: str) -> tuple[str, Any]:
 
 def changed(data: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """A copy of ``data`` with values by dotted name put in, in their order."""
-    result = _copied(data)
+    result = _copied(with_current_names(data))
     for key, value in changes:
-        path, section = key.split("."), result
+        path, section = current_name(key).split("."), result
         for name in path[:-1]:
             inner = section.get(name)
             if name in BY_KIND and isinstance(inner, str):

@@ -26,6 +26,7 @@ from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
 from raylaunch.config.files import read_config, shipped_configs
 from raylaunch.config.overrides import BY_KIND, apply_overrides, changed, value_at
 from raylaunch.config.paths import absolute, file_or_text, folder_or_name, sglang_arguments
+from raylaunch.config.renamed import with_current_names
 from raylaunch.config.written import check_encoding
 from raylaunch.errors import ConfigError
 from raylaunch.values.api_key import problem_of
@@ -57,6 +58,8 @@ FileOrText = Annotated[str, AfterValidator(lambda text: file_or_text(text))]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 AllReduceKind = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel", "jit"]
 
+
+REBUILDS_OF_SERVER = 5
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+")
 """Scheme, host and port, without a path: as browsers send it, in small letters."""
@@ -283,6 +286,11 @@ class DeadlineConfig(Section):
         """Deadline of a phase by its name, such as ``CAPTURE``."""
         return float(getattr(self, "register_" if phase == "REGISTER" else phase.lower()))
 
+    @property
+    def stopped(self) -> float:
+        """Seconds for which a process may be stopped, as by a debugger, and still go on."""
+        return 0.8 * self.health
+
 
 class ServeConfig(Section):
     """The HTTP server.
@@ -300,8 +308,6 @@ class ServeConfig(Section):
         max_body_bytes: largest request body.
         max_concurrent: requests answered at the same time; more are refused. None is 256 with the engine
             ``reference``, and any number with ``sglang``, which queues them itself.
-        while_rebuilding: whether requests ``wait`` while a lost group is rebuilt, or ``fail`` at once.
-        rebuild_wait: seconds that they wait at most.
         drain: seconds that running requests get to end when the server is stopped.
     """
 
@@ -313,8 +319,6 @@ class ServeConfig(Section):
     chat_template: FileOrText | None = None
     max_body_bytes: PositiveInt = 4 << 20
     max_concurrent: PositiveInt | None = None
-    while_rebuilding: Literal["wait", "fail"] = "fail"
-    rebuild_wait: Seconds = 60
     drain: Seconds = 30
 
     @field_validator("cors_origins", mode="before")
@@ -340,6 +344,43 @@ class ServeConfig(Section):
         if isinstance(key, str) and (problem := problem_of(key)):
             raise ValueError(problem)
         return value
+
+
+class RecoveryConfig(Section):
+    """What follows when the group is lost, because a rank or its node is.
+
+    A group that had served is launched again at once. Between launches that never come to serve there is a pause, which
+    doubles from 1 s to 30 s; the second of them that fails by the same cause at the same place is the last.
+
+    Attributes:
+        rebuilds: how often the group is launched again within ``window_s``; None is 5 for ``raylaunch serve``, and 0
+            in Python, for all other commands and for Ray Serve, which replaces the replica.
+        window_s: seconds after which a launch no longer counts.
+        replay: requests that run when the group is lost wait for the next one, and go on there behind the tokens that
+            they have given out; False ends them. Those that cannot go on end in any case: with the engine ``sglang``
+            requests with images or a session, and those that have begun to answer with structured output, penalties, a
+            stop expression, embeddings in their prompt, a logit processor, or hidden states in their answer.
+        while_rebuilding: whether requests that come meanwhile ``wait``, or ``fail`` at once.
+        give_up_s: seconds that a request waits for the group at most.
+    """
+
+    rebuilds: Annotated[Int, Field(ge=0, le=100)] | None = None
+    window_s: Seconds = 600
+    replay: bool = True
+    while_rebuilding: Literal["wait", "fail"] = "wait"
+    give_up_s: Seconds = 120
+
+    def of_server(self) -> RecoveryConfig:
+        """As it is for ``raylaunch serve``."""
+        return self if self.rebuilds is not None else self.model_copy(update={"rebuilds": REBUILDS_OF_SERVER})
+
+    def lets_wait(self, has_output: bool) -> bool:
+        """Whether a request waits for the next group, if there is to be one.
+
+        Args:
+            has_output: whether tokens of it were given out.
+        """
+        return self.replay or (not has_output and self.while_rebuilding == "wait")
 
 
 class FaultConfig(Section):
@@ -370,7 +411,6 @@ class LaunchConfig(Section):
 
     Attributes:
         name: of the group; its actors are ``NAME-xxxxxx/rank0`` and so on, with six hexadecimal digits of the launch.
-        restarts: how many times a group that lost a rank is rebuilt.
         environment: variables that every rank gets before it imports anything, such as ``NCCL_DEBUG: INFO``.
         faults: faults to provoke on purpose; empty in production.
         debug: ``cuda`` has GPUs write a core dump where a kernel fails, and waits for every kernel: slow. A dump takes
@@ -387,11 +427,16 @@ class LaunchConfig(Section):
     placement: PlacementConfig = PlacementConfig()
     deadlines: DeadlineConfig = DeadlineConfig()
     serve: ServeConfig = ServeConfig()
-    restarts: Annotated[Int, Field(ge=0, le=100)] = 0
+    recovery: RecoveryConfig = RecoveryConfig()
     environment: dict[str, Text] = Field(default_factory=dict)
     faults: tuple[FaultConfig, ...] = ()
     debug: Literal["off", "cuda"] = "off"
     debug_folder: LocalPath | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_current_names(cls, data: Any) -> Any:
+        return with_current_names(data)
 
     @field_validator("environment")
     @classmethod

@@ -76,8 +76,13 @@ class Frontend(Protocol):
             LaunchError: the ranks do not answer.
         """
 
-    def down(self, error: LaunchError) -> None:
-        """The ranks are gone: every request that runs ends at once in a :class:`RequestFailed` with the headline."""
+    def down(self, error: LaunchError, rebuilding: bool = False) -> None:
+        """The ranks are gone: every request that runs ends at once in a :class:`RequestFailed` with the headline.
+
+        Args:
+            rebuilding: others may take their place. Requests that can go on there wait for :meth:`up`, or for
+                ``recovery.give_up_s`` to pass, as the configuration says; so do those that are submitted meanwhile.
+        """
 
     def trouble(self) -> str:
         """Why requests cannot be answered although the ranks are well, in one line; "" if they can."""
@@ -93,7 +98,7 @@ class Frontend(Protocol):
 
         Raises:
             RequestError: the id is in use, or too many requests run.
-            RequestFailed: there are no ranks.
+            RequestFailed: there are no ranks, and none are waited for.
         """
 
     def forget(self, request: Running) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
 from raylaunch.wire import Abort, Output, Submit
 
+LOOK_S = 0.1  # at requests that may have waited for long enough
+
 
 class ReferenceFrontend:
     """Turns text into ids and back on the driver; ranks see ids only. A :class:`raylaunch.frontends.base.Frontend`."""
@@ -35,6 +38,7 @@ class ReferenceFrontend:
         limit = config.engine.max_running_requests + config.engine.max_waiting_requests
         self._requests = RequestTable[RunningRequest](limit)
         self._sending = threading.Lock()  # an abort must not reach rank 0 before its request
+        self._rebuilding, self._gone = False, "it has no ranks"
         self._numbers = itertools.count()
         self.tokenizer: Any = None
 
@@ -59,14 +63,25 @@ class ReferenceFrontend:
                 raise LaunchError(text, phase=Phase.VERIFY.name) from None
         client = RankZeroClient(offer, self._deliver)
         client.open()
-        self._client, self._resolved = client, resolved
+        with self._sending:
+            self._client, self._resolved, self._rebuilding = client, resolved, False
+            for request in self._requests.all():  # of the group before
+                self._send(client, request)
 
-    def down(self, error: LaunchError) -> None:
-        client, self._client = self._client, None
+    def down(self, error: LaunchError, rebuilding: bool = False) -> None:
+        with self._sending:
+            client, self._client = self._client, None
+            was_rebuilding, self._rebuilding, self._gone = self._rebuilding, rebuilding, error.headline()
         if client is not None:
-            client.close()
-        for request in self._requests.pop_all():
-            request.fail(RequestFailed(f"request {request.request_id} was lost: {error.headline()}"))
+            client.close()  # what it has not delivered by now is computed again
+        recovery = self._config.recovery
+        for request in self._requests.all():
+            if not (rebuilding and recovery.lets_wait(bool(request.given))):
+                request.fail(RequestFailed(f"request {request.request_id} was lost: {error.headline()}"))
+            elif not request.waits_until:
+                request.waits_until = time.monotonic() + recovery.give_up_s
+        if rebuilding and not was_rebuilding:
+            threading.Thread(target=self._end_waits, args=(error,), name="raylaunch-waits", daemon=True).start()
 
     def trouble(self) -> str:
         return ""
@@ -98,21 +113,23 @@ class ReferenceFrontend:
         return Prepared(ids, params)
 
     def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> RunningRequest:
-        ids, params, client = prepared.ids, prepared.params, self._client
-        if client is None:
-            raise RequestFailed("the engine is not ready: it has no ranks")
-        wire_id = f"{request_id}#{next(self._numbers)}"
         request = RunningRequest(
-            request_id, ids, params, self.tokenizer, listener, wire_id, lambda: self._requests.remove(request_id)
-        )
+            request_id, prepared.ids, prepared.params, self.tokenizer, listener,
+            on_end=lambda: self._requests.remove(request_id),
+        )  # fmt: skip
         with self._sending:
+            client = self._client
+            if client is None and not self._rebuilding:
+                raise RequestFailed(f"the engine is not ready: {self._gone}")
             self._requests.add(request)
-            try:
-                ends = vocabulary_of(self.tokenizer).ends if self.tokenizer is not None else ()
-                client.send(Submit(wire_id, ids, params.on_wire(ends)))
-            except RequestFailed:
-                request.end()
-                raise
+            if client is None:
+                request.waits_until = time.monotonic() + self._config.recovery.give_up_s
+            else:
+                try:
+                    self._send(client, request)
+                except RequestFailed:
+                    request.end()
+                    raise
         return request
 
     def forget(self, request: Running) -> None:
@@ -123,15 +140,33 @@ class ReferenceFrontend:
     def abort(self, request_id: str) -> bool:
         with self._sending:
             request, client = self._requests.get(request_id), self._client
-            if request is None or client is None:
-                return False
-            client.send(Abort(request.wire_id))
-            return True
+            if request is not None and client is not None:
+                client.send(Abort(request.wire_id))
+        if request is not None and client is None:
+            request.receive(Output(request.wire_id, [], "abort"))
+        return request is not None
 
     def __len__(self) -> int:
         return len(self._requests)
 
     # ---- inside
+
+    def _send(self, client: RankZeroClient, request: RunningRequest) -> None:
+        """Has rank 0 answer a request from its beginning, or go on with it. Raises :class:`RequestFailed`."""
+        request.wire_id, request.waits_until = f"{request.request_id}#{next(self._numbers)}", 0.0
+        ends = vocabulary_of(self.tokenizer).ends if self.tokenizer is not None else ()
+        sampling = request.params.on_wire(ends, len(request.given))
+        client.send(Submit(request.wire_id, [*request.prompt, *request.given], sampling))
+
+    def _end_waits(self, error: LaunchError) -> None:
+        """Ends the requests that have waited for long enough, while others are waited for."""
+        text = f"{error.headline()}; no group took its place within {self._config.recovery.give_up_s:g} s"
+        while self._rebuilding:
+            now = time.monotonic()
+            for request in self._requests.all():
+                if 0 < request.waits_until < now:
+                    request.fail(RequestFailed(f"request {request.request_id} was lost: {text}"))
+            time.sleep(LOOK_S)
 
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:

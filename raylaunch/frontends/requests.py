@@ -68,7 +68,9 @@ class RunningRequest:
     Attributes:
         listener: called with each chunk, or with the error that ends the request, on the receiving thread.
         wire_id: what the ranks know it by. They may still run a request whose caller has its end, and gives its id to
-            another.
+            another; and each group that it is sent to knows it by another.
+        given: tokens that were passed on.
+        waits_until: while there are no ranks, how long it waits for others, on the monotonic clock.
         on_end: called once, before the listener hears of the end.
     """
 
@@ -80,6 +82,8 @@ class RunningRequest:
     wire_id: str = ""
     on_end: Callable[[], object] = lambda: None
     finished: bool = False
+    given: list[int] = field(default_factory=list)
+    waits_until: float = 0.0
     _ending: threading.Lock = field(default_factory=threading.Lock)
     _text: AnswerText | None = None  # made with the first output: the tokenizer may fail, as a request does
 
@@ -107,6 +111,7 @@ class RunningRequest:
         if finish is not None and not self.end():
             return False  # the caller has left meanwhile
         told = True
+        self.given += output.tokens
         if text or output.tokens or finish:
             logprobs = None if output.logprobs is None else tuple(output.logprobs)
             matched = stopped or output.matched
@@ -176,6 +181,11 @@ class RequestTable(Generic[R]):
     def remove(self, request_id: str) -> None:
         with self._lock:
             self._running.pop(request_id, None)
+
+    def all(self) -> list[R]:
+        """Every request."""
+        with self._lock:
+            return list(self._running.values())
 
     def pop_all(self) -> list[R]:
         """Removes and returns every request."""

@@ -18,7 +18,8 @@ from raylaunch.group.diagnosis import (
     root_cause,
     sentence,
 )
-from raylaunch.group.ranks import RankGroup, StepOutcome
+from raylaunch.group.outcome import StepOutcome
+from raylaunch.group.ranks import RankGroup
 from raylaunch.protocol import Phase, Step, Violation
 
 OWN_CODE = re.compile(r"[/\\\\](raylaunch_actors|raylaunch)[/\\\\]")

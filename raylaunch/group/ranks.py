@@ -18,8 +18,9 @@ from raylaunch.cluster.session import RaySession
 from raylaunch.cluster.tcp_probe import TcpProbe
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.group.diagnosis import LEFT, NODE_PATTERN
+from raylaunch.group.outcome import StepOutcome, sort_in
 from raylaunch.group.teardown import Teardown, prove_ended
-from raylaunch.protocol import Arrival, Failure, Release
+from raylaunch.protocol import Release
 from raylaunch.resolved import gpus_per_rank
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the process
 GRACE_S = 0.3
 NODE_PROBE_S = 3.0
 SIGHTINGS_S = 1.0
-STOPPED_SHARE = 0.8  # of deadlines.health, for which a process may be stopped, as by a debugger, and still go on
 CLOSE_MARGIN_S = 8.0  # on top of the proof's deadline: a placement group is waited for, too
 CLOSE_LOOK_S = 0.1
 HEADLESS_S = 3.0  # in which agents of a cluster that goes on without its head can kill ranks
@@ -52,32 +52,6 @@ class Member:
     @property
     def rank(self) -> int:
         return self.spec.rank
-
-
-@dataclass
-class StepOutcome:
-    """What a step brought: every rank is in exactly one of the first four.
-
-    Attributes:
-        arrivals: ranks that stand at a gate.
-        failures: ranks that reported an error.
-        deaths: ranks whose actor is gone, with Ray's message.
-        pending: ranks that said nothing by the deadline, or by the end of the grace after the first failure.
-        seen: ranks whose processes were seen to die, or to be stopped, whatever the ranks themselves say.
-        waited_s: seconds without a sign of life or of work after which the pending ranks were given up, where that is
-            known.
-    """
-
-    arrivals: dict[int, Arrival] = field(default_factory=dict)
-    failures: dict[int, Failure] = field(default_factory=dict)
-    deaths: dict[int, str] = field(default_factory=dict)
-    pending: tuple[int, ...] = ()
-    seen: dict[int, Sighting] = field(default_factory=dict)
-    waited_s: float = 0.0
-
-    @property
-    def complete(self) -> bool:
-        return not (self.failures or self.deaths or self.pending or self.seen)
 
 
 @dataclass
@@ -135,7 +109,7 @@ class RankGroup:
             seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
             for member in self.members:
                 member.boot = member.actor.boot.remote(seen[member.rank])
-            patience = STOPPED_SHARE * specs[0].config.deadlines.health
+            patience = specs[0].config.deadlines.stopped
             self.news = {agent.news.remote(patience): node for node, agent in self.agents.items()}
         return outcome
 
@@ -194,11 +168,11 @@ class RankGroup:
             if left <= 0:
                 break
             done, pending = ray.wait(pending, num_returns=1, timeout=left)
-            _sort_in(outcome, calls, done)
+            sort_in(outcome, calls, done)
             if not outcome.complete and pending:
                 # A death is seen within milliseconds of the errors it causes: a short grace brings both.
                 done, pending = ray.wait(pending, num_returns=len(pending), timeout=GRACE_S)
-                _sort_in(outcome, calls, done)
+                sort_in(outcome, calls, done)
                 break
         outcome.pending = tuple(sorted(calls[ref] for ref in pending))
         return outcome
@@ -407,17 +381,3 @@ class RankGroup:
 def _kill(actor: Any) -> None:
     with contextlib.suppress(RayError):
         ray.kill(actor, no_restart=True)
-
-
-def _sort_in(outcome: StepOutcome, calls: dict[Any, int], done: Sequence[Any]) -> None:
-    for ref in done:
-        rank = calls[ref]
-        try:
-            report = ray.get(ref)
-        except RayError as error:
-            outcome.deaths[rank] = str(error)
-        else:
-            if isinstance(report, Failure):
-                outcome.failures[rank] = report
-            else:
-                outcome.arrivals[rank] = report

@@ -67,8 +67,8 @@ class Replica:
 def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
     """What ``serve.run`` takes.
 
-    A group that is lost is not rebuilt inside its replica: ``restarts`` is for ``raylaunch serve``, here Serve
-    replaces the replica. The address and port of ``serve`` are Ray Serve's own.
+    A group that is lost is not rebuilt inside its replica: ``recovery.rebuilds`` is for ``raylaunch serve``, here
+    Serve replaces the replica. The address and port of ``serve`` are Ray Serve's own.
 
     Raises:
         ConfigError: it cannot be launched.
@@ -77,7 +77,7 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
         expected = "Ray Serve's replicas run the reference engine only; run raylaunch serve as a Ray job instead"
         raise ConfigError("engine.kind", "sglang", expected)
     resolved = on_device(resolve(config), _device(config))
-    settled, request = config.replace({"engine.device": resolved.device, "restarts": 0}), resolved.request
+    settled, request = config.replace({"engine.device": resolved.device, "recovery.rebuilds": 0}), resolved.request
     # Rank 0 and the replica share the first bundle: the group then spans no more nodes than its ranks need.
     first = {**request.bundles[0], "CPU": request.bundles[0].get("CPU", 0.0) + REPLICA_CPUS}
     deployment = serve.deployment(

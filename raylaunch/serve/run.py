@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.health import Condition
 from raylaunch.startup.signals import answered_by
 
 if TYPE_CHECKING:
@@ -280,8 +281,8 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.01)
         self.say(f"serving {engine.model_name} at {url_of(listener)}")
         before = engine.last_error  # of a loss that was made good
-        while (condition := engine.health(ask_ranks=False).condition) != "failed":
-            if condition == "ready":
+        while (condition := engine.health(ask_ranks=False).condition) is not Condition.FAILED:
+            if condition is Condition.READY:
                 before = engine.last_error
             await asyncio.sleep(WATCH_S)
         if self.should_exit:

@@ -1,4 +1,4 @@
-"""The one way from an HTTP request to the engine: waits while a group is rebuilt, tells an observer, cleans up."""
+"""The one way from an HTTP request to the engine: tells an observer, says what was lost, cleans up."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from raylaunch.engine import Engine
     from raylaunch.frontends.requests import Chunk
     from raylaunch.sampling import SamplingParams
-
-POLL_S = 0.1
 
 
 class Observer(Protocol):
@@ -89,53 +87,39 @@ class GroupUnavailable(RequestFailed):
 async def run(serving: Serving, endpoint: str, call: Call) -> AsyncGenerator[Chunk, None]:
     """Answers one call chunk by chunk. Closing the generator, or cancelling the task in it, aborts the request.
 
-    A request that has produced nothing yet when its group is lost waits for the new group if
-    ``serve.while_rebuilding`` says so; one that has produced tokens fails at once.
-
     Raises:
         RequestError: the engine refused it.
         GroupUnavailable: there are no ranks to answer it, or they were lost meanwhile.
         RequestFailed: it failed for a reason of its own.
     """
-    engine, settings, observer = serving.engine, serving.settings, serving.observe()
-    reason, seen = "gone", False
-    deadline = time.monotonic() + settings.rebuild_wait
+    engine, observer = serving.engine, serving.observe()
+    reason, seen, restarts = "gone", False, engine.restarts
     observer.started(endpoint, len(call.prompt))
+    chunks = engine.astream(call.prompt, call.params, request_id=call.request_id)
     try:
-        while True:
-            if not engine.health(ask_ranks=False).ready:
-                await rebuilt(engine, settings, deadline)
-            restarts = engine.restarts
-            chunks = engine.astream(call.prompt, call.params, request_id=call.request_id)
-            try:
-                serving.running[call.request_id] = call
-                async for chunk in chunks:
-                    if chunk.token_ids:
-                        if not seen:
-                            seen = True
-                            observer.first_token()
-                        serving.pulse.at = time.monotonic()
-                        observer.tokens(len(chunk.token_ids))
-                    if chunk.finish_reason is not None:
-                        reason = chunk.finish_reason
-                    yield chunk
-                return
-            except RequestFailed as error:
-                if engine.restarts == restarts and engine.health(ask_ranks=False).ready:
-                    raise
-                if seen or settings.while_rebuilding == "fail":
-                    raise GroupUnavailable(str(error)) from None
-            finally:
-                if serving.running.get(call.request_id) is call:
-                    del serving.running[call.request_id]
-                await closed(chunks)
+        serving.running[call.request_id] = call
+        async for chunk in chunks:
+            if chunk.token_ids:
+                if not seen:
+                    seen = True
+                    observer.first_token()
+                serving.pulse.at = time.monotonic()
+                observer.tokens(len(chunk.token_ids))
+            if chunk.finish_reason is not None:
+                reason = chunk.finish_reason
+            yield chunk
     except RequestError:
         reason = "refused"
         raise
-    except RequestFailed:
+    except RequestFailed as error:
         reason = "error"
-        raise
+        if engine.restarts == restarts and engine.health(ask_ranks=False).ready:
+            raise
+        raise GroupUnavailable(str(error)) from None
     finally:
+        if serving.running.get(call.request_id) is call:
+            del serving.running[call.request_id]
+        await closed(chunks)
         observer.finished(reason)
 
 
@@ -187,15 +171,3 @@ async def _pump(
         arrived.put_nowait(None)
     except Exception as error:
         arrived.put_nowait(error)
-
-
-async def rebuilt(engine: Engine, settings: ServeConfig, deadline: float) -> None:
-    """Waits for the new group, if that is configured and there will be one. Raises :class:`GroupUnavailable`."""
-    while True:
-        health = engine.health(ask_ranks=False)
-        if health.ready:
-            return
-        final = health.condition in ("failed", "stopped")
-        if final or settings.while_rebuilding == "fail" or time.monotonic() >= deadline:
-            raise GroupUnavailable(f"the engine is not ready: {health.reason}")
-        await asyncio.sleep(POLL_S)

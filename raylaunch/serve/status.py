@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
 from raylaunch.engine import Engine
-from raylaunch.health import Health
+from raylaunch.health import Condition, Health
 from raylaunch.protocol import Gate, LoadFacts, Phase, ReadyFacts, RegisterFacts
 from raylaunch.report import LaunchReport, StepRecord
 from raylaunch.serve.limits import max_concurrent
@@ -95,7 +95,8 @@ def describe(engine: Engine, settings: ServeConfig, metrics: Metrics, have: str 
 def _ranks(health: Health, size: int) -> list[dict[str, Any]]:
     """Each rank as it is now. A group that is not there has ranks that are starting, or gone."""
     absent = {"answers": False, "counters": {}}
-    state = {"new": "not started", "launching": "starting", "ready": "does not answer"}.get(health.condition, "gone")
+    states = {Condition.NEW: "not started", Condition.READY: "does not answer"}
+    state = "starting" if health.condition.starting else states.get(health.condition, "gone")
     seen = {
         rank.rank: {"answers": rank.answers, "activity": rank.activity, "counters": rank.counters}
         for rank in health.ranks
@@ -106,7 +107,7 @@ def _ranks(health: Health, size: int) -> list[dict[str, Any]]:
 def _step_in_progress(report: LaunchReport, health: Health) -> dict[str, Any] | None:
     """What a launch works towards, and since when; None where no launch goes on."""
     due = report.due
-    if health.condition != "launching" or report.ready or due is None:
+    if not health.condition.starting or report.ready or due is None:
         return None
     return {"phase": due.phase.name, "text": due.what, "done": due.done, "of": due.of, "since": due.since}
 

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TypeVar
 
 from raylaunch.engine import Engine
@@ -45,6 +44,4 @@ class GroupWatch:
             except Exception:  # Ray may be gone altogether: then no rank has answered, and that is what is shown
                 asked = now
             self._asked, self._asked_at = asked, self._clock()
-        if now.ready and not asked.ready:
-            return replace(asked, requests=now.requests)
-        return replace(now, ranks=asked.ranks)
+        return now.with_ranks(asked.ranks)

@@ -1,9 +1,13 @@
-"""Child processes: ended for certain, and what they said last."""
+"""Child processes: ended for certain, or when they are stopped for long, and what they said last."""
 
 from __future__ import annotations
 
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+POLL_S = 0.1
 
 
 def end(process: subprocess.Popen[bytes], patience_s: float) -> None:
@@ -14,6 +18,24 @@ def end(process: subprocess.Popen[bytes], patience_s: float) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def kill_once_stopped(process: subprocess.Popen[bytes], patience_s: float, on_stop: Callable[[], object]) -> None:
+    """Waits for a child's end; once it was stopped (SIGSTOP) for ``patience_s``, calls ``on_stop`` and kills it."""
+    from raylaunch_actors.process_watch import Followed
+
+    try:
+        followed = Followed(process.pid)
+    except OSError:  # it has ended, or this system does not show it
+        return
+    while process.poll() is None:
+        now = time.time()
+        followed.poll(now)
+        if followed.seen is not None and not followed.seen.ended and now - followed.seen.when >= patience_s:
+            on_stop()
+            process.kill()
+        time.sleep(POLL_S)
+    followed.close()
 
 
 def last_lines(log: Path, count: int) -> str:

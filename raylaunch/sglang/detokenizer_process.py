@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raylaunch.sglang.children import end, last_lines
+from raylaunch.sglang.children import end, kill_once_stopped, last_lines
 from raylaunch.sglang.detokenizer import READY
 
 END_S = 3.0
@@ -25,12 +25,14 @@ class DetokenizerProcess:
         log: file that gets what it prints.
         environment: variables that it gets beside this process's.
         on_death: told in one sentence when it ends and :meth:`close` was not called; on a thread of its own.
+        stopped_s: seconds for which it may be stopped, as by a debugger; then it is killed.
     """
 
     def __init__(
-        self, log: Path, on_death: Callable[[str], None], environment: Mapping[str, str] | None = None
+        self, log: Path, on_death: Callable[[str], None], environment: Mapping[str, str], stopped_s: float
     ) -> None:
-        self._log, self._on_death, self._environment = log, on_death, environment or {}
+        self._log, self._on_death, self._environment, self._stopped_s = log, on_death, environment, stopped_s
+        self._was_stopped = False
         self._process: subprocess.Popen[bytes] | None = None
         self._closing = False
         self._told = threading.Event()
@@ -48,7 +50,8 @@ class DetokenizerProcess:
                 env={**os.environ, **self._environment, "PYTHONPATH": path},
                 start_new_session=True,  # a Ctrl-C must let running requests end first
             )
-        threading.Thread(target=self._watch, args=(self._process,), name="raylaunch-detokenizer", daemon=True).start()
+        for watch in (self._watch, self._watch_stops):
+            threading.Thread(target=watch, args=(self._process,), name="raylaunch-detokenizer", daemon=True).start()
 
     def configure(self, server_args: Any, port_args: Any) -> None:
         """Gives it its arguments. It binds its socket then."""
@@ -92,8 +95,15 @@ class DetokenizerProcess:
         code = process.wait()
         if not self._closing:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            how = f"was stopped (SIGSTOP) for {self._stopped_s:g} s, and killed" if self._was_stopped else how
             self._on_death(f"SGLang's detokenizer {how}{self._last_words()}")
         self._told.set()
+
+    def _watch_stops(self, process: subprocess.Popen[bytes]) -> None:
+        def on_stop() -> None:
+            self._was_stopped = True
+
+        kill_once_stopped(process, self._stopped_s, on_stop)
 
     def _last_words(self) -> str:
         said = last_lines(self._log, LOG_TAIL_LINES)

@@ -74,7 +74,8 @@ class SglangFrontend:
             self._new_detokenizer, self._lose_detokenizer, self._probe_again, config.deadlines.load
         )
         self._resolved: ResolvedLaunch | None = None
-        self._up = self._closing = False
+        self._up = self._rebuilding = self._closing = False
+        self._gone = "it has no ranks"
         self._resolved_arguments: dict[str, str] = {}
         self.sockets: SglangSockets | None = None
         self.runs: LoopThread | None = None
@@ -108,11 +109,16 @@ class SglangFrontend:
         self._compare_resolved(offer.get("settled", {}))
         info = {name: value for name, value in offer.items() if name != "settled"}
         self._detokenizer.answer(functools.partial(self._probe, info))
-        self._up = True
+        self._up, self._rebuilding = True, False
+        if self.side is not None and self.runs is not None:
+            self.runs.soon(self.side.replay.resume)
 
-    def down(self, error: LaunchError) -> None:
-        self._up = False
-        self._fail_requests(error.headline())
+    def down(self, error: LaunchError, rebuilding: bool = False) -> None:
+        self._up, self._rebuilding, self._gone = False, rebuilding, error.headline()
+        if not rebuilding:
+            self._fail_requests(error.headline())
+        elif self.side is not None and self.runs is not None:
+            self.runs.soon(functools.partial(self.side.lose, error.headline(), rebuilding=True))
 
     def trouble(self) -> str:
         return self._detokenizer.trouble
@@ -170,8 +176,8 @@ class SglangFrontend:
 
     def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> SglangRequest:
         side, runs = self.side, self.runs
-        if side is None or runs is None or not self._up:
-            raise RequestFailed("the engine is not ready: it has no ranks")
+        if side is None or runs is None or not (self._up or self._rebuilding):
+            raise RequestFailed(f"the engine is not ready: {self._gone}")
         if self._detokenizer.trouble:
             raise RequestFailed(f"the engine is not ready: {self._detokenizer.trouble}")
         answer = StreamedAnswer(request_id, prepared.params, incremental=side.manager.incremental_streaming_output)
@@ -260,7 +266,7 @@ class SglangFrontend:
             self.runs.start()
         if metrics_enabled(self._config):
             self._share_metrics()
-        side = TokenizerSide(server_args, port_args)
+        side = TokenizerSide(server_args, port_args, self._config.recovery)
         try:
             with switches({**LONGER_CONTEXT, **self._config.environment}):
                 self.runs.submit(side.open()).result()
@@ -327,7 +333,8 @@ class SglangFrontend:
         environment = dict(self._config.environment)
         if metrics_enabled(self._config):
             environment[METRICS_VARIABLE] = self.sockets.metrics_folder
-        return DetokenizerProcess(Path(self._folder.path) / "detokenizer.log", on_death, environment)
+        log_file, stopped_s = Path(self._folder.path) / "detokenizer.log", self._config.deadlines.stopped
+        return DetokenizerProcess(log_file, on_death, environment, stopped_s)
 
 
 def _cancel(request: SglangRequest) -> None:

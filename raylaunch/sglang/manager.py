@@ -11,10 +11,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from raylaunch.config.sections import RecoveryConfig
 from raylaunch.errors import RequestFailed
 from raylaunch.frontends.base import Prepared
 from raylaunch.sglang.fields import FieldLimits, check_fields, embeds_problem
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
+from raylaunch.sglang.replay import Replay
 from raylaunch.sglang.sampling import check_parameters
 
 PROBE_TOKENS = 4
@@ -31,16 +33,20 @@ class TokenizerSide:
         manager: SGLang's ``TokenizerManager``; binds the sockets that ranks and detokenizer connect to.
         templates: SGLang's ``TemplateManager``.
         scheduler_info: what rank 0 said at its last gate.
+        replay: keeps requests while there are no ranks.
         callers: tasks that may wait for the ranks in ways of SGLang's own; cancelled when those are lost.
+        patient: those of them that may go on when requests do.
         given_up: those of them that were cancelled for that, with what was lost.
     """
 
-    def __init__(self, server_args: Any, port_args: Any) -> None:
-        self.server_args, self.port_args = server_args, port_args
+    def __init__(self, server_args: Any, port_args: Any, recovery: RecoveryConfig) -> None:
+        self.server_args, self.port_args, self._recovery = server_args, port_args, recovery
         self.manager: Any = None
         self.templates: Any = None
         self.scheduler_info: dict[str, Any] = {}
+        self.replay: Any = None
         self.callers: set[asyncio.Task[Any]] = set()
+        self.patient: set[asyncio.Task[Any]] = set()
         self.given_up: dict[asyncio.Task[Any], str] = {}
         self._receiving: asyncio.Task[None] | None = None
 
@@ -56,6 +62,7 @@ class TokenizerSide:
         # The manager would begin by itself with its first request, with handlers that kill the whole process, the
         # user's, at SIGTERM and at any error. It does not once it has a loop.
         self.manager.event_loop = asyncio.get_running_loop()
+        self.replay = Replay(self.manager, self._recovery, self._fail)
         self._let_lost_requests_end()
         self._check_first()
         self._abort_what_has_not_ended()
@@ -77,8 +84,15 @@ class TokenizerSide:
         ids = [token % vocabulary for token in range(1, 1 + PROBE_TOKENS)]
         parameters = {"max_new_tokens": PROBE_TOKENS, "temperature": 0.0, "ignore_eos": True}
         meta: Mapping[str, Any] = {}
-        async for output in self._send(input_ids=ids, sampling_params=parameters, log_metrics=False):
-            meta = output["meta_info"]
+        request_id = f"probe-{secrets.token_hex(8)}"
+        self.replay.probes.add(request_id)
+        try:
+            async for output in self._send(
+                rid=request_id, input_ids=ids, sampling_params=parameters, log_metrics=False
+            ):
+                meta = output["meta_info"]
+        finally:
+            self.replay.probes.discard(request_id)
         if meta.get("completion_tokens") != PROBE_TOKENS or (meta.get("finish_reason") or {}).get("type") != "length":
             raise RuntimeError(f"{PROBE_TOKENS} tokens were asked for, and this came back: {dict(meta)}")
         self.manager.server_status = ServerStatus.Up
@@ -157,42 +171,61 @@ class TokenizerSide:
         """Asks rank 0 to end a request, or all."""
         self.manager.abort_request(request_id, abort_all=everything)
 
-    def lose(self, reason: str, *, ranks_go_on: bool = False) -> None:
+    def lose(self, reason: str, *, ranks_go_on: bool = False, rebuilding: bool = False) -> None:
         """The ranks, or the detokenizer, are gone. Every request ends, those of the HTTP server too, as if rank 0 had
         said that it is unavailable, and SGLang's health says the same until the next :meth:`probe`.
 
         Args:
             ranks_go_on: they are there, and must be told not to go on with the requests.
+            rebuilding: others may take their place: requests that can go on there wait for them.
         """
         from sglang.srt.managers.tokenizer_manager import ServerStatus
 
         self.manager.server_status = ServerStatus.Starting
-        self._fail_all(reason, ranks_go_on)
+        if not rebuilding:
+            self._fail_all(reason, ranks_go_on)
+            return
+        from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+
+        for request_id in [one for one in self.manager.rid_to_state if one.startswith(HEALTH_CHECK_RID_PREFIX)]:
+            self._fail(request_id, reason)
+        self.replay.hold(reason)
+        self._end_other_callers(self.callers - self.patient, reason)
 
     def _fail_all(self, reason: str, ranks_go_on: bool) -> None:
+        if ranks_go_on:
+            self.abort(everything=True)
+        for request_id in list(self.manager.rid_to_state):
+            self._fail(request_id, reason)
+        self._end_other_callers(self.callers, reason)
+
+    def _fail(self, request_id: str, reason: str) -> None:
+        """Ends a request as unavailable, with what it has said so far."""
         from sglang.srt.managers.io_struct import AbortReq
         from sglang.srt.managers.utils import is_health_check_generate_req
 
-        if ranks_go_on:
-            self.abort(everything=True)
+        state = self.manager.rid_to_state.get(request_id)
+        if state is None:
+            return
         finish = {
             "type": "abort",
             "message": reason,
             "status_code": HTTPStatus.SERVICE_UNAVAILABLE,
             "err_type": "ServiceUnavailable",
         }
-        for request_id, state in list(self.manager.rid_to_state.items()):
-            if is_health_check_generate_req(state.obj):  # to SGLang an abort of that is nothing
+        if is_health_check_generate_req(state.obj):  # to SGLang an abort of that is nothing
+            self._end_bare(request_id, state, finish)
+        elif state.dispatched:
+            try:
+                self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=finish))
+            except Exception:  # of what it has said so far no answer can be made
+                log.exception("request %s ends without what it has said so far", request_id)
                 self._end_bare(request_id, state, finish)
-            elif state.dispatched:
-                try:
-                    self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=dict(finish)))
-                except Exception:  # of what it has said so far no answer can be made
-                    log.exception("request %s ends without what it has said so far", request_id)
-                    self._end_bare(request_id, state, finish)
-            else:  # on its way to the ranks, or of several samples, which are requests of their own there
-                state.lost_for = reason
-        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(self.callers), reason)
+        else:  # on its way to the ranks, or of several samples, which are requests of their own there
+            state.lost_for = reason
+
+    def _end_other_callers(self, callers: Iterable[asyncio.Task[Any]], reason: str) -> None:
+        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(callers), reason)
 
     def _end_bare(self, request_id: str, state: Any, finish: Mapping[str, Any]) -> None:
         """Ends a request with an output of nothing but the reason, as SGLang's own would: it is the last."""

@@ -30,7 +30,7 @@ def refused(**sections):
 
 def test_defaults_of_every_section():
     made = config()
-    assert (made.parallel.tensor_parallel_size, made.engine.kind, made.restarts) == (1, "reference", 0)
+    assert (made.parallel.tensor_parallel_size, made.engine.kind, made.recovery.rebuilds) == (1, "reference", None)
     assert made.capture.granularity == "iteration"
     assert made.faults == ()
 
@@ -72,7 +72,7 @@ def test_defaults_of_every_section():
         ({"deadlines": {"register": -1}}, "deadlines.register", -1, "greater than 0"),
         ({"deadlines": {"stretch": 0.5}}, "deadlines.stretch", 0.5, "greater than or equal to 1"),
         ({"name": "two words"}, "name", "two words", "match pattern"),
-        ({"restarts": -1}, "restarts", -1, "greater than or equal to 0"),
+        ({"recovery": {"rebuilds": -1}}, "recovery.rebuilds", -1, "greater than or equal to 0"),
         ({"faults": [{"action": "explode"}]}, "faults.0.action", "explode", "'raise'"),
         ({"model": {"path": "m", "dtype": "int4"}}, "model.dtype", "int4", "'bfloat16'"),
         ({"model": {}}, "model.path", None, "is required"),
@@ -102,7 +102,7 @@ def test_a_wrong_value_is_named(sections, key, value, right):
         ({"deadlines": {"stretch": True}}, "deadlines.stretch"),
         ({"serve": {"port": False}}, "serve.port"),
         ({"serve": {"max_concurrent": True}}, "serve.max_concurrent"),
-        ({"restarts": True}, "restarts"),
+        ({"recovery": {"rebuilds": True}}, "recovery.rebuilds"),
         ({"faults": [{"action": "kill", "rank": True}]}, "faults.0.rank"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
@@ -227,11 +227,11 @@ def test_a_section_cannot_be_changed_afterwards():
     ],
 )
 def test_override(override, value):
-    before = config(restarts=2)
+    before = config(recovery={"rebuilds": 2})
     after = before.override(override)
     assert value(after)
-    assert after.restarts == 2
-    assert before == config(restarts=2)
+    assert after.recovery.rebuilds == 2
+    assert before == config(recovery={"rebuilds": 2})
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_override(override, value):
         ("capture.prefill_tokens=[1", "capture.prefill_tokens", "not readable as a YAML value"),
         ("capture={enabled: true, enabled: false}", "capture", "the key enabled is repeated"),
         ("capture.enabeld=true", "capture.enabeld", "did you mean 'enabled'?"),
-        ("restarts=many", "restarts", "valid integer"),
+        ("recovery.rebuilds=many", "recovery.rebuilds", "valid integer"),
     ],
 )
 def test_override_refused(override, key, text):
@@ -320,7 +320,7 @@ def test_a_relative_path_is_relative_to_the_file(tmp_path):
 def test_a_hub_name_is_left_alone(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("model: {path: Qwen/Qwen3-8B}\n")
-    assert LaunchConfig.from_yaml(file, ["restarts=1"]).model.path == "Qwen/Qwen3-8B"
+    assert LaunchConfig.from_yaml(file, ["recovery.rebuilds=1"]).model.path == "Qwen/Qwen3-8B"
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_a_hub_name_is_left_alone(tmp_path):
         (b"model: [", "not readable as YAML"),
         (b"\xff\xfe\xfa", "not readable as YAML"),
         (b"model: {path: m}\nserve:\n  port: 1\n  host: h\n  port: 2\n", "the key port is repeated"),
-        (b"model: {path: m}\nrestarts: 1\nrestarts: 2\n", "line 3"),
+        (b"model: {path: m}\nname: a\nname: b\n", "line 3"),
         (b"- 1\n", "must hold a mapping of sections"),
         (b"", "must hold a mapping of sections"),
         (b"1: 2\nmodel: {path: m}\n", "keys should be strings"),

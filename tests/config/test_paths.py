@@ -75,7 +75,7 @@ def test_a_model_is_a_folder_or_a_name(place, text, elsewhere, in_a_file):
         assert (made.model.path, made.model.tokenizer) == (expected(elsewhere),) * 2
     made = LaunchConfig.from_yaml(file)
     assert (made.model.path, made.model.tokenizer) == (expected(in_a_file),) * 2
-    assert made.override("restarts=1").model == made.model, "what is absolute stays as it is"
+    assert made.override("recovery.rebuilds=1").model == made.model, "what is absolute stays as it is"
 
 
 @pytest.mark.parametrize("given", ["c.yaml", "../conf/c.yaml", "~/c.yaml"])

@@ -76,7 +76,7 @@ def test_the_table_names_every_setting_that_is_text():
         ("engine.sglang.args.n", "a#b", "a#b"),
         ("engine.sglang.args.n", "0.50", 0.5),
         ("engine.sglang.args.n", "2024-13-45", "2024-13-45"),
-        ("restarts", "3", 3),
+        ("recovery.rebuilds", "3", 3),
         ("capture", "{enabled: false}", {"enabled": False}),
     ],
 )
@@ -94,13 +94,13 @@ def test_set(key, text, value):
     ("setting", "key", "right"),
     [
         ("capture.prefill_tokens=[8] # small", "capture.prefill_tokens", "what follows # would be left out"),
-        ("restarts=3 # or 4", "restarts", "valid integer"),
+        ("recovery.rebuilds=3 # or 4", "recovery.rebuilds", "valid integer"),
         ("environment.X='a", "environment.X", "quote what is text"),
         ("environment={X: yes}", "environment.X", "must be text, and YAML reads yes as true: write 'yes'"),
         ("environment={X: }", "environment.X", "write '' for a variable that is set and empty"),
         ("environment={A=B: c}", "environment", "'A=B' cannot be set"),
         ("environment.X=[1", "", ""),
-        ("restarts=!!int x", "restarts", "not readable as a YAML value"),
+        ("recovery.rebuilds=!!int x", "recovery.rebuilds", "not readable as a YAML value"),
         ("faults=&a [*a]", "faults", "nested without end"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -12,14 +13,19 @@ import pytest
 from raylaunch_actors.reference.channel import RankZeroSockets
 
 from raylaunch import LaunchConfig
+from raylaunch.background import Background
+from raylaunch.engine import Engine
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Prepared
 from raylaunch.frontends.reference import ReferenceFrontend
 from raylaunch.frontends.requests import Chunk
+from raylaunch.health import Condition
 from raylaunch.model.shape import ModelShape
+from raylaunch.model.tokenizer import load_tokenizer
+from raylaunch.model_check import check_model
 from raylaunch.resolved import launch_of
 from raylaunch.sampling import SamplingParams
-from raylaunch.wire import Abort, Output, Submit
+from raylaunch.wire import Abort, Output, Submit, TokenLogprob
 
 RESOLVED = replace(launch_of(LaunchConfig.default(), ModelShape("tiny", 2048, 16, 2, 2)), kv_tokens=100)
 
@@ -36,6 +42,20 @@ class Rank:
         while (message := self.sockets.receive(wait=True)) is None:
             assert time.monotonic() < end
         return message
+
+    def submitted(self) -> Submit:
+        """The next request; aborts of others are left out."""
+        while not isinstance(message := self.receive(), Submit):
+            pass
+        return message
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[tuple[Rank, Rank]]:
+    ranks = Rank(), Rank()
+    yield ranks
+    for rank in ranks:
+        rank.sockets.close()
 
 
 @pytest.fixture
@@ -144,3 +164,130 @@ def test_a_caller_that_cannot_be_told_of_a_loss_does_not_keep_others_waiting(fro
     (told,) = arrived
     assert isinstance(told, RequestFailed)
     assert str(told) == "request here was lost: LaunchError F07 rank 1 is lost"
+
+
+# ---- a group that is lost while another is launched in its place
+
+LOST = LaunchError("rank 1 is lost", "F07")
+
+
+def frontend_of(*recovery: str) -> ReferenceFrontend:
+    frontend = ReferenceFrontend(LaunchConfig.default([f"recovery.{one}" for one in recovery]))
+    frontend._loading = Background(lambda: load_tokenizer(LaunchConfig.default()))
+    return frontend
+
+
+def text_of(arrived: list[Chunk | RaylaunchError]) -> tuple[str, tuple[int, ...], Any]:
+    """Text, tokens and end of an answer."""
+    chunks = [one for one in arrived if isinstance(one, Chunk)]
+    assert len(chunks) == len(arrived), arrived
+    return "".join(one.text for one in chunks), sum((one.token_ids for one in chunks), ()), chunks[-1].finish_reason
+
+
+def test_a_request_goes_on_in_the_next_group_behind_what_it_has_given_out(two_ranks: tuple[Rank, Rank]) -> None:
+    """Tokens, limits and random numbers count over both parts, and each group has a name of its own for it."""
+    first, second = two_ranks
+    frontend = frontend_of()
+    frontend.up(first.offer)
+    arrived: list[Chunk | RaylaunchError] = []
+    params = SamplingParams(max_new_tokens=8, temperature=1.0, seed=3, stop_token_ids=(9,), logprobs=0)
+    frontend.submit(Prepared([1, 2], params), arrived.append, "a")
+    began = first.receive()
+    logprobs = [TokenLogprob(token, -0.5, []) for token in (5, 6)]
+    frontend._deliver([Output(began.request_id, [5, 6], logprobs=logprobs)])
+    frontend.down(LOST, rebuilding=True)
+    assert len(frontend) == 1
+    frontend.up(second.offer)
+    went_on = second.receive()
+    assert went_on.request_id != began.request_id
+    assert (began.prompt, began.sampling.max_new_tokens, began.sampling.drawn) == ([1, 2], 8, 0)
+    assert (went_on.prompt, went_on.sampling.max_new_tokens, went_on.sampling.drawn) == ([1, 2, 5, 6], 6, 2)
+    assert went_on.sampling.stop_token_ids[0] == 9
+    frontend._deliver([Output(began.request_id, [7])])  # of the group that is lost
+    frontend._deliver([Output(went_on.request_id, [8], "length", logprobs=[TokenLogprob(8, -0.5, [])])])
+    assert text_of(arrived)[1:] == ((5, 6, 8), "length")
+    assert [one.token_id for chunk in arrived for one in chunk.logprobs] == [5, 6, 8]  # type: ignore[union-attr]
+    frontend.close()
+
+
+def test_a_text_and_a_stop_string_go_on_across_a_loss(two_ranks: tuple[Rank, Rank]) -> None:
+    first, second = two_ranks
+    frontend = frontend_of()
+    frontend.up(first.offer)
+    tokenizer = frontend.tokenizer
+    prompt, ids = tokenizer("1+1=")["input_ids"], tokenizer("12+30=42")["input_ids"]
+    for cut in range(1, len(ids)):
+        for stop, text in ((), "12+30=42"), (("+30=4",), "12"):
+            arrived: list[Chunk | RaylaunchError] = []
+            frontend.submit(Prepared(prompt, SamplingParams(stop=stop)), arrived.append, "a")
+            name = first.submitted().request_id
+            frontend._deliver([Output(name, [one]) for one in ids[:cut]])
+            if any(isinstance(one, Chunk) and one.finish_reason for one in arrived):  # it came before the cut
+                continue
+            frontend.down(LOST, rebuilding=True)
+            frontend.up(second.offer)
+            name = second.submitted().request_id
+            frontend._deliver([*(Output(name, [one]) for one in ids[cut:-1]), Output(name, ids[-1:], "length")])
+            assert text_of(arrived)[0] == text
+            first, second = second, first
+    frontend.close()
+
+
+@pytest.mark.parametrize(
+    ("replay", "while_rebuilding", "kept"),
+    [("true", "wait", "abc"), ("true", "fail", "ab"), ("false", "wait", "bc"), ("false", "fail", "")],
+)
+def test_which_requests_wait(rank: Rank, replay: str, while_rebuilding: str, kept: str) -> None:
+    """One that has given out a token, one that has not, and one that comes when the group is lost."""
+    recovery = f"recovery={{replay: {replay}, while_rebuilding: {while_rebuilding}}}"
+    engine = Engine(LaunchConfig.default([recovery]))
+    frontend = engine.frontend
+    frontend.up(rank.offer)
+    engine._shape, engine._supervisor.condition = check_model(engine.config), Condition.READY
+    frontend._shape = engine._shape  # type: ignore[attr-defined]
+    _, told = submit(frontend, "a")  # type: ignore[arg-type]
+    _, fresh = submit(frontend, "b")  # type: ignore[arg-type]
+    frontend._deliver([Output(rank.receive().request_id, [5])])  # type: ignore[attr-defined]
+    frontend.down(LOST, rebuilding=True)
+    engine._supervisor.condition = Condition.REBUILDING
+    taken = pytest.raises(RequestFailed, match="not ready") if while_rebuilding == "fail" else contextlib.nullcontext()
+    with taken:
+        engine._submit(Prepared([1], SamplingParams()), print, "c")
+    assert set(frontend._requests._running) == set(kept)  # type: ignore[attr-defined]
+    assert [bool(told[1:]), bool(fresh)] == ["a" not in kept, "b" not in kept]
+    frontend.close()
+
+
+def test_waiting_for_a_group_has_an_end(rank: Rank) -> None:
+    frontend = frontend_of("give_up_s=0.3")
+    frontend.up(rank.offer)
+    _, arrived = submit(frontend, "a")
+    frontend.down(LOST, rebuilding=True)
+    _, late = submit(frontend, "b")
+    end = time.monotonic() + 5
+    while not (arrived and late) and time.monotonic() < end:
+        time.sleep(0.01)
+    for items in (arrived, late):
+        assert "rank 1 is lost; no group took its place within 0.3 s" in str(items[0])
+    assert len(frontend) == 0
+    frontend.close()
+
+
+def test_those_that_wait_end_when_there_will_be_no_group(rank: Rank, frontend: ReferenceFrontend) -> None:
+    _, arrived = submit(frontend, "a")
+    frontend.down(LOST, rebuilding=True)
+    assert arrived == []
+    frontend.down(LaunchError("no node has 1 CPU", "F13"))
+    assert str(arrived[0]) == "request a was lost: LaunchError F13 no node has 1 CPU"
+    with pytest.raises(RequestFailed, match="not ready"):
+        submit(frontend, "b")
+
+
+def test_one_that_waits_can_be_aborted_and_left(frontend: ReferenceFrontend) -> None:
+    left, none = submit(frontend, "a")
+    _, aborted = submit(frontend, "b")
+    frontend.down(LOST, rebuilding=True)
+    frontend.forget(left)
+    assert frontend.abort("b")
+    assert (none, aborted) == ([], [Chunk("b", "", (), "abort")])
+    assert len(frontend) == 0

@@ -213,8 +213,8 @@ def test_a_decode_that_misses_what_came_before_is_found(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_dies_while_serving(tmp_path: Path) -> None:
-    """F07: unready at once, running requests end in an error, the group is rebuilt and answers again."""
-    config = config_for(make_model(tmp_path / "m", MODELS[0], 2), "restarts=1")
+    """F07: unready at once, the group is rebuilt, and running requests go on in it."""
+    config = config_for(make_model(tmp_path / "m", MODELS[0], 2), "recovery.rebuilds=1")
     with Engine(config) as engine:
         before = engine.generate([[3] * 100], max_new_tokens=8, ignore_eos=True)[0].token_ids
         running = functools.partial(engine.generate, [[5] * 100], max_new_tokens=8000, ignore_eos=True)

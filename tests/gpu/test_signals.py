@@ -27,7 +27,7 @@ def test_f27_killed_and_asked_to_end_while_serving(tmp_path: Path) -> None:
     if gpus() < 2:
         pytest.skip("needs 2 GPUs")
     plan = [(number, (rank,)) for rank in (0, 1) for number in (Signals.SIGKILL, Signals.SIGTERM)]
-    config = config_for(make_model(tmp_path / "m", MODELS[0], LAYERS), f"restarts={len(plan)}")
+    config = config_for(make_model(tmp_path / "m", MODELS[0], LAYERS), f"recovery.rebuilds={len(plan)}")
     with Engine(config) as engine:
         before = engine.generate([[3] * 100], max_new_tokens=8, ignore_eos=True)[0].token_ids
         with clients(lambda: engine.generate([[5] * 100], max_new_tokens=500, ignore_eos=True), CLIENTS):

@@ -24,9 +24,9 @@ from raylaunch.group.diagnosis import (
     sentence,
     stopped_by,
 )
-from raylaunch.group.ranks import StepOutcome
+from raylaunch.group.outcome import StepOutcome
+from raylaunch.group.serving import known_of
 from raylaunch.protocol import Arrival, Failure, Gate, Phase, Step
-from raylaunch.supervisor import loss
 
 RAY_EOF = (
     "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
@@ -236,7 +236,7 @@ NOBODY = "a rank of the group is lost"
 )  # fmt: skip
 def test_what_is_said_at_once(outcome: StepOutcome, text: str) -> None:
     """A victim is not named: its error comes first."""
-    assert loss(outcome) == text
+    assert known_of(outcome) == text
 
 
 def test_every_fate_is_in_the_table() -> None:

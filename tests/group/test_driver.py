@@ -10,7 +10,7 @@ import pytest
 from raylaunch import LaunchConfig, LaunchError
 from raylaunch.group import driver
 from raylaunch.group.driver import Driver
-from raylaunch.group.ranks import StepOutcome
+from raylaunch.group.outcome import StepOutcome
 from raylaunch.model.shape import ModelShape
 from raylaunch.protocol import Gate, Step
 from raylaunch.report import LaunchReport

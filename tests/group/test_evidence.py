@@ -13,7 +13,7 @@ from raylaunch_actors.process_watch import Sighting
 from raylaunch.errors import LaunchError
 from raylaunch.group import evidence
 from raylaunch.group.diagnosis import Fate, Observation, Seen, observe, root_cause, sentence
-from raylaunch.group.ranks import StepOutcome
+from raylaunch.group.outcome import StepOutcome
 from raylaunch.protocol import Failure, Phase
 
 WATCHDOG = "[rank0]:[E] [PG ID 0] [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)"

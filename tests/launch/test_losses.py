@@ -72,7 +72,7 @@ import psutil
 from raylaunch import Engine, LaunchConfig
 
 if __name__ == "__main__":
-    config = LaunchConfig.default(["capture.enabled=false", "restarts=1"])
+    config = LaunchConfig.default(["capture.enabled=false", "recovery.rebuilds=1"])
     with Engine(config) as engine:
         started = psutil.Process().children(recursive=True)
         (one,) = [process for process in started if process.name() == sys.argv[1]]

@@ -13,11 +13,11 @@ import pytest
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.group.evidence import explain_failure
 from raylaunch.group.launch import launch
+from raylaunch.group.serving import known_of
 from raylaunch.model.shape import ModelShape
 from raylaunch.protocol import Phase, Step
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import launch_of
-from raylaunch.supervisor import loss
 from tests.launch.conftest import rank_processes
 from tests.signals import WORDS, clients, cut_off, resume, strike_each, within_s
 
@@ -54,23 +54,23 @@ def test_what_is_seen_of_each_signal(number: Signals, session: None) -> None:
         error = explain_failure(group, outcome, None, Phase.SERVE, outcome.waited_s)
     finally:
         group.close(10.0)
-    print(f"{number.name}: seen after {noticed:.3f} s; {loss(outcome)}; {error.headline()}")
+    print(f"{number.name}: seen after {noticed:.3f} s; {known_of(outcome)}; {error.headline()}")
     assert set(outcome.seen) == {rank}
     assert error.rank == rank
     assert WORDS[number] in error.headline()
     if number is Signals.SIGSTOP:
         assert 1.5 < noticed < 2
-        assert loss(outcome) == f"rank {rank} does not run: {WORDS[number]}"
+        assert known_of(outcome) == f"rank {rank} does not run: {WORDS[number]}"
     else:
         assert noticed < within_s(number, 2.0)
-        assert loss(outcome) in (f"rank {rank} {WORDS[number]}", "a rank of the group is lost")
+        assert known_of(outcome) in (f"rank {rank} {WORDS[number]}", "a rank of the group is lost")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", WORDS, ids=lambda one: one.name)
 def test_each_signal_while_serving(number: Signals) -> None:
     """To rank 0, to rank 1, and to both at once; the last loss is named as the first."""
-    with Engine(config_of("restarts=3")) as engine, clients(asks(engine), 4):
+    with Engine(config_of("recovery.rebuilds=3")) as engine, clients(asks(engine), 4):
         strike_each(engine, [(number, (0,)), (number, (1,)), (number, BOTH)], AGAIN_S, HEALTH_S)
         assert engine.generate("12+30=", max_new_tokens=8).text == "42"
 
@@ -80,7 +80,7 @@ def test_each_signal_while_serving(number: Signals) -> None:
 def test_a_rank_that_is_slow_to_die(rank: int) -> None:
     """F27: its peer's error comes long before its own end."""
     slow = f"faults=[{{action: slow_to_die, rank: {rank}}}]"
-    with Engine(config_of("restarts=2", slow)) as engine, clients(asks(engine), 4):
+    with Engine(config_of("recovery.rebuilds=2", slow)) as engine, clients(asks(engine), 4):
         strike_each(engine, [(Signals.SIGKILL, (rank,)), (Signals.SIGTERM, (rank,))], AGAIN_S, HEALTH_S)
 
 
@@ -104,7 +104,7 @@ def test_what_ends_nothing() -> None:
 @pytest.mark.parametrize(("number", "rank"), [(Signals.SIGKILL, 0), (Signals.SIGTERM, 1)])
 def test_in_each_phase_of_the_launch(number: Signals, rank: int, tiny: LaunchConfig) -> None:
     phases = [Phase.CONNECT, Phase.LOAD, Phase.WARMUP, Phase.CAPTURE, Phase.REGISTER, Phase.VERIFY]
-    cut_off(lambda listener: Engine(tiny.replace({"restarts": 6}), listener=listener), number, rank, phases)
+    cut_off(lambda listener: Engine(tiny.replace({"recovery.rebuilds": 6}), listener=listener), number, rank, phases)
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_while_the_group_is_rebuilt(number: Signals) -> None:
         elif index == 0 and struck == [None]:
             struck[:] = [engine.last_error]
 
-    engine = Engine(config_of("restarts=2"), listener=listener)
+    engine = Engine(config_of("recovery.rebuilds=2"), listener=listener)
     with engine, clients(asks(engine), 4):
         strike_each(engine, [(number, (1,))], AGAIN_S, HEALTH_S)
     (error,) = struck

@@ -80,7 +80,7 @@ def test_a_node_is_lost_while_launching(how: str, hosts: Hosts) -> None:
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_the_group_is_rebuilt_on_other_nodes(how: str, hosts: Hosts) -> None:
     """Also on a cluster that goes on believing in the node that was cut off."""
-    with driver(hosts, "restarts=1") as remote:
+    with driver(hosts, "recovery.rebuilds=1") as remote:
         before = remote.hear("ready")["places"]
         hosts.add()
         remote.tell("rebuilt")
@@ -99,7 +99,7 @@ def test_the_group_is_rebuilt_on_other_nodes(how: str, hosts: Hosts) -> None:
 def test_a_node_whose_raylet_alone_ends_is_left_at_once(number: int, hosts: Hosts) -> None:
     """Long before its ranks end, which would hold their memory meanwhile; the group is rebuilt without it, or fails by
     what came first."""
-    with driver(hosts, "restarts=1", "deadlines.place=5") as remote:
+    with driver(hosts, "recovery.rebuilds=1", "deadlines.place=5") as remote:
         before = remote.hear("ready")["places"]
         lost = host_of(before[1][0])
         began = time.time()
@@ -123,7 +123,7 @@ def test_a_node_whose_raylet_alone_ends_is_left_at_once(number: int, hosts: Host
 
 def test_the_drivers_own_raylet_ends(hosts: Hosts) -> None:
     """Where no rank runs. Ray would end the ranks later, and nothing can be launched from there."""
-    with driver(hosts, "restarts=1") as remote:
+    with driver(hosts, "recovery.rebuilds=1") as remote:
         remote.hear("ready")
         began = time.time()
         hosts.end_raylet(0)

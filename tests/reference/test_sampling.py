@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+import msgspec
 import pytest
 import torch
 from raylaunch_actors.reference.cache_size import LOGIT_COPIES
@@ -53,6 +54,14 @@ def test_greedy_takes_the_lowest_index_of_equal_ones() -> None:
     wide = torch.zeros(3, 5000)
     wide[:, [17, 901, 4000]] = 3.0
     assert draw(wide, *[Sampling()] * 3) == [17] * 3
+
+
+def test_a_seed_goes_on_behind_tokens_that_another_group_has_drawn() -> None:
+    logits, params = torch.randn(50), Sampling(temperature=1.0, seed=5, max_new_tokens=9)
+    whole = series(logits, params, 9)
+    for drawn in range(9):
+        later = make_generator(msgspec.structs.replace(params, drawn=drawn), CPU, 50)
+        assert [sample(logits[None], [params], [later]).item() for _ in range(9 - drawn)] == whole[drawn:]
 
 
 @pytest.mark.parametrize(

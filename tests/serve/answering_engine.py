@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from raylaunch.config import LaunchConfig
-from raylaunch.errors import RaylaunchError
+from raylaunch.errors import RaylaunchError, RequestFailed
 from raylaunch.frontends.requests import Chunk
 from raylaunch.model.shape import ModelShape
 from raylaunch.model.tokenizer import load_tokenizer
@@ -54,6 +54,8 @@ class AnsweringEngine(FakeEngine):
         self, prompt: Sequence[int], params: SamplingParams | None = None, *, request_id: str = "r"
     ) -> AsyncIterator[Chunk]:
         params = params or SamplingParams()
+        if refusal := self.now.refusal(self.config.recovery.while_rebuilding == "wait"):
+            raise RequestFailed(refusal)
         self.asked_for.append((list(prompt), params))
         self.running.add(request_id)
         ended = False

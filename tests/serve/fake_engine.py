@@ -7,12 +7,12 @@ from typing import Any
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, RankEvidence
-from raylaunch.health import Health, RankHealth
+from raylaunch.health import Condition, Health, RankHealth
 from raylaunch.report import Due, LaunchReport
 from tests.protocol.builders import PLAN
 from tests.test_report import report_of
 
-SETTINGS = ("capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,4]")
+SETTINGS = ("capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,4]", "recovery.while_rebuilding=fail")
 
 
 class FakeEngine:
@@ -28,7 +28,7 @@ class FakeEngine:
         self.failures: tuple[tuple[float, LaunchError], ...] = ()
         self.last_error: LaunchError | None = None
         self.asked = 0
-        self.now = Health(True, "ready", "", (), restarts_left=1, requests=0)
+        self.now = Health(True, Condition.READY, "", (), restarts_left=1, requests=0)
         self.ranks = tuple(
             RankHealth(rank, True, "serving", {"steps": 70 + rank, "tokens": 12, "running": 2, "waiting": 1})
             for rank in range(2)
@@ -40,13 +40,13 @@ class FakeEngine:
 
     def fail(self, error: LaunchError, when: float = 1_700_000_100.0) -> None:
         """The group is lost and is not rebuilt."""
-        self.now = replace(self.now, ready=False, condition="failed", reason=error.headline())
+        self.now = replace(self.now, ready=False, condition=Condition.FAILED, reason=error.headline())
         self.ranks, self.last_error = (), error
         self.failures = (*self.failures, (when, error))
 
     def rebuild(self, steps: int) -> None:
         """The group is being launched again and has passed ``steps`` gates."""
-        self.now = replace(self.now, ready=False, condition="launching", reason="launching")
+        self.now = replace(self.now, ready=False, condition=Condition.REBUILDING, reason="rebuilding")
         self.ranks, self.restarts = (), self.restarts + 1
         self.report.steps = self.report.steps[:steps]
         self.report.ready, self.report.attempts = 0.0, 2

@@ -6,7 +6,7 @@ import pytest
 
 from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import ConfigError
-from raylaunch.health import Health
+from raylaunch.health import Condition, Health
 
 PAGE = "http://localhost:5173"
 ORIGIN = {"origin": PAGE}
@@ -16,7 +16,7 @@ PREFLIGHT = {
     "access-control-request-headers": "authorization, content-type, x-stainless-os",
 }
 PATHS = ("/v1/chat/completions", "/v1/completions", "/generate", "/v1/models", "/nope")
-GONE = Health(False, "launching", "rank 1 is lost", (), 0, 0)
+GONE = Health(False, Condition.REBUILDING, "rank 1 is lost", (), 0, 0)
 ALLOW = "access-control-allow-origin"
 
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from raylaunch.config import ServeConfig
 from raylaunch.errors import RequestFailed
+from raylaunch.health import Condition
 from raylaunch.serve import build_app
 from raylaunch.serve.errors import ApiError
 from raylaunch.serve.reference.health import require_answer
@@ -48,7 +49,7 @@ def nothing_left(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[Callabl
 
 
 def lose(engine: Any) -> None:
-    engine.now = replace(engine.now, ready=False, condition="launching", reason=LOST)
+    engine.now = replace(engine.now, ready=False, condition=Condition.REBUILDING, reason=LOST)
 
 
 async def begun(engine: Any) -> tuple[Exchange, asyncio.Task[Exchange]]:

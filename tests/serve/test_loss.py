@@ -1,4 +1,4 @@
-"""A rank killed under load: unready at once, errors for what ran, a new group, and the load goes on."""
+"""A rank killed under load: unready at once, a new group, in which the load goes on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from tests.serve.load import Tally, one_client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
+RECOVERY = ("recovery.rebuilds=1",)
+
 
 def test_a_rank_killed_under_load(capsys: pytest.CaptureFixture[str]) -> None:
-    """Unready within a second, running requests end in an error, the group is rebuilt, the load goes on."""
+    """Unready within a second, the group is rebuilt, and every request goes on in it."""
 
     async def scene(live: Live) -> tuple[Tally, float, float]:
         tally, began = Tally(), time.monotonic()
@@ -39,7 +41,7 @@ def test_a_rank_killed_under_load(capsys: pytest.CaptureFixture[str]) -> None:
         tally.failed = [at for at in tally.failed if at < 5 + rebuilt + 1]
         return tally, unready, rebuilt
 
-    config = LaunchConfig.default(["capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,16]", "restarts=1"])
+    config = LaunchConfig.default(["capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,16]", *RECOVERY])
     with Engine(config) as engine, served(engine, ServeConfig(port=0)) as live:
         tally, unready, rebuilt = asyncio.run(scene(live))
         assert engine.health().ready
@@ -52,5 +54,5 @@ def test_a_rank_killed_under_load(capsys: pytest.CaptureFixture[str]) -> None:
         )
     assert unready < 1.0
     assert tally.wrong == []
-    assert len(tally.failed) >= 16  # every client's running request, at least
+    assert tally.failed == []
     assert len(after) > 50

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
-from raylaunch.health import Health, RankHealth
+from raylaunch.health import Condition, Health, RankHealth
 from raylaunch.serve import metrics as module
 from raylaunch.serve.metrics import Metrics, running_and_waiting
 from tests.serve.fake_engine import FakeEngine, lost
@@ -166,14 +165,13 @@ def test_ranks_are_asked_once_a_second_and_never_for_a_request(
 
 def test_a_loss_is_shown_at_once_whenever_the_ranks_were_asked(client: TestClient, engine: FakeEngine) -> None:
     assert scraped(client)["raylaunch_ready",] == 1
-    engine.now, engine.ranks = replace(engine.now, ready=False, condition="launching", reason="rank 1 died"), ()
+    engine.fail(lost())
     values = scraped(client)
     assert (values["raylaunch_ready",], values["raylaunch_rank_up", "rank=1"]) == (0, 0)
 
 
 def test_a_rank_that_does_not_answer_is_known_before_the_supervisor_knows(metrics: Metrics, engine: FakeEngine) -> None:
-    silent = Health(False, "ready", "rank 1 does not answer", (RankHealth(1, False, "does not answer", {}),), 0, 0)
-    engine.health = lambda ask_ranks=True: silent if ask_ranks else engine.now  # type: ignore[method-assign]
+    engine.ranks = (RankHealth(1, False, "does not answer", {}),)
     assert metrics.watch.health().reason == "rank 1 does not answer"
 
 
@@ -200,7 +198,7 @@ def test_a_session_that_is_gone_is_not_an_error(client: TestClient, engine: Fake
 def test_running_and_waiting(
     ready: bool, counters: dict[str, int], requests: int, in_flight: int, expected: tuple[int, int]
 ) -> None:
-    health = Health(ready, "", "", (RankHealth(0, True, "", counters),), 0, requests)
+    health = Health(ready, Condition.READY, "", (RankHealth(0, True, "", counters),), 0, requests)
     assert running_and_waiting(health, in_flight) == expected
 
 

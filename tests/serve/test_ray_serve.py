@@ -272,7 +272,8 @@ def test_the_engine_sglang_is_not_for_ray_serve() -> None:
 
 
 def test_what_serve_is_asked_for() -> None:
-    config = LaunchConfig.default(["serve.drain=7", "deadlines.shutdown=3", "restarts=2", "serve.max_concurrent=9"])
+    more = ["recovery.rebuilds=2", "serve.max_concurrent=9"]
+    config = LaunchConfig.default(["serve.drain=7", "deadlines.shutdown=3", *more])
     deployment = application(config, replicas=3)._bound_deployment
     assert deployment.num_replicas == 3
     assert deployment.max_ongoing_requests == 9
@@ -281,7 +282,7 @@ def test_what_serve_is_asked_for() -> None:
     assert made.placement_group_strategy == "STRICT_PACK"
     assert deployment._deployment_config.graceful_shutdown_timeout_s == 10
     (settled,) = made.init_args
-    assert (settled.restarts, settled.engine.device) == (0, "cpu")
+    assert (settled.recovery.rebuilds, settled.engine.device) == (0, "cpu")
 
 
 def test_several_arguments_in_one_text_and_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from raylaunch.config import ServeConfig
 from raylaunch.errors import RequestError, RequestFailed
+from raylaunch.health import Condition
 from raylaunch.sampling import SamplingParams
 from raylaunch.serve import build_app
 from raylaunch.serve.running import Call, GroupUnavailable, Serving, run, run_all
@@ -40,8 +41,8 @@ def call_of(engine, text="12+30=", index=0):
     return Call(index, engine.tokenizer(text)["input_ids"], SamplingParams(), f"r{index}", "r")
 
 
-def serving_of(engine, diary=None, **settings):
-    return Serving(engine, ServeConfig(**settings), lambda: diary or Diary(), 0)
+def serving_of(engine, diary=None):
+    return Serving(engine, ServeConfig(), lambda: diary or Diary(), 0)
 
 
 async def collected(stream):
@@ -136,11 +137,7 @@ def test_abort(engine, target):
 
 
 def rebuilding(engine):
-    engine.now = replace(engine.now, ready=False, condition="launching", reason="rank 1 died")
-
-
-def ready_again(engine):
-    engine.now = replace(engine.now, ready=True, condition="ready", reason="")
+    engine.now = replace(engine.now, ready=False, condition=Condition.REBUILDING, reason="rank 1 died")
 
 
 def test_a_request_while_rebuilding_fails_at_once(client, engine):
@@ -154,33 +151,6 @@ def test_a_request_while_rebuilding_fails_at_once(client, engine):
         "code": "engine_unavailable",
     }
     assert client.get("/ready").status_code == client.get("/health_generate").status_code == 503
-
-
-def test_a_request_while_rebuilding_waits(engine):
-    async def ask():
-        rebuilding(engine)
-        work = asyncio.create_task(
-            collected(run(serving_of(engine, while_rebuilding="wait"), "generate", call_of(engine)))
-        )
-        await asyncio.sleep(0.25)
-        assert engine.asked_for == []
-        ready_again(engine)
-        return await work
-
-    assert "".join(chunk.text for chunk in asyncio.run(ask())) == "42"
-
-
-def test_waiting_has_an_end(engine):
-    rebuilding(engine)
-    serving = serving_of(engine, while_rebuilding="wait", rebuild_wait=0.3)
-    with pytest.raises(GroupUnavailable, match="rank 1 died"):
-        asyncio.run(collected(run(serving, "generate", call_of(engine))))
-
-
-def test_nobody_waits_for_a_group_that_will_not_come(engine):
-    engine.now = replace(engine.now, ready=False, condition="failed", reason="no restarts left")
-    with pytest.raises(GroupUnavailable, match="no restarts left"):
-        asyncio.run(collected(run(serving_of(engine, while_rebuilding="wait"), "generate", call_of(engine))))
 
 
 class Losing:
@@ -202,24 +172,10 @@ class Losing:
         engine.astream = losing
 
 
-def test_a_request_without_tokens_is_sent_again(engine):
-    async def ask():
-        Losing(engine, at=0)
-        work = asyncio.create_task(
-            collected(run(serving_of(engine, while_rebuilding="wait"), "generate", call_of(engine)))
-        )
-        await asyncio.sleep(0.25)
-        ready_again(engine)
-        return await work
-
-    assert "".join(chunk.text for chunk in asyncio.run(ask())) == "42"
-    assert len(engine.asked_for) == 2
-
-
-def test_a_request_with_tokens_is_not(engine):
+def test_a_request_that_was_lost_is_unavailable(engine):
     Losing(engine, at=1)
     with pytest.raises(GroupUnavailable, match="rank 1 died"):
-        asyncio.run(collected(run(serving_of(engine, while_rebuilding="wait"), "generate", call_of(engine))))
+        asyncio.run(collected(run(serving_of(engine), "generate", call_of(engine))))
     assert len(engine.asked_for) == 1
 
 

@@ -25,7 +25,7 @@ from pydantic import SecretStr
 from raylaunch.config import ServeConfig
 from raylaunch.group.driver import Driver
 from raylaunch.group.launch import span
-from raylaunch.health import Health
+from raylaunch.health import Condition, Health
 from raylaunch.model.shape import ModelShape
 from raylaunch.protocol import LaunchPlan, Phase
 from raylaunch.report import LaunchReport
@@ -169,7 +169,7 @@ def test_a_failure_with_its_evidence(client: TestClient, engine: FakeEngine) -> 
 
 def test_an_engine_that_was_never_started(client: TestClient, engine: FakeEngine) -> None:
     engine.report = type(engine.report)("tiny")
-    engine.now = type(engine.now)(False, "new", "new", (), 0, 0)
+    engine.now = type(engine.now)(False, Condition.NEW, "new", (), 0, 0)
     engine.ranks = ()
     data = client.get("/status.json").json()
     assert (data["launch"]["total"], data["launch"]["bars"], data["step"]) == (0, [], None)

@@ -49,10 +49,10 @@ def wait_until(condition, seconds=10.0):
 
 
 @contextlib.contextmanager
-def begun_frontend():
+def begun_frontend(config=CONFIG):
     from raylaunch.sglang.frontend import SglangFrontend
 
-    one = SglangFrontend(CONFIG)
+    one = SglangFrontend(config)
     one.begin(RESOLVED)
     try:
         yield one

@@ -33,6 +33,7 @@ class ScriptedRank:
     Attributes:
         script: gives the tokens of an answer, unless the model's end token is to be ignored; may be changed.
         hold: while set, no token is given out.
+        most: tokens of an answer, after which no more of it is given out.
         seen: the requests that came, in order.
         aborted: ids that it was asked to abort.
     """
@@ -41,6 +42,7 @@ class ScriptedRank:
         self.sockets, self.decode, self.eos = sockets, decode, eos
         self.script = lambda ids, sampling: [FILLER] * sampling.max_new_tokens
         self.hold = threading.Event()
+        self.most = 1 << 30
         self.seen: list[object] = []
         self.aborted: list[str] = []
         self._leave = threading.Event()
@@ -78,6 +80,8 @@ class ScriptedRank:
             if self.hold.is_set():
                 continue
             for rid, job in list(jobs.items()):
+                if len(job.said) >= self.most:
+                    continue
                 tokens, finish = self._next(job)
                 sock_send(outputs, self._output(job, tokens, finish))
                 if finish is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from raylaunch.errors import LaunchError, RequestFailed
 from raylaunch.frontends.answers import Waiter
-from tests.sglang.conftest import LOST, RESOLVED, ask, begun_frontend, needs_sglang, start, wait_until
+from tests.sglang.conftest import CONFIG, LOST, RESOLVED, ask, begun_frontend, needs_sglang, start, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
 pytestmark = [pytest.mark.slow, needs_sglang]
@@ -64,6 +64,18 @@ def test_a_rank_is_lost_while_its_successor_is_asked(frontend, rank):
     frontend.up(OFFER, RESOLVED)
     assert not frontend.trouble()
     assert ask(frontend).text == "42"
+
+
+def test_one_that_is_stopped_is_as_good_as_dead():
+    """F25: requests would wait for it while the ranks say that all is well."""
+    with begun_frontend(CONFIG.override("deadlines.health=1")) as one, ScriptedRank(one.sockets) as rank:
+        one.up(OFFER)
+        rank.hold.set()
+        waiter = Waiter(one, start(one))
+        wait_until(lambda: rank.seen)
+        os.kill(one._detokenizer.pid, signal.SIGSTOP)
+        with pytest.raises(RequestFailed, match=r"detokenizer was stopped \(SIGSTOP\) for 0.8 s, and killed"):
+            waiter.completion()
 
 
 def test_once_too_often(frontend, rank):

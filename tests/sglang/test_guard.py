@@ -9,8 +9,8 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
+from raylaunch.health import Condition, Health
 from raylaunch.serve.sglang.app import Guard
-from raylaunch.supervisor import Health
 from tests.serve.fake_engine import FakeEngine
 
 REQUESTS = ("/generate", "/v1/chat/completions", "/ping")
@@ -21,8 +21,8 @@ def statuses(now, paths):
     """The status of an answer for each path."""
     engine = FakeEngine()
     engine.now = now
-    side = SimpleNamespace(callers=set(), given_up={})
-    guard = Guard(engine, engine.config.serve, side, PlainTextResponse("from SGLang"))
+    side = SimpleNamespace(callers=set(), patient=set(), given_up={})
+    guard = Guard(engine, side, PlainTextResponse("from SGLang"))
 
     async def ask():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://x") as client:
@@ -37,18 +37,19 @@ def statuses(now, paths):
         (True, "ready", 200, 200),
         (False, "ready", 503, 200),  # no progress: an operator may have to abort a request, or to let it go on
         (False, "launching", 503, 503),
+        (False, "rebuilding", 503, 503),
         (False, "failed", 503, 503),
     ],
 )
 def test_an_operator_passes_as_long_as_there_are_ranks(ready, condition, requests, others):
-    now = Health(ready, condition, "no step for 11 s", (), 0, 0)
+    now = Health(ready, Condition(condition), "no step for 11 s", (), 0, 0)
     assert statuses(now, REQUESTS) == {requests}
     assert statuses(now, OTHERS) == {others}
 
 
 def test_a_caller_that_was_given_up_is_told_what_was_lost():
     """The engine may be ready again by then, or never have been otherwise."""
-    side = SimpleNamespace(callers=set(), given_up={})
+    side = SimpleNamespace(callers=set(), patient=set(), given_up={})
 
     async def waits(scope, receive, send):
         (caller,) = side.callers
@@ -57,10 +58,10 @@ def test_a_caller_that_was_given_up_is_told_what_was_lost():
         await asyncio.sleep(10)
 
     engine = FakeEngine()
-    engine.now = Health(True, "ready", "", (), 0, 0)
+    engine.now = Health(True, Condition.READY, "", (), 0, 0)
 
     async def ask():
-        guard = Guard(engine, engine.config.serve, side, waits)
+        guard = Guard(engine, side, waits)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://x") as client:
             return await client.get("/server_info")
 

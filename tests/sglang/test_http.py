@@ -16,7 +16,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from raylaunch.health import Health
+from raylaunch.health import Condition, Health
 from raylaunch.serve.run import bind, exposed, serve
 from tests.serve.fake_engine import FakeEngine
 from tests.sglang.conftest import CONFIG, LOST, RESOLVED, needs_sglang, wait_until
@@ -24,7 +24,7 @@ from tests.sglang.scripted_rank import OFFER
 
 pytestmark = [pytest.mark.slow, needs_sglang]
 READY, GONE = (Health(ready, condition, reason, (), 0, 0) for ready, condition, reason in [
-    (True, "ready", ""), (False, "launching", LOST.headline()),
+    (True, Condition.READY, ""), (False, Condition.REBUILDING, LOST.headline()),
 ])  # fmt: skip
 LOSABLE = [
     ("/generate", {"text": "1+1="}),
@@ -37,7 +37,7 @@ LOSABLE = [
 @pytest.fixture
 def engine(frontend, rank):
     one = FakeEngine()
-    one.config, one.frontend, one.now = CONFIG, frontend, READY
+    one.config, one.frontend, one.now = CONFIG.override("recovery.while_rebuilding=fail"), frontend, READY
     return one
 
 

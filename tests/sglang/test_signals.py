@@ -29,7 +29,7 @@ def asks(engine: Engine) -> Callable[[], object]:
 def test_each_signal_while_serving(number: Signals) -> None:
     """To rank 0, to rank 1, and to both at once; the last loss is named as the first."""
     with (
-        Engine(config_of("restarts=3", f"deadlines.health={HEALTH_S}")) as engine,
+        Engine(config_of("recovery.rebuilds=3", f"deadlines.health={HEALTH_S}")) as engine,
         clients(asks(engine), 16),
     ):
         strike_each(engine, [(number, (0,)), (number, (1,)), (number, BOTH)], AGAIN_S, HEALTH_S)
@@ -40,11 +40,11 @@ def test_each_signal_while_serving(number: Signals) -> None:
 def test_a_rank_that_is_slow_to_die(rank: int) -> None:
     """F27: its peer's error comes long before its own end."""
     slow = f"faults=[{{action: slow_to_die, rank: {rank}}}]"
-    with Engine(config_of("restarts=2", slow)) as engine, clients(asks(engine), 16):
+    with Engine(config_of("recovery.rebuilds=2", slow)) as engine, clients(asks(engine), 16):
         strike_each(engine, [(Signals.SIGKILL, (rank,)), (Signals.SIGTERM, (rank,))], AGAIN_S, HEALTH_S)
 
 
 @pytest.mark.parametrize(("number", "rank"), [(Signals.SIGKILL, 0), (Signals.SIGTERM, 1)])
 def test_in_each_phase_of_the_launch(number: Signals, rank: int) -> None:
     phases = [Phase.CONNECT, Phase.LOAD, Phase.WARMUP, Phase.VERIFY]
-    cut_off(lambda listener: Engine(config_of("restarts=4"), listener=listener), number, rank, phases)
+    cut_off(lambda listener: Engine(config_of("recovery.rebuilds=4"), listener=listener), number, rank, phases)

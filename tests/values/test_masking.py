@@ -87,7 +87,7 @@ def test_a_configuration_shows_none_and_carries_all():
     for text in (repr(config), str(config), f"{config.environment and config!r}", repr(config.serve)):
         assert SECRET not in text
     assert "'HF_TOKEN': '***', 'NCCL_DEBUG': 'INFO'" in repr(config)
-    for same in (pickle.loads(pickle.dumps(config)), config.replace({"restarts": 1})):
+    for same in (pickle.loads(pickle.dumps(config)), config.replace({"recovery.rebuilds": 1})):
         assert same.environment["HF_TOKEN"] == SECRET
         assert same.serve.api_key.get_secret_value() == SECRET
         assert same.engine.sglang.args["ssl_keyfile_password"] == SECRET

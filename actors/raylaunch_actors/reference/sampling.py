@@ -19,13 +19,20 @@ def is_greedy(params: Sampling) -> bool:
     return params.temperature < GREEDY_BELOW
 
 
-def make_generator(params: Sampling, device: torch.device) -> torch.Generator | None:
-    """One request's random numbers: from its seed, or the system's entropy; None if it is greedy."""
+def make_generator(params: Sampling, device: torch.device, vocab: int = 0) -> torch.Generator | None:
+    """One request's random numbers: from its seed, or the system's entropy; None if it is greedy.
+
+    Args:
+        vocab: logits of a row, for each of which a number was drawn with every token that is there already.
+    """
     if is_greedy(params):
         return None
     seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
     generator = torch.Generator(device=device)
     generator.manual_seed(seed & (2**63 - 1))
+    if params.seed is not None:
+        for _ in range(params.drawn):
+            torch.empty(vocab, device=device).exponential_(generator=generator)
     return generator
 
 

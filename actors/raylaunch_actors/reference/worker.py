@@ -60,7 +60,6 @@ class RankZeroWorker:
         refused = self.scheduler.submit(request)
         if refused is not None:
             return [refused]
-        self._generators[request.request_id] = make_generator(request.sampling, self.runner.device)
         self.counters.requests += 1
         return []
 
@@ -165,7 +164,11 @@ class RankZeroWorker:
         return tokens, [output for output in outputs if output is not None]
 
     def _draw(self, requests: tuple[ScheduledRequest, ...], logits: Tensor) -> list[int]:
-        generators = [self._generators.get(request.id) for request in requests]
+        for request in requests:
+            if request.id not in self._generators:
+                own = make_generator(request.submit.sampling, self.runner.device, logits.shape[-1])
+                self._generators[request.id] = own
+        generators = [self._generators[request.id] for request in requests]
         drawn = sample(logits, [request.submit.sampling for request in requests], generators)
         wait_for(self.runner.device)
         tokens: list[int] = drawn.tolist()

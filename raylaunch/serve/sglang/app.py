@@ -11,12 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylaunch import __version__
 from raylaunch.errors import ConfigError
+from raylaunch.health import Condition
 from raylaunch.serve import errors, metrics, status
 from raylaunch.serve.cors import HideOrigin, with_cors
 from raylaunch.serve.errors import ApiError, unavailable
 from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.reference.health import require_answer, require_ready
-from raylaunch.serve.running import GroupUnavailable, rebuilt
 from raylaunch.serve.sglang.first_event import FirstEvent
 from raylaunch.serve.sglang.known_fields import KnownFields, dropped, request_kinds
 from raylaunch.serve.sglang.surrogates import RefuseLoneSurrogates
@@ -58,7 +58,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     app: ASGIApp = FirstEvent(HideOrigin(_operators_only(theirs) if exposed else theirs))
     app = KnownFields(app, request_kinds(), dropped(frontend.side.server_args.completion_template))
     app = RefuseLoneSurrogates(app)
-    app = Guard(engine, settings, frontend.side, app)
+    app = Guard(engine, frontend.side, app)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
     app = OwnPagesFirst(own_application(engine, settings, frontend.side), app)
@@ -131,31 +131,26 @@ class OwnPagesFirst:
 class Guard:
     """Answers 503 with the headline while there is no group, whatever is asked: ``/v1/models`` too (F07). While there
     is one that makes no progress, requests and questions of health get it, and an operator, who may be the one to set
-    it going again, is let through. With ``serve.while_rebuilding: wait`` a request waits for the new group first."""
+    it going again, is let through. With ``recovery.while_rebuilding: wait`` a request is taken while a lost group is
+    rebuilt: it waits in the tokenizer manager."""
 
-    def __init__(self, engine: Engine, settings: ServeConfig, side: TokenizerSide, app: ASGIApp) -> None:
-        self.engine, self.settings, self.side, self.app = engine, settings, side, app
+    def __init__(self, engine: Engine, side: TokenizerSide, app: ASGIApp) -> None:
+        self.engine, self.side, self.app = engine, side, app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith("/metrics"):
             await self.app(scope, receive, send)
             return
-        error = await self._refusal(scope["path"])
-        if error is None:
-            error = await self._answered(scope, receive, send)
+        refusal = self._refusal(scope["path"])
+        error = unavailable(refusal) if refusal else await self._answered(scope, receive, send)
         if error is not None:
             await error.response()(scope, receive, send)
 
-    async def _refusal(self, path: str) -> ApiError | None:
-        answered = path in LIMITED_PATHS
-        if not answered and path not in HEALTH_PATHS and self.engine.health(ask_ranks=False).condition == "ready":
-            return None
-        wait_s = self.settings.rebuild_wait if answered else 0.0
-        try:
-            await rebuilt(self.engine, self.settings, time.monotonic() + wait_s)
-        except GroupUnavailable as error:
-            return unavailable(str(error))
-        return None
+    def _refusal(self, path: str) -> str:
+        health = self.engine.health(ask_ranks=False)
+        waits = path in LIMITED_PATHS and self.engine.config.recovery.while_rebuilding == "wait"
+        for_operators = path not in LIMITED_PATHS and path not in HEALTH_PATHS
+        return "" if for_operators and health.condition is Condition.READY else health.refusal(waits)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send) -> ApiError | None:
         """Lets SGLang answer. Returns the answer that it could not give."""
@@ -170,6 +165,8 @@ class Guard:
             await send(message)
 
         self.side.callers.add(task)
+        if scope["path"] in LIMITED_PATHS:
+            self.side.patient.add(task)
         try:
             await self.app(scope, receive, sent)
         except ApiError as error:  # of a limit, met while SGLang read the body
@@ -181,6 +178,7 @@ class Guard:
             return None if started else unavailable(self.side.given_up[task])
         finally:
             self.side.callers.discard(task)
+            self.side.patient.discard(task)
             self.side.given_up.pop(task, None)
         return None
 

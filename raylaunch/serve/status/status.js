@@ -141,11 +141,14 @@ function draw(data) {
   setText("footer", `raylaunch ${data.version} · as of ${clock(data.now)}, asked every ${EVERY_MS / 1000} s`);
 }
 
+function isStarting(data) {
+  return data.condition === "launching" || data.condition === "rebuilding";
+}
+
 function drawBanner(data) {
-  const again = data.failure || data.restarts.done || (launch && launch.seconds !== null);
-  const words = { launching: again ? "Rebuilding" : "Launching", failed: "Failed", stopped: "Stopped", new: "Not started" };
+  const words = { launching: data.restarts.done ? "Launching again" : "Launching", rebuilding: "Rebuilding", failed: "Failed", stopped: "Stopped", new: "Not started" };
   const word = data.ready ? "Ready" : words[data.condition] || "Not ready";
-  const mood = data.ready ? "good" : data.condition === "launching" ? "busy" : "bad";
+  const mood = data.ready ? "good" : isStarting(data) ? "busy" : "bad";
   byId("banner").className = `banner ${mood}`;
   setText("state", word);
   const since = data.ready && launch && launch.seconds !== null
@@ -262,7 +265,7 @@ function drawRanks(data) {
     const place = places.get(rank.rank) || {};
     const row = element("tr");
     const state = element("td", "rank-state");
-    const mood = rank.answers ? "good" : data.condition === "launching" ? "busy" : "bad";
+    const mood = rank.answers ? "good" : isStarting(data) ? "busy" : "bad";
     state.append(element("span", `dot ${mood}`), element("span", "", rank.activity));
     row.append(element("td", "", String(rank.rank)), state);
     row.append(element("td", "", place.node || "–"), element("td", "number", place.pid ? String(place.pid) : "–"));

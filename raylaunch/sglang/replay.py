@@ -1,0 +1,259 @@
+"""Requests of SGLang's tokenizer manager that outlive their ranks: held, and sent again behind what they have said."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from raylaunch.config.sections import RecoveryConfig
+from raylaunch.frontends.text import Detokenizer
+
+Reason = Mapping[str, Any]
+"""Why SGLang says that an answer has ended."""
+STRUCTURED = ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex_strs", "custom_params")
+PENALTIES = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1}
+"""Sampling parameters that look at the answer alone, and their values that ask for nothing."""
+OF_THE_RANKS = (
+    "custom_logit_processor", "input_embeds", "positional_embed_overrides", "return_hidden_states",
+    "return_indexer_topk", "return_routed_experts", "return_sampling_mask",
+)  # fmt: skip
+"""What a request may have or ask for that covers the whole answer, and is made where that is."""
+USED_UP = ("mm_inputs", "session_id", "session_params")
+"""What the ranks have taken, and nobody can give them again: images in shared memory, a session of theirs."""
+
+OF_THE_PROMPT = tuple(
+    f"input_{kind}_{what}"
+    for kind in ("token_logprobs", "top_logprobs", "token_ids_logprobs")
+    for what in ("val", "idx")
+)
+
+
+def obstacle(request: Any, has_output: bool) -> str:
+    """Why a request that ranks had taken cannot be sent to others; "" if it can.
+
+    Args:
+        request: SGLang's ``TokenizedGenerateReqInput``.
+        has_output: whether tokens of it were given out.
+    """
+    asked = [name for name in USED_UP if getattr(request, name, None)]
+    if has_output:
+        sampling = request.sampling_params
+        asked += [name for name in OF_THE_RANKS if getattr(request, name, None)]
+        asked += [name for name in STRUCTURED if getattr(sampling, name, None)]
+        asked += [name for name, nothing in PENALTIES.items() if getattr(sampling, name, nothing) != nothing]
+    return f"with {asked[0].removesuffix('_strs')} a request cannot go on in another group" if asked else ""
+
+
+def continued(request: Any, given: Sequence[int]) -> Any:
+    """The request that goes on behind the tokens that are there already."""
+    if not given:
+        return request
+    again, sampling = copy.copy(request), copy.copy(request.sampling_params)
+    again.input_ids, again.sampling_params = array("q", [*request.input_ids, *given]), sampling
+    if sampling.max_new_tokens is not None:
+        sampling.max_new_tokens -= len(given)
+    sampling.min_new_tokens = max(0, sampling.min_new_tokens - len(given))
+    again.logprob_start_len = -1  # the prompt's own were said with the first token
+    return again
+
+
+class SecondPart:
+    """What comes back for a request that goes on, made to look as if it had never been interrupted.
+
+    The ranks take what was given out for a part of the prompt. So its length is put right, its text goes on in the
+    middle of a character, and stop strings are found that begin before the loss.
+
+    Args:
+        request: as it was first sent.
+        given: tokens that were given out before.
+        shown: their text, as far as it was given out.
+        tokenizer: None if texts are not made here.
+    """
+
+    def __init__(self, request: Any, given: Sequence[int], shown: str, tokenizer: Any) -> None:
+        self.given, self.prompt_tokens = len(given), len(request.input_ids)
+        self._sampling, self._tokenizer, self._ids = request.sampling_params, tokenizer, list(given)
+        self._shown, self._text = len(shown), ""
+        if tokenizer is not None:
+            skip = self._sampling.skip_special_tokens
+            self._detokenizer = Detokenizer(tokenizer, skip, prompt=request.input_ids)
+            self._text = self._detokenizer.push(given)
+
+    def take(self, ids: Sequence[int], reason: Reason | None) -> tuple[list[int], str, Reason | None]:
+        """What an output adds: its tokens, their text, and why the answer ends there, if it does."""
+        new = list[int]()
+        for token in ids:
+            new.append(token)
+            self._ids.append(token)
+            if matched := self._stop_across():
+                reason = {"type": "stop", "matched": matched}
+                break
+        return new, self._add(new, reason), reason
+
+    def _stop_across(self) -> str:
+        """The stop string that ends here and began before the loss; the ranks find those that begin behind it. They
+        look at as many tokens."""
+        tail = self._sampling.stop_str_max_len + 1
+        if self._tokenizer is None or not self._sampling.stop_strs or len(self._ids) - self.given >= tail:
+            return ""
+        text = self._tokenizer.decode(self._ids[-tail:])
+        return next((stop for stop in self._sampling.stop_strs if stop in text), "")
+
+    def _add(self, ids: list[int], reason: Reason | None) -> str:
+        if self._tokenizer is None:
+            return ""
+        matched, keeps = (reason or {}).get("matched"), self._sampling.no_stop_trim
+        ended = isinstance(matched, int) and not keeps and ids[-1:] == [matched]
+        self._text += self._detokenizer.push(ids[:-1] if ended else ids)
+        if reason:
+            self._text += self._detokenizer.flush()
+        if isinstance(matched, str) and (at := self._text.find(matched)) >= 0:
+            self._text = self._text[: at + len(matched) if keeps else at]
+        new, self._shown = self._text[self._shown :], max(self._shown, len(self._text))
+        return new
+
+
+class Replay:
+    """Stands between the tokenizer manager and the ranks. All methods are called on the manager's loop.
+
+    Args:
+        manager: SGLang's ``TokenizerManager``, of which methods are replaced.
+        fail: ends a request of the manager's with the reason.
+
+    Attributes:
+        holding: what was lost, while requests wait for other ranks; "" while there are some.
+        probes: ids of requests that are sent all the same.
+    """
+
+    def __init__(self, manager: Any, recovery: RecoveryConfig, fail: Callable[[str, str], None]) -> None:
+        self._manager, self._recovery, self._fail = manager, recovery, fail
+        self._sent: dict[str, Any] = {}
+        self._seconds: dict[str, SecondPart] = {}
+        self._fresh = set[str]()  # of those that wait, such as no rank has seen
+        self._waits: dict[str, object] = {}
+        self.holding = ""
+        self.probes: set[str] = set()
+        self._dispatch, self._handle = manager._dispatch_to_scheduler, manager._handle_batch_output
+        self._remove = manager._remove_req_state
+        manager._dispatch_to_scheduler, manager._handle_batch_output = self.dispatch, self.handle
+        manager._remove_req_state = self._forget
+
+    def hold(self, reason: str) -> None:
+        """The ranks are lost: requests that can go on wait for :meth:`resume`, the others end."""
+        self.holding = reason
+        for request_id in self._running():
+            given = bool(self._manager.rid_to_state[request_id].output_ids)
+            problem = self._problem(request_id, given)
+            if problem or not self._recovery.lets_wait(given):
+                self._fail(request_id, f"{reason}; {problem}" if problem else reason)
+            else:
+                self._wait(request_id)
+
+    def resume(self) -> None:
+        """Others are there, and all that the lost ones had said has arrived: sends what waits."""
+        self.holding, reason = "", self.holding
+        for request_id in self._running():
+            request, state = self._sent[request_id], self._manager.rid_to_state[request_id]
+            given = list(state.output_ids)
+            if problem := self._problem(request_id, bool(given)):
+                self._fail(request_id, f"{reason}; {problem}")
+                continue
+            if given:
+                tokenizer = None if self._manager.server_args.skip_tokenizer_init else self._manager.tokenizer
+                self._seconds[request_id] = SecondPart(request, given, state.get_text(), tokenizer)
+            self._manager._send_one_request(continued(request, given))
+        self._fresh.clear()
+        self._waits.clear()
+
+    def dispatch(self, message: Any) -> None:
+        """In place of the manager's own: to the ranks, if there are any."""
+        from fastapi import HTTPException
+        from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+        from sglang.srt.managers.io_struct import AbortReq, BatchTokenizedGenerateReqInput, TokenizedGenerateReqInput
+
+        requests = list(message.batch) if isinstance(message, BatchTokenizedGenerateReqInput) else [message]
+        probe = getattr(message, "rid", None) in self.probes
+        if not isinstance(requests[0], TokenizedGenerateReqInput) or probe:
+            requests = []
+        requests = [one for one in requests if not one.rid.startswith(HEALTH_CHECK_RID_PREFIX)]
+        for one in requests:
+            self._sent.setdefault(one.rid, one)
+        if not self.holding or probe:
+            self._dispatch(message)
+        elif isinstance(message, AbortReq):
+            for request_id in [one for one in self._sent if message.abort_all or one == message.rid]:
+                self._manager._handle_abort_req(AbortReq(rid=request_id, abort_message="Aborted"))
+        elif not requests:
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, self.holding)
+        for one in requests if self.holding else ():
+            self._fresh.add(one.rid)
+            self._wait(one.rid)
+
+    async def handle(self, outputs: Any) -> None:
+        """In place of the manager's own: takes in what the ranks say."""
+        if self._seconds:
+            self._mend(outputs)
+        await self._handle(outputs)
+
+    # ---- inside
+
+    def _problem(self, request_id: str, has_output: bool) -> str:
+        return "" if request_id in self._fresh else obstacle(self._sent[request_id], has_output)
+
+    def _running(self) -> list[str]:
+        """Ids of the requests that are not over."""
+        for request_id in [one for one in self._sent if one not in self._manager.rid_to_state]:
+            self._drop(request_id)
+        return list(self._sent)
+
+    def _wait(self, request_id: str) -> None:
+        if request_id not in self._waits:
+            self._waits[request_id] = wait = object()  # one for each loss
+            seconds = self._recovery.give_up_s
+            asyncio.get_running_loop().call_later(seconds, self._end_wait, request_id, wait)
+
+    def _end_wait(self, request_id: str, wait: object) -> None:
+        if self.holding and self._waits.get(request_id) is wait and request_id in self._manager.rid_to_state:
+            text = f"no group took its place within {self._recovery.give_up_s:g} s"
+            self._fail(request_id, f"{self.holding}; {text}")
+
+    def _forget(self, request_id: str, lifecycle_id: object | None = None) -> Any:
+        """In place of the manager's own: a request is over."""
+        state = self._remove(request_id, lifecycle_id)
+        if state is not None:
+            self._drop(request_id)
+        return state
+
+    def _drop(self, request_id: str) -> None:
+        for each in (self._sent, self._seconds, self._waits):
+            each.pop(request_id, None)
+        self._fresh.discard(request_id)
+
+    def _mend(self, outputs: Any) -> None:
+        from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+        from sglang.srt.managers.io_struct import AbortReq
+
+        for at, request_id in enumerate(outputs.rids):
+            second = self._seconds.get(request_id)
+            if second is None:
+                continue
+            if outputs.prompt_tokens[at] != second.prompt_tokens + second.given:  # of a group that is lost
+                outputs.rids[at] = HEALTH_CHECK_RID_PREFIX  # which the manager passes over
+                continue
+            before = outputs.finished_reasons[at]
+            ids, text, reason = second.take(outputs.output_ids[at], before)
+            outputs.output_ids[at], outputs.finished_reasons[at] = ids, reason
+            if hasattr(outputs, "output_strs"):
+                outputs.output_strs[at] = text
+            outputs.prompt_tokens[at] = second.prompt_tokens
+            outputs.completion_tokens[at] += second.given
+            outputs.cached_tokens[at] = min(outputs.cached_tokens[at], second.prompt_tokens)
+            for name in OF_THE_PROMPT:
+                values = getattr(outputs, name, None) or []
+                values[at : at + 1] = [[]] if at < len(values) else []  # said with the first token
+            if reason is not before:
+                self._dispatch(AbortReq(rid=request_id, abort_all=False))

@@ -1,0 +1,207 @@
+"""Requests of SGLang's tokenizer manager that go on in another group; over a rank that the test plays."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from types import SimpleNamespace
+
+import pytest
+
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import RequestFailed
+from raylaunch.frontends.answers import Waiter
+from raylaunch.model.tokenizer import load_tokenizer
+from raylaunch.sglang.replay import SecondPart, continued, obstacle
+from tests.sglang.conftest import LOST, needs_sglang, start, wait_until
+from tests.sglang.scripted_rank import OFFER, ScriptedRank
+
+NOTHING = {
+    "max_new_tokens": 9, "min_new_tokens": 4, "stop_strs": [], "stop_str_max_len": 0, "no_stop_trim": False,
+    "skip_special_tokens": True, "frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0,
+}  # fmt: skip
+
+
+def request(ids=(1, 2), sampling=(), **fields):
+    return SimpleNamespace(
+        input_ids=array("q", ids), sampling_params=SimpleNamespace(**NOTHING | dict(sampling)),
+        logprob_start_len=0, **fields,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(LaunchConfig.default())
+
+
+# ---- what a request becomes
+
+
+def test_limits_count_over_both_parts():
+    first = request()
+    again = continued(first, [5, 6])
+    assert (list(again.input_ids), again.sampling_params.max_new_tokens) == ([1, 2, 5, 6], 7)
+    assert (again.sampling_params.min_new_tokens, again.logprob_start_len) == (2, -1)
+    assert continued(first, [3] * 6).sampling_params.min_new_tokens == 0
+    assert continued(first, []) is first
+    assert (list(first.input_ids), first.sampling_params.max_new_tokens) == ([1, 2], 9), "it may be lost again"
+
+
+@pytest.mark.parametrize(
+    ("made", "fresh", "begun"),
+    [
+        (request(), "", ""),
+        (request(sampling={"sampling_seed": 5}), "", ""),
+        (request(sampling={"json_schema": "{}"}), "", "json_schema"),
+        (request(sampling={"stop_regex_strs": ["a+"]}), "", "stop_regex"),
+        (request(sampling={"repetition_penalty": 1.1}), "", "repetition_penalty"),
+        (request(custom_logit_processor="x"), "", "custom_logit_processor"),
+        (request(return_hidden_states=True), "", "return_hidden_states"),
+        (request(mm_inputs=object()), "mm_inputs", "mm_inputs"),
+        (request(session_id="s"), "session_id", "session_id"),
+    ],
+)
+def test_what_cannot_go_on(made, fresh, begun):
+    for has_output, name in ((False, fresh), (True, begun)):
+        assert obstacle(made, has_output) == (f"with {name} a request cannot go on in another group" if name else "")
+
+
+class Bytes:
+    """A tokenizer of which each token is a byte."""
+
+    is_fast = True
+
+    def decode(self, ids, **_):
+        return bytes(ids).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("cut", range(1, 11))
+def test_the_text_goes_on_in_the_middle_of_a_character(cut):
+    text = "aé€😀b"
+    ids = list(text.encode())
+    shown = bytes(ids[:cut]).decode("utf-8", "ignore")
+    second = SecondPart(request([100]), ids[:cut], shown, Bytes())
+    parts = [second.take([one], None)[1] for one in ids[cut:]] + [second.take([], {"type": "length"})[1]]
+    assert shown + "".join(parts) == text
+
+
+@pytest.mark.parametrize("trim", [True, False])
+@pytest.mark.parametrize("cut", range(1, 5))
+def test_a_stop_string_across_the_loss(cut, trim):
+    """The ranks find the one that begins behind the loss, and we the one that begins before it. A stream has shown its
+    beginning by then, as SGLang's do."""
+    ids, begins_before = list(b"12+30=42"), cut > 2
+    sampling = {"stop_strs": ["+30"], "stop_str_max_len": 3, "no_stop_trim": not trim}
+    shown = bytes(ids[:cut]).decode()
+    second = SecondPart(request([100], sampling), ids[:cut], shown, Bytes())
+    stop = {"type": "stop", "matched": "+30"}
+    taken = [second.take([one], None if begins_before or one != ord("0") else stop) for one in ids[cut:5]]
+    assert [reason for *_, reason in taken] == [None] * (len(taken) - 1) + [stop]
+    assert shown + "".join(text for _, text, _ in taken) == ("12+3" if trim else "12+30")
+
+
+def test_the_token_that_ends_an_answer_is_no_text():
+    second = SecondPart(request([100]), list(b"4"), "4", Bytes())
+    assert second.take([ord("2"), 7], {"type": "stop", "matched": 7}) == (
+        [ord("2"), 7], "2", {"type": "stop", "matched": 7},
+    )  # fmt: skip
+
+
+# ---- over SGLang's tokenizer manager and detokenizer
+
+
+def begin(frontend, prompt, **params):
+    """A request and the chunks that have come, on a thread."""
+    waiter, got = Waiter(frontend, start(frontend, prompt, **params)), []
+
+    def run():
+        try:
+            got.extend(iter(waiter))
+        except RequestFailed as error:
+            got.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, got, waiter
+
+
+def scripted(frontend, answer, prompt):
+    """A rank that says ``answer`` and its end, also to one who has a part of it already."""
+    rank = ScriptedRank(frontend.sockets, lambda ids: frontend.tokenizer.decode(ids))
+    known = len(frontend.tokenizer(prompt)["input_ids"])
+    whole = [*frontend.tokenizer(answer)["input_ids"], rank.eos]
+    rank.script = lambda ids, _: whole[len(ids) - known :] if len(ids) >= known else [5] * 9
+    return rank
+
+
+def ask_over_losses(frontend, cuts, **params):
+    """An answer of 14 tokens that is cut off behind each of ``cuts`` tokens, and how often it was sent to ranks."""
+    prompt, answer = "12+30=", "42+17=59+3=62"
+    sent = 0
+    for at, cut in enumerate([*cuts, None]):
+        with scripted(frontend, answer, prompt) as rank:
+            frontend.up(OFFER)
+            if at == 0:
+                rank.most = cut or 1 << 30
+                thread, got, waiter = begin(frontend, prompt, **params)
+            elif cut is not None:
+                rank.most = cut - cuts[at - 1]
+            if cut is not None:
+                wait_until(lambda: any(len(one.input_ids) >= 6 for one in rank.seen))
+                state = frontend.side.manager.rid_to_state
+                name = waiter._request.request_id
+                wait_until(lambda cut=cut, state=state, name=name: len(state[name].output_ids) >= cut)
+                frontend.down(LOST, rebuilding=True)
+            else:
+                thread.join(20)
+                assert not thread.is_alive()
+            sent += sum(len(one.input_ids) >= 6 for one in rank.seen)
+    return got, sent
+
+
+@pytest.mark.slow
+@needs_sglang
+@pytest.mark.parametrize("cuts", [[1], [5], [3, 8], [2, 3, 12]])
+def test_an_answer_goes_on_as_if_nothing_had_been_lost(frontend, cuts):
+    whole, _ = ask_over_losses(frontend, [], max_new_tokens=20, logprobs=2)
+    got, sent = ask_over_losses(frontend, cuts, max_new_tokens=20, logprobs=2)
+    assert sent == len(cuts) + 1
+    for what in (lambda one: one.text, lambda one: one.token_ids, lambda one: one.logprobs or ()):
+        assert sum(map(what, got), type(what(got[0]))()) == sum(map(what, whole), type(what(whole[0]))())
+    assert (got[-1].finish_reason, got[-1].matched) == (whole[-1].finish_reason, whole[-1].matched)
+    frontend.down(LOST)
+
+
+@pytest.mark.slow
+@needs_sglang
+def test_what_cannot_go_on_ends_at_the_loss_and_says_why(frontend):
+    with scripted(frontend, "42+17=59", "12+30=") as rank:
+        frontend.up(OFFER)
+        rank.most = 3
+        thread, got, waiter = begin(frontend, "12+30=", max_new_tokens=20, extra={"regex": "[0-9+=]*"})
+        state = frontend.side.manager.rid_to_state
+        wait_until(lambda: len(state[waiter._request.request_id].output_ids) >= 3)
+        frontend.down(LOST, rebuilding=True)
+        thread.join(10)
+    assert "rank 1 is lost; with regex a request cannot go on in another group" in str(got[-1])
+    assert state == {}
+    frontend.down(LOST)
+
+
+@pytest.mark.slow
+@needs_sglang
+def test_those_that_come_meanwhile_wait_and_can_be_aborted(frontend):
+    with scripted(frontend, "42", "12+30="):
+        frontend.up(OFFER)
+    frontend.down(LOST, rebuilding=True)
+    waits, aborted = begin(frontend, "12+30=", max_new_tokens=20), begin(frontend, "12+30=", max_new_tokens=20)
+    wait_until(lambda: len(frontend.side.replay._fresh) == 2)
+    assert frontend.abort(aborted[2]._request.request_id)
+    aborted[0].join(10)
+    assert aborted[1][-1].finish_reason == "abort"
+    with scripted(frontend, "42", "12+30="):
+        frontend.up(OFFER)
+        waits[0].join(10)
+        assert "".join(one.text for one in waits[1]) == "42"
+    frontend.down(LOST)
+    assert frontend.side.replay._sent == {}
