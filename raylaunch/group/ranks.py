@@ -18,6 +18,7 @@ from raylaunch.cluster.session import RaySession
 from raylaunch.cluster.tcp_probe import TcpProbe
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.group.diagnosis import LEFT, NODE_PATTERN
+from raylaunch.group.stepping import Stepper
 from raylaunch.group.teardown import Teardown, prove_ended
 from raylaunch.protocol import Arrival, Failure, Release
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from raylaunch_actors.rank import RankProcess, RankSpec
 
 SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
-GRACE_S = 0.3
 NODE_PROBE_S = 3.0
 SIGHTINGS_S = 1.0
 STOPPED_SHARE = 0.8  # of deadlines.health, for which a process may be stopped, as by a debugger, and still go on
@@ -88,6 +88,7 @@ class RankGroup:
         lost_nodes: ids of nodes that were found to answer no more; they are not asked again.
         raylets: host and port of each other node's raylet, by node id; the driver's own node cannot be lost to it.
         session: that the group runs in.
+        stepper: takes the ranks from gate to gate.
     """
 
     placement: Placement
@@ -97,6 +98,7 @@ class RankGroup:
     lost_nodes: set[str] = field(default_factory=set)
     raylets: dict[str, tuple[str, int]] = field(default_factory=dict)
     session: RaySession = field(default_factory=RaySession)
+    stepper: Stepper = field(default_factory=lambda: Stepper({}, {}))
 
     def start(
         self, specs: Sequence[RankSpec], namespace: str, stopped: Callable[[], bool] = lambda: False
@@ -129,6 +131,8 @@ class RankGroup:
             self.agents[node_id] = NodeAgentActor.options(scheduling_strategy=affinity).remote()
         outcome = self._await_processes(specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs), stopped)
         if outcome.complete:
+            self.stepper = Stepper({member.rank: member.actor for member in self.members}, self.agents)
+            self.stepper.attach({seat.rank: seat.node_id for seat in self.placement.seats})
             processes = [member.process for member in self.members if member.process]
             seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
             for member in self.members:
@@ -185,20 +189,16 @@ class RankGroup:
             leave: permission to leave the gate they stand at; None for the first step.
             wait: told which ranks are pending, returns seconds to go on waiting; 0 or less ends the step.
         """
-        calls = {member.actor.advance.remote(leave): member.rank for member in self.members}
-        pending, outcome = list(calls), StepOutcome()
-        while pending:
-            left = wait(tuple(calls[ref] for ref in pending))
-            if left <= 0:
-                break
-            done, pending = ray.wait(pending, num_returns=1, timeout=left)
-            _sort_in(outcome, calls, done)
-            if not outcome.complete and pending:
-                # A death is seen within milliseconds of the errors it causes: a short grace brings both.
-                done, pending = ray.wait(pending, num_returns=len(pending), timeout=GRACE_S)
-                _sort_in(outcome, calls, done)
-                break
-        outcome.pending = tuple(sorted(calls[ref] for ref in pending))
+        outcome = StepOutcome()
+        for rank, report in self.stepper.step(leave, wait).items():
+            if isinstance(report, Arrival):
+                outcome.arrivals[rank] = report
+            elif isinstance(report, Failure):
+                outcome.failures[rank] = report
+            else:
+                outcome.deaths[rank] = report
+        known = {*outcome.arrivals, *outcome.failures, *outcome.deaths}
+        outcome.pending = tuple(member.rank for member in self.members if member.rank not in known)
         return outcome
 
     def finish(self, leave: Release, timeout_s: float) -> StepOutcome:
@@ -405,17 +405,3 @@ class RankGroup:
 def _kill(actor: Any) -> None:
     with contextlib.suppress(RayError):
         ray.kill(actor, no_restart=True)
-
-
-def _sort_in(outcome: StepOutcome, calls: dict[Any, int], done: Sequence[Any]) -> None:
-    for ref in done:
-        rank = calls[ref]
-        try:
-            report = ray.get(ref)
-        except RayError as error:
-            outcome.deaths[rank] = str(error)
-        else:
-            if isinstance(report, Failure):
-                outcome.failures[rank] = report
-            else:
-                outcome.arrivals[rank] = report
