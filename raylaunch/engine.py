@@ -13,7 +13,7 @@ from typing import Any, cast, overload
 from ray.util.placement_group import PlacementGroup
 
 from raylaunch.config import LaunchConfig
-from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
+from raylaunch.errors import ConfigError, LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends import frontend_of
 from raylaunch.frontends.answers import AsyncWaiter, Start, Waiter
 from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running
@@ -71,6 +71,10 @@ class Engine:
         """
         if self._supervisor.condition is not Condition.NEW:
             raise RaylaunchError("an Engine is started once; make a new one")
+        if (count := self.config.parallel.replicas) > 1:
+            raise ConfigError(
+                "parallel.replicas", count, "an Engine is one group: raylaunch.Replicas(config) is several"
+            )
         preflight(self.config)
         self._shape = check_model(self.config)
         self._supervisor.config = with_context(self.config, self._shape)

@@ -47,6 +47,10 @@ class RequestFailed(RaylaunchError):
     """A request that was accepted and could not be finished, for example because a rank died meanwhile."""
 
 
+class ReplicaLost(RequestFailed):
+    """A request whose group of ranks was lost, while others that serve the same model may be ready."""
+
+
 class RankFault(RaylaunchError):
     """An error raised inside a rank.
 
@@ -118,6 +122,7 @@ class LaunchError(RaylaunchError):
         teardown: what was given back, and in which time.
         retryable: whether a new attempt may help (a killed process), or cannot (a broken rule).
         followers: what failed because of it, in order: the attempts to launch again.
+        replica: number of the group among several that serve the same model; None where there is one.
     """
 
     summary: str
@@ -131,6 +136,7 @@ class LaunchError(RaylaunchError):
     teardown: str = ""
     retryable: bool = False
     followers: list[LaunchError] = field(default_factory=list)
+    replica: int | None = None
 
     def __post_init__(self) -> None:
         super().__init__(self.summary)
@@ -142,6 +148,8 @@ class LaunchError(RaylaunchError):
             place += f", {self.shape} {'requests' if self.round == 'decode' else 'tokens'}"
         if self.iteration is not None:
             place += f", iteration {self.iteration}"
+        if self.replica is not None:
+            place = ", ".join(part for part in (place, f"replica {self.replica}") if part)
         return place
 
     def brief(self) -> str:
@@ -200,6 +208,7 @@ class LaunchError(RaylaunchError):
             "teardown",
             "retryable",
             "followers",
+            "replica",
         )
         return type(self), tuple(getattr(self, name) for name in fields)
 

@@ -38,6 +38,7 @@ class Health:
         ranks: each rank's own answer, when asked for.
         restarts_left: how often a lost group will still be rebuilt.
         requests: running or waiting.
+        replicas: each group's own where there are several, with its ranks.
     """
 
     ready: bool
@@ -46,6 +47,7 @@ class Health:
     ranks: tuple[RankHealth, ...]
     restarts_left: int
     requests: int
+    replicas: tuple[Health, ...] = ()
 
 
 @dataclass

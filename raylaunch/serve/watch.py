@@ -47,4 +47,5 @@ class GroupWatch:
             self._asked, self._asked_at = asked, self._clock()
         if now.ready and not asked.ready:
             return replace(asked, requests=now.requests)
-        return replace(now, ranks=asked.ranks)
+        pairs = zip(now.replicas, asked.replicas, strict=True)
+        return replace(now, ranks=asked.ranks, replicas=tuple(replace(own, ranks=one.ranks) for own, one in pairs))

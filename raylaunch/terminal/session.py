@@ -43,11 +43,12 @@ def launched(config: LaunchConfig, *, show_report: bool = True, trace: Path | No
     check_model(config)  # before Ray is imported: a wrong configuration is told at once
     quiet_libraries()
     from raylaunch.engine import Engine
+    from raylaunch.replicas import Replicas, replicas_of
 
     with interruptible():
         console = stderr_console()
         with LaunchProgress(console) as progress:
-            engine = Engine(config, listener=progress.step)
+            engine = (Replicas if config.parallel.replicas > 1 else Engine)(config, listener=progress.step)
             try:
                 _start(engine)
             except BaseException:
@@ -55,7 +56,8 @@ def launched(config: LaunchConfig, *, show_report: bool = True, trace: Path | No
                 raise
         try:
             if show_report:
-                console.print(engine.report.rich_table())
+                for one in replicas_of(engine):
+                    console.print(one.report.rich_table())
             wrote = _write_trace(engine, trace, console)
             yield engine
         finally:
