@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
     from raylaunch.engine import Engine
     from raylaunch.frontends.requests import Chunk, Completion
+    from raylaunch.replicas import Replicas
     from raylaunch.report import LaunchReport
     from raylaunch.sampling import SamplingParams
 
@@ -27,6 +28,7 @@ __all__ = [
     "LaunchError",
     "LaunchReport",
     "RaylaunchError",
+    "Replicas",
     "RequestError",
     "RequestFailed",
     "SamplingParams",
@@ -39,6 +41,7 @@ _HOMES = {
     "Engine": "engine",
     "LaunchConfig": "config",
     "LaunchReport": "report",
+    "Replicas": "replicas",
     "SamplingParams": "sampling",
 }
 
@@ -49,7 +52,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'raylaunch' has no attribute {name!r}")
     import importlib
 
-    if name == "Engine":
+    if name in ("Engine", "Replicas"):
         from raylaunch.startup.shadows import require_unshadowed
 
         require_unshadowed()  # what it imports could be the user's

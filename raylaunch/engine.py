@@ -13,7 +13,7 @@ from typing import Any, cast, overload
 from ray.util.placement_group import PlacementGroup
 
 from raylaunch.config import LaunchConfig
-from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
+from raylaunch.errors import ConfigError, LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.answers import AsyncWaiter, Start, Waiter
 from raylaunch.frontends.base import Frontend, Image, Listener, Prepared, Prompt, Running
 from raylaunch.frontends.generation_config import SamplingDefaults, sampling_defaults
@@ -69,6 +69,9 @@ class Engine:
         """
         if self._supervisor.condition is not Condition.NEW:
             raise RaylaunchError("an Engine is started once; make a new one")
+        if (count := self.config.parallel.replicas) > 1:
+            expected = "an Engine is one group: raylaunch.Replicas(config) is several"
+            raise ConfigError("parallel.replicas", count, expected)
         self._resolved = resolved = self._resolved or resolve(self.config)
         self._sampling = sampling_defaults(self.config)
         self._supervisor.sampling = str(self._sampling)

@@ -47,6 +47,10 @@ class RequestFailed(RaylaunchError):
     """A request that was accepted and could not be finished, for example because a rank died meanwhile."""
 
 
+class ReplicaLost(RequestFailed):
+    """A request whose group of ranks was lost, while others that serve the same model may be ready."""
+
+
 class RankFault(RaylaunchError):
     """An error raised inside a rank.
 
@@ -119,6 +123,7 @@ class LaunchError(RaylaunchError):
         retryable: whether a new attempt may help (a killed process), or cannot (a broken rule).
         followers: what failed because of it, in order: the attempts to launch again.
         given_up: why no further attempt was made although it is retryable, or "".
+        replica: number of the group among several that serve the same model; None where there is one.
     """
 
     summary: str
@@ -133,6 +138,7 @@ class LaunchError(RaylaunchError):
     retryable: bool = False
     followers: list[LaunchError] = field(default_factory=list)
     given_up: str = ""
+    replica: int | None = None
 
     def __post_init__(self) -> None:
         super().__init__(self.summary)
@@ -144,6 +150,8 @@ class LaunchError(RaylaunchError):
             place += f", {self.shape} {'requests' if self.round == 'decode' else 'tokens'}"
         if self.iteration is not None:
             place += f", iteration {self.iteration}"
+        if self.replica is not None:
+            place = ", ".join(part for part in (place, f"replica {self.replica}") if part)
         return place
 
     def brief(self) -> str:
@@ -205,6 +213,7 @@ class LaunchError(RaylaunchError):
             "retryable",
             "followers",
             "given_up",
+            "replica",
         )
         return type(self), tuple(getattr(self, name) for name in fields)
 

@@ -51,6 +51,7 @@ class Health:
         ranks: each rank's own answer, when asked for.
         restarts_left: how often a lost group will still be rebuilt.
         requests: running or waiting.
+        replicas: each group's own where there are several, with its ranks.
     """
 
     ready: bool
@@ -59,6 +60,7 @@ class Health:
     ranks: tuple[RankHealth, ...]
     restarts_left: int
     requests: int
+    replicas: tuple[Health, ...] = ()
 
     def refusal(self, waits: bool) -> str:
         """Why a request sent now is not taken; "" if it is.

@@ -52,6 +52,8 @@ def test_evidence_is_shown_in_order_and_only_where_there_is_some():
         (LaunchError("no cluster"), "LaunchError no cluster"),
         (LaunchError("x", "F13", "PLACE"), "LaunchError F13 [PLACE] x"),
         (LaunchError("x", "F20", "VERIFY", "decode", 8), "LaunchError F20 [VERIFY decode, 8 requests] x"),
+        (LaunchError("x", "F07", "SERVE", replica=1), "LaunchError F07 [SERVE, replica 1] x"),
+        (LaunchError("x", replica=0), "LaunchError [replica 0] x"),
     ],
 )
 def test_headline(error, headline):
@@ -64,6 +66,7 @@ EVERY_ERROR = [
     errors.EngineBusy("text"),
     errors.RequestError("text"),
     errors.RequestFailed("text"),
+    errors.ReplicaLost("text"),
     errors.RankFault("F01", "text"),
     errors.RankFault(None, "text"),
     errors.CaptureError(None, "text"),

@@ -57,6 +57,7 @@ class RankGate:
         self._changed = threading.Condition()
         self._report: Arrival | Failure | None = None
         self._release: Release | None = None
+        self._passed: Step | None = None
         self._step: Step | None = None
         self._at: Step | None = None  # the same, or one that it may pass alone
         self._left = time.time()
@@ -150,12 +151,12 @@ class RankGate:
             self._activity = "serving"
 
     def _let_go(self, release: Release | None) -> None:
-        if release is None:
-            return
+        if release is None or release.step == self._passed:
+            return  # the second where an agent that is gone has released it before the driver does
         if isinstance(self._report, Arrival):
             if self._report.step != release.step:
                 raise RankFault(None, f"rank {self.rank} stands at {self._report.step}, not at {release.step}")
-            self._report, self._release = None, release
+            self._report, self._release, self._passed = None, release, release.step
             self._progress += 1
             self._changed.notify_all()
 

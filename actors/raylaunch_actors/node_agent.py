@@ -1,4 +1,5 @@
-"""One small actor per node: reads logs, asks for native stacks and ends processes when a rank no longer answers."""
+"""One small actor per node: steps its ranks where there are many, reads logs, asks for native stacks and ends processes
+when a rank no longer answers."""
 
 from __future__ import annotations
 
@@ -12,16 +13,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raylaunch_actors.node_gates import NodeGates
 from raylaunch_actors.process_watch import ProcessWatch, Sighting
 
 COUNT_EVERY_S = 1.0
 RECENT_S = 15.0  # a death is seen at once, and explained within seconds
 
 
-class NodeAgentBase:
+class NodeAgentBase(NodeGates):
     """Answers for the ranks of one node, also for those that are dead or stopped."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._kills = KillCount()
         self._processes = ProcessWatch()
         threading.Thread(target=self._keep_counting, name="oom-kills", daemon=True).start()

@@ -19,7 +19,7 @@ import ray
 from raylaunch.errors import RankFault
 from raylaunch.package import package_files
 from raylaunch.protocol import Arrival, Failure, Release
-from raylaunch_actors import priority, shortage
+from raylaunch_actors import node_gates, priority, shortage
 from raylaunch_actors.gate import RankGate, RankState
 from raylaunch_actors.progress import modules_loaded, reported
 from raylaunch_actors.spec import RankSpec
@@ -108,6 +108,10 @@ class RankBase:
             log_files=log_files(context.get_worker_id()),
             gpus=tuple(context.get_accelerator_ids().get("GPU", ())),
         )
+
+    def attach(self, agent: tuple[str, bytes]) -> None:
+        """Lets the agent of this node step this rank; see :mod:`raylaunch_actors.node_gates`."""
+        node_gates.attach(self.gate, *agent)
 
     def advance(self, release: Release | None) -> Arrival | Failure:
         """Releases the rank from its gate and returns its next arrival, or the failure that ended it."""

@@ -127,6 +127,9 @@ def observe(seen: Seen) -> Observation:
     if seen.arrival is not None:
         step = seen.arrival.step
         return Observation(rank, Fate.ARRIVED, f"arrived at {step}", seen.arrival.arrived, step)
+    if state is not None and state.waiting:
+        detail = f"stands at {state.step}, which was heard too late, or is not told by the agent of its node"
+        return Observation(rank, Fate.WAITING, detail, step=state.step, gates=state.gates)
     if state is not None and inside_collective(seen.stack):
         detail = f"waits for its peers in a collective ({state.activity})"
         return Observation(rank, Fate.WAITING, detail, step=state.step, gates=state.gates)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import ray
-from ray.exceptions import RayError
+from typing import TYPE_CHECKING
 
 from raylaunch.protocol import Arrival, Failure
 
@@ -39,23 +35,3 @@ class StepOutcome:
     @property
     def complete(self) -> bool:
         return not (self.failures or self.deaths or self.pending or self.seen)
-
-
-def sort_in(outcome: StepOutcome, calls: dict[Any, int], done: Sequence[Any]) -> None:
-    """Adds what calls of ranks have brought.
-
-    Args:
-        calls: the rank of each call.
-        done: those that have ended.
-    """
-    for ref in done:
-        rank = calls[ref]
-        try:
-            report = ray.get(ref)
-        except RayError as error:
-            outcome.deaths[rank] = str(error)
-        else:
-            if isinstance(report, Failure):
-                outcome.failures[rank] = report
-            else:
-                outcome.arrivals[rank] = report

@@ -18,9 +18,10 @@ from raylaunch.cluster.session import RaySession
 from raylaunch.cluster.tcp_probe import TcpProbe
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.group.diagnosis import LEFT, NODE_PATTERN
-from raylaunch.group.outcome import StepOutcome, sort_in
+from raylaunch.group.outcome import StepOutcome
+from raylaunch.group.stepping import Stepper
 from raylaunch.group.teardown import Teardown, prove_ended
-from raylaunch.protocol import Release
+from raylaunch.protocol import Arrival, Failure, Release
 from raylaunch.resolved import gpus_per_rank
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from raylaunch_actors.spec import RankSpec
 
 SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
-GRACE_S = 0.3
 NODE_PROBE_S = 3.0
 SIGHTINGS_S = 1.0
 CLOSE_MARGIN_S = 8.0  # on top of the proof's deadline: a placement group is waited for, too
@@ -64,6 +64,7 @@ class RankGroup:
         lost_nodes: ids of nodes that were found to answer no more; they are not asked again.
         raylets: host and port of each other node's raylet, by node id; the driver's own node cannot be lost to it.
         session: that the group runs in.
+        stepper: takes the ranks from gate to gate.
     """
 
     placement: Placement
@@ -73,6 +74,7 @@ class RankGroup:
     lost_nodes: set[str] = field(default_factory=set)
     raylets: dict[str, tuple[str, int]] = field(default_factory=dict)
     session: RaySession = field(default_factory=RaySession)
+    stepper: Stepper = field(default_factory=lambda: Stepper({}, {}))
 
     def start(
         self, specs: Sequence[RankSpec], namespace: str, stopped: Callable[[], bool] = lambda: False
@@ -105,6 +107,8 @@ class RankGroup:
             self.agents[node_id] = NodeAgentActor.options(scheduling_strategy=affinity).remote()
         outcome = self._await_processes(specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs), stopped)
         if outcome.complete:
+            self.stepper = Stepper({member.rank: member.actor for member in self.members}, self.agents)
+            self.stepper.attach({seat.rank: seat.node_id for seat in self.placement.seats})
             processes = [member.process for member in self.members if member.process]
             seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
             for member in self.members:
@@ -161,20 +165,16 @@ class RankGroup:
             leave: permission to leave the gate they stand at; None for the first step.
             wait: told which ranks are pending, returns seconds to go on waiting; 0 or less ends the step.
         """
-        calls = {member.actor.advance.remote(leave): member.rank for member in self.members}
-        pending, outcome = list(calls), StepOutcome()
-        while pending:
-            left = wait(tuple(calls[ref] for ref in pending))
-            if left <= 0:
-                break
-            done, pending = ray.wait(pending, num_returns=1, timeout=left)
-            sort_in(outcome, calls, done)
-            if not outcome.complete and pending:
-                # A death is seen within milliseconds of the errors it causes: a short grace brings both.
-                done, pending = ray.wait(pending, num_returns=len(pending), timeout=GRACE_S)
-                sort_in(outcome, calls, done)
-                break
-        outcome.pending = tuple(sorted(calls[ref] for ref in pending))
+        outcome = StepOutcome()
+        for rank, report in self.stepper.step(leave, wait).items():
+            if isinstance(report, Arrival):
+                outcome.arrivals[rank] = report
+            elif isinstance(report, Failure):
+                outcome.failures[rank] = report
+            else:
+                outcome.deaths[rank] = report
+        known = {*outcome.arrivals, *outcome.failures, *outcome.deaths}
+        outcome.pending = tuple(member.rank for member in self.members if member.rank not in known)
         return outcome
 
     def finish(self, leave: Release, timeout_s: float) -> StepOutcome:

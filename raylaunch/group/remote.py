@@ -26,7 +26,8 @@ class NodeAgent(node_agent.NodeAgentBase):
 NEVER_AGAIN = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
 for name in ("whoami", "health", "stop", "stacks", "finish"):
     setattr(Rank, name, ray.method(concurrency_group="control")(getattr(rank.RankBase, name)))
-Rank.advance = ray.method(concurrency_group="gate")(rank.RankBase.advance)  # type: ignore[method-assign]
+for name in ("advance", "attach"):
+    setattr(Rank, name, ray.method(concurrency_group="gate")(getattr(rank.RankBase, name)))
 RankActor = ray.remote(**NEVER_AGAIN, concurrency_groups={"control": 2, "gate": 1})(Rank)
-# One call of five waits for news as long as the group lives.
-NodeAgentActor = ray.remote(**NEVER_AGAIN, max_concurrency=5)(NodeAgent)
+# One call waits for news as long as the group lives, another steps ranks.
+NodeAgentActor = ray.remote(**NEVER_AGAIN, max_concurrency=6)(NodeAgent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from raylaunch.model import hub
 
 log = logging.getLogger(__name__)
 
+# transformers (5.23) puts another module in its own place while it is imported: a second thread sees the first one.
+_IMPORTING = threading.Lock()
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -52,7 +55,8 @@ def load_tokenizer(config: LaunchConfig) -> Any:
         if config.model.tokenizer is not None:
             raise ConfigError("model.tokenizer", name, f"the folder has none of {', '.join(FILES)}")
         return None
-    from transformers import AutoTokenizer
+    with _IMPORTING:
+        from transformers import AutoTokenizer
 
     try:
         if not folder.is_dir():

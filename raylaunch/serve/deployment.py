@@ -76,6 +76,9 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
     if config.engine.kind == "sglang":
         expected = "Ray Serve's replicas run the reference engine only; run raylaunch serve as a Ray job instead"
         raise ConfigError("engine.kind", "sglang", expected)
+    if config.parallel.replicas > 1:
+        expected = "Ray Serve has replicas of its own: leave it at 1, and set the application's replicas"
+        raise ConfigError("parallel.replicas", config.parallel.replicas, expected)
     resolved = on_device(resolve(config), _device(config))
     settled, request = config.replace({"engine.device": resolved.device, "recovery.rebuilds": 0}), resolved.request
     # Rank 0 and the replica share the first bundle: the group then spans no more nodes than its ranks need.

@@ -6,8 +6,9 @@ import math
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from statistics import median_high
 
 from fastapi import APIRouter, Request, Response
@@ -22,6 +23,7 @@ from raylaunch.config import ServeConfig
 from raylaunch.engine import Engine
 from raylaunch.health import Health
 from raylaunch.protocol import Phase
+from raylaunch.replicas import replicas_of
 from raylaunch.serve.limits import max_concurrent
 from raylaunch.serve.watch import GroupWatch
 
@@ -29,6 +31,7 @@ METRICS = "/metrics"
 BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+REPLICA = ("replica",)
 RATE_WINDOW_S = 5
 FIRST_TOKEN_WINDOW_S = 60.0
 REMEMBERED_FIRST_TOKENS = 1000
@@ -169,6 +172,8 @@ class GroupCollector(Collector):
 
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine, self._metrics = engine, metrics
+        self._engines = replicas_of(engine)
+        self._label = REPLICA if len(self._engines) > 1 else ()
         self._phases_of: object = None
         self._phases: tuple[Metric, ...] = ()
 
@@ -181,44 +186,63 @@ class GroupCollector(Collector):
         yield CounterMetricFamily(
             "raylaunch_restarts", "Times the group was rebuilt.", value=float(self._engine.restarts)
         )
-        yield from self._of_ranks(health)
+        if health.replicas:
+            yield from self._of_replicas(health.replicas)
+        yield from self._of_ranks(health.replicas or (health,))
         yield from self._of_phases()
         yield self._build_info()
 
-    def _of_ranks(self, health: Health) -> Iterator[Metric]:
-        up = GaugeMetricFamily("raylaunch_rank_up", "Whether a rank answers health questions.", labels=("rank",))
-        steps = CounterMetricFamily("raylaunch_rank_steps", "Forward passes of a rank.", labels=("rank",))
-        tokens = CounterMetricFamily("raylaunch_rank_tokens", "Output tokens that a rank sampled.", labels=("rank",))
-        answers = {rank.rank: rank for rank in health.ranks}
-        for rank in range(self._engine.config.parallel.tensor_parallel_size):
-            answer = answers.get(rank)
-            up.add_metric((str(rank),), int(answer is not None and answer.answers))
-            # A rank that does not answer has no metrics: a zero would look like a restart.
-            if answer is not None and answer.counters:
-                steps.add_metric((str(rank),), answer.counters.get("steps", 0))
-                tokens.add_metric((str(rank),), answer.counters.get("tokens", 0))
+    def _of_replicas(self, healths: Sequence[Health]) -> Iterator[Metric]:
+        ready = GaugeMetricFamily("raylaunch_replica_ready", "Whether this group answers requests.", labels=REPLICA)
+        requests = GaugeMetricFamily("raylaunch_replica_requests", "Requests that are at this group.", labels=REPLICA)
+        restarts = CounterMetricFamily("raylaunch_replica_restarts", "Times it was rebuilt.", labels=REPLICA)
+        for number, (health, engine) in enumerate(zip(healths, self._engines, strict=True)):
+            ready.add_metric((str(number),), int(health.ready))
+            requests.add_metric((str(number),), health.requests)
+            restarts.add_metric((str(number),), engine.restarts)
+        yield from (ready, requests, restarts)
+
+    def _of_ranks(self, healths: Sequence[Health]) -> Iterator[Metric]:
+        labels = (*self._label, "rank")
+        up = GaugeMetricFamily("raylaunch_rank_up", "Whether a rank answers health questions.", labels=labels)
+        steps = CounterMetricFamily("raylaunch_rank_steps", "Forward passes of a rank.", labels=labels)
+        tokens = CounterMetricFamily("raylaunch_rank_tokens", "Output tokens that a rank sampled.", labels=labels)
+        for number, health in enumerate(healths):
+            answers = {rank.rank: rank for rank in health.ranks}
+            for rank in range(self._engine.config.parallel.tensor_parallel_size):
+                values, answer = (*self._value(number), str(rank)), answers.get(rank)
+                up.add_metric(values, int(answer is not None and answer.answers))
+                # A rank that does not answer has no metrics: a zero would look like a restart.
+                if answer is not None and answer.counters:
+                    steps.add_metric(values, answer.counters.get("steps", 0))
+                    tokens.add_metric(values, answer.counters.get("tokens", 0))
         yield from (up, steps, tokens)
 
     def _of_phases(self) -> tuple[Metric, ...]:
-        report = self._engine.report
-        state = (id(report), report.started, len(report.steps), len(report.driver))
+        reports = [engine.report for engine in self._engines]
+        state = [(id(one), one.started, len(one.steps), len(one.driver)) for one in reports]
         if state != self._phases_of:
             busy = GaugeMetricFamily(
                 "raylaunch_phase_seconds", "Seconds that a rank worked in a phase of the launch, without waits.",
-                labels=("phase", "rank"),
+                labels=(*self._label, "phase", "rank"),
             )  # fmt: skip
             elapsed = GaugeMetricFamily(
-                "raylaunch_phase_elapsed_seconds", "Seconds that a phase of the launch took.", labels=("phase",)
-            )
-            for phase in Phase:
+                "raylaunch_phase_elapsed_seconds", "Seconds that a phase of the launch took.",
+                labels=(*self._label, "phase"),
+            )  # fmt: skip
+            for number, phase in product(range(len(reports)), Phase):
+                report, values = reports[number], (*self._value(number), phase.name)
                 if phase is Phase.SERVE:
                     continue
-                elapsed.add_metric((phase.name,), report.elapsed(phase))
+                elapsed.add_metric(values, report.elapsed(phase))
                 if phase is not Phase.PLACE:  # the driver's own work: no rank exists yet
                     for place in report.places:
-                        busy.add_metric((phase.name, str(place.rank)), report.busy(place.rank, phase))
+                        busy.add_metric((*values, str(place.rank)), report.busy(place.rank, phase))
             self._phases, self._phases_of = (busy, elapsed), state
         return self._phases
+
+    def _value(self, number: int) -> tuple[str, ...]:
+        return (str(number),) if self._label else ()
 
     def _build_info(self) -> Metric:
         config = self._engine.config
@@ -238,8 +262,8 @@ class GroupCollector(Collector):
 
 def running_and_waiting(health: Health, in_flight: int) -> tuple[int, int]:
     """Requests that the ranks answer, and those that wait: in the ranks' queue, on the way, or for a rebuild."""
-    rank_zero = next((rank for rank in health.ranks if rank.rank == 0), None)
-    running = rank_zero.counters.get("running", 0) if rank_zero is not None and health.ready else 0
+    parts = [one for one in health.replicas or (health,) if one.ready]
+    running = sum(rank.counters.get("running", 0) for one in parts for rank in one.ranks if rank.rank == 0)
     return running, max(0, max(health.requests, in_flight) - running)
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raylaunch.errors import RequestError, RequestFailed
+from raylaunch.errors import ReplicaLost, RequestError, RequestFailed
 
 if TYPE_CHECKING:
     from raylaunch.config import ServeConfig
@@ -113,7 +113,8 @@ async def run(serving: Serving, endpoint: str, call: Call) -> AsyncGenerator[Chu
         raise
     except RequestFailed as error:
         reason = "error"
-        if engine.restarts == restarts and engine.health(ask_ranks=False).ready:
+        lost = isinstance(error, ReplicaLost) or engine.restarts != restarts
+        if not lost and engine.health(ask_ranks=False).ready:
             raise
         raise GroupUnavailable(str(error)) from None
     finally:

@@ -15,6 +15,7 @@ from raylaunch.config import ServeConfig
 from raylaunch.engine import Engine
 from raylaunch.health import Condition, Health
 from raylaunch.protocol import Gate, LoadFacts, Phase, ReadyFacts, RegisterFacts
+from raylaunch.replicas import replicas_of
 from raylaunch.report import LaunchReport, StepRecord
 from raylaunch.serve.limits import max_concurrent
 from raylaunch.serve.metrics import Metrics, running_and_waiting
@@ -49,8 +50,8 @@ def build(engine: Engine, settings: ServeConfig, metrics: Metrics) -> APIRouter:
         return Response(page, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
     @router.get("/status.json")
-    async def status(launch: str = "") -> Response:
-        data = await metrics.watch.run(lambda: describe(engine, settings, metrics, have=launch))
+    async def status(launch: str = "", replica: int = 0) -> Response:
+        data = await metrics.watch.run(lambda: describe(engine, settings, metrics, have=launch, replica=replica))
         return JSONResponse(data, headers=DATA_HEADERS)
 
     for name, content in assets.items():
@@ -58,15 +59,20 @@ def build(engine: Engine, settings: ServeConfig, metrics: Metrics) -> APIRouter:
     return router
 
 
-def describe(engine: Engine, settings: ServeConfig, metrics: Metrics, have: str = "") -> dict[str, Any]:
+def describe(
+    engine: Engine, settings: ServeConfig, metrics: Metrics, have: str = "", replica: int = 0
+) -> dict[str, Any]:
     """Everything the page shows, as plain data. Asks the ranks: blocks up to a second.
 
     Args:
         have: revision of the launch that the page has drawn already; that launch is left out.
+        replica: whose launch and ranks are shown, where there are several.
     """
-    health = metrics.watch.health()
-    report = engine.report
-    revision = _revision(report)
+    health, engines = metrics.watch.health(), replicas_of(engine)
+    shown = min(max(replica, 0), len(engines) - 1)
+    own, its_health = engines[shown], health.replicas[shown] if health.replicas else health
+    report = own.report
+    revision = f"{shown}-{_revision(report)}"
     running, waiting = running_and_waiting(health, metrics.in_flight)
     return {
         "name": engine.config.name,
@@ -84,8 +90,19 @@ def describe(engine: Engine, settings: ServeConfig, metrics: Metrics, have: str 
             "tokens_per_second": metrics.recent.tokens_per_second(),
             "first_token_p50": metrics.recent.first_token_p50(),
         },
-        "ranks": _ranks(health, engine.config.parallel.tensor_parallel_size),
-        "step": _step_in_progress(report, health),
+        "replica": shown,
+        "replicas": [
+            {
+                "ready": one.ready,
+                "condition": one.condition,
+                "reason": one.reason,
+                "restarts": {"done": of.restarts, "left": one.restarts_left},
+                "requests": one.requests,
+            }
+            for one, of in zip(health.replicas, engines, strict=len(engines) > 1)
+        ],
+        "ranks": _ranks(its_health, engine.config.parallel.tensor_parallel_size),
+        "step": _step_in_progress(report, its_health),
         "failure": _failure(engine),
         "revision": revision,
         "launch": None if have == revision else _launch(report),

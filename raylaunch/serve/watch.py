@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from raylaunch.engine import Engine
@@ -44,4 +45,6 @@ class GroupWatch:
             except Exception:  # Ray may be gone altogether: then no rank has answered, and that is what is shown
                 asked = now
             self._asked, self._asked_at = asked, self._clock()
-        return now.with_ranks(asked.ranks)
+        pairs = zip(now.replicas, asked.replicas, strict=True)
+        replicas = tuple(own.with_ranks(one.ranks) for own, one in pairs)
+        return replace(now.with_ranks(asked.ranks), replicas=replicas)

@@ -27,12 +27,30 @@ SHARED_MEMORY = Path("/dev/shm")
 def preflight(config: LaunchConfig) -> None:
     """Raises :class:`ConfigError` where a launch from here could not work, with what to do about it."""
     require_working_directory()
+    _require_replicable(config)
     require_unshadowed(sglang=config.engine.kind == "sglang")
     ray = sys.modules.get("ray")
     if cluster_to_join(config.placement.address) or (ray is not None and ray.is_initialized()):
         return  # what follows is of a private cluster
     _require_room()
-    _require_limits(config.parallel.tensor_parallel_size)
+    _require_limits(config.parallel.tensor_parallel_size * config.parallel.replicas)
+
+
+def _require_replicable(config: LaunchConfig) -> None:
+    """Raises :class:`ConfigError` for several replicas of what a process can have one of."""
+    count = config.parallel.replicas
+    if count == 1:
+        return
+    if config.engine.kind == "sglang":
+        expected = "SGLang keeps its tokenizer manager in a variable of the process, so there is one group in each: "
+        expected += "use 1 and start more servers, each on a port of its own, or engine.kind=reference"
+        raise ConfigError("parallel.replicas", count, expected)
+    if config.placement.placement_group is not None:
+        expected = "each replica has a placement group of its own: leave placement.placement_group out"
+        raise ConfigError("parallel.replicas", count, expected)
+    if config.parallel.rendezvous_port:
+        expected = "each replica binds a port of its own: leave it at 0"
+        raise ConfigError("parallel.rendezvous_port", config.parallel.rendezvous_port, expected)
 
 
 def _require_room() -> None:

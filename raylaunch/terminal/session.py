@@ -45,11 +45,12 @@ def launched(
     resolved = resolve(config) if isinstance(config, LaunchConfig) else config
     quiet_libraries()
     from raylaunch.engine import Engine
+    from raylaunch.replicas import Replicas, replicas_of
 
     with interruptible():
         console = stderr_console()
         with LaunchProgress(console) as progress:
-            engine = Engine(resolved, listener=progress.step)
+            engine = (Replicas if resolved.config.parallel.replicas > 1 else Engine)(resolved, listener=progress.step)
             try:
                 _start(engine)
             except BaseException:
@@ -57,7 +58,8 @@ def launched(
                 raise
         try:
             if show_report:
-                console.print(engine.report.rich_table())
+                for one in replicas_of(engine):
+                    console.print(one.report.rich_table())
             wrote = _write_trace(engine, trace, console)
             yield engine
         finally:

@@ -71,6 +71,17 @@ def test_a_driver_that_came_first_waits(pool):
     assert rank.result(PATIENCE_S).step == Step(Gate.MEET)
 
 
+def test_a_release_that_was_given_already_is_not_given_again(pool):
+    """By an agent that has died since, before it could tell what came of it."""
+    gate = RankGate(0, PLAN)
+    pool.submit(lambda: [gate.arrive(Gate.MEET), gate.arrive(Gate.ATTACH)])
+    release = Release(gate.advance(None).step, ())
+    assert gate.advance(release).step == Step(Gate.ATTACH)
+    assert gate.advance(release).step == Step(Gate.ATTACH)
+    assert gate.state().waiting
+    gate.finish(Release(Step(Gate.ATTACH), ()))
+
+
 def test_a_release_from_another_gate_is_refused_and_the_rank_stays(pool):
     gate = RankGate(2, PLAN)
     rank = pool.submit(gate.arrive, Gate.MEET)

@@ -37,7 +37,8 @@ RAY_GROUP_REMOVED = (
     "The actor is dead because its worker process has died. Worker exit type: INTENDED_SYSTEM_EXIT Worker exit detail: "
     "Destroying worker since its placement group was removed. Placement group id: 6d8f."
 )
-STATE: Any = SimpleNamespace(activity="serving", step=None, gates=0)
+STATE: Any = SimpleNamespace(activity="serving", step=None, gates=0, waiting=False)
+AT_GATE: Any = SimpleNamespace(activity="left MEET", step=Step(Gate.LOADED), gates=0, waiting=True)
 
 
 def ends(status: int | None) -> dict[str, Any]:
@@ -96,6 +97,7 @@ CASES = [
     Case("ended by the watchdog", gone(ABRT) | {"log": "Watchdog caught collective operation timeout"}, 5,
          "lost its peers and no rank says why: NCCL's watchdog ended it"),
     Case("waiting", {"state": STATE, "stack": 'File "/x/torch/distributed/c10d.py"'}, 6, "waits for its peers"),
+    Case("at a gate, unheard", {"state": AT_GATE}, 6, "stands at LOAD loaded, which was heard too late"),
     Case("arrived", {"arrival": Arrival(0, Step(Gate.LOADED), None, None, 0.0, 1.0)}, 7, None),
 ]  # fmt: skip
 

@@ -89,7 +89,7 @@ class Answering:
         return default
 
     def states(self, ranks: Sequence[int], timeout_s: float) -> dict[int, Any]:
-        return {rank: SimpleNamespace(activity="fetching", step=None, gates=1) for rank in ranks}
+        return {rank: SimpleNamespace(activity="fetching", step=None, gates=1, waiting=False) for rank in ranks}
 
     def ask(self, method: str, ranks: Sequence[int], timeout_s: float) -> dict[int, str]:
         return dict.fromkeys(ranks, "")

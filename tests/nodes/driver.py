@@ -12,9 +12,11 @@ import time
 from typing import Any
 
 from raylaunch import Engine, LaunchConfig, LaunchError
+from raylaunch.group import stepping
 
 SETTINGS = ("capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2]")
 PATIENCE_S = 90.0
+NODES_STEPPED = "--nodes-stepped"  # as in a large group: agents step the ranks of their nodes
 
 
 def say(kind: str, **more: Any) -> None:
@@ -44,11 +46,14 @@ def until(condition: str, engine: Engine) -> float:
 def main() -> None:
     """Launches with the settings of the command line, then obeys until standard input ends."""
     engine: Engine
+    settings = [one for one in sys.argv[1:] if one != NODES_STEPPED]
+    if NODES_STEPPED in sys.argv:
+        stepping.CALLED_RANKS = 1
 
     def listener(step: Any, *_: int) -> None:
         say("step", phase=step.phase.name, places=[[place.node, place.pid] for place in engine.report.places])
 
-    engine = Engine(LaunchConfig.default([*SETTINGS, *sys.argv[1:]]), listener=listener)
+    engine = Engine(LaunchConfig.default([*SETTINGS, *settings]), listener=listener)
     try:
         engine.start()
     except LaunchError as error:

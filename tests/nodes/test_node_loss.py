@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.nodes.driver import NODES_STEPPED
 from tests.nodes.hosts import Hosts, can_make_hosts, host_of
 from tests.nodes.remote import RemoteDriver
 
@@ -61,11 +62,12 @@ def test_a_node_is_lost_while_serving(how: str, rank: int, hosts: Hosts) -> None
     assert took < (KILLED_S if how == "killed" else CUT_S)
 
 
+@pytest.mark.parametrize("more", [(), (NODES_STEPPED,)], ids=["ranks called", "nodes stepped"])
 @pytest.mark.parametrize("how", ["killed", "cut off"])
-def test_a_node_is_lost_while_launching(how: str, hosts: Hosts) -> None:
+def test_a_node_is_lost_while_launching(how: str, more: tuple[str, ...], hosts: Hosts) -> None:
     """Long before the deadline of the phase, which is that of a compile."""
     hang = "faults=[{action: sleep, rank: 1, at: capture prefill 8 1}]"
-    with driver(hosts, hang, "deadlines.capture=120") as remote:
+    with driver(hosts, hang, "deadlines.capture=120", *more) as remote:
         places = remote.hear("step", phase="CAPTURE")["places"]
         time.sleep(1)  # rank 1 sleeps by now, and rank 0 waits for it in gloo
         lose(hosts, how)(host_of(places[1][0]))

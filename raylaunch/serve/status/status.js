@@ -8,6 +8,7 @@ const PAGE_TITLE = "raylaunch";
 
 const byId = (id) => document.getElementById(id);
 let revision = "";
+let replica = 0;
 let launch = null;
 let answered = null;
 let timer = 0;
@@ -76,7 +77,7 @@ async function refresh() {
     let response;
     let data;
     try {
-      response = await fetch(`status.json?launch=${encodeURIComponent(revision)}`, { headers, signal: stop.signal });
+      response = await fetch(`status.json?launch=${encodeURIComponent(revision)}&replica=${replica}`, { headers, signal: stop.signal });
       if (response.ok) data = await response.json();
     } finally {
       clearTimeout(late);
@@ -129,10 +130,12 @@ function draw(data) {
   revision = data.revision;
   document.title = `${data.ready ? "ready" : data.condition} · ${data.name}`;
   setText("name", data.name);
-  setText("model", `${data.model} on ${plural(data.ranks.length, "rank")}`);
+  const each = plural(data.ranks.length, "rank");
+  setText("model", data.replicas.length ? `${data.model} on ${data.replicas.length} replicas of ${each}` : `${data.model} on ${each}`);
   drawBanner(data);
   drawFigures(data);
   drawFailure(data.failure, data.ready);
+  drawReplicas(data);
   if (data.launch || data.step) {
     drawTimeline(data);
     drawPhases(launch);
@@ -189,6 +192,23 @@ function drawFailure(failure, ready) {
   setText("failure-when", parts.filter(Boolean).join(" · "));
   setText("failure-headline", failure.headline);
   setText("failure-text", failure.text);
+}
+
+function drawReplicas(data) {
+  byId("replicas-panel").hidden = !data.replicas.length;
+  byId("replicas").tBodies[0].replaceChildren(...data.replicas.map((one, number) => {
+    const row = element("tr");
+    const choose = element("button", "", `${number === data.replica ? "▸ " : ""}${number}`);
+    choose.addEventListener("click", () => { replica = number; refresh(); });
+    const name = element("td");
+    name.append(choose);
+    const state = element("td", "rank-state");
+    const mood = one.ready ? "good" : one.condition === "launching" || one.condition === "rebuilding" ? "busy" : "bad";
+    state.append(element("span", `dot ${mood}`), element("span", "", one.ready ? "ready" : one.reason || one.condition));
+    const restarts = one.restarts.left ? `${one.restarts.done}, ${one.restarts.left} left` : String(one.restarts.done);
+    row.append(name, state, element("td", "number", count(one.requests)), element("td", "number", restarts));
+    return row;
+  }));
 }
 
 function drawTimeline(data) {
