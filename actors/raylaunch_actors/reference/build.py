@@ -14,6 +14,7 @@ from transformers.integrations.moe import _default_apply_gate
 
 from raylaunch.errors import RankFault
 from raylaunch_actors.reference import interfaces
+from raylaunch_actors.reference.installed import why_missing
 from raylaunch_actors.reference.supported import is_mixture, why_unsupported
 
 
@@ -22,12 +23,15 @@ def read_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise RankFault(None, f"{path}: no usable model configuration: {error}") from error
+        first = str(error).partition("\n")[0]  # more tells how to install transformers
+        raise RankFault(None, f"{path}: no usable model configuration: {first}") from error
 
 
 def check_supported(config: Any, world_size: int) -> None:
     """Raises RankFault, with what is wrong, if the engine cannot run this model on ``world_size`` ranks."""
-    if why := why_unsupported(config.to_dict(), world_size):
+    data = config.to_dict()
+    own_code = not type(config).__module__.startswith("transformers.")
+    if why := why_unsupported(data, world_size) or (None if own_code else why_missing(data, world_size)):
         raise RankFault(None, why)
     text = config.get_text_config()
     heads = text.num_attention_heads
