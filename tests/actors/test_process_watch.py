@@ -117,6 +117,21 @@ def test_a_stopped_process_may_go_on(sleeper: subprocess.Popen[bytes]) -> None:
     assert news_of(watch, sleeper).status == int(signal.SIGKILL)
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_set_meanwhile_ends_no_patience(
+    hours: int, monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen[bytes]
+) -> None:
+    clock, watch = time.time, ProcessWatch()
+    watch.follow([sleeper.pid])
+    began = time.monotonic()
+    sleeper.send_signal(signal.SIGSTOP)
+    while not watch.seen():
+        time.sleep(0.01)
+    monkeypatch.setattr(time, "time", lambda: clock() + hours * 3600)
+    seen = news_of(watch, sleeper, patience_s=0.6)
+    assert 0.6 <= seen.for_s <= time.monotonic() - began < 60
+
+
 def test_a_process_that_is_gone_already_is_seen_to_be(sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.kill()
     sleeper.wait()

@@ -108,8 +108,8 @@ def own_application(engine: Engine, settings: ServeConfig, side: TokenizerSide) 
         """200 when the ranks have given out anything since the question; 503 with the reason if they do not."""
         if request.url.path == "/health" and not side.health_generates():
             return await ready()
-        began = time.time()  # SGLang's clock
-        await require_answer(engine, side.one_token, lambda: side.heard_at() > began, side.health_seconds())
+        before = side.heard_at()
+        await require_answer(engine, side.one_token, lambda: side.heard_at() != before, side.health_seconds())
         return {"status": "ready"}
 
     errors.install(app)
