@@ -22,9 +22,14 @@ def read_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The model's transformers configuration. Raises RankFault if there is none."""
     try:
         return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).partition("\n")[0]  # more tells how to install transformers
-        raise RankFault(None, f"{path}: no usable model configuration: {first}") from error
+    except Exception as error:  # of classes that huggingface_hub and a model's own code make
+        raise RankFault(None, f"{path}: no usable model configuration: {_what(error)}") from error
+
+
+def _what(error: Exception) -> str:
+    """Its first paragraph in one line (further ones tell how to install things), and its class where that says more."""
+    text = " ".join(str(error).partition("\n\n")[0].split())
+    return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def check_supported(config: Any, world_size: int) -> None:
@@ -59,8 +64,10 @@ def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -
     with _parameters_on_meta():
         try:
             model = kind.from_config(config, **options)
-        except (ValueError, TypeError, KeyError) as error:
-            raise RankFault(None, f"transformers cannot build a {config.model_type} model: {error}") from error
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever becomes of a setting that nothing has checked
+            raise RankFault(None, f"transformers cannot build a {config.model_type} model: {_what(error)}") from error
     model.eval()
     for name, module in model.named_modules():
         if why := _odd_experts(module):
