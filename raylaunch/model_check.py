@@ -84,10 +84,12 @@ def check_reference(config: LaunchConfig, data: Mapping[str, Any]) -> None:
         data: the model's ``config.json``. What it leaves out is known only where transformers has been imported, which
             takes seconds: ranks ask again before they load.
     """
+    from raylaunch_actors.reference.installed import why_missing
     from raylaunch_actors.reference.supported import why_unsupported
     from raylaunch_actors.reference.weight_files import weight_files
 
-    if why := why_unsupported(data, config.parallel.tensor_parallel_size):
+    ranks, own_code = config.parallel.tensor_parallel_size, config.model.trust_remote_code
+    if why := why_unsupported(data, ranks) or (None if own_code else why_missing(data, ranks)):
         raise ConfigError("model.path", config.model.path, f"{why}; engine.kind=sglang may run it")
     folder = Path(config.model.path).expanduser()
     if config.model.load_format == "auto" and folder.is_dir():

@@ -5,11 +5,14 @@ As in :mod:`tests.models`, weights of deviation 0.08 keep the largest logit apar
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 VOCAB = 256
 BASE: dict[str, Any] = {
@@ -124,6 +127,20 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "mistral_window": ("mistral", {"sliding_window": 64}, "mistral: sliding window attention (64 tokens)"),
     "qwen3_next": ("qwen3_next", EXPERTS, "qwen3_next: layers of linear attention or state space are not implemented"),
 }
+
+UNKNOWN, OWN_ATTENTION, NO_PLAN = "knows no such model", "lets it have no attention but its own", "has no plan"
+
+
+def lacking(name: str) -> str | None:
+    """What the installed transformers lacks for a row of FAMILIES, asked of its classes; None if nothing."""
+    kind = FAMILIES[name][0]
+    if kind not in CONFIG_MAPPING:
+        return UNKNOWN
+    settings = CONFIG_MAPPING[kind]
+    module = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[settings].__module__]
+    if any(one.endswith("_ATTENTION_CLASSES") for one in vars(module)):
+        return OWN_ATTENTION
+    return NO_PLAN if settings.base_model_tp_plan is None else None
 
 
 def save_family(name: str, folder: Path) -> Path:

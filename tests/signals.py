@@ -16,6 +16,7 @@ from raylaunch import Engine, LaunchError, RaylaunchError
 from raylaunch.group.diagnosis import CRASHES
 from raylaunch.group.driver import StepListener
 from raylaunch.protocol import Phase, Step
+from tests.busy import patient
 
 WORDS = {
     Signals.SIGKILL: "died: killed by SIGKILL",
@@ -75,7 +76,7 @@ def assert_named(loss: Loss, rank: int, number: Signals, struck: Sequence[int], 
     assert (loss.error.rank, loss.error.code, loss.error.phase) == (rank, code, "SERVE"), loss.error
     assert f"rank {rank} " in loss.error.headline(), loss.error
     assert WORDS[number] in loss.error.headline(), loss.error
-    assert loss.unready_s < within_s(number, health_s)
+    assert loss.unready_s < patient(within_s(number, health_s))
     for text in (loss.first, loss.error.headline()):
         assert {int(one) for one in re.findall(r"\brank (\d+)", text)} <= set(struck), text
     if len(struck) > 1:

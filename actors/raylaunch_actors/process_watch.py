@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 LOOK_S = 0.02  # a look takes 0.03 ms
 NEWS_S = 0.2
@@ -33,11 +33,13 @@ class Sighting:
         status: how it ends, as ``waitpid`` reports it; of a stopped one the number of the signal, 0 where a debugger
             holds it. None if that could not be seen.
         when: seconds since the epoch at which that was seen first.
+        for_s: seconds since then, by a clock that nobody sets.
     """
 
     ended: bool
     status: int | None
     when: float
+    for_s: float = field(default=0.0, compare=False)
 
 
 class Followed:
@@ -45,6 +47,7 @@ class Followed:
 
     def __init__(self, pid: int) -> None:
         self.seen: Sighting | None = None
+        self.since = 0.0  # monotonic
         self.pidfd = -1
         with contextlib.suppress(AttributeError, NotImplementedError):  # not on every system
             try:
@@ -77,8 +80,10 @@ class Followed:
             if status:  # else it may follow in a moment: the kernel marks a process before it says why
                 self.close()
         elif state in b"Tt":
-            since = now if self.seen is None else self.seen.when
-            self.seen = Sighting(False, status if state == b"T" else 0, since)
+            if self.seen is None:
+                self.since = time.monotonic()
+            first = now if self.seen is None else self.seen.when
+            self.seen = Sighting(False, status if state == b"T" else 0, first)
         else:
             self.seen = None
 
@@ -142,12 +147,14 @@ class ProcessWatch:
     def news(self, patience_s: float) -> dict[int, Sighting]:
         """Waits until a process has ended, or has been stopped for ``patience_s``; returns all that was seen."""
         with self._changed:
-            while not any(one.ended or time.time() - one.when >= patience_s for one in self._seen().values()):
+            while not any(one.ended or one.for_s >= patience_s for one in self._seen().values()):
                 self._changed.wait(NEWS_S)
             return self._seen()
 
     def _seen(self) -> dict[int, Sighting]:
-        return self._lost | {pid: one.seen for pid, one in self._followed.items() if one.seen is not None}
+        now, found = time.monotonic(), {pid: (one, one.seen) for pid, one in self._followed.items()}
+        seen = {pid: replace(what, for_s=now - one.since) for pid, (one, what) in found.items() if what is not None}
+        return self._lost | seen
 
     def _poll(self) -> None:
         now = time.time()  # the same for all: of what one look finds, nothing is known to have been first

@@ -13,7 +13,7 @@ app = typer.Typer(
     name="raylaunch",
     help="Starts tensor-parallel language models on Ray: every rank in the same phase, every failure with a name.",
     epilog="Exit codes: 0 done, 1 the launch failed or a result could not be written, 2 wrong configuration or "
-    "usage, 3 a request failed, 130 interrupted.",
+    "usage, 3 a request failed, 130 interrupted, 141 standard output is read no further.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

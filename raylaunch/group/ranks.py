@@ -219,7 +219,7 @@ class RankGroup:
                     outcome.deaths[boots[ref]] = LEFT
             except RayError as error:
                 outcome.deaths[boots[ref]] = str(error)
-        stopped = [time.time() - one.when for one in outcome.seen.values() if not one.ended]
+        stopped = [one.for_s for one in outcome.seen.values() if not one.ended]
         outcome.waited_s = max(stopped, default=0.0)
         return outcome
 

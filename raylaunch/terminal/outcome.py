@@ -13,10 +13,15 @@ from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFail
 from raylaunch.startup.signals import INTERRUPTED, answered_by, say
 
 LAUNCH_FAILED, WRONG_USAGE, REQUEST_FAILED = 1, 2, 3
+READ_NO_FURTHER = 141  # what shells show of a program that SIGPIPE ends, as most do when a pipe's reader has left
 
 
 class Unwritten(Exception):
     """The work is done and its file could not be written, which nobody could know before: a disk that is full."""
+
+
+class ReaderLeft(Unwritten):
+    """Whoever read the output wants no more of it, such as ``head``: no error of anybody's."""
 
 
 @contextmanager
@@ -39,6 +44,8 @@ def reported() -> Iterator[None]:
         _end(f"ConfigError {error}", WRONG_USAGE)
     except LaunchError as error:
         _end(explain(error), LAUNCH_FAILED)
+    except ReaderLeft:
+        raise typer.Exit(READ_NO_FURTHER) from None
     except Unwritten as error:
         _end(str(error), LAUNCH_FAILED)
     except (RequestError, RequestFailed) as error:

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from raylaunch.errors import ConfigError
-from raylaunch.terminal.outcome import Unwritten
+from raylaunch.terminal.outcome import ReaderLeft, Unwritten
 
 
 def say(text: str, end: str = "\n") -> None:
     """Prints a result now; a character that the encoding does not have is printed as a question mark.
 
     Raises:
-        Unwritten: it cannot be written; holds the text, which is not lost then, but where its reader has left.
+        ReaderLeft: it is read no further.
+        Unwritten: it cannot be written; holds the text, which is not lost then.
     """
     out = sys.stdout
     if out is None:
@@ -28,7 +29,7 @@ def say(text: str, end: str = "\n") -> None:
     except OSError as error:
         _write_no_more()
         if error.errno == errno.EPIPE:
-            raise Unwritten("standard output is read no further") from None
+            raise ReaderLeft from None
         why = error.strerror or error
         raise Unwritten(f"standard output cannot be written: {why}; this was to be written there:\n{text}") from None
 

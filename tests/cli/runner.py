@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typer.testing import CliRunner
 
 from raylaunch.commands.app import app
+from tests.busy import patient
 
 LAUNCH_SECONDS = 100
 
@@ -31,22 +32,23 @@ def run(*arguments: str) -> Ran:
     return Ran(result.exit_code, result.stdout, result.stderr)
 
 
-def command(*arguments: str) -> subprocess.Popen[str]:
+def command(*arguments: str, umask: int = -1, **variables: str) -> subprocess.Popen[str]:
     """As a process of its own, that starts a private cluster."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
     return subprocess.Popen(
         [sys.executable, "-m", "raylaunch", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        umask=umask,
     )
 
 
 def finish(process: subprocess.Popen[str]) -> Ran:
     """Waits for a process."""
     try:
-        stdout, stderr = process.communicate(timeout=LAUNCH_SECONDS)
+        stdout, stderr = process.communicate(timeout=patient(LAUNCH_SECONDS))
     except subprocess.TimeoutExpired:
         process.kill()
         raise

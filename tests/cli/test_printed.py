@@ -85,10 +85,24 @@ def test_a_full_disk_loses_no_answer(tmp_path: Path) -> None:
     assert file.read_text().count("\n") == 1
 
 
-def test_a_reader_that_has_left() -> None:
-    done = command(*GENERATE, shell="> >(exec 0<&-; sleep 20)")
-    assert done.returncode == 1
-    assert done.stderr.decode().endswith("standard output is read no further\n")
+@pytest.mark.parametrize("how", ["--no-stream", "--stream"])
+def test_a_reader_that_has_left_is_no_error(how: str) -> None:
+    done = command(*GENERATE, how, shell="> >(exec 0<&-; sleep 20)")
+    assert done.returncode == 141
+    assert done.stderr.decode().splitlines()[-1].split()[-1] == "CONNECT"  # the launch's own last line
+
+
+def test_neither_output_is_read_any_further() -> None:
+    done = command("generate", "--prompt", "A", shell="> >(exec 0<&-; sleep 20) 2>&1")
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_reader_that_has_left_does_not_keep_a_file_from_being_written(tmp_path: Path) -> None:
+    file = tmp_path / "answers"
+    shell = "> >(exec 0<&-; sleep 20)"
+    done = command("eval", "--data", "sums-heldout", "--limit", "1", "--output", str(file), shell=shell)
+    assert done.returncode == 141
+    assert file.read_text().count("\n") == 1
 
 
 def test_standard_output_that_is_closed_is_found_before_the_launch() -> None:

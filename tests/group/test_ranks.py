@@ -165,7 +165,7 @@ def test_a_host_that_neither_answers_nor_refuses_is_told_after_the_wait() -> Non
             assert time.monotonic() - began >= 0.2
 
 
-DYING, STOPPED = Sighting(True, 9, 5.0), Sighting(False, 19, 5.0)
+DYING, STOPPED = Sighting(True, 9, 5.0), Sighting(False, 19, 5.0, for_s=2.0)
 
 
 def serving(news: Answers, *, boots: tuple[Answers, Answers] = (LATE, LATE)) -> RankGroup:
@@ -182,7 +182,7 @@ def test_what_an_agent_sees_of_a_process_ends_the_wait_before_its_call_does(seen
     group = serving(Answers({101: seen, 999: DYING}))  # the second is of no rank
     outcome = group.ended(5.0)
     assert (outcome.seen, outcome.deaths, outcome.failures, outcome.complete) == ({1: seen}, {}, {}, False)
-    assert (outcome.waited_s > 0) is not seen.ended
+    assert outcome.waited_s == (0.0 if seen.ended else 2.0)
     assert group.ended(0).complete, "news is told once"
     assert group.sightings() == {1: seen}
 

@@ -18,6 +18,7 @@ from raylaunch.model.shape import ModelShape
 from raylaunch.protocol import Phase, Step
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import launch_of
+from tests.busy import patient
 from tests.launch.conftest import rank_processes
 from tests.signals import WORDS, clients, cut_off, resume, strike_each, within_s
 
@@ -59,10 +60,10 @@ def test_what_is_seen_of_each_signal(number: Signals, session: None) -> None:
     assert error.rank == rank
     assert WORDS[number] in error.headline()
     if number is Signals.SIGSTOP:
-        assert 1.5 < noticed < 2
+        assert 1.5 < noticed < patient(2)
         assert known_of(outcome) == f"rank {rank} does not run: {WORDS[number]}"
     else:
-        assert noticed < within_s(number, 2.0)
+        assert noticed < patient(within_s(number, 2.0))
         assert known_of(outcome) in (f"rank {rank} {WORDS[number]}", "a rank of the group is lost")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.engine import Engine
+from tests.busy import patient
 from tests.serve.conftest import Live, served
 from tests.serve.load import Tally, one_client
 
@@ -52,7 +53,7 @@ def test_a_rank_killed_under_load(capsys: pytest.CaptureFixture[str]) -> None:
             f"\nkilled under load: unready after {unready:.2f} s, serving again after {rebuilt:.1f} s, "
             f"{tally.answered} answers, {len(tally.failed)} failed meanwhile, {len(after)} answers after"
         )
-    assert unready < 1.0
+    assert unready < patient(1.0)
     assert tally.wrong == []
     assert tally.failed == []
     assert len(after) > 50

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import ConfigError
 from raylaunch.serve.run import bind, exposed, require_key_for_code, sockets_of, url_of
+from tests.busy import patient
 from tests.cli.runner import command, finish, run
 from tests.serve.conftest import events_of
 
@@ -38,7 +39,7 @@ def test_a_taken_port_is_refused_before_the_launch():
         ended = finish(command("serve", "--port", str(port)))
         assert (ended.code, ended.stdout) == (2, "")
         assert ended.stderr == f"ConfigError serve.port = {port}: is taken by another process on 127.0.0.1\n"
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < patient(30)
 
 
 def test_a_port_is_taken_even_before_its_server_listens():
@@ -244,7 +245,7 @@ def test_requests_that_outlast_the_drain_are_ended():
             process.send_signal(signal.SIGINT)
             began = time.monotonic()
             assert process.wait(30) == 0
-            assert time.monotonic() - began < 15
+            assert time.monotonic() - began < patient(15)
     assert "Traceback" not in "".join(lines)
 
 
@@ -279,7 +280,7 @@ def test_a_service_stopped_as_a_whole_ends_well(who):
         for one in servers:
             one.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < patient(5)
     assert "SIGTERM: no new requests" in lines[-1]
     _, left = psutil.wait_procs(family, timeout=5)
     assert left == []

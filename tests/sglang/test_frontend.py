@@ -15,6 +15,7 @@ from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFail
 from raylaunch.frontends.answers import AsyncWaiter, Waiter
 from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.frontend import SglangFrontend
+from tests.busy import patient
 from tests.sglang.conftest import CONFIG, LOST, RESOLVED, ask, needs_sglang, start, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
@@ -107,7 +108,7 @@ def test_a_lost_group_ends_requests_at_once_and_a_new_one_serves(frontend, rank)
     frontend.down(LOST)
     with pytest.raises(RequestFailed, match="was lost: LaunchError F07"):
         waiter.completion()
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < patient(1.0)
     with pytest.raises(RequestFailed, match="no ranks"):
         ask(frontend)
     rank.hold.clear()

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from raylaunch.health import Condition, Health
 from raylaunch.serve.run import bind, exposed, serve
+from tests.busy import patient
 from tests.serve.fake_engine import FakeEngine
 from tests.sglang.conftest import CONFIG, LOST, RESOLVED, needs_sglang, wait_until
 from tests.sglang.scripted_rank import OFFER
@@ -84,7 +85,7 @@ def answers_to_the_lost(engine, frontend, posts):
     frontend.down(LOST)
     answers = [post.result() for post in posts]
     assert all("rank 1 is lost" in answer.text for answer in answers)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < patient(1.0)
     return answers
 
 
@@ -132,7 +133,7 @@ def test_health_does_not_wait_for_ranks_that_are_lost(engine, frontend, rank, ca
             engine.now = GONE
             began = time.monotonic()
             answers = [one.result() for one in asked]
-            assert time.monotonic() - began < 0.3
+            assert time.monotonic() - began < patient(0.3)
             frontend.down(LOST)
             stream.result()
             assert {(one.status_code, LOST.headline() in one.text) for one in answers} == {(503, True)}
@@ -143,7 +144,7 @@ def test_health_does_not_wait_for_ranks_that_are_lost(engine, frontend, rank, ca
             began = time.monotonic()
             frontend.down(LOST)
             assert (late.result().status_code, LOST.summary in late.result().text) == (503, True)
-            assert time.monotonic() - began < 0.3
+            assert time.monotonic() - began < patient(0.3)
         assert frontend.side.manager.rid_to_state == {}
         rank.hold.clear()
         frontend.up(OFFER, RESOLVED)
@@ -354,7 +355,7 @@ def test_a_stream_that_cannot_be_told_of_the_loss_ends_at_once(engine, frontend,
             frontend.down(LOST)
             for status, rest in [post.result() for post in posts]:
                 assert (status, "rank 1 is lost" in rest, "[DONE]" in rest) == (200, True, True)
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < patient(1.0)
         assert not frontend.side.manager.rid_to_state
 
     served(engine, ask)

@@ -14,6 +14,7 @@ from transformers.integrations.moe import _default_apply_gate
 
 from raylaunch.errors import RankFault
 from raylaunch_actors.reference import interfaces
+from raylaunch_actors.reference.installed import why_missing
 from raylaunch_actors.reference.supported import is_mixture, why_unsupported
 
 
@@ -21,13 +22,21 @@ def read_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     """The model's transformers configuration. Raises RankFault if there is none."""
     try:
         return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise RankFault(None, f"{path}: no usable model configuration: {error}") from error
+    except Exception as error:  # of classes that huggingface_hub and a model's own code make
+        raise RankFault(None, f"{path}: no usable model configuration: {_what(error)}") from error
+
+
+def _what(error: Exception) -> str:
+    """Its first paragraph in one line (further ones tell how to install things), and its class where that says more."""
+    text = " ".join(str(error).partition("\n\n")[0].split())
+    return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
 
 
 def check_supported(config: Any, world_size: int) -> None:
     """Raises RankFault, with what is wrong, if the engine cannot run this model on ``world_size`` ranks."""
-    if why := why_unsupported(config.to_dict(), world_size):
+    data = config.to_dict()
+    own_code = not type(config).__module__.startswith("transformers.")
+    if why := why_unsupported(data, world_size) or (None if own_code else why_missing(data, world_size)):
         raise RankFault(None, why)
     text = config.get_text_config()
     heads = text.num_attention_heads
@@ -55,8 +64,10 @@ def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -
     with _parameters_on_meta():
         try:
             model = kind.from_config(config, **options)
-        except (ValueError, TypeError, KeyError) as error:
-            raise RankFault(None, f"transformers cannot build a {config.model_type} model: {error}") from error
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever becomes of a setting that nothing has checked
+            raise RankFault(None, f"transformers cannot build a {config.model_type} model: {_what(error)}") from error
     model.eval()
     for name, module in model.named_modules():
         if why := _odd_experts(module):

@@ -33,8 +33,8 @@ _REFUSED |= dict.fromkeys(["qwen3_5_moe", "qwen3_5_moe_text", "recurrent_gemma",
 _REFUSED |= dict.fromkeys(["bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox"], _OLDER)
 _REFUSED |= dict.fromkeys(["gptj", "mpt", "opt", "xglm"], _OLDER)
 
-# Plans that leave every layer whole, or none at all; others are found where transformers has built the model.
-_ONE_RANK = ("hunyuan_v1_dense", "phi3", "stablelm")
+# Plans that leave every layer whole; who has none at all is found by :mod:`.installed`.
+_ONE_RANK = ("hunyuan_v1_dense", "phi3")
 
 
 def why_unsupported(config: Mapping[str, Any], ranks: int = 1) -> str | None:

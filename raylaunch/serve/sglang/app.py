@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -109,8 +108,8 @@ def own_application(engine: Engine, settings: ServeConfig, side: TokenizerSide) 
         # SGLang's own may go on with 200 after its ranks have died: https://github.com/sgl-project/sglang/issues/6624
         if request.url.path == "/health" and not side.health_generates():
             return await ready()
-        began = time.time()  # SGLang's clock
-        await require_answer(engine, side.one_token, lambda: side.heard_at() > began, side.health_seconds())
+        before = side.heard_at()
+        await require_answer(engine, side.one_token, lambda: side.heard_at() != before, side.health_seconds())
         return {"status": "ready"}
 
     errors.install(app)
