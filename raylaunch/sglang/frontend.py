@@ -29,6 +29,7 @@ from raylaunch.sglang.manager import TokenizerSide
 from raylaunch.sglang.mapping import StreamedAnswer, image_data, sampling_parameters
 from raylaunch.sglang.metrics import SharedMetrics
 from raylaunch.sglang.sockets import METRICS_VARIABLE, SglangSockets, SocketFolder
+from raylaunch.sglang.versions import published
 
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
 CLOSE_S = 5.0
@@ -137,6 +138,7 @@ class SglangFrontend:
                     log.warning("SGLang's sockets could not be closed within %g s", CLOSE_S)
             self.runs.close()
             self.runs = None
+        published.leave(self)
         self._metrics.close()
         self._folder.close()
 
@@ -252,6 +254,7 @@ class SglangFrontend:
         except (RankFault, RuntimeError) as error:
             raise _refused(self._config, str(error)) from error
         self._resolved = versions.resolved_arguments(server_args)
+        published.publish(self, server_args)
         port_args = versions.port_args(self.sockets)
         with self._lock:
             if self._closing:

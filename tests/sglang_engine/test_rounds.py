@@ -249,7 +249,7 @@ def test_iterations_are_planned_by_the_backend_that_captures(rounds, monkeypatch
     graphs = types.SimpleNamespace(
         prefill=types.SimpleNamespace(backend=prefill), decode=types.SimpleNamespace(backend=decode)
     )
-    rounds.model_runner = types.SimpleNamespace(server_args=types.SimpleNamespace(cuda_graph_config=graphs))
+    monkeypatch.setattr(rounds_module, "settled_graphs", lambda: graphs)
     rounds.plans = None
     rounds.warmed()
     step, facts = rounds.gate.arrivals[-1]
