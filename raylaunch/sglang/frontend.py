@@ -254,7 +254,7 @@ class SglangFrontend:
         except (RankFault, RuntimeError) as error:
             raise _refused(self._config, str(error)) from error
         self._resolved = versions.resolved_arguments(server_args)
-        published.publish(self, server_args)
+        published.join(self, server_args)
         port_args = versions.port_args(self.sockets)
         with self._lock:
             if self._closing:

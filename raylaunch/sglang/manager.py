@@ -51,7 +51,8 @@ class TokenizerSide:
         """Loads the tokenizer, binds the sockets, and begins to receive. Raises what SGLang raises."""
         from sglang.srt.entrypoints.engine import init_tokenizer_manager
 
-        self.manager, self.templates = init_tokenizer_manager(self.server_args, self.port_args)
+        with versions.published.held(self.server_args):
+            self.manager, self.templates = init_tokenizer_manager(self.server_args, self.port_args)
         if self.manager.mm_processor is not None and self.settled.mm_feature_transport == "cpu":
             # Or images are prepared on the first GPU that the driver sees, whoever has it, and memory of it is kept.
             self.manager.mm_processor._fast_image_processor_device = lambda _: "cpu"

@@ -6,7 +6,8 @@ A way is chosen by what SGLang has, never by its number. The versions that are n
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -39,8 +40,8 @@ class Published:
         self._lock = threading.Lock()
         self._engines: dict[object, Mapping[str, str]] = {}
 
-    def publish(self, engine: object, server_args: Any) -> None:
-        """Does so for an engine, until it leaves. Raises :class:`ConfigError` if another works by other arguments."""
+    def join(self, engine: object, server_args: Any) -> None:
+        """An engine will work by these, until it leaves. Raises :class:`ConfigError` if another works by others."""
         from raylaunch_actors.sglang_engine import versions
 
         mine = versions.resolved_arguments(server_args, OF_ONE_ENGINE)
@@ -50,11 +51,17 @@ class Published:
                     text = "SGLang keeps its arguments once for a process, and another engine of this one has others: "
                     text += f"{difference}; shut that one down first, or use another process"
                     raise ConfigError("engine.kind", "sglang", text)
-            publish(server_args, "tokenizer")
             self._engines[engine] = mine
 
+    @contextmanager
+    def held(self, server_args: Any) -> Iterator[None]:
+        """Around what SGLang makes of them here: since 0.5.19 it looks for the very object that was published."""
+        with self._lock:
+            publish(server_args, "tokenizer")
+            yield
+
     def leave(self, engine: object) -> None:
-        """The engine is gone. May be called more than once, and without :meth:`publish`."""
+        """The engine is gone. May be called more than once, and without :meth:`join`."""
         with self._lock:
             self._engines.pop(engine, None)
 

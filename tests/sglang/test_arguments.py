@@ -38,6 +38,7 @@ def test_shipped_configurations_give_arguments_that_may_be_given(config):
     folder = installed_folder()
     if folder is not None:
         assert set(server_arguments(config)) <= set(known_arguments(folder))
+        check_sglang(config)
 
 
 def test_shapes_are_sglangs_own_unless_they_were_set():

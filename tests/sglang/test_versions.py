@@ -31,21 +31,20 @@ def published(monkeypatch):
 
 def test_engines_of_one_process_work_by_the_same_arguments(published):
     ours, told = published
-    ours.publish("first", Arguments())
-    ours.publish("second", Arguments(port=1, random_seed=2))
-    assert [role for _, role in told] == ["tokenizer"] * 2
+    ours.join("first", Arguments())
+    ours.join("second", other := Arguments(port=1, random_seed=2))
+    with ours.held(other):
+        assert told == [(other, "tokenizer")]
     with pytest.raises(ConfigError, match=r"another engine of this one has others: page_size \(1 and 16\)"):
-        ours.publish("third", Arguments(page_size=16))
-    assert len(told) == 2, "what the others work by is still there"
+        ours.join("third", Arguments(page_size=16))
 
 
 def test_an_engine_that_is_gone_does_not_count(published):
-    ours, told = published
-    ours.publish("first", Arguments())
+    ours, _ = published
+    ours.join("first", Arguments())
     ours.leave("first")
     ours.leave("first")
-    ours.publish("second", Arguments(page_size=16))
-    assert told[-1][0].page_size == 16
+    ours.join("second", Arguments(page_size=16))
 
 
 class Manager:

@@ -151,13 +151,14 @@ def test_kernels_are_built_as_for_the_smallest_capture(name, inside, monkeypatch
     device = types.SimpleNamespace(synchronize=lambda: calls.append("synchronize"))
     module = importlib.import_module(f"{hooked.BACKENDS}.{name.lower()}_cuda_graph_backend")
     without_groups(monkeypatch, hooked.BACKENDS)
-    model = types.SimpleNamespace(tp_group=None, model=None)
+    model = types.SimpleNamespace(tp_group=None, model=None, req_to_token_pool=None)
     runner = types.SimpleNamespace(
         capture_num_tokens=[8, 4, 16],
         device_module=device,
         model_runner=model,
         enable_cp_v2_bcg_capture=False,
         enable_cp_bcg_capture=False,
+        _capture_lora=False,
         _is_full_backend=name == "Full",
         _init_forward_metadata_for_capture=lambda batch, _: calls.append(f"metadata for {batch.tokens}"),
         _run_forward=lambda batch, tokens: ran.append((tokens, breakable_cuda_graph.is_in_breakable_cuda_graph())),
