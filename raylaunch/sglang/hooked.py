@@ -25,7 +25,7 @@ EVERY = (
             "incremental_streaming_output", "mm_processor", "model_config", "tokenizer",
         )
     ),
-    *(Hook(MANAGER, f"ReqState.{name}") for name in ("obj", "finished", "out_list", "event", "dispatched")),
+    *(Hook(MANAGER, f"ReqState.{name}") for name in ("obj", "finished", "out_list", "event")),
     Hook(MANAGER, "ServerStatus"),
     *(
         Hook(f"{SRT}.managers.io_struct", name)
