@@ -254,11 +254,11 @@ class SglangFrontend:
         except (RankFault, RuntimeError) as error:
             raise _refused(self._config, str(error)) from error
         self._resolved = versions.resolved_arguments(server_args)
-        published.join(self, server_args)
         port_args = versions.port_args(self.sockets)
         with self._lock:
             if self._closing:
                 return
+            published.join(self, server_args)
             self._detokenizer.configure(server_args, port_args)
             self.runs = LoopThread(uvloop.new_event_loop, "raylaunch-sglang")
             self.runs.start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import types
 
 import pytest
@@ -106,6 +108,20 @@ def test_flashinfers_all_reduce_is_never_there_without_a_word(made, fused, kind,
     assert facts.kind == kind
     assert facts.reason.startswith(said)
     assert facts.capacity == 99, "what is registered is counted all the same"
+
+
+@pytest.mark.parametrize(
+    ("fused", "initialized", "ends"),
+    [(None, False, False), ("trtllm", True, False), ("trtllm", False, True), ("cutedsl", False, False)],
+)
+def test_f18_flashinfers_all_reduce_that_was_reported_is_there(fused, initialized, ends, monkeypatch):
+    """Where SGLang cannot set it up it only warns."""
+    workspaces = types.SimpleNamespace(_get_workspace_manager=lambda _: types.SimpleNamespace(initialized=initialized))
+    for name in ("sglang", "sglang.srt", "sglang.srt.layers"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(flashinfer_comm_fusion=workspaces))
+    with pytest.raises(RankFault, match="could not be set up") if ends else contextlib.nullcontext() as caught:
+        communicators.require_fused(fused)
+    assert not ends or caught.value.code == "F18"
 
 
 @pytest.mark.parametrize("wanted", ["custom", "sgl_kernel", "jit", "library"])
