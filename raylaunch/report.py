@@ -20,6 +20,7 @@ from raylaunch.protocol import (
     MeasuredSize,
     Phase,
     RegisterFacts,
+    RoundPlan,
     Route,
     Step,
     VerifyFacts,
@@ -218,10 +219,13 @@ class LaunchReport:
             shapes.setdefault(step.round or "", set()).add(step.shape or 0)
         for step, arrivals in self.facts(Gate.CAPTURED):
             shapes.setdefault(step.round or "", set()).update(getattr(arrivals[0].facts, "recorded", {}))
+        warmed = [arrivals[0].facts for _, arrivals in self.facts(Gate.WARMED) if arrivals]
+        planned = {one.name: one.iterations for facts in warmed for one in getattr(facts, "rounds", ())}
         text = "; ".join(f"{name} {', '.join(map(str, sorted(sizes)))}" for name, sizes in shapes.items())
+        iterations = " and ".join({str(planned.get(name, RoundPlan.iterations)): None for name in shapes})
         memory = sum(of_ranks[0] for of_ranks in self.capture_memory.values())
         size = f"; {human_bytes(memory)} per rank" if memory else ""
-        return f"{text}; {barriers} barriers{size}" if text else "nothing captured"
+        return f"{text}; {iterations} iterations; {barriers} barriers{size}" if text else "nothing captured"
 
     def _describe_register(self) -> str:
         counts = [

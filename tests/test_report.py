@@ -44,7 +44,7 @@ def test_times():
         (Phase.CONNECT, "all-reduce: sgl_kernel, messages up to 8.0 MiB (peers can map memory)"),
         (Phase.LOAD, "40 tensors per rank, 1.0 MiB held, 1.0 MiB read"),
         (Phase.WARMUP, "3 pieces, 1 of them eager, 1 compile; KV cache of 8,192 tokens, 64.0 MiB"),
-        (Phase.CAPTURE, "prefill 8, 32; decode 2, 4; 8 barriers; 46.0 MiB per rank"),
+        (Phase.CAPTURE, "prefill 8, 32; decode 2, 4; 2 iterations; 8 barriers; 46.0 MiB per rank"),
         (Phase.REGISTER, "12 all-reduce inputs per rank, none pending"),
         (Phase.VERIFY, "4 shapes, 8 graphs: replay equals eager (within 1e-06), ranks agree"),
     ],

@@ -42,7 +42,16 @@ def examine(config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node]
     _examine_model(plan, config)
     device = _examine_placement(plan, config, machine, nodes)
     _examine_communicator(plan, config, device, machine["gpu_links"])
+    plan.facts["sglang"] = _sglang(machine["packages"]["sglang"])
     return plan
+
+
+def _sglang(version: str | None) -> str:
+    from raylaunch.sglang.arguments import about, misfit
+    from raylaunch.sglang.source import TESTED, installed_folder
+
+    folder = installed_folder() if version else None
+    return about(version, misfit(folder)) if version and folder else f"not installed; tested {' and '.join(TESTED)}"
 
 
 def private_node(config: LaunchConfig, machine: dict[str, Any]) -> Node:

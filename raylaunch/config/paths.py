@@ -88,9 +88,9 @@ OF_SGLANG: Mapping[str, MakeAbsolute] = {
             "decrypted_draft_config_file", "dllm_algorithm_config", "download_dir", "export_metrics_to_file_dir",
             "file_storage_path", "flexkv_config_file", "kt_weight_path", "lmcache_config_file",
             "modelopt_checkpoint_restore_path", "modelopt_checkpoint_save_path", "modelopt_export_path",
-            "msprobe_dump_config", "pdmux_config_path", "quantization_param_path", "rl_quant_profile",
-            "spec_trace_dir", "speculative_dspark_confidence_sts_path", "speculative_dspark_sps_table_path",
-            "speculative_ngram_external_corpus_path",
+            "msprobe_dump_config", "pdmux_config_path", "ple_offload_dir", "quantization_param_path",
+            "rl_quant_profile", "spec_trace_dir", "speculative_dspark_confidence_sts_path",
+            "speculative_dspark_sps_table_path", "speculative_ngram_external_corpus_path",
         ),
         absolute,
     ),
@@ -101,6 +101,7 @@ OF_SGLANG: Mapping[str, MakeAbsolute] = {
     "model_checksum": file_or_text,
     "speculative_adaptive_config": file_or_text,
     "speculative_draft_model_path": folder_or_name,
+    "uno_lora_path": folder_or_name,
 }  # fmt: skip
 """Arguments of SGLang's that are paths, or may be."""
 

@@ -124,7 +124,8 @@ class SglangConfig(Section):
 
     Attributes:
         args: SGLang's own server arguments by name, such as ``attention_backend: fa3``.
-        any_version: also run a version of SGLang that raylaunch was never run with.
+        any_version: try a version of SGLang all the same in which what raylaunch hooks or calls is not as it should be.
+            One that raylaunch was never run with is tried anyway where all of it is, with a warning.
         cache_dir: folder of everything that is compiled at run time (kernels, inductor, triton), kept between
             launches; None takes ``~/.cache/raylaunch``. A folder for each set of versions is made inside.
     """

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import functools
-import importlib.metadata
-import importlib.util
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +11,12 @@ from typing import Any
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
 from raylaunch.model.tokenizer import has_tokenizer
+from raylaunch.sglang import hooked
+from raylaunch.sglang.source import TESTED, installed_folder, installed_version, known_arguments, misfits
 
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus_client looks for the folder that processes leave their metrics in."""
-TESTED = ("0.5.17",)
-"""Versions of SGLang that this package was run with; ``raylaunch_actors.sglang_engine.versions`` has what differs."""
+log = logging.getLogger(__name__)
 
 OURS: Mapping[str, str] = {
     "model_path": "model.path",
@@ -54,21 +52,33 @@ UNSUPPORTED = (
     "pp_size", "dp_size", "ep_size", "attn_cp_size", "moe_dp_size", "dwdp_size", "node_rank", "base_gpu_id",
     "gpu_id_step", "enable_dp_attention", "tokenizer_worker_num", "detokenizer_worker_num", "speculative_algorithm",
     "disaggregation_mode", "use_ray", "gated_launch_port", "enable_memory_saver", "enable_pdmux", "is_embedding",
-    "weight_cache_mode", "remote_instance_weight_loader_start_seed_via_transfer_engine",
+    "weight_cache_mode", "remote_instance_weight_loader_start_seed_via_transfer_engine", "attn_dp_size", "dcp_size",
+    "startup_weight_load_mode", "enable_pd_role_switch",
 )  # fmt: skip
-"""Arguments that would change which ranks exist, capture in rounds that the gates do not know, leave nothing that a
-first request could generate, or need a process beside the ranks that only SGLang's own launcher starts."""
+"""Arguments that would change which ranks exist, capture in rounds that the gates do not know, have weights loaded
+after LOADED, leave nothing that a first request could generate, or need a process beside the ranks that only SGLang's
+own launcher starts."""
 
 OF_ITS_SERVER = (
     "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_keyfile_password", "enable_ssl_refresh", "enable_http2",
     "grpc_port", "grpc_mode", "smg_grpc_mode", "sidecar", "encoder_only", "fastapi_root_path", "admin_api_key",
-    "log_level_http", "uvicorn_access_log_exclude_prefixes", "gc_threshold", "custom_sigquit_handler",
-    "delete_ckpt_after_loading", "debug_tensor_dump_input_file", "checkpoint_engine_wait_weights_before_ready",
+    "grpc_response_timeout_secs", "grpc_worker_threads", "http2_initial_connection_window_size",
+    "http2_max_concurrent_streams", "enable_http_worker_reuseport", "log_level_http",
+    "uvicorn_access_log_exclude_prefixes", "gc_threshold", "custom_sigquit_handler", "delete_ckpt_after_loading",
+    "debug_tensor_dump_input_file", "checkpoint_engine_wait_weights_before_ready",
 )  # fmt: skip
 """Arguments of SGLang's launcher and of the server that it starts: raylaunch takes their place, and would not heed
 them."""
 
 
+IN_PIECES = "tc_piecewise"
+PIECE_COMPILER = "cuda_graph_tc_compiler"
+FUSED = (
+    "flashinfer_allreduce_fusion_backend", "enable_flashinfer_allreduce_fusion",
+    "enforce_disable_flashinfer_allreduce_fusion",
+)  # fmt: skip
+"""Arguments that say whether FlashInfer's fused all-reduce goes before the others. Of itself SGLang takes it for some
+models on Hopper, and what it shares between ranks no gate knows: without a word of the user's it is off."""
 LONGER_CONTEXT = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}
 """Has SGLang take the context that it is given. It would refuse what YaRN makes possible (its own rule leaves out the
 factor where the original positions are named, https://github.com/sgl-project/sglang/issues/2108);
@@ -103,6 +113,8 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
             given[argument] = getattr(section(config), name)
     if given.get("max_total_tokens") == "auto":
         del given["max_total_tokens"]
+    if not any(name in engine.sglang.args for name in FUSED):
+        given["enforce_disable_flashinfer_allreduce_fusion"] = True
     given |= engine.sglang.args
     if engine.device == "cpu":
         given.setdefault("device", "cpu")
@@ -132,20 +144,20 @@ def check_sglang(config: LaunchConfig) -> None:
     """Checks what can be known before anything of SGLang is imported.
 
     Raises:
-        ConfigError: SGLang is not installed, its version was never run, an argument is not one of its own, or a
-            setting is one that it cannot be run with.
+        ConfigError: SGLang is not installed, what raylaunch hooks in it is not there, an argument is not one of its
+            own, or a setting is one that it cannot be run with.
     """
     folder = installed_folder()
     if folder is None:
         raise ConfigError("engine.kind", "sglang", "sglang is not installed here; pip install 'raylaunch[sglang]'")
     version = installed_version()
-    if version not in TESTED and not config.engine.sglang.any_version:
-        raise ConfigError(
-            "engine.kind",
-            f"sglang {version}",
-            f"this version was never run with raylaunch; install {' or '.join(TESTED)}, or set "
-            "engine.sglang.any_version=true to try it",
-        )
+    if problems := misfit(folder):
+        expected = f"raylaunch knows it otherwise: {'; '.join(problems)}; install {TESTED[-1]}, or "
+        expected += "set engine.sglang.any_version=true to try this one all the same"
+        if not config.engine.sglang.any_version:
+            raise ConfigError("engine.kind", f"sglang {version}", expected)
+    if problems or version not in TESTED:
+        log.warning("this is tried, and may fail: %s", about(version, problems))
     if "memory_fraction" in config.engine.model_fields_set:
         expected = "is of the memory beside the weights; SGLang's is of all: engine.sglang.args.mem_fraction_static"
         raise ConfigError("engine.memory_fraction", config.engine.memory_fraction, expected)
@@ -156,6 +168,9 @@ def check_sglang(config: LaunchConfig) -> None:
     if config.parallel.nodes > 1:
         raise ConfigError("parallel.nodes", config.parallel.nodes, f"must be 1 with this engine: {ONE_NODE}")
     known = known_arguments(folder)
+    if PIECE_COMPILER not in known and "compiler" in config.capture.model_fields_set:
+        expected = f"sglang {version} makes no pieces of a model that could be compiled; leave it out"
+        raise ConfigError("capture.compiler", config.capture.compiler, expected)
     for name, value in config.engine.sglang.args.items():
         key = f"engine.sglang.args.{name}"
         if name in OURS:
@@ -166,42 +181,25 @@ def check_sglang(config: LaunchConfig) -> None:
             raise ConfigError(
                 key, value, "is not heeded: it is for SGLang's own launcher and server, whose place raylaunch takes"
             )
+        if value == IN_PIECES and PIECE_COMPILER not in known:
+            raise ConfigError(key, value, f"sglang {version} has no such backend any more; breakable is in its place")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see sglang.launch_server --help, with _ in place of -"
             raise ConfigError(key, value, f"sglang {version} has no such argument; {hint}")
 
 
-def installed_version() -> str:
-    """The installed version of SGLang, or ``absent``."""
-    try:
-        return importlib.metadata.version("sglang")
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
+def misfit(folder: Path) -> list[str]:
+    """What raylaunch hooks or calls and SGLang has not, or has with other parameters."""
+    from raylaunch_actors.sglang_engine import hooked as hooked_by_ranks
+
+    return misfits((*hooked.EVERY, *hooked_by_ranks.EVERY), folder)
 
 
-def installed_folder() -> Path | None:
-    """Where SGLang is installed, found without importing it."""
-    spec = importlib.util.find_spec("sglang")
-    # Without a file of its own it is only a folder of that name, such as the one that a clone is in.
-    folders = list(spec.submodule_search_locations or ()) if spec is not None and spec.origin else []
-    return Path(folders[0]) if folders else None
-
-
-@functools.cache
-def known_arguments(folder: Path) -> tuple[str, ...]:
-    """Names of all server arguments, read once from SGLang's source: its import takes many seconds.
-
-    Raises:
-        ConfigError: the source is not as expected.
-    """
-    file = folder / "srt" / "server_args.py"
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError) as error:
-        raise ConfigError("engine.kind", "sglang", f"its server arguments cannot be read: {error}") from None
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == "ServerArgs":
-            fields = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
-            return tuple(target.id for target in fields if isinstance(target, ast.Name))
-    raise ConfigError("engine.kind", "sglang", f"{file} has no class ServerArgs")
+def about(version: str, problems: list[str]) -> str:
+    """What is known of a version of SGLang, in a line."""
+    tested = f"raylaunch was run with {' and '.join(TESTED)}"
+    if version in TESTED and not problems:
+        return f"{version}; {tested}"
+    fits = f"{len(problems)} of its hooks do not fit: {problems[0]}" if problems else "all its hooks fit"
+    return f"{version}; {tested}, and {fits}"

@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 
+from raylaunch.sglang.versions import publish
+
 READY = b"the detokenizer is ready\n"
 """Said on standard output once its socket is bound."""
 
@@ -25,6 +27,7 @@ def main() -> None:
 
     server_args, port_args = pickle.load(sys.stdin.buffer)  # of our own parent
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    publish(server_args, "detokenizer")
     configure_logger(server_args, prefix=" detokenizer")
     manager = DetokenizerManager(server_args, port_args)
     sys.stdout.buffer.write(READY)

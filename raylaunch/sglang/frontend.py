@@ -29,6 +29,7 @@ from raylaunch.sglang.manager import TokenizerSide
 from raylaunch.sglang.mapping import StreamedAnswer, image_data, sampling_parameters
 from raylaunch.sglang.metrics import SharedMetrics
 from raylaunch.sglang.sockets import SocketFolder
+from raylaunch.sglang.versions import published
 from raylaunch.wire import SglangSockets
 
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
@@ -144,6 +145,7 @@ class SglangFrontend:
                     log.warning("SGLang's sockets could not be closed within %g s", CLOSE_S)
             self.runs.close()
             self.runs = None
+        published.leave(self)
         self._metrics.close()
         self._folder.close()
 
@@ -261,6 +263,7 @@ class SglangFrontend:
         with self._lock:
             if self._closing:
                 return
+            published.join(self, server_args)
             self._detokenizer.configure(server_args, port_args)
             self.runs = LoopThread(uvloop.new_event_loop, "raylaunch-sglang")
             self.runs.start()

@@ -14,6 +14,7 @@ from typing import Any
 from raylaunch.config.sections import RecoveryConfig
 from raylaunch.errors import RequestFailed
 from raylaunch.frontends.base import Prepared
+from raylaunch.sglang import versions
 from raylaunch.sglang.fields import FieldLimits, check_fields, embeds_problem
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
 from raylaunch.sglang.replay import Replay
@@ -30,6 +31,7 @@ class TokenizerSide:
 
     Attributes:
         server_args, port_args: what SGLang's objects are made with.
+        settled: the server arguments as they hold.
         manager: SGLang's ``TokenizerManager``; binds the sockets that ranks and detokenizer connect to.
         templates: SGLang's ``TemplateManager``.
         scheduler_info: what rank 0 said at its last gate.
@@ -41,6 +43,7 @@ class TokenizerSide:
 
     def __init__(self, server_args: Any, port_args: Any, recovery: RecoveryConfig) -> None:
         self.server_args, self.port_args, self._recovery = server_args, port_args, recovery
+        self.settled = versions.Settled(server_args)
         self.manager: Any = None
         self.templates: Any = None
         self.scheduler_info: dict[str, Any] = {}
@@ -54,8 +57,9 @@ class TokenizerSide:
         """Loads the tokenizer, binds the sockets, and begins to receive. Raises what SGLang raises."""
         from sglang.srt.entrypoints.engine import init_tokenizer_manager
 
-        self.manager, self.templates = init_tokenizer_manager(self.server_args, self.port_args)
-        if self.manager.mm_processor is not None and self.server_args.mm_feature_transport == "cpu":
+        with versions.published.held(self.server_args):
+            self.manager, self.templates = init_tokenizer_manager(self.server_args, self.port_args)
+        if self.manager.mm_processor is not None and self.settled.mm_feature_transport == "cpu":
             # Or images are prepared on the first GPU that the driver sees, whoever has it, and memory of it is kept
             # (https://github.com/sgl-project/sglang/issues/40072).
             self.manager.mm_processor._fast_image_processor_device = lambda _: "cpu"
@@ -63,7 +67,7 @@ class TokenizerSide:
         # user's, at SIGTERM and at any error. It does not once it has a loop.
         self.manager.event_loop = asyncio.get_running_loop()
         self.replay = Replay(self.manager, self._recovery, self._fail)
-        self._let_lost_requests_end()
+        versions.guard_dispatch(self.manager)
         self._check_first()
         self._abort_what_has_not_ended()
         self._receiving = asyncio.create_task(self._receive())
@@ -95,6 +99,7 @@ class TokenizerSide:
             self.replay.probes.discard(request_id)
         if meta.get("completion_tokens") != PROBE_TOKENS or (meta.get("finish_reason") or {}).get("type") != "length":
             raise RuntimeError(f"{PROBE_TOKENS} tokens were asked for, and this came back: {dict(meta)}")
+        versions.freeze_garbage(self.manager)
         self.manager.server_status = ServerStatus.Up
 
     def _adopt(self, info: Mapping[str, Any]) -> None:
@@ -117,7 +122,7 @@ class TokenizerSide:
             **prompt,
             rid=request_id,
             image_data=list(prepared.images) or None,
-            sampling_params=sampling_parameters(prepared.params, self.server_args.preferred_sampling_params or ()),
+            sampling_params=sampling_parameters(prepared.params, self.settled.preferred_sampling_params or ()),
             **logprob_arguments(prepared.params),
         )
 
@@ -215,42 +220,25 @@ class TokenizerSide:
         }
         if is_health_check_generate_req(state.obj):  # to SGLang an abort of that is nothing
             self._end_bare(request_id, state, finish)
-        elif state.dispatched:
+        elif getattr(state, "sent", False):
             try:
                 self.manager._handle_abort_req(AbortReq(rid=request_id, finished_reason=finish))
             except Exception:  # of what it has said so far no answer can be made
                 log.exception("request %s ends without what it has said so far", request_id)
                 self._end_bare(request_id, state, finish)
         else:  # on its way to the ranks, or of several samples, which are requests of their own there
-            state.lost_for = reason
+            state.obj.lost_for = reason
 
     def _end_other_callers(self, callers: Iterable[asyncio.Task[Any]], reason: str) -> None:
         asyncio.get_running_loop().call_later(LAST_WORDS_S, self._give_up, tuple(callers), reason)
 
     def _end_bare(self, request_id: str, state: Any, finish: Mapping[str, Any]) -> None:
         """Ends a request with an output of nothing but the reason, as SGLang's own would: it is the last."""
-        self.manager._remove_req_state(request_id)
+        versions.forget(self.manager, request_id)
         meta = {"id": request_id, "finish_reason": finish, "completion_tokens": 0, "output_token_logprobs_length": 0}
         state.finished = True
         state.out_list.append({"text": "", "output_ids": [], "meta_info": meta})
         state.event.set()
-
-    def _let_lost_requests_end(self) -> None:
-        """Has SGLang's look, taken before each step of a request on its way, find the ranks lost too. To remove the
-        request would be an abort to it, and that looks like its caller's fault."""
-        from fastapi import HTTPException
-
-        raise_if_aborted = self.manager._raise_if_logical_rid_aborted
-
-        def raise_if_ended(request_id: str) -> None:
-            state = self.manager.rid_to_state.get(request_id)
-            reason = getattr(state, "lost_for", None)
-            if reason is None:
-                raise_if_aborted(request_id)
-            else:
-                raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, reason)
-
-        self.manager._raise_if_logical_rid_aborted = raise_if_ended
 
     def _check_first(self) -> None:
         from sglang.srt.managers.io_struct import GenerateReqInput, SessionParams
@@ -293,7 +281,7 @@ class TokenizerSide:
         self.manager.create_abort_task = create
 
     def _limits(self) -> FieldLimits:
-        model, arguments = self.manager.model_config, self.server_args
+        model, arguments = self.manager.model_config, self.settled
         dtype = str(model.dtype).removeprefix("torch.")
         no_embeds = embeds_problem(dtype, arguments.max_running_requests, not arguments.disable_radix_cache)
         labels = frozenset(arguments.tokenizer_metrics_allowed_custom_labels or ())
@@ -303,7 +291,7 @@ class TokenizerSide:
         """Sampling parameters by SGLang's names. Raises :class:`RequestError`."""
         manager = self.manager
         vocab_size = manager.model_config.vocab_size
-        seeded = bool(self.server_args.enable_deterministic_inference)
+        seeded = bool(self.settled.enable_deterministic_inference)
         check_parameters(parameters, manager.sampling_params_class, manager.tokenizer, vocab_size, seeded=seeded)
 
     def _give_up(self, callers: Iterable[asyncio.Task[Any]], reason: str) -> None:
@@ -330,6 +318,7 @@ class TokenizerSide:
                 executor.shutdown(wait=False, cancel_futures=True)
         for socket in (self.manager.recv_from_detokenizer, self.manager.send_to_scheduler):
             socket.close(linger=0)
+        versions.close_transports(self.manager)
         # Rank 0 makes it, and cannot remove it when it is killed.
         Path(self.manager.load_snapshot_reader.path).unlink(missing_ok=True)
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from raylaunch.config.sections import RecoveryConfig
 from raylaunch.frontends.text import Detokenizer
+from raylaunch.sglang import versions
 
+MANY = 256
 Reason = Mapping[str, Any]
 """Why SGLang says that an answer has ended."""
 STRUCTURED = ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex_strs", "custom_params")
@@ -131,16 +133,14 @@ class Replay:
 
     def __init__(self, manager: Any, recovery: RecoveryConfig, fail: Callable[[str, str], None]) -> None:
         self._manager, self._recovery, self._fail = manager, recovery, fail
-        self._sent: dict[str, Any] = {}
+        self._sent: dict[str, Any] = {}  # some that are over too
         self._seconds: dict[str, SecondPart] = {}
         self._fresh = set[str]()  # of those that wait, such as no rank has seen
         self._waits: dict[str, object] = {}
         self.holding = ""
         self.probes: set[str] = set()
         self._dispatch, self._handle = manager._dispatch_to_scheduler, manager._handle_batch_output
-        self._remove = manager._remove_req_state
         manager._dispatch_to_scheduler, manager._handle_batch_output = self.dispatch, self.handle
-        manager._remove_req_state = self._forget
 
     def hold(self, reason: str) -> None:
         """The ranks are lost: requests that can go on wait for :meth:`resume`, the others end."""
@@ -165,7 +165,7 @@ class Replay:
             if given:
                 tokenizer = None if self._manager.server_args.skip_tokenizer_init else self._manager.tokenizer
                 self._seconds[request_id] = SecondPart(request, given, state.get_text(), tokenizer)
-            self._manager._send_one_request(continued(request, given))
+            versions.send_again(self._dispatch, continued(request, given))
         self._fresh.clear()
         self._waits.clear()
 
@@ -180,8 +180,11 @@ class Replay:
         if not isinstance(requests[0], TokenizedGenerateReqInput) or probe:
             requests = []
         requests = [one for one in requests if not one.rid.startswith(HEALTH_CHECK_RID_PREFIX)]
+        if len(self._sent) > 2 * len(self._manager.rid_to_state) + MANY:
+            self._running()
         for one in requests:
-            self._sent.setdefault(one.rid, one)
+            self._drop(one.rid)  # of a request before it that had the same id
+            self._sent[one.rid] = one
         if not self.holding or probe:
             self._dispatch(message)
         elif isinstance(message, AbortReq):
@@ -198,6 +201,9 @@ class Replay:
         if self._seconds:
             self._mend(outputs)
         await self._handle(outputs)
+        for request_id, reason in zip(outputs.rids, outputs.finished_reasons, strict=False):
+            if reason:
+                self._drop(request_id)
 
     # ---- inside
 
@@ -220,13 +226,6 @@ class Replay:
         if self.holding and self._waits.get(request_id) is wait and request_id in self._manager.rid_to_state:
             text = f"no group took its place within {self._recovery.give_up_s:g} s"
             self._fail(request_id, f"{self.holding}; {text}")
-
-    def _forget(self, request_id: str, lifecycle_id: object | None = None) -> Any:
-        """In place of the manager's own: a request is over."""
-        state = self._remove(request_id, lifecycle_id)
-        if state is not None:
-            self._drop(request_id)
-        return state
 
     def _drop(self, request_id: str) -> None:
         for each in (self._sent, self._seconds, self._waits):

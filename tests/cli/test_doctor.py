@@ -7,6 +7,7 @@ import platform
 
 import pytest
 
+from raylaunch.sglang.source import TESTED
 from tests.cli.runner import run
 
 
@@ -25,6 +26,7 @@ def test_the_default_can_be_launched_here() -> None:
     assert found["launch"]["placement"] == "2 ranks, STRICT_PACK 2 x [1 CPU]"
     assert "(2 ranks on one host)" in found["launch"]["all-reduce"] or platform.machine() != "x86_64"
     assert found["launch"]["barriers"].startswith("23,")
+    assert " and ".join(TESTED) in found["launch"]["sglang"]
 
 
 def test_text_for_people() -> None:

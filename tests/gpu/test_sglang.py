@@ -15,6 +15,9 @@ import pytest
 
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.protocol import CaptureFacts, CommunicatorFacts, Gate, RegisterFacts
+from raylaunch.report import LaunchReport
+from raylaunch.sglang.arguments import IN_PIECES, PIECE_COMPILER
+from raylaunch.sglang.source import installed_folder, known_arguments
 from tests.gpu.conftest import gpus, memory_of
 from tests.gpu.shapes import IMAGE, make_model
 from tests.models import save
@@ -24,6 +27,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 
 PREFILL, DECODE = (64, 1024, 1152, 2048), (2, 8, 32)
 LAYERS = None if (_layers := os.environ.get("RAYLAUNCH_TEST_LAYERS", "6")) == "all" else int(_layers)
+NO_PIECES = "this version of SGLang captures nothing in pieces"
 MODELS = ("qwen3-8b", "qwen3-coder-30b-a3b", "qwen2.5-vl-7b")
 
 
@@ -45,8 +49,6 @@ def config_for(folder: Path, *more: str, ranks: int = 2) -> LaunchConfig:
         "mem_fraction_static": 0.8 * share,
         "disable_radix_cache": True,
         "random_seed": 1,
-        # FlashInfer's fused all-reduce would take the place of the one whose registration is tested here.
-        "enforce_disable_flashinfer_allreduce_fusion": True,
     }
     return LaunchConfig.from_dict(
         {
@@ -67,6 +69,12 @@ def prefill_graphs(backend: str) -> str:
     return f"engine.sglang.args.cuda_graph_backend_prefill={backend}"
 
 
+def makes_pieces() -> bool:
+    """Whether this SGLang captures prefill in pieces: since 0.5.22 none does."""
+    folder = installed_folder()
+    return folder is not None and PIECE_COMPILER in known_arguments(folder)
+
+
 def gone(pids: list[int]) -> bool:
     """Whether processes and their GPU memory are gone, within two seconds."""
     end = time.monotonic() + 2
@@ -84,6 +92,8 @@ def test_a_model_is_launched_and_answers_twice_alike(name: str, backend: str, ra
     """The client of sglang#14193: two requests of 1025 token ids; and every shape's edge beside it."""
     if ranks > max(2, gpus()):
         pytest.skip(f"needs {ranks} GPUs")
+    if backend == IN_PIECES and not makes_pieces():
+        pytest.skip(NO_PIECES)
     folder = make_model(tmp_path / name, name, LAYERS, tokenizer="vl" in name)
     config = config_for(folder, prefill_graphs(backend), ranks=ranks)
     with Engine(config) as engine:
@@ -92,6 +102,9 @@ def test_a_model_is_launched_and_answers_twice_alike(name: str, backend: str, ra
         assert all(isinstance(one, CommunicatorFacts) and one.capacity == 131_071 for one in connected)
         captured = engine.report.facts(Gate.CAPTURED)
         assert [step.round for step, _ in captured] == ["prefill", "decode"]
+        iterations = {"prefill": 2 if backend == IN_PIECES else 3, "decode": 3}
+        for (round_name, shape), passes in iterations_of(engine.report).items():
+            assert passes == list(range(1, iterations[round_name] + 1)), (round_name, shape)
         for _, arrivals in captured:
             counts = [one.facts.recorded for one in arrivals if isinstance(one.facts, CaptureFacts)]
             assert counts == counts[:1] * ranks
@@ -108,12 +121,21 @@ def test_a_model_is_launched_and_answers_twice_alike(name: str, backend: str, ra
     assert gone(pids)
 
 
-def test_an_image_is_answered(tmp_path: Path) -> None:
+def iterations_of(report: LaunchReport) -> dict[tuple[str, int], list[int]]:
+    """The iterations of each shape, by round and shape, in order: exactly those that are planned."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for step, _ in report.facts(Gate.ITERATION):
+        found.setdefault((step.round or "", step.shape or 0), []).append(step.iteration or 0)
+    return found
+
+
+@pytest.mark.parametrize("backend", ["tc_piecewise", "breakable"])
+def test_an_image_is_answered(backend: str, tmp_path: Path) -> None:
     from PIL import Image
 
-    config = config_for(
-        make_model(tmp_path / "vl", "qwen2.5-vl-7b", LAYERS, tokenizer=True), prefill_graphs("tc_piecewise")
-    )
+    if backend == IN_PIECES and not makes_pieces():
+        pytest.skip(NO_PIECES)
+    config = config_for(make_model(tmp_path / "vl", "qwen2.5-vl-7b", LAYERS, tokenizer=True), prefill_graphs(backend))
     with Engine(config) as engine:
         colours = [Image.new("RGB", (224, 224), colour) for colour in ("red", "blue", "red")]
         answers = [
@@ -129,6 +151,23 @@ def test_implementation_2_needs_no_registration(tmp_path: Path) -> None:
     with Engine(config_for(make_model(tmp_path / "m", MODELS[0], LAYERS), "communicator.kind=jit")) as engine:
         assert "jit" in engine.report.table(200)
         assert engine.generate([[7] * 1025], max_new_tokens=4)[0].token_ids
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_flashinfers_all_reduce_is_there_only_where_it_is_asked_for_and_said(asked: bool, tmp_path: Path) -> None:
+    """SGLang takes it for this model by itself on Hopper. VERIFY replays it."""
+    if gpus() < 2:
+        pytest.skip("FlashInfer's all-reduce needs a GPU for each rank")
+    more = ["engine.sglang.args.flashinfer_allreduce_fusion_backend=trtllm", "deadlines.warmup=600"] if asked else []
+    with Engine(config_for(make_model(tmp_path / "m", MODELS[1], LAYERS), *more)) as engine:
+        print(engine.report.table(200))
+        connected = [one.facts for one in engine.report.facts(Gate.CONNECTED)[0][1]]
+        for facts in connected:
+            assert isinstance(facts, CommunicatorFacts)
+            assert facts.kind == ("flashinfer+sgl_kernel" if asked else "sgl_kernel")
+            assert "FlashInfer's fused" in facts.reason
+        answers = [engine.generate([[7] * 1025], max_new_tokens=8, ignore_eos=True)[0].token_ids for _ in range(2)]
+        assert answers[0] == answers[1]
 
 
 def test_an_all_reduce_that_is_named_and_impossible(tmp_path: Path) -> None:
@@ -176,8 +215,12 @@ def test_faults_are_named(
 ) -> None:
     if (code == "F09" or ranks > 2) and gpus() < ranks:
         pytest.skip(f"needs {ranks} GPUs")
-    folder = make_model(tmp_path / "m", MODELS[0], 2)
-    config = config_for(folder, prefill_graphs(backend), f"faults=[{fault}]", "deadlines.capture=30", ranks=ranks)
+    if backend == IN_PIECES and not makes_pieces():
+        if code == "F20":
+            pytest.skip(NO_PIECES)
+        backend = "breakable"
+    model = make_model(tmp_path / "m", MODELS[0], 2)
+    config = config_for(model, prefill_graphs(backend), f"faults=[{fault}]", "deadlines.capture=30", ranks=ranks)
     with pytest.raises(LaunchError) as caught, Engine(config):
         pass
     print(caught.value)

@@ -68,16 +68,15 @@ def test_a_rank_at_another_gate_is_named_with_both_gates():
     assert found.states == {0: "at LOAD loaded", 1: "at WARMUP warmed"}
 
 
-def test_f01_third_iteration():
-    third = Step(Gate.ITERATION, "prefill", 32, 3)
-    found = submit(Gate.ITERATION, lambda r: [replace(one, step=third) for one in r], nth=2)
-    assert (found.code, found.rank, found.step) == ("F01", 0, third)
-    assert "a shape gets exactly 2 iterations" in found.summary
-
-
-def test_f01_an_engine_with_three_iterations_may_have_them():
-    plan = LaunchPlan(2, (RoundPlan("decode", (4,), iterations=3),))
-    assert isinstance(submit(Gate.ITERATION, lambda ranks: ranks, plan, nth=2), Release)
+@pytest.mark.parametrize("planned", [2, 3])
+def test_f01_exactly_the_iterations_that_are_planned(planned):
+    """Two of the reference engine and of SGLang's pieces, three of SGLang's whole passes."""
+    plan = LaunchPlan(2, (RoundPlan("prefill", (8, 32), iterations=planned),))
+    assert isinstance(submit(Gate.ITERATION, lambda ranks: ranks, plan, nth=planned - 1), Release)
+    more = Step(Gate.ITERATION, "prefill", 32, planned + 1)
+    found = submit(Gate.ITERATION, lambda r: [replace(one, step=more) for one in r], plan, nth=planned)
+    assert (found.code, found.rank, found.step) == ("F01", 0, more)
+    assert f"a shape gets exactly {planned} iterations" in found.summary
 
 
 @pytest.mark.parametrize("gate", [Gate.ITERATION, Gate.CAPTURED, Gate.REGISTERED, Gate.WARMED])

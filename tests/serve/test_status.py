@@ -273,7 +273,7 @@ def test_browser_shows_a_ready_group(browse, server: str) -> None:
     document = browse(server + "/")
     assert (part(document, "state"), part(document, "name")) == ("Ready", "tiny")
     assert "<title>ready · tiny</title>" in document
-    for word in ("PLACE", "CONNECT", "CAPTURE", "prefill 8, 32; decode 2, 4; 8 barriers", "ranks agree"):
+    for word in ("PLACE", "CONNECT", "CAPTURE", "prefill 8, 32; decode 2, 4; 2 iterations; 8 barriers", "ranks agree"):
         assert word in part(document, "phases")
     for word in ("serving", "10.0.0.1", "1.0 MiB", "71"):
         assert word in part(document, "ranks")

@@ -9,6 +9,8 @@ import threading
 from array import array
 from dataclasses import dataclass, field
 
+import msgspec
+
 FILLER = 5
 OFFER = {"max_total_num_tokens": 4096, "max_req_input_len": 2040, "startup_time": None, "status": "ready"}
 
@@ -120,39 +122,34 @@ class ScriptedRank:
         wanted = request.return_logprob
         tops = [[[-0.25, token], [-1.5, 4]][: request.top_logprobs_num] for token in tokens]
         none = [[]] if wanted else None
-        return BatchTokenIDOutput(
-            rids=[request.rid],
-            finished_reasons=[finish],
-            decoded_texts=[""],
-            decode_ids=[array("q", tokens)],
-            read_offsets=[0],
-            output_ids=[array("q", tokens)],
-            skip_special_tokens=[True],
-            spaces_between_special_tokens=[True],
-            no_stop_trim=[request.sampling_params.no_stop_trim],
-            prompt_tokens=[len(request.input_ids)],
-            reasoning_tokens=[0],
-            completion_tokens=[len(job.said)],
-            cached_tokens=[0],
-            input_token_logprobs_val=none,
-            input_token_logprobs_idx=none,
-            output_token_logprobs_val=[[-0.25] * len(tokens)] if wanted else None,
-            output_token_logprobs_idx=[tokens] if wanted else None,
-            input_top_logprobs_val=none,
-            input_top_logprobs_idx=none,
-            output_top_logprobs_val=[[[one[0] for one in top] for top in tops]] if wanted else None,
-            output_top_logprobs_idx=[[[one[1] for one in top] for top in tops]] if wanted else None,
-            input_token_ids_logprobs_val=none,
-            input_token_ids_logprobs_idx=none,
-            output_token_ids_logprobs_val=none,
-            output_token_ids_logprobs_idx=none,
-            output_token_entropy_val=None,
-            output_token_sampling_mask=None,
-            output_token_sampling_logprobs=None,
-            output_hidden_states=None,
-            routed_experts=None,
-            indexer_topk=None,
-            placeholder_tokens_idx=None,
-            placeholder_tokens_val=None,
-            retraction_counts=[0],
-        )
+        said = {
+            "rids": [request.rid],
+            "finished_reasons": [finish],
+            "decoded_texts": [""],
+            "decode_ids": [array("q", tokens)],
+            "read_offsets": [0],
+            "output_ids": [array("q", tokens)],
+            "skip_special_tokens": [True],
+            "spaces_between_special_tokens": [True],
+            "no_stop_trim": [request.sampling_params.no_stop_trim],
+            "prompt_tokens": [len(request.input_ids)],
+            "reasoning_tokens": [0],
+            "completion_tokens": [len(job.said)],
+            "cached_tokens": [0],
+            "input_token_logprobs_val": none,
+            "input_token_logprobs_idx": none,
+            "output_token_logprobs_val": [[-0.25] * len(tokens)] if wanted else None,
+            "output_token_logprobs_idx": [tokens] if wanted else None,
+            "input_top_logprobs_val": none,
+            "input_top_logprobs_idx": none,
+            "output_top_logprobs_val": [[[one[0] for one in top] for top in tops]] if wanted else None,
+            "output_top_logprobs_idx": [[[one[1] for one in top] for top in tops]] if wanted else None,
+            "input_token_ids_logprobs_val": none,
+            "input_token_ids_logprobs_idx": none,
+            "output_token_ids_logprobs_val": none,
+            "output_token_ids_logprobs_idx": none,
+            "retraction_counts": [0],
+        }
+        # What a version wants said beside this is of things that nobody asks for here.
+        rest = {one.name: None for one in msgspec.structs.fields(BatchTokenIDOutput) if one.required}
+        return BatchTokenIDOutput(**rest | said)

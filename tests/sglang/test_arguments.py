@@ -38,6 +38,7 @@ def test_shipped_configurations_give_arguments_that_may_be_given(config):
     folder = installed_folder()
     if folder is not None:
         assert set(server_arguments(config)) <= set(known_arguments(folder))
+        check_sglang(config)
 
 
 def test_shapes_are_sglangs_own_unless_they_were_set():
@@ -76,6 +77,7 @@ def installed(tmp_path, monkeypatch):
     monkeypatch.setattr(arguments, "installed_folder", lambda: tmp_path)
     monkeypatch.setattr(arguments, "installed_version", lambda: TESTED[0])
     monkeypatch.setattr(arguments, "known_arguments", lambda folder: known)
+    monkeypatch.setattr(arguments, "misfit", lambda folder: [])
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,58 @@ def test_what_is_refused_before_anything_is_started(installed, setting, key, sai
     assert caught.value.key == key
 
 
+@pytest.mark.parametrize(
+    ("version", "problems", "any_version", "warned", "refused"),
+    [
+        (TESTED[0], [], False, False, False),
+        (TESTED[-1], [], False, False, False),
+        ("0.5.24", [], False, True, False),
+        ("0.5.24", ["a.b is not there", "c.d takes (x)"], False, False, True),
+        ("0.5.24", ["a.b is not there"], True, True, False),
+        (TESTED[-1], ["a.b is not there"], False, False, True),
+    ],
+)
+def test_a_version_is_tried_where_every_hook_fits(
+    installed, version, problems, any_version, warned, refused, monkeypatch, caplog
+):
+    monkeypatch.setattr(arguments, "installed_version", lambda: version)
+    monkeypatch.setattr(arguments, "misfit", lambda folder: problems)
+    config = LaunchConfig.from_dict(BASE).override(f"engine.sglang.any_version={str(any_version).lower()}")
+    if refused:
+        with pytest.raises(ConfigError, match=re.escape("; ".join(problems))) as caught:
+            check_sglang(config)
+        assert f"install {TESTED[-1]}" in str(caught.value)
+        assert "engine.sglang.any_version=true" in str(caught.value)
+    else:
+        check_sglang(config)
+    assert bool(caplog.records) is warned
+    assert all(version in one.getMessage() for one in caplog.records)
+
+
+def test_pieces_are_refused_where_there_are_none_any_more(installed):
+    """0.5.22 took them away. The fixture's SGLang has none either."""
+    for setting, key in (
+        ("capture.compiler=inductor", "capture.compiler"),
+        ("engine.sglang.args.page_size=tc_piecewise", "engine.sglang.args.page_size"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_sglang(LaunchConfig.from_dict(BASE).override(setting))
+        assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("given", "off"),
+    [
+        ("{}", True),
+        ("{flashinfer_allreduce_fusion_backend: auto}", None),
+        ("{enforce_disable_flashinfer_allreduce_fusion: false}", False),
+    ],
+)
+def test_flashinfers_all_reduce_is_off_unless_something_is_said_of_it(given, off):
+    config = LaunchConfig.from_dict(BASE).override(f"engine.sglang.args={given}")
+    assert server_arguments(config).get("enforce_disable_flashinfer_allreduce_fusion") is off
+
+
 def test_every_argument_that_is_a_path_is_made_absolute():
     """By their names; what is refused needs no table."""
     folder = installed_folder()
@@ -106,7 +160,7 @@ def test_every_argument_that_is_a_path_is_made_absolute():
     named = {name for name in known_arguments(folder) if re.search(r"(_path|_paths|_dir|_folder|_file)$", name)}
     no_paths = {"export_metrics_to_file", "mamba_max_states_per_path"}
     assert named - no_paths - set(OF_SGLANG) - set(OURS) - set(OF_ITS_SERVER) - set(UNSUPPORTED) == set()
-    assert set(OF_SGLANG) <= set(known_arguments(folder))
+    assert set(OF_SGLANG) - set(known_arguments(folder)) <= {"ple_offload_dir", "uno_lora_path"}, "since 0.5.18"
 
 
 def test_a_folder_that_a_clone_is_in_is_no_installation(monkeypatch, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import types
 
 import pytest
 import torch
-from raylaunch_actors.sglang_engine import communicators, seams
+from raylaunch_actors.sglang_engine import communicators, seams, versions
 
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
@@ -71,7 +73,7 @@ def test_f17_the_table_that_is_told_of_is_sglangs_own(made, one, wanted, kind, l
 def test_f18_what_was_not_asked_for_by_name_falls_back_with_the_reason(made, wanted, reason):
     made.append(types.SimpleNamespace(disabled=True))
     facts = communicators.connected(spec(wanted), "no peer access")
-    assert (facts.kind, facts.reason) == ("nccl", reason)
+    assert (facts.kind, facts.reason) == ("nccl", f"{reason}; {communicators.NOT_FUSED}")
 
 
 @pytest.mark.parametrize("wanted", ["sgl_kernel", "jit"])
@@ -90,6 +92,36 @@ def test_f18_another_one_than_was_asked_for_by_name_ends_the_launch(made):
     with pytest.raises(RankFault, match="jit was asked for and SGLang chose sgl_kernel") as caught:
         communicators.connected(spec("jit"), "")
     assert caught.value.code == "F18"
+
+
+@pytest.mark.parametrize(
+    ("fused", "kind", "said"),
+    [
+        (None, "sgl_kernel", "SGLang's CustomAllreduce; FlashInfer's fused one is off: no gate knows what it shares"),
+        ("auto", "flashinfer+sgl_kernel", "FlashInfer's fused all-reduce (auto) first, as SGLang has settled"),
+    ],
+)
+@pytest.mark.parametrize("wanted", ["custom", "sgl_kernel"])
+def test_flashinfers_all_reduce_is_never_there_without_a_word(made, fused, kind, said, wanted):
+    made.append(CustomAllreduce())
+    facts = communicators.connected(spec(wanted), "", fused)
+    assert facts.kind == kind
+    assert facts.reason.startswith(said)
+    assert facts.capacity == 99, "what is registered is counted all the same"
+
+
+@pytest.mark.parametrize(
+    ("fused", "initialized", "ends"),
+    [(None, False, False), ("trtllm", True, False), ("trtllm", False, True), ("cutedsl", False, False)],
+)
+def test_f18_flashinfers_all_reduce_that_was_reported_is_there(fused, initialized, ends, monkeypatch):
+    """Where SGLang cannot set it up it only warns."""
+    workspaces = types.SimpleNamespace(_get_workspace_manager=lambda _: types.SimpleNamespace(initialized=initialized))
+    for name in ("sglang", "sglang.srt", "sglang.srt.layers"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(flashinfer_comm_fusion=workspaces))
+    with pytest.raises(RankFault, match="could not be set up") if ends else contextlib.nullcontext() as caught:
+        communicators.require_fused(fused)
+    assert not ends or caught.value.code == "F18"
 
 
 @pytest.mark.parametrize("wanted", ["custom", "sgl_kernel", "jit", "library"])
@@ -141,16 +173,20 @@ def test_a_warning_that_cannot_be_written_out_ends_no_launch(sglang_log, monkeyp
 
 
 @pytest.mark.parametrize(("draft", "gates"), [(False, 1), (True, 0)])
-def test_a_rank_arrives_when_sglang_has_connected(made, draft, gates):
+def test_a_rank_arrives_when_sglang_has_connected(made, draft, gates, monkeypatch):
     """A model that drafts tokens shares the groups of the one that it drafts for."""
     arrivals = []
     gate = types.SimpleNamespace(arrive=lambda *arrival: arrivals.append(arrival))
-    rounds = types.SimpleNamespace(spec=spec("custom"), gate=gate, model_runner=None)
-    args = types.SimpleNamespace(disable_custom_all_reduce=False)
-    runner = types.SimpleNamespace(is_draft_worker=draft, server_args=args)
-    connect = seams.life_seams(rounds)[0].wrap(lambda self: logging.getLogger(UTILS).warning("no peer access"))
-    connect(runner)
+    rounds = types.SimpleNamespace(spec=spec("custom"), gate=gate, model_runner=None, fused=None)
+    settled = types.SimpleNamespace(disable_custom_all_reduce=False, flashinfer_allreduce_fusion_backend="trtllm")
+    monkeypatch.setattr(versions, "settled_communication", lambda: settled)
+    runner = types.SimpleNamespace(is_draft_worker=draft)
+    make_groups, connect, *_ = seams.life_seams(rounds)
+    make_groups.wrap(lambda: logging.getLogger(UTILS).warning("no peer access"))()  # where 0.5.21 makes them
+    connect.wrap(lambda self: logging.getLogger(UTILS).warning("no NVLink"))(runner)
     assert len(arrivals) == gates
     if not draft:
         assert rounds.model_runner is runner
-        assert (arrivals[0][0], arrivals[0][1].reason) == (Gate.CONNECTED, "no peer access")
+        gate, facts = arrivals[0]
+        assert (gate, facts.kind) == (Gate.CONNECTED, "flashinfer+nccl")
+        assert facts.reason.endswith("(trtllm) first, as SGLang has settled; no peer access; no NVLink")

@@ -9,6 +9,7 @@ import pytest
 from raylaunch_actors.sglang_engine.hooks import Hooks, Seam
 
 from raylaunch.errors import RankFault
+from raylaunch.sglang.source import Hook
 
 
 class Thing:
@@ -33,7 +34,9 @@ def around(text):
 
 def test_what_is_hooked_first_lies_inside(package):
     hooks = Hooks()
-    hooks.install([Seam("some_package", "Thing.say", around("a")), Seam("some_package", "Thing.say", around("b"))])
+    hooks.install(
+        [Seam(Hook("some_package", "Thing.say"), around("a")), Seam(Hook("some_package", "Thing.say"), around("b"))]
+    )
     assert Thing().say("x") == "b(a(said x))"
     hooks.remove()
     assert Thing().say("x") == "said x"
@@ -42,7 +45,9 @@ def test_what_is_hooked_first_lies_inside(package):
 def test_functions_and_methods_are_put_back_as_they_were(package):
     before = package.double, Thing.__dict__["say"]
     hooks = Hooks()
-    hooks.install([Seam("some_package", "double", around("f")), Seam("some_package", "Thing.say", around("m"))])
+    hooks.install(
+        [Seam(Hook("some_package", "double"), around("f")), Seam(Hook("some_package", "Thing.say"), around("m"))]
+    )
     assert package.double(2) == "f(4)"
     hooks.remove()
     hooks.remove()
@@ -52,14 +57,22 @@ def test_functions_and_methods_are_put_back_as_they_were(package):
 @pytest.mark.parametrize("path", ["Other.say", "Thing.shout"])
 def test_a_seam_that_is_not_there_is_named_and_nothing_stays_hooked(path):
     with pytest.raises(RankFault, match=rf"has no some_package\.{path}"):
-        Hooks().install([Seam("some_package", "Thing.say", around("a")), Seam("some_package", path, around("b"))])
+        Hooks().install(
+            [Seam(Hook("some_package", "Thing.say"), around("a")), Seam(Hook("some_package", path), around("b"))]
+        )
     assert Thing().say("x") == "said x"
 
 
 def test_a_module_that_is_not_there_is_named():
     with pytest.raises(RankFault, match=r"no_such_package\.f"):
-        Hooks().install([Seam("no_such_package", "f", around("a"))])
+        Hooks().install([Seam(Hook("no_such_package", "f"), around("a"))])
 
 
 def test_an_optional_seam_may_be_missing():
-    Hooks().install([Seam("no_such_package", "f", around("a"), optional=True)])
+    Hooks().install([Seam(Hook("no_such_package", "f", optional=True), around("a"))])
+
+
+def test_what_belongs_to_a_module_that_is_gone_is_not_missed():
+    Hooks().install([Seam(Hook("some_package", "gone", only_with="no_such_package"), around("a"))])
+    with pytest.raises(RankFault, match=r"has no some_package\.gone"):
+        Hooks().install([Seam(Hook("some_package", "gone", only_with="json"), around("a"))])

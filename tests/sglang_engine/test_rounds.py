@@ -249,9 +249,8 @@ def test_iterations_are_planned_by_the_backend_that_captures(rounds, monkeypatch
     graphs = types.SimpleNamespace(
         prefill=types.SimpleNamespace(backend=prefill), decode=types.SimpleNamespace(backend=decode)
     )
-    rounds.model_runner = types.SimpleNamespace(
-        server_args=types.SimpleNamespace(cuda_graph_config=graphs), max_total_num_tokens=4096
-    )
+    monkeypatch.setattr(rounds_module, "settled_graphs", lambda: graphs)
+    rounds.model_runner = types.SimpleNamespace(max_total_num_tokens=4096)
     rounds.plans = None
     rounds.warmed()
     step, facts = rounds.gate.arrivals[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from raylaunch.errors import RankFault
@@ -15,7 +16,8 @@ from raylaunch_actors.spec import RankSpec
 KINDS = {"CustomAllreduce": "sgl_kernel", "CustomAllReduceV2": "jit"}
 LOG = "sglang.srt.distributed"
 OF_ITS_SET_UP = ("custom_all_reduce", "custom allreduce")
-GROUPS = ("_TP", "_PP", "_DCP", "_ATTN_TP", "_MOE_EP", "_MOE_TP")
+GROUPS = ("_TP", "_PP", "_DCP", "_ATTN_TP", "_MOE_EP", "_MOE_TP", "_SHARED_EXPERTS_TP")
+NOT_FUSED = "FlashInfer's fused one is off: no gate knows what it shares"
 
 
 def custom_all_reduces() -> list[Any]:
@@ -36,7 +38,7 @@ def active() -> list[Any]:
 
 
 class SetUpLog(logging.Handler):
-    """Why SGLang makes no custom all-reduce: it only warns. A context, around what makes it.
+    """Why SGLang makes no custom all-reduce: it only warns. A context, around what makes it; entered more than once.
 
     Inside it there are warnings whatever SGLang's log level is.
     """
@@ -76,11 +78,12 @@ class SetUpLog(logging.Handler):
         return "; ".join(self._texts) or "SGLang did not say why: see the log"
 
 
-def connected(spec: RankSpec, problem: str) -> CommunicatorFacts:
+def connected(spec: RankSpec, problem: str, fused: str | None = None) -> CommunicatorFacts:
     """What SGLang has settled on for the tensor-parallel group.
 
     Args:
         problem: why there is no custom all-reduce, if there is none.
+        fused: FlashInfer's backend, where its all-reduce with a normalisation in it goes before the others.
 
     Raises:
         RankFault: F18, it is not the one that ``communicator.kind`` names; F16, it is and graphs have their inputs in
@@ -96,7 +99,8 @@ def connected(spec: RankSpec, problem: str) -> CommunicatorFacts:
     if not usable:
         if named:
             raise impossible(wanted, problem)
-        return CommunicatorFacts("nccl", "as configured" if wanted == "library" else problem, 0, world_size)
+        reason = "as configured" if wanted == "library" else problem
+        return _beside(fused, CommunicatorFacts("nccl", reason, 0, world_size))
     first = usable[0]
     kind = KINDS.get(type(first).__name__, type(first).__name__)
     if named and kind != wanted:
@@ -106,7 +110,26 @@ def connected(spec: RankSpec, problem: str) -> CommunicatorFacts:
         require_shareable(CudaRuntime.load())
         rows = table_inputs(first.rank_data.nbytes)
     limit = int(getattr(first, "max_size", 0))
-    return CommunicatorFacts(kind, f"SGLang's {type(first).__name__}", limit, world_size, rows)
+    return _beside(fused, CommunicatorFacts(kind, f"SGLang's {type(first).__name__}", limit, world_size, rows))
+
+
+def _beside(fused: str | None, facts: CommunicatorFacts) -> CommunicatorFacts:
+    """With what is to be known of FlashInfer's all-reduce, of which nothing is registered: VERIFY replays it."""
+    if fused is None:
+        return replace(facts, reason=f"{facts.reason}; {NOT_FUSED}")
+    first = f"FlashInfer's fused all-reduce ({fused}) first, as SGLang has settled"
+    return replace(facts, kind=f"flashinfer+{facts.kind}", reason=f"{first}; {facts.reason}")
+
+
+def require_fused(fused: str | None) -> None:
+    """Raises RankFault F18 where FlashInfer's all-reduce was reported and SGLang, which only warns, goes without it."""
+    if fused in (None, "cutedsl"):  # the second has no workspace of its own
+        return
+    from sglang.srt.layers import flashinfer_comm_fusion as fusion
+
+    if not fusion._get_workspace_manager(True).initialized:
+        text = f"FlashInfer's fused all-reduce ({fused}) could not be set up: see the log; leave "
+        raise RankFault("F18", f"{text}engine.sglang.args.flashinfer_allreduce_fusion_backend out to go without it")
 
 
 def pending() -> int:

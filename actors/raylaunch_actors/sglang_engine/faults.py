@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from raylaunch.config import FaultConfig
-from raylaunch_actors.sglang_engine import seams
+from raylaunch.sglang.source import Hook
+from raylaunch_actors.sglang_engine import hooked, seams
 from raylaunch_actors.sglang_engine.hooks import Seam
 from raylaunch_actors.sglang_engine.rounds import Rounds
 
-ALL_REDUCE = f"{seams.DEVICE}.custom_all_reduce"
+ALL_REDUCE = f"{hooked.ALL_REDUCES}.custom_all_reduce"
 
 
 def install(faults: Sequence[FaultConfig]) -> None:
@@ -39,7 +40,7 @@ def _third_iteration(fault: FaultConfig) -> list[Seam]:
 
         return capture_one
 
-    return [Seam(module, path, wrap) for module, path in seams.CAPTURE_ONE]
+    return [Seam(hook, wrap) for hook in hooked.CAPTURE_ONE]
 
 
 def _no_capture_context(fault: FaultConfig) -> list[Seam]:
@@ -50,7 +51,7 @@ def _no_capture_context(fault: FaultConfig) -> list[Seam]:
 
         return capture
 
-    return [Seam(ALL_REDUCE, "CustomAllreduce.capture", wrap)]
+    return [Seam(Hook(ALL_REDUCE, "CustomAllreduce.capture"), wrap)]
 
 
 def _extra_all_reduce(fault: FaultConfig) -> list[Seam]:
@@ -68,11 +69,11 @@ def _extra_all_reduce(fault: FaultConfig) -> list[Seam]:
 
         return custom_all_reduce
 
-    return [Seam(ALL_REDUCE, "CustomAllreduce.custom_all_reduce", wrap)]
+    return [Seam(Hook(ALL_REDUCE, "CustomAllreduce.custom_all_reduce"), wrap)]
 
 
 def _skip_registration(fault: FaultConfig) -> list[Seam]:
-    return [Seam(ALL_REDUCE, "CustomAllreduce.register_graph_buffers", _nothing)]
+    return [Seam(Hook(ALL_REDUCE, "CustomAllreduce.register_graph_buffers"), _nothing)]
 
 
 def _zero_all_reduce(fault: FaultConfig) -> list[Seam]:
@@ -83,7 +84,7 @@ def _zero_all_reduce(fault: FaultConfig) -> list[Seam]:
 
         return all_reduce
 
-    return [Seam(ALL_REDUCE, "CustomAllreduce._all_reduce_impl", wrap)]
+    return [Seam(Hook(ALL_REDUCE, "CustomAllreduce._all_reduce_impl"), wrap)]
 
 
 def _stale_decode(fault: FaultConfig) -> list[Seam]:
@@ -97,7 +98,7 @@ def _stale_decode(fault: FaultConfig) -> list[Seam]:
 
         return execute
 
-    return [Seam(f"{seams.RUNNERS}.decode_cuda_graph_runner", "DecodeCudaGraphRunner.execute", wrap)]
+    return [Seam(Hook(hooked.DECODE, "DecodeCudaGraphRunner.execute"), wrap)]
 
 
 def _warm_again(fault: FaultConfig) -> list[Seam]:
@@ -113,7 +114,7 @@ def _warm_again(fault: FaultConfig) -> list[Seam]:
 
         return call
 
-    return [Seam(seams.PIECES, "CUDAPiecewiseBackend.__call__", wrap)]
+    return [Seam(hooked.CALL_PIECE, wrap)]
 
 
 def _nothing(_: Callable[..., Any]) -> Callable[..., Any]:

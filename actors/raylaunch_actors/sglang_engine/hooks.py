@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from raylaunch.errors import RankFault
+from raylaunch.sglang.source import Hook
 
 Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Told the original function, gives the one to call instead."""
@@ -15,22 +17,13 @@ Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 @dataclass(frozen=True)
 class Seam:
-    """A place to hook.
+    """A hook, and what makes the function to call instead."""
 
-    Attributes:
-        module: such as ``sglang.srt.model_executor.model_runner``.
-        path: of the function in it, such as ``ModelRunner.load_model``.
-        wrap: makes the function to call instead.
-        optional: whether a version may lack it.
-    """
-
-    module: str
-    path: str
+    hook: Hook
     wrap: Wrapper
-    optional: bool = False
 
     def __str__(self) -> str:
-        return f"{self.module}.{self.path}"
+        return str(self.hook)
 
 
 class Hooks:
@@ -49,16 +42,19 @@ class Hooks:
             raise
 
     def _hook(self, seam: Seam) -> None:
+        hook = seam.hook
+        if hook.only_with and importlib.util.find_spec(hook.only_with) is None:
+            return
         try:
-            owner: Any = importlib.import_module(seam.module)
-            *names, name = seam.path.split(".")
+            owner: Any = importlib.import_module(hook.module)
+            *names, name = hook.path.split(".")
             for inner in names:
                 owner = getattr(owner, inner)
             original = getattr(owner, name)
         except (ImportError, AttributeError) as error:
-            if seam.optional:
+            if hook.optional:
                 return
-            raise RankFault(None, f"this version of SGLang has no {seam}: {error}") from error
+            raise RankFault(None, f"this version of SGLang has no {hook}: {error}") from error
         self._replaced.append((owner, name, original))
         setattr(owner, name, seam.wrap(original))
 

@@ -20,7 +20,7 @@ from raylaunch_actors.gate import RankGate
 from raylaunch_actors.sglang_engine import communicators
 from raylaunch_actors.sglang_engine.pieces import Pieces
 from raylaunch_actors.sglang_engine.recorded import Recorded
-from raylaunch_actors.sglang_engine.versions import graph_backend, planned_shapes
+from raylaunch_actors.sglang_engine.versions import graph_backend, planned_shapes, settled_graphs
 from raylaunch_actors.spec import RankSpec
 
 ITERATIONS = {"tc_piecewise": 2, "breakable": 3, "full": 3}
@@ -35,6 +35,7 @@ class Rounds:
         self.recorded, self.pieces = Recorded(), Pieces()
         self.model_runner: Any = None
         self.runner: Any = None
+        self.fused: str | None = None  # FlashInfer's backend, if its all-reduce was reported
         self.plans: tuple[RoundPlan, ...] | None = None
         self.replays = 0
         self.replays_allowed = self.graphs_final = False
@@ -49,8 +50,9 @@ class Rounds:
         """WARMED, once: what will be captured is known, nothing has been."""
         if self.plans is not None:
             return
+        communicators.require_fused(self.fused)
         shapes = planned_shapes(self.runner, self.model_runner) if self.runner is not None else {}
-        graphs = self.model_runner.server_args.cuda_graph_config
+        graphs = settled_graphs()
         names: tuple[RoundName, RoundName] = ("prefill", "decode")
         backends = {name: graph_backend(graphs, name) for name in names if shapes.get(name)}
         self.plans = tuple(

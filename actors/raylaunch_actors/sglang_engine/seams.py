@@ -1,7 +1,4 @@
-"""Which methods of SGLang are hooked, and why. Nothing of them is left when the rank serves.
-
-Names and signatures were read in 0.5.17; most are the same from 0.5.15 to 0.5.23.
-"""
+"""What is done where SGLang is hooked, and why. ``hooked.py`` has the names. Nothing is left when the rank serves."""
 
 from __future__ import annotations
 
@@ -16,21 +13,10 @@ import torch
 from raylaunch.protocol import Gate, LoadFacts
 from raylaunch.protocol.rounds import RoundName
 from raylaunch_actors.progress import bytes_fetched, reported
-from raylaunch_actors.sglang_engine import communicators
+from raylaunch_actors.sglang_engine import communicators, hooked, versions
 from raylaunch_actors.sglang_engine.hooks import Seam, Wrapper
 from raylaunch_actors.sglang_engine.rounds import Rounds
 from raylaunch_actors.sglang_engine.warmup import build_kernels
-
-RUNNERS = "sglang.srt.model_executor.runner"
-BACKENDS = "sglang.srt.model_executor.runner_backend"
-DEVICE = "sglang.srt.distributed.device_communicators"
-PIECES = "sglang.srt.compilation.cuda_piecewise_backend"
-CAPTURE_ONE = (
-    (f"{BACKENDS}.tc_piecewise_cuda_graph_backend", "TcPiecewiseCudaGraphBackend.capture_one"),
-    (f"{BACKENDS}.breakable_cuda_graph_backend", "BreakableCudaGraphBackend.capture_one"),
-    (f"{BACKENDS}.full_cuda_graph_backend", "FullCudaGraphBackend.capture_one"),
-)
-"""Where each graph backend captures one shape."""
 
 
 def all_seams(rounds: Rounds) -> list[Seam]:
@@ -45,23 +31,38 @@ def all_seams(rounds: Rounds) -> list[Seam]:
 
 def life_seams(rounds: Rounds) -> list[Seam]:
     """Ends of phases that SGLang runs through by itself."""
-    runner = "sglang.srt.model_executor.model_runner"
+    said = communicators.SetUpLog()
     return [
-        Seam(runner, "ModelRunner.init_torch_distributed", _connected(rounds)),
-        Seam(runner, "ModelRunner.load_model", _loaded(rounds)),
-        Seam("sglang.srt.utils.watchdog", "WatchdogRaw.__init__", _watchdog),
+        Seam(hooked.MAKE_GROUPS, _heard(said)),
+        Seam(hooked.CONNECT, _connected(rounds, said)),
+        Seam(hooked.LOAD, _loaded(rounds)),
+        Seam(hooked.WATCHDOG, _watchdog),
     ]
 
 
-def _connected(rounds: Rounds) -> Wrapper:
+def _heard(said: communicators.SetUpLog) -> Wrapper:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def init_parallel_runtime(*arguments: Any, **options: Any) -> Any:
+            with said:
+                return original(*arguments, **options)
+
+        return init_parallel_runtime
+
+    return wrap
+
+
+def _connected(rounds: Rounds, said: communicators.SetUpLog) -> Wrapper:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def init_torch_distributed(self: Any, *arguments: Any, **options: Any) -> Any:
-            with communicators.SetUpLog() as said:
+            with said:
                 result = original(self, *arguments, **options)
             if not self.is_draft_worker:
                 rounds.model_runner = self
-                problem = said.reason(off=self.server_args.disable_custom_all_reduce)
-                rounds.gate.arrive(Gate.CONNECTED, communicators.connected(rounds.spec, problem))
+                chosen = versions.settled_communication()
+                problem = said.reason(off=chosen.disable_custom_all_reduce)
+                if rounds.spec.world_size > 1:
+                    rounds.fused = chosen.flashinfer_allreduce_fusion_backend
+                rounds.gate.arrive(Gate.CONNECTED, communicators.connected(rounds.spec, problem, rounds.fused))
             return result
 
         return init_torch_distributed
@@ -116,15 +117,15 @@ class _OwnProcess:
 def capture_seams(rounds: Rounds) -> list[Seam]:
     """Rounds, iterations, graphs and pieces."""
     return [
-        Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "PrefillCudaGraphRunner.capture", _prefill(rounds)),
-        Seam(f"{RUNNERS}.decode_cuda_graph_runner", "DecodeCudaGraphRunner.capture", _decode(rounds)),
-        Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "graph_capture", _round(rounds, "prefill")),
-        Seam(f"{RUNNERS}.decode_cuda_graph_runner", "graph_capture", _round(rounds, "decode")),
-        Seam("torch.cuda.graphs", "CUDAGraph.replay", _before(rounds.before_replay)),
-        Seam("torch.cuda.graphs", "CUDAGraph.capture_begin", _before(rounds.before_graph)),
-        Seam(PIECES, "CUDAPiecewiseBackend.__init__", _then(rounds.pieces.add)),
-        Seam(PIECES, "CUDAPiecewiseBackend.__call__", _before(rounds.before_piece)),
-        *(Seam(module, path, _capture_one(rounds)) for module, path in CAPTURE_ONE),
+        Seam(hooked.CAPTURE_PREFILL, _prefill(rounds)),
+        Seam(hooked.CAPTURE_DECODE, _decode(rounds)),
+        Seam(hooked.PREFILL_CONTEXT, _round(rounds, "prefill")),
+        Seam(hooked.DECODE_CONTEXT, _round(rounds, "decode")),
+        Seam(hooked.REPLAY, _before(rounds.before_replay)),
+        Seam(hooked.BEGIN_GRAPH, _before(rounds.before_graph)),
+        Seam(hooked.MAKE_PIECE, _then(rounds.pieces.add)),
+        Seam(hooked.CALL_PIECE, _before(rounds.before_piece)),
+        *(Seam(hook, _capture_one(rounds)) for hook in hooked.CAPTURE_ONE),
     ]
 
 
@@ -213,7 +214,7 @@ def _capture_one(rounds: Rounds) -> Wrapper:
                     post_warmup_hook()
                 rounds.between()
 
-            plain = shape_key.variant_label is None and shape_key.stream_idx is None
+            plain = shape_key == type(shape_key)(shape_key.size)
             rounds.begin_shape(shape_key.size, plain)
             result = original(self, shape_key, forward, capture_inputs, warmed_up)
             rounds.end_shape()
@@ -230,8 +231,8 @@ def _capture_one(rounds: Rounds) -> Wrapper:
 def all_reduce_seams(rounds: Rounds) -> list[Seam]:
     """Where SGLang's two custom all-reduces take the address of an input."""
     return [
-        Seam(f"{DEVICE}.custom_all_reduce_ops", "all_reduce", _sgl_kernel(rounds)),
-        Seam(f"{DEVICE}.custom_all_reduce_v2", "CustomAllReduceV2._allocate_graph_row", _jit(rounds)),
+        Seam(hooked.SGL_KERNEL, _sgl_kernel(rounds)),
+        Seam(hooked.JIT, _jit(rounds)),
     ]
 
 
@@ -265,14 +266,12 @@ def _jit(rounds: Rounds) -> Wrapper:
 
 def progress_seams(rounds: Rounds) -> list[Seam]:
     """Slow steps say that they go on; a compiler that works is not a hang."""
-    scheduler = "sglang.srt.managers.scheduler"
     return [
-        Seam(scheduler, "Scheduler.init_memory_pools", _said(rounds, "allocating the KV cache")),
-        Seam(scheduler, "Scheduler.init_all_attention_backends", _said(rounds, "preparing attention")),
-        Seam(scheduler, "Scheduler.init_all_cuda_graphs", _said(rounds, "warming up")),
-        Seam(f"{RUNNERS}.prefill_cuda_graph_runner", "PrefillCudaGraphRunner._run_dummy_forward", _shape_said(rounds)),
-        Seam("tvm_ffi.cpp", "load_inline", _built(rounds), optional=True),
-        Seam("tvm_ffi.cpp", "load", _built(rounds), optional=True),
+        Seam(hooked.POOLS, _said(rounds, "allocating the KV cache")),
+        Seam(hooked.ATTENTION, _said(rounds, "preparing attention")),
+        Seam(hooked.GRAPHS, _said(rounds, "warming up")),
+        Seam(hooked.DUMMY, _shape_said(rounds)),
+        *(Seam(hook, _built(rounds)) for hook in hooked.KERNELS),
     ]
 
 

@@ -11,6 +11,7 @@ from raylaunch.protocol import ShapeVerdict
 from raylaunch.protocol.rounds import RoundName
 from raylaunch_actors.sglang_engine.rounds import Rounds
 from raylaunch_actors.sglang_engine.slots import Slots, decode_rows
+from raylaunch_actors.sglang_engine.versions import forward_context
 
 TOKENS_BELOW = 1000  # ids that every vocabulary has
 WORDS_AT_ONCE = 1 << 22
@@ -32,17 +33,16 @@ def verify_shapes(rounds: Rounds) -> dict[str, ShapeVerdict]:
 
 @torch.no_grad()
 def _verify(rounds: Rounds, runner: Any, name: RoundName, shape: int) -> ShapeVerdict:
-    from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
-
     model_runner = rounds.model_runner
-    with (
-        Slots(model_runner).borrowed() as slots,
-        forward_context(ForwardContext(attn_backend=model_runner.attn_backend)),
-    ):
+    with Slots(model_runner).borrowed() as slots, forward_context(model_runner):
         sample = sample_prefill if name == "prefill" else sample_decode
-        eager = _logits(model_runner.eager_runner.execute(sample(runner, shape, slots, again=False)))
+        batch = sample(runner, shape, slots, again=False)
+        with forward_context(model_runner, batch):
+            eager = _logits(model_runner.eager_runner.execute(batch))
         before = rounds.replays
-        replayed = _logits(runner.execute(sample(runner, shape, slots, again=True)))
+        batch = sample(runner, shape, slots, again=True)
+        with forward_context(model_runner, batch):
+            replayed = _logits(runner.execute(batch))
         torch.cuda.synchronize()
     replays = rounds.replays - before
     whole = rounds.pieces.whole(name)

@@ -1,13 +1,15 @@
-"""How SGLang's objects are made. What differs between its versions is here and in ``seams.py``, nowhere else.
+"""How SGLang's objects are made and read. What differs between its versions on a rank is here, and nowhere else.
 
-Run with 0.5.17. In 0.5.21 a scheduler takes fewer arguments and its ranks come from ``publish``; that is not done here.
+A way is chosen by what SGLang has, never by its number. The versions that are named are those that brought a change.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from raylaunch.errors import RankFault
@@ -18,29 +20,46 @@ SHOWN = 3  # arguments in an error
 
 
 def server_args(arguments: Mapping[str, Any]) -> Any:
-    """SGLang's ``ServerArgs``. Raises RankFault with SGLang's own words if it refuses them."""
+    """SGLang's ``ServerArgs``, settled. Raises RankFault with SGLang's own words if it refuses them."""
+    from sglang.srt.parser.template_detection import resolve_auto_parsers
     from sglang.srt.server_args import ServerArgs
 
     try:
         args = ServerArgs(**arguments)
+        if hasattr(args, "resolve_once"):  # 0.5.19; before, it is done by now
+            args.resolve_once()
         args.check_server_args()
-        if "auto" in (args.reasoning_parser, args.tool_call_parser):
-            # SGLang does this where it starts its schedulers, which take no "auto".
-            from sglang.srt.parser.template_detection import resolve_auto_parsers
-
-            resolve_auto_parsers(args)
-        generates = args.get_model_config().is_generation
+        resolve_auto_parsers(args)  # SGLang does this where it starts its schedulers, which take no "auto"
+        generates = _model_config(args).is_generation
     except (ValueError, TypeError, AssertionError, NotImplementedError, OSError) as error:
         raise RankFault(None, f"SGLang refuses its server arguments: {type(error).__name__}: {error}") from error
     if not generates:
         text = f"{args.model_path} is for embeddings or rewards: only models that generate are supported"
         raise RankFault(None, text)
-    if more := [f"{name} = {getattr(args, name)}" for name in OF_OTHER_GROUPS if getattr(args, name) != 1]:
+    sizes = {name: value(args, name) for name in OF_OTHER_GROUPS}
+    if more := [f"{name} = {size}" for name, size in sizes.items() if size not in (1, None)]:
         raise RankFault(None, f"SGLang has settled on {', '.join(more)}: only tensor parallelism is supported")
     return args
 
 
-OF_OTHER_GROUPS = ("pp_size", "dp_size", "ep_size", "attn_cp_size", "moe_dp_size")
+def _model_config(args: Any) -> Any:
+    if hasattr(args, "get_model_config"):
+        return args.get_model_config()
+    from sglang.srt.arg_groups.model_override_base import model_config_of  # 0.5.19
+
+    return model_config_of(args)
+
+
+def value(args: Any, name: str) -> Any:
+    """A settled argument; None if this version has none of the name."""
+    try:
+        from sglang.srt.arg_groups.overrides import resolution_result  # 0.5.19: the fields stay as they were given
+    except ImportError:
+        return getattr(args, name, None)
+    return resolution_result(args, name)
+
+
+OF_OTHER_GROUPS = ("pp_size", "dp_size", "ep_size", "attn_cp_size", "moe_dp_size", "attn_dp_size", "dcp_size")
 """Must be 1, as every rank is told that it is the first in such a group. SGLang itself settles on more for some models,
 and for ``moe_a2a_backend: deepep``."""
 
@@ -51,11 +70,13 @@ SETTLED_ALONE = (
 """Arguments that may differ: rank 0 broadcasts its seed; the others are of the server, of which ranks are not told."""
 
 
-def resolved_arguments(args: Any) -> dict[str, str]:
-    """What SGLang has made of its arguments, as text by name; taken before anything changes them."""
-    values = {one.name: _as_text(getattr(args, one.name)) for one in dataclasses.fields(args)}
+def resolved_arguments(args: Any, alone: Collection[str] = SETTLED_ALONE) -> dict[str, str]:
+    """What SGLang has made of its arguments, as text by name, but for some; taken before anything changes them."""
+    # 0.5.20: a class of msgspec, and no data class.
+    fields = getattr(args, "__struct_fields__", None) or [one.name for one in dataclasses.fields(args)]
+    values = {name: _as_text(value(args, name)) for name in fields}
     # A text with an address in it says nothing of the object, and is another in every process.
-    return {name: value for name, value in values.items() if name not in SETTLED_ALONE and " at 0x" not in value}
+    return {name: value for name, value in values.items() if name not in alone and " at 0x" not in value}
 
 
 def _as_text(value: Any) -> str:
@@ -95,6 +116,8 @@ def use_store(address: str) -> None:
     os.environ["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"tcp://{address}"
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     os.environ["TORCHELASTIC_RESTART_COUNT"] = "0"
+    # Since torch 2.14 only if these name the same address.
+    os.environ["MASTER_ADDR"], _, os.environ["MASTER_PORT"] = address.rpartition(":")
 
 
 def make_scheduler(spec: RankSpec, args: Any) -> Any:
@@ -104,14 +127,50 @@ def make_scheduler(spec: RankSpec, args: Any) -> Any:
     from sglang.srt.runtime_context import publish
 
     assert spec.sockets is not None  # the driver makes them for this engine
-    ranks = {"attn_cp_rank": 0, "moe_dp_rank": 0, "moe_ep_rank": 0, "pp_rank": 0, "dp_rank": None}
-    configure_scheduler_process(args, spec.device_index, spec.rank, **ranks)
+    others = {"attn_cp_rank": 0, "moe_dp_rank": 0, "moe_ep_rank": 0, "pp_rank": 0, "dp_rank": None}
+    ranks: dict[str, Any] = {"gpu_id": spec.device_index, "tp_rank": spec.rank, **others}
+    placed: dict[str, Any] = {}
+    if "ranks" in inspect.signature(publish).parameters:  # 0.5.21: what is published says which rank this is
+        from sglang.srt.runtime_context import SpawnRanks
+
+        placed = {"ranks": SpawnRanks(world_rank=spec.rank, dp_rank=None, gpu_id=spec.device_index)}
+        ranks = {"gpu_id": spec.device_index}
+    publish(args, role="scheduler", **placed)
+    configure_scheduler_process(args, **ranks)
     if envs.SGLANG_SET_CPU_AFFINITY.get():  # that was for the process's first thread, and this is another
         os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
-    publish(args, role="scheduler")
-    return Scheduler(
-        server_args=args, port_args=port_args(spec.sockets), gpu_id=spec.device_index, tp_rank=spec.rank, **ranks
+    return Scheduler(server_args=args, port_args=port_args(spec.sockets), **({} if placed else ranks))
+
+
+def settled_graphs() -> Any:
+    """SGLang's ``cuda_graph_config``, as this process has published it."""
+    from sglang.srt.runtime_context import get_exec
+
+    return get_exec().graph.cuda_graph_config
+
+
+def settled_communication() -> Any:
+    """Its arguments of the group ``exec.comm``, as this process has published them."""
+    from sglang.srt.runtime_context import get_exec
+
+    return get_exec().comm
+
+
+def model_context(runner: Any) -> AbstractContextManager[Any]:
+    """Around what a runner does for its model: 0.5.23 has something to say there."""
+    return runner.model_context() if hasattr(runner, "model_context") else nullcontext()
+
+
+def forward_context(model_runner: Any, batch: Any = None) -> AbstractContextManager[Any]:
+    """Around a forward pass, of a batch where it is known: what 0.5.23 reads of it there, others do not ask for."""
+    from sglang.srt.model_executor import forward_context as theirs
+
+    takes_batch = "forward_batch" in inspect.signature(theirs.forward_context).parameters
+    options = {"forward_batch": batch} if takes_batch else {}
+    context: AbstractContextManager[Any] = theirs.forward_context(
+        theirs.ForwardContext(attn_backend=model_runner.attn_backend), **options
     )
+    return context
 
 
 def planned_shapes(runner: Any, model_runner: Any) -> dict[str, list[int]]:
@@ -123,11 +182,10 @@ def planned_shapes(runner: Any, model_runner: Any) -> dict[str, list[int]]:
     """
     from sglang.srt.model_executor.runner.base_cuda_graph_runner import get_batch_sizes_to_capture
 
-    graphs = model_runner.server_args.cuda_graph_config
     shapes: dict[str, list[int]] = {}
     if hasattr(runner, "capture_num_tokens") and hasattr(runner, "prefill_backend_name"):
         shapes["prefill"] = list(runner.capture_num_tokens)
-    if graphs.decode.backend != "disabled":
+    if settled_graphs().decode.backend != "disabled":
         shapes["decode"] = list(get_batch_sizes_to_capture(model_runner)[0])
     return shapes
 

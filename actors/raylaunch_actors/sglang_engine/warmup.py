@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from raylaunch_actors.sglang_engine.versions import model_context
+
 
 def build_kernels(runner: Any) -> None:
     """Runs the smallest shape of SGLang's prefill runner once, prepared as for its capture, and captures nothing.
@@ -18,7 +20,8 @@ def build_kernels(runner: Any) -> None:
         return
     backend.capture_one = _run  # of this object only: the method of its class is hooked
     try:
-        with backend.replay_session():  # tells the model's layers how they will be captured
+        # Both as around its capture: the second tells the model's layers how they will be captured.
+        with model_context(runner), backend.replay_session():
             runner.capture_one_shape(min(runner.capture_num_tokens))
     finally:
         del backend.capture_one

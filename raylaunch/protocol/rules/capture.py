@@ -74,7 +74,7 @@ def first_difference(arrivals: Sequence[Arrival], shape: int, odd: int) -> str:
 def every_piece_holds_a_graph(
     plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History
 ) -> Violation | None:
-    """F20: no piece spent its two iterations warming; it would capture itself at the first live request."""
+    """F20: no piece spent all of its iterations warming; it would capture itself at the first live request."""
     for rank, mine in facts_of(arrivals, CaptureFacts).items():
         for shape, pieces in sorted(mine.missing.items(), reverse=True):
             if pieces:

@@ -21,6 +21,7 @@ from raylaunch.serve.sglang.known_fields import KnownFields, dropped, request_ki
 from raylaunch.serve.sglang.surrogates import RefuseLoneSurrogates
 from raylaunch.sglang.frontend import SglangFrontend
 from raylaunch.sglang.manager import TokenizerSide
+from raylaunch.sglang.versions import prepare_application
 
 if TYPE_CHECKING:
     from raylaunch.config import ServeConfig
@@ -55,7 +56,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
         raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
     theirs = sglang_application(frontend)
     app: ASGIApp = FirstEvent(HideOrigin(_operators_only(theirs) if exposed else theirs))
-    app = KnownFields(app, request_kinds(), dropped(frontend.side.server_args.completion_template))
+    app = KnownFields(app, request_kinds(), dropped(frontend.side.settled.completion_template))
     app = RefuseLoneSurrogates(app)
     app = Guard(engine, frontend.side, app)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
@@ -79,8 +80,7 @@ def sglang_application(frontend: SglangFrontend) -> FastAPI:
     http_server.set_global_state(state)
     app: Any = http_server.app
     app.is_single_tokenizer_mode = True
-    if side.server_args.enable_metrics and app.middleware_stack is None:  # SGLang adds /metrics itself, in its lifespan
-        http_server.add_prometheus_track_response_middleware(app)
+    prepare_application(http_server, metrics=bool(side.settled.enable_metrics))  # /metrics is added by its lifespan
     app.server_args = side.server_args
     app.add_exception_handler(Exception, errors.unexpected)  # of SGLang's own code, which leaves it at a bare 500
     app.warmup_thread_kwargs = {"server_args": side.server_args}  # they say skip_server_warmup

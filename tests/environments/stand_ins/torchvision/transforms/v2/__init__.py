@@ -1,0 +1,4 @@
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import __getattr__
+
+from . import functional

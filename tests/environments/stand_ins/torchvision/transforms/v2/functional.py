@@ -1,0 +1,2 @@
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import __getattr__
