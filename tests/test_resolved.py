@@ -95,7 +95,7 @@ def test_the_device_decides_what_is_asked_of_ray() -> None:
 
 
 def test_an_engine_hands_down_what_was_decided_and_decides_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    decided = resolve(config("restarts=1"))
+    decided = resolve(config("recovery.rebuilds=1"))
     monkeypatch.setattr(model_check, "read_model_config", None)  # nobody may read it again
     handed: list[Any] = []
     monkeypatch.setattr(Supervisor, "start", lambda _, resolved: handed.append(resolved))

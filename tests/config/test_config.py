@@ -267,15 +267,15 @@ def test_override_refused(override, key, text):
         ({"serve.api_key": SecretStr("k=v")}, lambda c: c.serve.api_key.get_secret_value() == "k=v"),
         ({"environment.A": "no", "name": "on"}, lambda c: (c.environment["A"], c.name) == ("no", "on")),
         ({"model.revision": None, "serve": {}}, lambda c: c.model.revision is None),
-        ({}, lambda c: c == config(restarts=2)),
+        ({}, lambda c: c == config(recovery={"rebuilds": 2})),
     ],
 )  # fmt: skip
 def test_replace(changes, value):
-    before = config(restarts=2)
+    before = config(recovery={"rebuilds": 2})
     after = before.replace(changes)
     assert value(after)
-    assert after.restarts == 2
-    assert before == config(restarts=2)
+    assert after.recovery.rebuilds == 2
+    assert before == config(recovery={"rebuilds": 2})
 
 
 @pytest.mark.parametrize(
@@ -284,9 +284,9 @@ def test_replace(changes, value):
         ("capture.enabeld", True, "did you mean 'enabled'?"),
         ("nowhere", 1, "unknown key"),
         ("", 1, "unknown key"),
-        ("restarts", "many", "valid integer"),
-        ("restarts", "1", "must be a value of type int"),
-        ("restarts", True, "must be a number"),
+        ("recovery.rebuilds", "many", "valid integer"),
+        ("recovery.rebuilds", "1", "must be a value of type int"),
+        ("recovery.rebuilds", True, "must be a number"),
         ("deadlines.load", "1.5", "must be a value of type float"),
         ("capture.enabled", "false", "must be a value of type bool"),
         ("engine.kv_tokens", "64", "must be auto or a number"),

@@ -188,7 +188,7 @@ def test_a_request_goes_on_in_the_next_group_behind_what_it_has_given_out(two_ra
     """Tokens, limits and random numbers count over both parts, and each group has a name of its own for it."""
     first, second = two_ranks
     frontend = frontend_of()
-    frontend.up(first.offer)
+    frontend.up(first.offer, RESOLVED)
     arrived: list[Chunk | RaylaunchError] = []
     params = SamplingParams(max_new_tokens=8, temperature=1.0, seed=3, stop_token_ids=(9,), logprobs=0)
     frontend.submit(Prepared([1, 2], params), arrived.append, "a")
@@ -197,7 +197,7 @@ def test_a_request_goes_on_in_the_next_group_behind_what_it_has_given_out(two_ra
     frontend._deliver([Output(began.request_id, [5, 6], logprobs=logprobs)])
     frontend.down(LOST, rebuilding=True)
     assert len(frontend) == 1
-    frontend.up(second.offer)
+    frontend.up(second.offer, RESOLVED)
     went_on = second.receive()
     assert went_on.request_id != began.request_id
     assert (began.prompt, began.sampling.max_new_tokens, began.sampling.drawn) == ([1, 2], 8, 0)
@@ -213,7 +213,7 @@ def test_a_request_goes_on_in_the_next_group_behind_what_it_has_given_out(two_ra
 def test_a_text_and_a_stop_string_go_on_across_a_loss(two_ranks: tuple[Rank, Rank]) -> None:
     first, second = two_ranks
     frontend = frontend_of()
-    frontend.up(first.offer)
+    frontend.up(first.offer, RESOLVED)
     tokenizer = frontend.tokenizer
     prompt, ids = tokenizer("1+1=")["input_ids"], tokenizer("12+30=42")["input_ids"]
     for cut in range(1, len(ids)):
@@ -225,7 +225,7 @@ def test_a_text_and_a_stop_string_go_on_across_a_loss(two_ranks: tuple[Rank, Ran
             if any(isinstance(one, Chunk) and one.finish_reason for one in arrived):  # it came before the cut
                 continue
             frontend.down(LOST, rebuilding=True)
-            frontend.up(second.offer)
+            frontend.up(second.offer, RESOLVED)
             name = second.submitted().request_id
             frontend._deliver([*(Output(name, [one]) for one in ids[cut:-1]), Output(name, ids[-1:], "length")])
             assert text_of(arrived)[0] == text
@@ -242,7 +242,7 @@ def test_which_requests_wait(rank: Rank, replay: str, while_rebuilding: str, kep
     recovery = f"recovery={{replay: {replay}, while_rebuilding: {while_rebuilding}}}"
     engine = Engine(LaunchConfig.default([recovery]))
     frontend = engine.frontend
-    frontend.up(rank.offer)
+    frontend.up(rank.offer, RESOLVED)
     engine._shape, engine._supervisor.condition = check_model(engine.config), Condition.READY
     frontend._shape = engine._shape  # type: ignore[attr-defined]
     _, told = submit(frontend, "a")  # type: ignore[arg-type]
@@ -260,7 +260,7 @@ def test_which_requests_wait(rank: Rank, replay: str, while_rebuilding: str, kep
 
 def test_waiting_for_a_group_has_an_end(rank: Rank) -> None:
     frontend = frontend_of("give_up_s=0.3")
-    frontend.up(rank.offer)
+    frontend.up(rank.offer, RESOLVED)
     _, arrived = submit(frontend, "a")
     frontend.down(LOST, rebuilding=True)
     _, late = submit(frontend, "b")

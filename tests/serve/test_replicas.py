@@ -115,7 +115,7 @@ def test_a_rank_of_one_replica_is_killed_under_load(capsys: pytest.CaptureFixtur
         await clients
         return tally, back, codes
 
-    settings = ("parallel.tensor_parallel_size=1", "parallel.replicas=2", "restarts=1")
+    settings = ("parallel.tensor_parallel_size=1", "parallel.replicas=2", "recovery.rebuilds=1")
     config = LaunchConfig.default(["capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,16]", *settings])
     with Replicas(config) as replicas:
         watched(replicas)

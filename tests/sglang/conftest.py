@@ -53,7 +53,7 @@ def begun_frontend(config=CONFIG):
     from raylaunch.sglang.frontend import SglangFrontend
 
     one = SglangFrontend(config)
-    one.begin(RESOLVED)
+    one.begin(launch_of(config, RESOLVED.shape))
     try:
         yield one
     finally:

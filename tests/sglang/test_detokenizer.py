@@ -69,7 +69,7 @@ def test_a_rank_is_lost_while_its_successor_is_asked(frontend, rank):
 def test_one_that_is_stopped_is_as_good_as_dead():
     """F25: requests would wait for it while the ranks say that all is well."""
     with begun_frontend(CONFIG.override("deadlines.health=1")) as one, ScriptedRank(one.sockets) as rank:
-        one.up(OFFER)
+        one.up(OFFER, RESOLVED)
         rank.hold.set()
         waiter = Waiter(one, start(one))
         wait_until(lambda: rank.seen)

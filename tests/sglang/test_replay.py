@@ -13,7 +13,7 @@ from raylaunch.errors import RequestFailed
 from raylaunch.frontends.answers import Waiter
 from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.sglang.replay import SecondPart, continued, obstacle
-from tests.sglang.conftest import LOST, needs_sglang, start, wait_until
+from tests.sglang.conftest import LOST, RESOLVED, needs_sglang, start, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
 NOTHING = {
@@ -140,7 +140,7 @@ def ask_over_losses(frontend, cuts, **params):
     sent = 0
     for at, cut in enumerate([*cuts, None]):
         with scripted(frontend, answer, prompt) as rank:
-            frontend.up(OFFER)
+            frontend.up(OFFER, RESOLVED)
             if at == 0:
                 rank.most = cut or 1 << 30
                 thread, got, waiter = begin(frontend, prompt, **params)
@@ -176,7 +176,7 @@ def test_an_answer_goes_on_as_if_nothing_had_been_lost(frontend, cuts):
 @needs_sglang
 def test_what_cannot_go_on_ends_at_the_loss_and_says_why(frontend):
     with scripted(frontend, "42+17=59", "12+30=") as rank:
-        frontend.up(OFFER)
+        frontend.up(OFFER, RESOLVED)
         rank.most = 3
         thread, got, waiter = begin(frontend, "12+30=", max_new_tokens=20, extra={"regex": "[0-9+=]*"})
         state = frontend.side.manager.rid_to_state
@@ -192,7 +192,7 @@ def test_what_cannot_go_on_ends_at_the_loss_and_says_why(frontend):
 @needs_sglang
 def test_those_that_come_meanwhile_wait_and_can_be_aborted(frontend):
     with scripted(frontend, "42", "12+30="):
-        frontend.up(OFFER)
+        frontend.up(OFFER, RESOLVED)
     frontend.down(LOST, rebuilding=True)
     waits, aborted = begin(frontend, "12+30=", max_new_tokens=20), begin(frontend, "12+30=", max_new_tokens=20)
     wait_until(lambda: len(frontend.side.replay._fresh) == 2)
@@ -200,7 +200,7 @@ def test_those_that_come_meanwhile_wait_and_can_be_aborted(frontend):
     aborted[0].join(10)
     assert aborted[1][-1].finish_reason == "abort"
     with scripted(frontend, "42", "12+30="):
-        frontend.up(OFFER)
+        frontend.up(OFFER, RESOLVED)
         waits[0].join(10)
         assert "".join(one.text for one in waits[1]) == "42"
     frontend.down(LOST)
