@@ -194,7 +194,7 @@ def test_other_wrong_fields(engine, rank, stream):
         for body, text in [
             ({"text": 5}, "Input should be a valid string"),
             ({"input_ids": "text"}, "must be list or null; got str"),
-            ({"text": ""}, "texts cannot be empty"),
+            ({"text": ""}, "the prompt is empty"),
             ({"text": "1", "rid": ["a", "b"]}, "rid is a list"),
             ({"text": ["1", "2"], "sampling_params": [{}]}, "sampling_params has length 1"),
             ({"text": "1", "return_logprob": True, "top_logprobs_num": [1]}, "top_logprobs_num is a list"),
