@@ -82,9 +82,10 @@ def check_fields(request: Any, session: type[Any], limits: FieldLimits) -> None:
 
 def _listed_prompts(request: Any) -> int | None:
     """How many prompts are in a list; None for one that is in none. As SGLang, which takes the first kind it finds."""
-    if request.text is not None:
-        return len(request.text) if isinstance(request.text, list) else None
-    if request.input_ids is not None:
+    if request.text is not None:  # 0.5.23 would take one that is empty
+        prompts, listed = request.text, isinstance(request.text, list)
+        empty = not prompts or (listed and "" in prompts)
+    elif request.input_ids is not None:
         prompts = request.input_ids
         listed = bool(prompts) and isinstance(prompts[0], list)
         empty = not prompts or (listed and [] in prompts)

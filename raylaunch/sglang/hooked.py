@@ -13,9 +13,9 @@ EVERY = (
     Hook(MANAGER, "TokenizerManager.generate_request", "self, obj, request"),
     Hook(MANAGER, "TokenizerManager.abort_request", "self, rid, abort_all, ..."),
     Hook(MANAGER, "TokenizerManager.create_abort_task", "self, obj"),
-    Hook(MANAGER, "TokenizerManager.handle_loop", "self"),
-    Hook(MANAGER, "TokenizerManager.set_startup_time", "self, startup_time"),
-    Hook(MANAGER, "TokenizerManager._handle_abort_req", "self, recv_obj"),
+    Hook(MANAGER, "TokenizerManager.handle_loop", "self, ..."),
+    Hook(MANAGER, "TokenizerManager.set_startup_time", "self, startup_time, ..."),
+    Hook(MANAGER, "TokenizerManager._handle_abort_req", "self, recv_obj, ..."),
     Hook(MANAGER, "TokenizerManager._dispatch_to_scheduler", "self, obj"),
     *(
         Hook(MANAGER, f"TokenizerManager.{name}")
@@ -31,25 +31,28 @@ EVERY = (
         Hook(f"{SRT}.managers.io_struct", name)
         for name in ("GenerateReqInput", "AbortReq.finished_reason", "SessionParams")
     ),
-    Hook(f"{SRT}.managers.utils", "is_health_check_generate_req", "recv_req"),
+    Hook(f"{SRT}.managers.utils", "is_health_check_generate_req", "recv_req, ..."),
     *(
         Hook(f"{SRT}.managers.communicator", f"FanOutCommunicator.{name}")
         for name in ("_mode", "_result_event", "_result_values")
     ),
-    Hook(f"{SRT}.observability.startup_time", "build_engine_startup_time", "scheduler_startup_times, *, tokenizer_e2e"),
+    Hook(
+        f"{SRT}.observability.startup_time", "build_engine_startup_time",
+        "scheduler_startup_times, *, tokenizer_e2e, ...",
+    ),
     Hook(f"{SRT}.constants", "HEALTH_CHECK_RID_PREFIX"),
     Hook(
         f"{SRT}.multimodal.processors.base_processor", "BaseMultimodalProcessor._fast_image_processor_device",
         "self, processor",
     ),
-    Hook(f"{SRT}.managers.detokenizer_manager", "DetokenizerManager.__init__", "self, server_args, port_args"),
-    Hook(f"{SRT}.managers.detokenizer_manager", "DetokenizerManager.event_loop", "self"),
-    Hook(f"{SRT}.utils.common", "configure_logger", "server_args, prefix"),
+    Hook(f"{SRT}.managers.detokenizer_manager", "DetokenizerManager.__init__", "self, server_args, port_args, ..."),
+    Hook(f"{SRT}.managers.detokenizer_manager", "DetokenizerManager.event_loop", "self, ..."),
+    Hook(f"{SRT}.utils.common", "configure_logger", "server_args, prefix, ..."),
     Hook(HTTP, "_GlobalState"),
-    Hook(HTTP, "set_global_state", "global_state"),
+    Hook(HTTP, "set_global_state", "global_state, ..."),
     Hook(HTTP, "app"),
     Hook(HTTP, "HEALTH_CHECK_TIMEOUT"),
-    Hook(f"{SRT}.utils.auth", "_get_auth_level_from_app_and_scope", "app, scope"),
+    Hook(f"{SRT}.utils.auth", "_get_auth_level_from_app_and_scope", "app, scope, ..."),
     Hook(f"{SRT}.utils.auth", "AuthLevel.NORMAL"),
     Hook(f"{SRT}.entrypoints.openai.protocol", "ChatCompletionRequest"),
     Hook(f"{SRT}.entrypoints.openai.protocol", "CompletionRequest"),

@@ -129,12 +129,15 @@ def freeze_garbage(manager: Any) -> None:
 
 
 FREEZE = "_freeze_gc_after_server_warmup"
+CONTRACT = "generate_contract_error"
 
 
 def prepare_application(http_server: Any, *, metrics: bool) -> None:
     """Before SGLang's HTTP application is first run."""
     if hasattr(http_server, FREEZE):  # by a request to its own address, where another server may listen
         setattr(http_server, FREEZE, lambda server_args: None)
+    if hasattr(http_server, CONTRACT):  # 0.5.22 looks at a body before we do, and answers in a shape of its own
+        setattr(http_server, CONTRACT, lambda body: None)
     add = getattr(http_server, "add_prometheus_track_response_middleware", None)
     if add is not None and metrics and http_server.app.middleware_stack is None:  # 0.5.23 does so in its lifespan
         add(http_server.app)

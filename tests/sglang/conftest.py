@@ -60,9 +60,10 @@ def begun_frontend(config=CONFIG):
         one.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def frontend():
-    """A frontend that is up: it lives as long as the tests, its ranks come and go."""
+    """A frontend that is up: it lives as long as a file's tests, its ranks come and go. Engines with other arguments of
+    SGLang's cannot live beside it."""
     with begun_frontend() as one:
         yield one
 

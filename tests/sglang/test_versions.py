@@ -89,9 +89,11 @@ def test_sglangs_server_asks_no_address_to_freeze_anything():
     versions.prepare_application(server, metrics=True)
     assert not hasattr(server, versions.FREEZE)
     setattr(server, versions.FREEZE, asked.append)
+    setattr(server, versions.CONTRACT, asked.append)
     server.add_prometheus_track_response_middleware = asked.append
     versions.prepare_application(server, metrics=False)
     getattr(server, versions.FREEZE)("arguments")
+    assert getattr(server, versions.CONTRACT)({"text": 5}) is None, "what is wrong with a body is ours to say"
     assert asked == []
     versions.prepare_application(server, metrics=True)
     assert asked == [server.app]

@@ -24,8 +24,8 @@ CONNECT = Hook(f"{SRT}.model_executor.model_runner", "ModelRunner.init_torch_dis
 MAKE_GROUPS = Hook(f"{SRT}.distributed.bootstrap", "init_parallel_runtime", optional=True)  # since 0.5.21, before that
 LOAD = Hook(f"{SRT}.model_executor.model_runner", "ModelRunner.load_model", "self, ...")
 WATCHDOG = Hook(f"{SRT}.utils.watchdog", "WatchdogRaw.__init__", "self, ...")
-CAPTURE_PREFILL = Hook(PREFILL, "PrefillCudaGraphRunner.capture", "self")
-CAPTURE_DECODE = Hook(DECODE, "DecodeCudaGraphRunner.capture", "self")
+CAPTURE_PREFILL = Hook(PREFILL, "PrefillCudaGraphRunner.capture", "self, ...")
+CAPTURE_DECODE = Hook(DECODE, "DecodeCudaGraphRunner.capture", "self, ...")
 PREFILL_CONTEXT = Hook(PREFILL, "graph_capture")
 DECODE_CONTEXT = Hook(DECODE, "graph_capture")
 REPLAY = Hook("torch.cuda.graphs", "CUDAGraph.replay")
@@ -52,8 +52,8 @@ KERNELS = tuple(Hook("tvm_ffi.cpp", name, optional=True) for name in ("load_inli
 
 USED = (
     Hook(SCHEDULER, "Scheduler.__init__", "self, server_args, port_args, ..."),
-    Hook(SCHEDULER, "Scheduler.get_init_info", "self"),
-    Hook(SCHEDULER, "Scheduler.run_event_loop", "self"),
+    Hook(SCHEDULER, "Scheduler.get_init_info", "self, ..."),
+    Hook(SCHEDULER, "Scheduler.run_event_loop", "self, ..."),
     Hook(SCHEDULER, "configure_scheduler_process", "server_args, gpu_id, ..."),
     *(
         Hook(SCHEDULER, f"Scheduler.{name}")
@@ -71,13 +71,13 @@ USED = (
     Hook(WATCHDOG.module, "WatchdogRaw.is_active"),
     Hook(f"{SRT}.runtime_context", "publish", "server_args, *, role, ..."),
     Hook(f"{SRT}.runtime_context", "get_exec", ""),
-    Hook(f"{SRT}.server_args", "ServerArgs.check_server_args", "self"),
+    Hook(f"{SRT}.server_args", "ServerArgs.check_server_args", "self, ..."),
     Hook(f"{SRT}.server_args", "PortArgs"),
-    Hook(f"{SRT}.parser.template_detection", "resolve_auto_parsers", "server_args"),
+    Hook(f"{SRT}.parser.template_detection", "resolve_auto_parsers", "server_args, ..."),
     Hook(f"{RUNNERS}.base_cuda_graph_runner", "get_batch_sizes_to_capture", "model_runner, ..."),
     Hook(PREFILL, "PrefillCudaGraphRunner.capture_num_tokens"),
     Hook(PREFILL, "PrefillCudaGraphRunner.prefill_backend_name"),
-    Hook(PREFILL, "PrefillCudaGraphRunner.capture_prepare", "self, num_tokens"),
+    Hook(PREFILL, "PrefillCudaGraphRunner.capture_prepare", "self, num_tokens, ..."),
     Hook(PREFILL, "PrefillCudaGraphRunner.capture_one_shape", "self, size, ..."),
     Hook(PREFILL, "PrefillCudaGraphRunner.execute", "self, forward_batch, ..."),
     Hook(DECODE, "DecodeCudaGraphRunner.capture_prepare", "self, size, ..."),
@@ -86,12 +86,46 @@ USED = (
     Hook(f"{RUNNERS}.shape_key", "ShapeKey.size"),
     *(Hook(one.module, one.path.replace("capture_one", "_graphs")) for one in CAPTURE_ONE[1:]),
     Hook(f"{SRT}.model_executor.forward_context", "forward_context", "ctx, ..."),
+    *(
+        Hook(f"{SRT}.model_executor.forward_batch_info", f"ForwardBatch.{name}")
+        for name in (
+            "input_ids",
+            "positions",
+            "req_pool_indices",
+            "seq_lens",
+            "seq_lens_cpu",
+            "seq_lens_sum",
+            "orig_seq_lens",
+            "out_cache_loc",
+            "extend_seq_lens_cpu",
+            "next_token_logits_buffer",
+            "mrope_positions",
+        )
+    ),
+    *(
+        Hook(CONNECT.module, f"ModelRunner.{name}")
+        for name in ("eager_runner", "prefill_cuda_graph_runner", "decode_cuda_graph_runner")
+    ),
+    *(
+        Hook(MAKE_PIECE.module, f"CUDAPiecewiseBackend.{name}", only_with=IN_PIECES)
+        for name in (
+            "piecewise_compile_index",
+            "sym_shape_indices",
+            "concrete_size_entries",
+            "first_run_finished",
+        )
+    ),
+    Hook(f"{SRT}.mem_cache.memory_pool", "ReqToTokenPool.req_to_token"),
+    Hook(f"{SRT}.mem_cache.memory_pool", "HybridReqToTokenPool.req_index_to_mamba_index_mapping"),
+    Hook(f"{SRT}.mem_cache.memory_pool", "MambaPool.clear_slots", "self, indices, ..."),
+    Hook(f"{SRT}.mem_cache.swa_memory_pool", "SWAKVPool.full_to_swa_index_mapping"),
+    Hook(f"{SRT}.mem_cache.swa_memory_pool", "SWAKVPool.size_swa"),
     Hook(f"{SRT}.distributed.parallel_state", "GroupCoordinator.ca_comm"),
     Hook(f"{ALL_REDUCES}.custom_all_reduce", "CustomAllreduce.rank_data"),
-    Hook(f"{ALL_REDUCES}.custom_all_reduce", "CustomAllreduce.register_graph_buffers", "self"),
-    Hook(SGL_KERNEL.module, "get_graph_buffer_ipc_meta", "fa"),
+    Hook(f"{ALL_REDUCES}.custom_all_reduce", "CustomAllreduce.register_graph_buffers", "self, ..."),
+    Hook(SGL_KERNEL.module, "get_graph_buffer_ipc_meta", "fa, ..."),
     Hook(JIT.module, "CustomAllReduceV2._graph_inputs"),
-    Hook(f"{SRT}.layers.flashinfer_comm_fusion", "_get_workspace_manager", "use_attn_tp_group"),
+    Hook(f"{SRT}.layers.flashinfer_comm_fusion", "_get_workspace_manager", "use_attn_tp_group, ..."),
     Hook(f"{SRT}.layers.flashinfer_comm_fusion", "FlashInferWorkspaceManager.initialized"),
 )
 

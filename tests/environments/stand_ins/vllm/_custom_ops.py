@@ -18,3 +18,7 @@ def silu_and_mul(out, x):
 def _normalised(x, weight, epsilon):
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype) * weight
+
+
+def rotary_embedding(*arguments):
+    raise NotImplementedError("imported only: on a CPU SGLang rotates by itself")
