@@ -14,7 +14,7 @@ from typing import Any
 from raylaunch import Engine, LaunchConfig, LaunchError
 
 SETTINGS = ("capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2]")
-PATIENCE_S = 90.0
+PATIENCE_S = 300.0
 
 
 def say(kind: str, **more: Any) -> None:
