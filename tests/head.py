@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parent.parent
-START_S, STOP_S = 60.0, 10.0
+START_S, STOP_S = 180.0, 10.0
 
 
 @dataclass

@@ -17,9 +17,10 @@ from raylaunch.startup.shadows import require_unshadowed
 SOCKET_BYTES = 107  # the longest name of a Unix socket
 OBJECT_STORE_BYTES = 100 << 20  # of a private cluster
 RAY_BYTES, RAY_FILES = 64 << 20, 200  # its logs and sockets
-# Estimates, low on purpose. Seen once on a busy machine with two ranks: past CONNECT with 256 files, not with 200.
-FILES, FILES_OF_A_RANK = 192, 16
-THREADS, THREADS_OF_A_RANK = 200, 48
+# Counted on CPUs, rounded down. No process of a launch had more files open than 69 with two ranks, 75 with four and 131
+# with two of SGLang's; all processes together had 272, 336 and 385 threads.
+FILES, FILES_OF_SGLANG, FILES_OF_A_RANK = 60, 120, 4
+THREADS, THREADS_OF_SGLANG, THREADS_OF_A_RANK = 200, 320, 32
 MIB = 1 << 20
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -33,7 +34,8 @@ def preflight(config: LaunchConfig) -> None:
     if cluster_to_join(config.placement.address) or (ray is not None and ray.is_initialized()):
         return  # what follows is of a private cluster
     _require_room()
-    _require_limits(config.parallel.tensor_parallel_size * config.parallel.replicas)
+    ranks = config.parallel.tensor_parallel_size * config.parallel.replicas
+    _require_limits(ranks, sglang=config.engine.kind == "sglang")
 
 
 def _require_replicable(config: LaunchConfig) -> None:
@@ -61,11 +63,13 @@ def _require_room() -> None:
         raise ConfigError("shared memory", str(SHARED_MEMORY), f"{problem}: Ray keeps its objects there")
 
 
-def _require_limits(ranks: int) -> None:
+def _require_limits(ranks: int, *, sglang: bool) -> None:
     files, threads = open_files(), processes_left()
-    if problem := too_few("open files", files, FILES + FILES_OF_A_RANK * ranks):
+    needed = (FILES_OF_SGLANG if sglang else FILES) + FILES_OF_A_RANK * ranks
+    if problem := too_few("open files", files, needed):
         raise ConfigError("ulimit -n", files, f"{problem}: raise it, such as with ulimit -n 8192")
-    if problem := too_few("more processes and threads", threads, THREADS + THREADS_OF_A_RANK * ranks):
+    needed = (THREADS_OF_SGLANG if sglang else THREADS) + THREADS_OF_A_RANK * ranks
+    if problem := too_few("more processes and threads", threads, needed):
         raise ConfigError("ulimit -u", threads, f"{problem}: raise it, or the container's limit of pids")
 
 

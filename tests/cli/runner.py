@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from typer.testing import CliRunner
@@ -32,11 +33,11 @@ def run(*arguments: str) -> Ran:
     return Ran(result.exit_code, result.stdout, result.stderr)
 
 
-def command(*arguments: str, umask: int = -1, **variables: str) -> subprocess.Popen[str]:
-    """As a process of its own, that starts a private cluster."""
+def command(*arguments: str, before: Sequence[str] = (), umask: int = -1, **variables: str) -> subprocess.Popen[str]:
+    """As a process of its own, that starts a private cluster; started by the command ``before`` if there is one."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
     return subprocess.Popen(
-        [sys.executable, "-m", "raylaunch", *arguments],
+        [*before, sys.executable, "-m", "raylaunch", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

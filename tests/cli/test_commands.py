@@ -37,9 +37,11 @@ def test_eval_of_the_shipped_sums(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_home_that_cannot_be_written_files_of_the_owner_alone_and_a_locale_of_ascii() -> None:
+def test_a_bare_environment() -> None:
+    """A home that cannot be written, files for their owner alone, a locale of ASCII, hardly more files than needed."""
     variables = {"HOME": "/proc", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    ran = finish(command("generate", "--prompt", "12+30=", "--no-report", umask=0o077, **variables))
+    few = ("prlimit", "--nofile=84:84")
+    ran = finish(command("generate", "--prompt", "12+30=", "--no-report", before=few, umask=0o077, **variables))
     assert (ran.code, ran.stdout) == (0, "42\n"), ran.stderr
     assert "Traceback" not in ran.stderr
 

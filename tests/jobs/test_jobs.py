@@ -17,7 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from tests.busy import patient
 from tests.head import ROOT, Head
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 QUICK = ("--set", "capture.prefill_tokens=[8]", "--set", "capture.decode_batch_sizes=[2]", "--no-report")
 
 
@@ -57,7 +57,7 @@ def last_line(client: JobSubmissionClient, name: str) -> str:
     return client.get_job_logs(name).rstrip().splitlines()[-1]
 
 
-def wait_for(client: JobSubmissionClient, name: str, text: str, timeout_s: float = 60) -> str:
+def wait_for(client: JobSubmissionClient, name: str, text: str, timeout_s: float = 300) -> str:
     """Waits until a job's log has ``text``; returns the log."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
@@ -75,7 +75,7 @@ def generate(url: str, **body: Any) -> http.client.HTTPResponse:
     return answer
 
 
-def ended(client: JobSubmissionClient, name: str, timeout_s: float = 60) -> JobStatus:
+def ended(client: JobSubmissionClient, name: str, timeout_s: float = 300) -> JobStatus:
     end = time.monotonic() + timeout_s
     while not (status := client.get_job_status(name)).is_terminal() and time.monotonic() < end:
         time.sleep(0.1)

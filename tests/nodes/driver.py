@@ -15,8 +15,8 @@ from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.group import stepping
 
 SETTINGS = ("capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2]")
-PATIENCE_S = 90.0
 NODES_STEPPED = "--nodes-stepped"  # as in a large group: agents step the ranks of their nodes
+PATIENCE_S = 300.0
 
 
 def say(kind: str, **more: Any) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from tests.busy import patient
 from tests.head import ROOT, START_S
 
 MARK = "TEST_HOST"  # a variable of every process of a host
@@ -120,7 +121,7 @@ class Hosts:
         """What a Python program on host 0 prints; "" if it fails."""
         process = self.popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=30)[0].decode()
+            return process.communicate(timeout=patient(30))[0].decode()
         process.kill()
         return ""
 
@@ -168,7 +169,7 @@ class Hosts:
             for one in left:
                 with contextlib.suppress(psutil.Error):
                     one.kill()
-            psutil.wait_procs(left, timeout=10)
+            psutil.wait_procs(left, timeout=patient(10))
         for process in self._processes:
             process.wait(10)
         for name in (*map(self._namespace, range(len(self._processes) + 1)), self._switch):

@@ -16,7 +16,7 @@ from tests.busy import patient
 from tests.head import ROOT, Head
 from tests.nodes.remote import RemoteDriver
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 GONE_S = 5.0
 LATE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # try for a minute to reach the cluster that is gone

@@ -15,7 +15,7 @@ from tests.nodes.remote import RemoteDriver
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not can_make_hosts(), reason="needs the right to make network namespaces"),
 ]
 

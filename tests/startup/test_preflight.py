@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from raylaunch.errors import ConfigError
 from raylaunch.startup import preflight
 from raylaunch.startup.preflight import folder_problem, ray_folder, space_problem, too_few, unwritable
 
@@ -35,15 +36,29 @@ def test_nothing_is_wrong_here():
 
 
 def test_too_few_open_files():
-    line = said("prlimit", "--nofile=128:128")
+    line = said("prlimit", "--nofile=64:64")
     assert line == (
-        "ulimit -n = 128: allows 128 open files, and this launch needs 224 at least: raise it, such as with "
-        "ulimit -n 8192"
+        "ulimit -n = 64: allows 64 open files, and this launch needs 68 at least: raise it, such as with ulimit -n 8192"
     )
 
 
+@pytest.mark.parametrize(
+    ("ranks", "sglang", "files", "threads"), [(2, False, 68, 264), (4, False, 76, 328), (2, True, 128, 384)]
+)
+def test_what_a_launch_needs(ranks, sglang, files, threads, monkeypatch):
+    for name, enough, key in (("open_files", files, "-n"), ("processes_left", threads, "-u")):
+        with monkeypatch.context() as patch:
+            patch.setattr(surroundings, "open_files", lambda: None)
+            patch.setattr(surroundings, "processes_left", lambda: None)
+            patch.setattr(surroundings, name, lambda enough=enough: enough)
+            preflight._require_limits(ranks, sglang=sglang)
+            patch.setattr(surroundings, name, lambda enough=enough: enough - 1)
+            with pytest.raises(ConfigError, match=f"ulimit {key} = {enough - 1}: .* needs {enough} at least"):
+                preflight._require_limits(ranks, sglang=sglang)
+
+
 def test_a_soft_limit_is_raised_by_ray():
-    assert said("prlimit", "--nofile=128:4096") == ""
+    assert said("prlimit", "--nofile=64:4096") == ""
 
 
 @root
@@ -51,7 +66,7 @@ def test_too_few_processes():
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     line = said("prlimit", "--nproc=60:60", *nobody)
     assert line.startswith("ulimit -u = ")
-    assert "more processes and threads, and this launch needs 296 at least: raise it" in line
+    assert "more processes and threads, and this launch needs 264 at least: raise it" in line
     assert said("prlimit", "--nproc=60:60") == "", "root has no such limit"
 
 
@@ -112,7 +127,7 @@ def test_shared_memory_that_cannot_be_written():
 
 
 def test_a_cluster_that_is_joined_has_its_own(tmp_path):
-    assert said("prlimit", "--nofile=128:128", RAY_ADDRESS="10.0.0.1:6379", RAY_TMPDIR="/proc") == ""
+    assert said("prlimit", "--nofile=64:64", RAY_ADDRESS="10.0.0.1:6379", RAY_TMPDIR="/proc") == ""
 
 
 def test_where_objects_go_decides_how_much_room_is_needed(monkeypatch):
