@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylaunch.commands.generate import sampling_of
+from raylaunch.commands.launch_options import Launch
 from raylaunch.commands.questions import Question, Reply, Score, read_questions, score
-from raylaunch.terminal.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
+from raylaunch.terminal.options import MaxNewTokens, require_writable
 from raylaunch.terminal.outcome import reported, written
 from raylaunch.terminal.printed import deliver, require_stdout
 from raylaunch.terminal.session import launched
@@ -25,14 +26,12 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    config: Config = None,
+    launch: Launch,
     *,
     data: Annotated[
         str, typer.Option(metavar="FILE.jsonl", help='Lines of {"prompt", "answer"}; a file, or one that ships.')
     ],
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first so many.", show_default="all")] = None,
-    settings: Settings = None,
-    debug: Debug = None,
     eager: Annotated[bool, typer.Option("--eager", help="Without graphs: capture.enabled=false.")] = False,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Requests at a time.", show_default="engine.max_running_requests")
@@ -53,7 +52,7 @@ def evaluate(
         questions = read_questions(data, limit)
         params = sampling_of({"max_new_tokens": max_new_tokens, "temperature": 0.0})
         require_writable("--output", output)
-        wanted = load_config(config, settings, *(["capture.enabled=false"] if eager else []), debug=debug)
+        wanted = launch.config(*(["capture.enabled=false"] if eager else []))
         with launched(wanted) as engine:
             began = time.monotonic()
             at_once = concurrency or wanted.engine.max_running_requests

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raylaunch.commands.launch_options import Launch
 from raylaunch.errors import ConfigError, RequestError
-from raylaunch.terminal.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
+from raylaunch.terminal.options import MaxNewTokens, require_writable
 from raylaunch.terminal.outcome import reported
 from raylaunch.terminal.printed import require_stdout, say
 from raylaunch.terminal.session import launched
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
 
 
 def generate(
-    config: Config = None,
+    launch: Launch,
     *,
     prompt: Annotated[list[str], typer.Option(help="Text to continue. Repeatable.")],
-    settings: Settings = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 takes the likeliest token.", show_default="the model's, or 0")
@@ -40,7 +40,6 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer. Repeatable.")] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Print the table of phases.")] = True,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of the launch.")] = None,
-    debug: Debug = None,
     stream: Annotated[
         bool | None, typer.Option("--stream/--no-stream", help="Print as it comes.", show_default="on a terminal")
     ] = None,
@@ -67,7 +66,7 @@ def generate(
         if stream and len(prompt) > 1:
             raise ConfigError("--stream", f"{len(prompt)} prompts", "only a single prompt can be streamed")
         require_writable("--trace", trace)
-        with launched(load_config(config, settings, debug=debug), show_report=report, trace=trace) as engine:
+        with launched(launch.config(), show_report=report, trace=trace) as engine:
             if len(prompt) > 1:
                 answers = zip(prompt, engine.generate(prompt, params), strict=True)
                 say("\n".join(f"{text}\t{completion.text}" for text, completion in answers))

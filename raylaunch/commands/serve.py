@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raylaunch.commands.launch_options import Launch
 from raylaunch.errors import ConfigError
-from raylaunch.terminal.options import Config, Debug, Settings, load_config, require_writable
+from raylaunch.terminal.options import require_writable
 from raylaunch.terminal.outcome import reported
 from raylaunch.terminal.progress import stderr_console
 from raylaunch.terminal.session import launched
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
 
 
 def serve(
-    config: Config = None,
+    launch: Launch,
     *,
-    settings: Settings = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any.", show_default="30000")] = None,
     api_key: Annotated[
@@ -34,14 +34,13 @@ def serve(
     ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Print the table of phases.")] = True,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of the launch.")] = None,
-    debug: Debug = None,
 ) -> None:
     """Launch a model and serve it over HTTP: SGLang's and OpenAI's endpoints, metrics and a status page.
 
     SIGTERM and Ctrl-C let running requests end first. Ends with code 1 if the group is lost for good.
     """
     with reported():
-        chosen = load_config(config, settings, debug=debug)
+        chosen = launch.config()
         key_of_environment()  # typer would take an empty variable for none
         given = {"host": host, "port": port, "api_key": api_key}
         chosen = chosen.model_copy(update={"serve": changed(chosen.serve, given)})

@@ -30,7 +30,7 @@ def settings_page() -> str:
 
 
 def _sections(section: type[Section], path: str) -> Iterator[str]:
-    about, described = _docstring(section)
+    about, described = attributes_of(section)
     rows, inner = [], []
     for name, field in section.model_fields.items():
         key = field.alias or name
@@ -47,7 +47,7 @@ def _sections(section: type[Section], path: str) -> Iterator[str]:
         yield from _sections(below, where)
 
 
-def _docstring(section: type[Section]) -> tuple[str, dict[str, str]]:
+def attributes_of(section: type[Section]) -> tuple[str, dict[str, str]]:
     """What a class says of itself, and of each attribute, as one line of Markdown each."""
     text = inspect.cleandoc(section.__doc__ or "")
     about, _, attributes = text.partition("\nAttributes:\n")

@@ -187,7 +187,14 @@ def installed_folder() -> Path | None:
 
 @functools.cache
 def known_arguments(folder: Path) -> tuple[str, ...]:
-    """Names of all server arguments, read once from SGLang's source: its import takes many seconds.
+    """Names of all server arguments. Raises :class:`ConfigError`: the source is not as expected."""
+    fields = [item.target for item in server_args_class(folder).body if isinstance(item, ast.AnnAssign)]
+    return tuple(target.id for target in fields if isinstance(target, ast.Name))
+
+
+@functools.cache
+def server_args_class(folder: Path) -> ast.ClassDef:
+    """SGLang's ``ServerArgs``, read once from its source: its import takes many seconds.
 
     Raises:
         ConfigError: the source is not as expected.
@@ -199,6 +206,5 @@ def known_arguments(folder: Path) -> tuple[str, ...]:
         raise ConfigError("engine.kind", "sglang", f"its server arguments cannot be read: {error}") from None
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == "ServerArgs":
-            fields = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
-            return tuple(target.id for target in fields if isinstance(target, ast.Name))
+            return node
     raise ConfigError("engine.kind", "sglang", f"{file} has no class ServerArgs")
