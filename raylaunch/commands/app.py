@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from raylaunch import __version__, benchmarks
-from raylaunch.commands import doctor, evaluate, generate, serve, show_config
+from raylaunch.commands import chat, doctor, evaluate, generate, serve, show_config
 from raylaunch.commands.launch_options import add_command
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ def options(
 
 add_command(app, "generate", generate.generate)
 add_command(app, "serve", serve.serve)
+add_command(app, "chat", chat.chat)
 add_command(app, "eval", evaluate.evaluate)
 add_command(app, "doctor", doctor.doctor)
 add_command(app, "config", show_config.show_config)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from raylaunch.commands.ask import ask_all
 from raylaunch.commands.generate import sampling_of
 from raylaunch.commands.launch_options import Launch
-from raylaunch.commands.questions import Question, Reply, Score, read_questions, score
+from raylaunch.commands.questions import Reply, Score, read_questions, score
 from raylaunch.terminal.options import MaxNewTokens, require_writable
 from raylaunch.terminal.outcome import reported, written
 from raylaunch.terminal.printed import deliver, require_stdout
 from raylaunch.terminal.session import launched
-
-if TYPE_CHECKING:
-    from raylaunch.engine import Engine
-    from raylaunch.sampling import SamplingParams
 
 
 def evaluate(
@@ -52,11 +48,13 @@ def evaluate(
         questions = read_questions(data, limit)
         params = sampling_of({"max_new_tokens": max_new_tokens, "temperature": 0.0})
         require_writable("--output", output)
-        wanted = launch.config(*(["capture.enabled=false"] if eager else []))
-        with launched(wanted) as engine:
+        with launched(launch.config(*(["capture.enabled=false"] if eager else []))) as engine:
             began = time.monotonic()
-            at_once = concurrency or wanted.engine.max_running_requests
-            replies = asyncio.run(_ask_all(engine, questions, params, at_once))
+            answers = ask_all(engine, [question.prompt for question in questions], params, concurrency)
+            replies = [
+                Reply(question, answer.text, answer.token_ids, answer.finish_reason)
+                for question, answer in zip(questions, answers, strict=True)
+            ]
             result = score(replies, time.monotonic() - began)
         text = json.dumps(asdict(result)) if as_json else show(result)
         deliver(text, *([] if output is None else [lambda: write_replies(output, replies)]))
@@ -80,14 +78,3 @@ def write_replies(file: Path, replies: Sequence[Reply]) -> None:
     ]
     with written("--output", file):
         file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-
-async def _ask_all(engine: Engine, questions: Sequence[Question], params: SamplingParams, at_once: int) -> list[Reply]:
-    places = asyncio.Semaphore(at_once)
-
-    async def ask(question: Question) -> Reply:
-        async with places:
-            answer = await engine.agenerate(question.prompt, params)
-        return Reply(question, answer.text, answer.token_ids, answer.finish_reason)
-
-    return await asyncio.gather(*(ask(question) for question in questions))  # the first error ends the others

@@ -102,7 +102,8 @@ def test_streamed_chat(client):
     assert events[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-def test_chat_without_a_template(client_with):
+def test_chat_without_a_template(client_with, engine, monkeypatch):
+    monkeypatch.setattr(engine.tokenizer, "chat_template", None)
     answer = client_with(chat_template=None).post("/v1/chat/completions", json={"messages": SUM})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "no_chat_template"
