@@ -13,8 +13,10 @@ import typer
 
 from raylaunch.commands.ask import ask_all
 from raylaunch.commands.generate import sampling_of
+from raylaunch.commands.gsm8k import NEW_TOKENS, STOPS, read_gsm8k
 from raylaunch.commands.launch_options import Launch
 from raylaunch.commands.questions import Reply, Score, read_questions, score
+from raylaunch.errors import ConfigError
 from raylaunch.terminal.options import MaxNewTokens, require_writable
 from raylaunch.terminal.outcome import reported, written
 from raylaunch.terminal.printed import deliver, require_stdout
@@ -27,6 +29,11 @@ def evaluate(
     data: Annotated[
         str, typer.Option(metavar="FILE.jsonl", help='Lines of {"prompt", "answer"}; a file, or one that ships.')
     ],
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="gsm8k", help='Lines of {"question", "answer"}, asked and marked as this benchmark is.'),
+    ] = None,
+    shots: Annotated[int, typer.Option(min=0, help="With --task: examples before each question.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first so many.", show_default="all")] = None,
     eager: Annotated[bool, typer.Option("--eager", help="Without graphs: capture.enabled=false.")] = False,
     concurrency: Annotated[
@@ -41,12 +48,17 @@ def evaluate(
     """Launch a model, ask questions whose answers are known, and print how many were right.
 
     Answers are greedy. One is invalid if it did not end by itself, is empty, or is no number where a number is
-    expected; it is right if it is valid and equal to the expected text.
+    expected; it is right if it is valid and equal to the expected text. Of --task gsm8k the last number in an answer
+    counts, the first lines of the file are the examples, and an answer has 512 tokens.
     """
     with reported():
         require_stdout()
-        questions = read_questions(data, limit)
-        params = sampling_of({"max_new_tokens": max_new_tokens, "temperature": 0.0})
+        if task not in (None, "gsm8k"):
+            raise ConfigError("--task", task, "must be gsm8k, or left out")
+        questions = read_gsm8k(data, shots, limit) if task else read_questions(data, limit)
+        of_task = {"max_new_tokens": NEW_TOKENS, "stop": STOPS} if task else {}
+        asked = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        params = sampling_of({**of_task, **asked, "temperature": 0.0})
         require_writable("--output", output)
         with launched(launch.config(*(["capture.enabled=false"] if eager else []))) as engine:
             began = time.monotonic()

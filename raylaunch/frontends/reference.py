@@ -89,6 +89,10 @@ class ReferenceFrontend:
             if name in SamplingParams.model_fields:
                 raise RequestError(f"extra: {name!r} is a parameter of its own: give it outside of extra")
             raise RequestError(f"the reference engine has no sampling parameter {name!r}")
+        for token in params.logit_bias:
+            if token >= self._shape.vocab_size:
+                last = self._shape.vocab_size - 1
+                raise RequestError(f"logit_bias has token {token}: token ids are integers from 0 to {last}")
         ids = ids_of(prompt, self.tokenizer, self._shape.vocab_size)
         positions = self._config.engine.max_context or self._shape.max_positions
         longest = min(positions, self._kv_tokens)

@@ -34,6 +34,7 @@ def test_version() -> None:
         ("bench", "prefill"),
         ("bench", "decode"),
         ("config",),
+        ("chat",),
     ],
 )
 def test_every_command_has_help(arguments: tuple[str, ...]) -> None:
@@ -58,7 +59,7 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("generate",), "Missing option '--prompt'"),
+        (("generate",), "--prompt = '': give one, or --prompt-file FILE, or pipe prompts"),
         (("eval",), "Missing option '--data'"),
         (("eval", "--data", "x", "--limit", "0"), "--limit"),
         (("generate", "--prompt", "a", "--nonsense"), "No such option"),
@@ -74,7 +75,13 @@ def test_the_command_line_loads_nothing_heavy() -> None:
         (("generate", "--prompt", "a", "--set", "nonsense"), "must be KEY=VALUE"),
         (("generate", "--prompt", "a", "--set", "parallel.tensor_parallel_size=3"), "launched with 1, 2, 4, 8"),
         (("generate", "--prompt", "a", "--temperature", "-1"), "ConfigError --temperature = '-1.0'"),
-        (("generate", "--prompt", "a", "--max-new-tokens", "0"), "ConfigError --max-new-tokens = '0'"),
+        (("generate", "--prompt", "a", "--max-new-tokens", "-1"), "ConfigError --max-new-tokens = '-1'"),
+        (("generate", "--prompt", "a", "--prompt-file", "x"), "leave out either this or --prompt"),
+        (("generate", "--prompt-file", "no-such-file"), "--prompt-file = 'no-such-file': cannot be read"),
+        (("generate", "--prompt-file", "/dev/null"), "--prompt-file = '/dev/null': holds no prompt"),
+        (("chat", "http://127.0.0.1:1"), "no model can be asked there: "),
+        (("chat", "http://127.0.0.1:1", "--tp", "2"), "is a server: leave out what is of a launch"),
+        (("chat", "--temperature", "-1"), "--temperature = '-1.0'"),
         (("generate", "--prompt", "a", "--prompt", "b", "--stream"), "only a single prompt can be streamed"),
         (("generate", "--prompt", "a", "--trace", "no/such/folder/x.json"), "there is no folder"),
         (("eval", "--data", "sums-heldout", "--output", "."), "is a folder"),

@@ -164,7 +164,7 @@ def test_unknown_model(client, engine, path):
         ("/v1/completions", {"prompt": "1", "temperature": -1}, "temperature"),
         ("/v1/completions", {"prompt": "1", "top_p": 0}, "top_p"),
         ("/v1/completions", {"prompt": "1", "logprobs": 21}, "logprobs"),
-        ("/v1/completions", {"prompt": "1", "echo": True}, "echo"),
+        ("/v1/completions", {"prompt": "1", "echo": "yes"}, "echo"),
         ("/v1/completions", {"prompt": "1", "best_of": 2}, "best_of"),
         ("/v1/completions", {"prompt": "1", "frequency_penalty": 0.5}, "frequency_penalty"),
         ("/v1/completions", {"prompt": "1", "stream_options": {}}, "stream_options"),
