@@ -99,11 +99,17 @@ class RankGroup:
     session: RaySession = field(default_factory=RaySession)
 
     def start(
-        self, specs: Sequence[RankSpec], namespace: str, stopped: Callable[[], bool] = lambda: False
+        self,
+        specs: Sequence[RankSpec],
+        namespace: str,
+        stopped: Callable[[], bool] = lambda: False,
+        prepare: Callable[[Mapping[str, Any]], None] = lambda agents: None,
     ) -> StepOutcome:
         """Starts one actor per rank in its bundle and one agent per node. The outcome is complete, or has the ranks
         whose processes have died meanwhile.
 
+        Args:
+            prepare: does with the agents what their nodes need before the ranks begin.
         Raises:
             LaunchError: one did not start for another reason, or ``stopped`` said that none is wanted any more.
         """
@@ -129,6 +135,7 @@ class RankGroup:
             self.agents[node_id] = NodeAgentActor.options(scheduling_strategy=affinity).remote()
         outcome = self._await_processes(specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs), stopped)
         if outcome.complete:
+            prepare(self.agents)
             processes = [member.process for member in self.members if member.process]
             seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
             for member in self.members:
