@@ -156,7 +156,7 @@ class RankZeroWorker:
                     entry = token_logprob(row, token, request.submit.sampling.prompt_logprobs or 0)
                     self._prompts.setdefault(request.id, []).append(entry)
         for request in step.wanting:
-            if request.scored and request.alive:
+            if request.scored and request.alive and step.plan.round == "prefill":
                 self._prompts.setdefault(request.id, [])  # of a single token
 
     def _with_prompts(self, outputs: list[Output]) -> list[Output]:
