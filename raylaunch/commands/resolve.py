@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from raylaunch.config import LaunchConfig, apply_overrides
-from raylaunch.config.files import read_config
+from raylaunch.config import LaunchConfig, apply_overrides, shipped_configs
+from raylaunch.config.files import DEFAULT, read_config
 from raylaunch.config.model_argument import choose_engine, find_model, launch_name
 from raylaunch.errors import ConfigError
 from raylaunch.sglang.arguments import TESTED, installed_version
@@ -25,10 +25,10 @@ def resolve(model: str | None, changes: Sequence[str], sglang: Sequence[str]) ->
         ConfigError: something of it is wrong.
     """
     args = arguments_of(sglang)
-    kind, path = find_model("tiny-cpu" if model is None else model)
+    kind, path = ("shipped", str(shipped_configs() / DEFAULT)) if model is None else find_model(model)
     if kind in ("file", "shipped"):
         data = _with_arguments(apply_overrides(read_config(path), changes), args)
-        return LaunchConfig.from_dict(data, source="" if model is None else model), ""
+        return LaunchConfig.from_dict(data, source=model or ""), ""
     data = apply_overrides({"name": launch_name(path), "model": {"path": path}}, changes)
     data = _with_arguments(data, args)
     engine, why = data["engine"], ""

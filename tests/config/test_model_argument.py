@@ -66,6 +66,7 @@ def test_a_shipped_name_from_any_folder(tmp_path, monkeypatch):
     assert find_model("tiny-cpu") == ("shipped", str(shipped_configs() / "tiny-cpu.yaml"))
     (tmp_path / "tiny-cpu").mkdir()
     assert find_model("tiny-cpu") == ("folder", str(tmp_path / "tiny-cpu"))
+    assert resolve(None, [], ())[0] == LaunchConfig.default()  # whatever lies here
     with pytest.raises(ConfigError, match="no such file or folder"):
         find_model("./" + "x" * 5000)
 
