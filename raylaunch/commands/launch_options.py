@@ -98,7 +98,9 @@ class Launch:
             ConfigError: it cannot be read, or is wrong.
         """
         from raylaunch.commands.resolve import resolve
+        from raylaunch.terminal.quiet import quiet_libraries
 
+        quiet_libraries()
         config, chosen = resolve(self.model, [*self.changes(), *more], self.sglang)
         if chosen:
             typer.echo(chosen, err=True)
