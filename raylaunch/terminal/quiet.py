@@ -8,7 +8,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """For a command's own process: no Python warnings, no bars of the Hub's library, of SGLang's driver side only errors.
+    """For a command's own process: no Python warnings, no bars of the Hub's library, SGLang's errors only.
 
     What SGLang says about its settings is in the ranks' logs as well. Errors, ours too, are shown as before.
     """
