@@ -5,8 +5,6 @@ python docs/settings_page.py > docs/settings.md
 
 from __future__ import annotations
 
-import inspect
-import re
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from raylaunch.config.described import attributes_of
 from raylaunch.config.sections import LaunchConfig, Section
 
 HEAD = """# Settings
@@ -30,7 +29,7 @@ def settings_page() -> str:
 
 
 def _sections(section: type[Section], path: str) -> Iterator[str]:
-    about, described = _docstring(section)
+    about, described = attributes_of(section)
     rows, inner = [], []
     for name, field in section.model_fields.items():
         key = field.alias or name
@@ -45,22 +44,6 @@ def _sections(section: type[Section], path: str) -> Iterator[str]:
     yield f"## {title}\n\n{about}\n\n{table}"
     for below, where in inner:
         yield from _sections(below, where)
-
-
-def _docstring(section: type[Section]) -> tuple[str, dict[str, str]]:
-    """What a class says of itself, and of each attribute, as one line of Markdown each."""
-    text = inspect.cleandoc(section.__doc__ or "")
-    about, _, attributes = text.partition("\nAttributes:\n")
-    described: dict[str, str] = {}
-    for entry in re.split(r"\n(?=    \w+: )", "\n" + attributes):
-        name, separator, what = entry.strip().partition(": ")
-        if separator:
-            described[name] = _line(what)
-    return _line(about), described
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
 
 
 def _section_of(field: FieldInfo) -> type[Section] | None:

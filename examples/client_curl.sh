@@ -18,4 +18,5 @@ ask "$url/health_generate"
 ask "$url/generate" --data '{"text": "12+30=", "sampling_params": {"max_new_tokens": 8}}'
 ask "$url/v1/completions" --data '{"model": "tiny-adder", "prompt": ["7+8=", "99+99="], "max_tokens": 8}'
 ask "$url/v1/completions" --no-buffer --data '{"model": "tiny-adder", "prompt": "99+1=", "max_tokens": 8, "stream": true}'
+ask "$url/v1/chat/completions" --data '{"messages": [{"role": "user", "content": "What is 12 + 30?"}], "temperature": 0}'
 ask "$url/metrics" | grep -i 'tokens_total'

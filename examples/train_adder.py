@@ -32,6 +32,7 @@ SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 VOCAB: dict[str, int] = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *"0123456789+="])}
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = (VOCAB[token] for token in SPECIAL_TOKENS)
 
+CHAT_TEMPLATE = Path(__file__).parents[1] / "configs/models/tiny-adder/chat_template.jinja"
 LARGEST = 99  # operands are 0..LARGEST
 IGNORE_INDEX = -100  # label that the cross-entropy skips
 MAX_LENGTH = len("99+99=198") + 1  # + eos
@@ -83,6 +84,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Fuse()  # join without spaces
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
+        chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8"),
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",

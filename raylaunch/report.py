@@ -88,6 +88,7 @@ class LaunchReport:
         attempts: launches it took, restarts included.
         sampling: how tokens are chosen where a request says nothing of it; "" where nobody said.
         due: what it works towards, or did last.
+        fetching: how much of a model on the Hub has arrived, while it does; else "".
     """
 
     name: str
@@ -95,6 +96,7 @@ class LaunchReport:
     ready: float = 0.0
     attempts: int = 1
     sampling: str = ""
+    fetching: str = ""
     places: list[RankPlace] = field(default_factory=list)
     driver: list[Span] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)

@@ -12,6 +12,7 @@ from raylaunch.errors import RequestError
 from raylaunch.wire import Sampling
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
+Bias = Annotated[float, Field(ge=-1e30, le=1e30)]  # beyond, 32 bits are not enough for what a temperature makes of it
 
 
 class SamplingParams(BaseModel):
@@ -21,7 +22,7 @@ class SamplingParams(BaseModel):
     only where that says nothing the defaults here; see the setting ``engine.sampling_defaults``.
 
     Attributes:
-        max_new_tokens: most tokens to generate.
+        max_new_tokens: most tokens to generate; 0 computes the prompt alone.
         temperature: 0 takes the most likely token, always.
         top_k: sample among the k most likely tokens; 0 among all.
         top_p: sample among the most likely tokens that hold this probability together.
@@ -30,13 +31,17 @@ class SamplingParams(BaseModel):
         stop_token_ids: tokens that end it; they are not part of its tokens.
         ignore_eos: go on after the model's own end token.
         logprobs: give each token's log probability, and this many of the likeliest tokens beside it.
+        prompt_logprobs: the same of the prompt's tokens but the first, before which there is nothing. Of the engine
+            ``reference``.
+        logit_bias: what is added to the logits of tokens before one is chosen, by token id; log probabilities are
+            those without it.
         extra: further parameters by the engine's own names, as plain data. The engine ``sglang`` knows ``min_p``,
             ``repetition_penalty``, ``json_schema`` and others; ``reference`` none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_new_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] = 128
+    max_new_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] = 128
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
     top_k: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -45,6 +50,8 @@ class SamplingParams(BaseModel):
     stop_token_ids: tuple[TokenId, ...] = ()
     ignore_eos: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logit_bias: dict[TokenId, Bias] = Field(default_factory=dict)
     extra: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("stop", mode="before")
@@ -98,6 +105,8 @@ class SamplingParams(BaseModel):
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
             drawn=given,
+            prompt_logprobs=None if given else self.prompt_logprobs,  # they were said with the first token
+            logit_bias=list(self.logit_bias.items()),
         )
 
 

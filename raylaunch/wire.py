@@ -41,7 +41,8 @@ class SglangSockets:
 class Sampling(msgspec.Struct, frozen=True):
     """How a rank picks tokens for one request. Stop strings are the driver's: ranks have no tokenizer.
 
-    ``logprobs`` asks for each token's log probability and that many of the likeliest ones; None for neither. ``drawn``
+    ``logprobs`` asks for each token's log probability and that many of the likeliest ones; None for neither.
+    ``prompt_logprobs`` asks the same of the prompt's tokens, and ``logit_bias`` adds to the logits of tokens. ``drawn``
     counts the prompt's last tokens that were drawn for this request, by a group that was lost: random numbers go on
     behind them.
     """
@@ -55,10 +56,12 @@ class Sampling(msgspec.Struct, frozen=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     drawn: int = 0
+    prompt_logprobs: int | None = None
+    logit_bias: list[tuple[int, float]] = msgspec.field(default_factory=list)
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """How likely the model found a token, before temperature and truncation.
+    """How likely the model found a token, before bias, temperature and truncation.
 
     Attributes:
         token_id: the token.
@@ -92,7 +95,8 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 class Output(msgspec.Struct, frozen=True):
     """New tokens of one request; ``finish`` is set on its last message. ``logprobs`` has one entry per token.
 
-    ``matched`` is the token that ended it, which is not among ``tokens``.
+    ``matched`` is the token that ended it, which is not among ``tokens``. Where ``prompt_logprobs`` were asked for they
+    come with the first message, for all tokens of the prompt but the first; ``matched_logprob`` is that of ``matched``.
     """
 
     request_id: str
@@ -101,6 +105,8 @@ class Output(msgspec.Struct, frozen=True):
     message: str = ""
     logprobs: list[TokenLogprob] | None = None
     matched: int | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    matched_logprob: TokenLogprob | None = None
 
 
 class SequencePart(msgspec.Struct, frozen=True):
@@ -112,6 +118,7 @@ class SequencePart(msgspec.Struct, frozen=True):
         kv_start: first row of the request's range in the KV cache.
         kv_length: tokens already in the cache before this step.
         wants_token: whether the last row's logits are sampled (false for all but a prompt's last chunk).
+        scored: how many rows, from the first on, say how likely the prompt's next token is.
     """
 
     start: int
@@ -119,6 +126,7 @@ class SequencePart(msgspec.Struct, frozen=True):
     kv_start: int
     kv_length: int
     wants_token: bool
+    scored: int = 0
 
 
 class StepPlan(msgspec.Struct, frozen=True, tag="step"):

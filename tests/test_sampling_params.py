@@ -16,7 +16,11 @@ from raylaunch.sampling import SamplingParams
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens = 0: input should be greater than or equal to 1"),
+        ({"max_new_tokens": -1}, "max_new_tokens = -1: input should be greater than or equal to 0"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs = 21: "),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias.-1"),
+        ({"logit_bias": {3: float("nan")}}, "logit_bias.3 = nan: "),
+        ({"logit_bias": {3: 1e31}}, "logit_bias.3 = 1e+31: "),
         ({"max_new_tokens": 1.5}, "max_new_tokens = 1.5: input should be a valid integer"),
         ({"temperature": -0.1}, "temperature = -0.1: input should be greater than or equal to 0"),
         ({"temperature": float("nan")}, "temperature = nan: "),
@@ -66,11 +70,13 @@ def test_changes_are_made_to_a_copy():
 
 def test_ranks_are_told_all_but_the_stop_strings():
     params = SamplingParams(
-        max_new_tokens=3, temperature=0.5, top_k=4, top_p=0.9, seed=5, stop="x", stop_token_ids=(1, 2), ignore_eos=True
-    )
+        max_new_tokens=3, temperature=0.5, top_k=4, top_p=0.9, seed=5, stop="x", stop_token_ids=(1, 2), ignore_eos=True,
+        prompt_logprobs=2, logit_bias={3: 1.5},
+    )  # fmt: skip
     on_wire = params.on_wire()
     assert set(SamplingParams.model_fields) - set(wire.Sampling.__struct_fields__) == {"stop", "extra"}
-    for name in wire.Sampling.__struct_fields__:
+    assert on_wire.logit_bias == [(3, 1.5)]
+    for name in set(wire.Sampling.__struct_fields__) - {"logit_bias"}:
         value = getattr(params, name)
         assert getattr(on_wire, name) == (list(value) if isinstance(value, tuple) else value)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raylaunch_actors.fetch import Fetching, Wanted
 from raylaunch_actors.node_gates import NodeGates
 from raylaunch_actors.process_watch import ProcessWatch, Sighting
 
@@ -27,6 +28,7 @@ class NodeAgentBase(NodeGates):
         super().__init__()
         self._kills = KillCount()
         self._processes = ProcessWatch()
+        self._fetching = Fetching()
         threading.Thread(target=self._keep_counting, name="oom-kills", daemon=True).start()
 
     def ready(self) -> bool:
@@ -62,6 +64,14 @@ class NodeAgentBase(NodeGates):
     def out_of_memory_kills(self) -> int:
         """Processes the kernel has killed for want of memory in the last seconds; 0 if it cannot be told."""
         return self._kills.recent(time.monotonic(), oom_kills())
+
+    def fetch(self, wanted: Wanted, environment: dict[str, str]) -> str:
+        """Fetches a model into this node's cache. Returns why it cannot be had; "" once it is there."""
+        return self._fetching.run(wanted, environment)
+
+    def fetched(self) -> tuple[int, int]:
+        """Bytes of it that are there, and that there will be; 0 where nobody knows."""
+        return self._fetching.nbytes, self._fetching.total
 
     def follow(self, pids: Iterable[int]) -> None:
         """Watches these processes from now on."""

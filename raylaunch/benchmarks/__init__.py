@@ -5,10 +5,11 @@ from __future__ import annotations
 import typer
 
 from raylaunch.benchmarks import allreduce, decode, launch, prefill, sglang
+from raylaunch.terminal.launch_options import add_command
 
 app = typer.Typer(help="Measurements.", no_args_is_help=True)
-app.command("launch")(launch.bench_launch)
-app.command("allreduce")(allreduce.bench_allreduce)
-app.command("prefill")(prefill.bench_prefill)
-app.command("decode")(decode.bench_decode)
-app.command("sglang")(sglang.bench_sglang)
+add_command(app, "launch", launch.bench_launch)
+add_command(app, "allreduce", allreduce.bench_allreduce)
+add_command(app, "prefill", prefill.bench_prefill)
+add_command(app, "decode", decode.bench_decode)
+add_command(app, "sglang", sglang.bench_sglang)

@@ -13,7 +13,7 @@ from raylaunch.benchmarks.plot import draw
 from raylaunch.benchmarks.programs import ray_session, run_program
 from raylaunch.benchmarks.results import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_results
 from raylaunch.errors import ConfigError
-from raylaunch.terminal.options import Config, Debug, Settings, load_config
+from raylaunch.terminal.launch_options import Launch
 from raylaunch.terminal.outcome import reported
 from raylaunch.terminal.printed import deliver
 from raylaunch.terminal.progress import stderr_console
@@ -53,17 +53,15 @@ class AllReduceResult:
 
 
 def bench_allreduce(
-    config: Config = None,
-    settings: Settings = None,
-    debug: Debug = None,
+    launch: Launch,
     sizes: Annotated[str, typer.Option(help="Message sizes in KiB.")] = "8,16,32,64,128,256,512,1024,2048,4096,8192",
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each graph; the median counts.")] = 50,
     json_file: JsonFile = None,
     plot: Plot = None,
 ) -> None:
-    """Time every all-reduce that is possible between the ranks of CONFIG, in graphs and eagerly; no model is loaded."""
+    """Time every all-reduce that is possible between the ranks of MODEL, in graphs and eagerly; no model is loaded."""
     with reported():
-        wanted = load_config(config, settings, debug=debug)
+        wanted = launch.config()
         kibs = sizes_of("--sizes", sizes, "sizes in KiB such as 8,64,1024")
         require_outputs(json_file, plot)
         measuring = bench_config(wanted, [kib * KIB for kib in kibs], repeats)

@@ -15,7 +15,7 @@ import typer
 from raylaunch.benchmarks.plot import draw
 from raylaunch.benchmarks.results import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_results
 from raylaunch.benchmarks.variants import DEFAULT, Results, comparison, lines_of, measure_all, plain, variants_of
-from raylaunch.terminal.options import Config, Debug, Settings, load_config
+from raylaunch.terminal.launch_options import Launch
 from raylaunch.terminal.outcome import reported
 from raylaunch.terminal.printed import deliver
 from raylaunch.values.masking import masked
@@ -47,20 +47,18 @@ class DecodeResult:
 
 
 def bench_decode(
-    config: Config = None,
-    settings: Settings = None,
+    launch: Launch,
     batch_sizes: Annotated[str, typer.Option(help="Requests that run together.")] = "1,2,4,8,16,32",
     new_tokens: Annotated[int, typer.Option(min=8, help="Tokens that each request generates.")] = 64,
     variants: Annotated[str, typer.Option(help="Ways to launch: eager, library, custom, inductor.")] = DEFAULT,
     repeat: Annotated[int, typer.Option(min=1, help="Timed runs of each batch size.")] = 3,
     json_file: JsonFile = None,
     plot: Plot = None,
-    debug: Debug = None,
 ) -> None:
     """Measure decode: requests that run together, from the moment when all have begun until the first one ends."""
     with reported():
         sizes = sizes_of("--batch-sizes", batch_sizes, "numbers of requests such as 1,8,32")
-        wanted = load_config(config, settings, debug=debug)
+        wanted = launch.config()
         chosen = variants_of(variants, wanted)
         require_outputs(json_file, plot)
         from raylaunch.terminal.machine import describe_machine

@@ -11,7 +11,8 @@ import typer
 
 from raylaunch.benchmarks.programs import ray_session, run_program
 from raylaunch.benchmarks.results import JsonFile, machine_line, numbers_of, write_results
-from raylaunch.terminal.options import Config, Debug, Settings, load_config, require_writable
+from raylaunch.terminal.launch_options import Launch
+from raylaunch.terminal.options import require_writable
 from raylaunch.terminal.outcome import reported
 from raylaunch.terminal.printed import deliver
 from raylaunch.terminal.progress import stderr_console
@@ -36,16 +37,14 @@ class StepCost:
 
 
 def bench_launch(
-    config: Config = None,
-    settings: Settings = None,
-    debug: Debug = None,
-    repeat: Annotated[int, typer.Option(min=0, help="Launches of CONFIG; 0 measures barriers only.")] = 3,
+    launch: Launch,
+    repeat: Annotated[int, typer.Option(min=0, help="Launches of MODEL; 0 measures barriers only.")] = 3,
     ranks: Annotated[str, typer.Option(help='Group sizes to measure barriers with; "" measures none.')] = "2,4,8",
     json_file: JsonFile = None,
 ) -> None:
     """Measure the driver: a barrier of ranks that do nothing, and the phases of whole launches."""
     with reported():
-        wanted = load_config(config, settings, debug=debug)
+        wanted = launch.config()
         sizes = numbers_of("--ranks", ranks, "numbers of ranks such as 2,4,8")
         require_writable("--json", json_file)
         idle = {size: noop_config(wanted, size) for size in sizes}

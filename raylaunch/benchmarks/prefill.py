@@ -13,7 +13,7 @@ import typer
 from raylaunch.benchmarks.plot import draw
 from raylaunch.benchmarks.results import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_results
 from raylaunch.benchmarks.variants import DEFAULT, Results, comparison, lines_of, measure_all, plain, variants_of
-from raylaunch.terminal.options import Config, Debug, Settings, load_config
+from raylaunch.terminal.launch_options import Launch
 from raylaunch.terminal.outcome import reported
 from raylaunch.terminal.printed import deliver
 from raylaunch.values.masking import masked
@@ -39,19 +39,17 @@ class PrefillResult:
 
 
 def bench_prefill(
-    config: Config = None,
-    settings: Settings = None,
+    launch: Launch,
     tokens: Annotated[str, typer.Option(help="Lengths of prompts.")] = "128,256,512,1024,2048,4096",
     variants: Annotated[str, typer.Option(help="Ways to launch: eager, library, custom, inductor.")] = DEFAULT,
     repeat: Annotated[int, typer.Option(min=1, help="Timed prompts of each length.")] = 15,
     json_file: JsonFile = None,
     plot: Plot = None,
-    debug: Debug = None,
 ) -> None:
     """Measure prefill: one prompt of random tokens at a time, from handing it in to its first token."""
     with reported():
         lengths = sizes_of("--tokens", tokens, "lengths of prompts such as 128,1024")
-        wanted = load_config(config, settings, debug=debug)
+        wanted = launch.config()
         chosen = variants_of(variants, wanted)
         require_outputs(json_file, plot)
         from raylaunch.terminal.machine import describe_machine

@@ -16,7 +16,8 @@ import typer
 
 from raylaunch.benchmarks.results import JsonFile, machine_line, numbers_of, write_results
 from raylaunch.errors import ConfigError
-from raylaunch.terminal.options import Settings, load_config, require_writable
+from raylaunch.terminal.launch_options import Launch
+from raylaunch.terminal.options import require_writable
 from raylaunch.terminal.outcome import interruptible, reported
 from raylaunch.terminal.printed import deliver
 from raylaunch.terminal.progress import stderr_console
@@ -26,19 +27,10 @@ if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
 
 SEGMENTS = "sgl*_*"
-SglangConfig = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="CONFIG",
-        help="YAML file, or the name of one that ships, with the engine sglang.",
-        show_default="a tiny model, which needs --set engine=sglang",
-    ),
-]
 
 
 def bench_sglang(
-    config: SglangConfig = None,
-    settings: Settings = None,
+    launch: Launch,
     prompts: Annotated[str, typer.Option(help="Prompt lengths to measure prefill with.")] = "256,512,1024,2048,4096",
     repeat: Annotated[int, typer.Option(min=1, help="Requests of each length; the median counts.")] = 15,
     concurrent: Annotated[int, typer.Option(min=1, help="Requests that are decoded at the same time.")] = 32,
@@ -50,9 +42,12 @@ def bench_sglang(
     ] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare raylaunch with SGLang's own launcher: time to ready, prefill latency, decode throughput."""
+    """Compare raylaunch with SGLang's own launcher: time to ready, prefill latency, decode throughput.
+
+    What ships with another engine, the default too, needs --engine sglang.
+    """
     with reported():
-        chosen = load_config(config, settings)
+        chosen = launch.config()
         lengths = numbers_of("--prompts", prompts, "prompt lengths such as 256,1024")
         require_writable("--json", json_file)
         require_comparable(chosen, together)

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from raylaunch import __version__, benchmarks
-from raylaunch.commands import doctor, evaluate, generate, serve
+from raylaunch.commands import chat, doctor, evaluate, generate, serve, show_config
+from raylaunch.terminal.launch_options import add_command
 
 app = typer.Typer(
     name="raylaunch",
@@ -36,8 +37,10 @@ def options(
     """Options of ``raylaunch`` itself."""
 
 
-app.command("generate")(generate.generate)
-app.command("serve")(serve.serve)
-app.command("eval")(evaluate.evaluate)
-app.command("doctor")(doctor.doctor)
+add_command(app, "generate", generate.generate)
+add_command(app, "serve", serve.serve)
+add_command(app, "chat", chat.chat)
+add_command(app, "eval", evaluate.evaluate)
+add_command(app, "doctor", doctor.doctor)
+add_command(app, "config", show_config.show_config)
 app.add_typer(benchmarks.app, name="bench")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raylaunch.errors import ConfigError, LaunchError
-from raylaunch.terminal.options import Config, Settings, load_config
+from raylaunch.terminal.launch_options import Launch
 from raylaunch.terminal.outcome import LAUNCH_FAILED, reported
 from raylaunch.terminal.printed import say
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    config: Config = None,
-    settings: Settings = None,
+    launch: Launch,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show what this machine or cluster has, and what a launch would use and why; launch nothing.
@@ -30,7 +29,7 @@ def doctor(
     Exits with 1 and a list of problems where the launch could not work.
     """
     with reported():
-        wanted = load_config(config, settings)
+        wanted = launch.config()
         from raylaunch.commands.examine import cluster_of, examine
         from raylaunch.config.address import VARIABLE
         from raylaunch.terminal.machine import describe_machine

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from raylaunch.commands.ask import ask_all
 from raylaunch.commands.generate import sampling_of
-from raylaunch.commands.questions import Question, Reply, Score, read_questions, score
-from raylaunch.terminal.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
+from raylaunch.commands.gsm8k import NEW_TOKENS, STOPS, read_gsm8k
+from raylaunch.commands.questions import Reply, Score, read_questions, score
+from raylaunch.errors import ConfigError
+from raylaunch.terminal.launch_options import Launch
+from raylaunch.terminal.options import MaxNewTokens, require_writable
 from raylaunch.terminal.outcome import reported, written
 from raylaunch.terminal.printed import deliver, require_stdout
 from raylaunch.terminal.session import launched
 
-if TYPE_CHECKING:
-    from raylaunch.engine import Engine
-    from raylaunch.sampling import SamplingParams
-
 
 def evaluate(
-    config: Config = None,
+    launch: Launch,
     *,
     data: Annotated[
         str, typer.Option(metavar="FILE.jsonl", help='Lines of {"prompt", "answer"}; a file, or one that ships.')
     ],
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="gsm8k", help='Lines of {"question", "answer"}, asked and marked as this benchmark is.'),
+    ] = None,
+    shots: Annotated[int, typer.Option(min=0, help="With --task: examples before each question.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first so many.", show_default="all")] = None,
-    settings: Settings = None,
-    debug: Debug = None,
     eager: Annotated[bool, typer.Option("--eager", help="Without graphs: capture.enabled=false.")] = False,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Requests at a time.", show_default="engine.max_running_requests")
@@ -46,20 +48,25 @@ def evaluate(
     """Launch a model, ask questions whose answers are known, and print how many were right.
 
     Answers are greedy. One is invalid if it did not end by itself, is empty, or is no number where a number is
-    expected; it is right if it is valid and equal to the expected text.
+    expected; it is right if it is valid and equal to the expected text. Of --task gsm8k the last number in an answer
+    counts, the first lines of the file are the examples, and an answer has 512 tokens.
     """
     with reported():
         require_stdout()
-        questions = read_questions(data, limit)
-        params = sampling_of({"max_new_tokens": max_new_tokens, "temperature": 0.0})
+        if task not in (None, "gsm8k"):
+            raise ConfigError("--task", task, "must be gsm8k, or left out")
+        questions = read_gsm8k(data, shots, limit) if task else read_questions(data, limit)
+        of_task = {"max_new_tokens": NEW_TOKENS, "stop": STOPS} if task else {}
+        asked = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        params = sampling_of({**of_task, **asked, "temperature": 0.0})
         require_writable("--output", output)
-        wanted = load_config(config, settings, debug)
-        if eager:
-            wanted = wanted.replace({"capture.enabled": False})
-        with launched(wanted) as engine:
+        with launched(launch.config(*(["capture.enabled=false"] if eager else []))) as engine:
             began = time.monotonic()
-            at_once = concurrency or wanted.engine.max_running_requests
-            replies = asyncio.run(_ask_all(engine, questions, params, at_once))
+            answers = ask_all(engine, [question.prompt for question in questions], params, concurrency)
+            replies = [
+                Reply(question, answer.text, answer.token_ids, answer.finish_reason)
+                for question, answer in zip(questions, answers, strict=True)
+            ]
             result = score(replies, time.monotonic() - began)
         text = json.dumps(asdict(result)) if as_json else show(result)
         deliver(text, *([] if output is None else [lambda: write_replies(output, replies)]))
@@ -83,14 +90,3 @@ def write_replies(file: Path, replies: Sequence[Reply]) -> None:
     ]
     with written("--output", file):
         file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-
-async def _ask_all(engine: Engine, questions: Sequence[Question], params: SamplingParams, at_once: int) -> list[Reply]:
-    places = asyncio.Semaphore(at_once)
-
-    async def ask(question: Question) -> Reply:
-        async with places:
-            answer = await engine.agenerate(question.prompt, params)
-        return Reply(question, answer.text, answer.token_ids, answer.finish_reason)
-
-    return await asyncio.gather(*(ask(question) for question in questions))  # the first error ends the others

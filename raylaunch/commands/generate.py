@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raylaunch.commands.ask import ask_all
+from raylaunch.commands.prompts import prompts_of
 from raylaunch.errors import ConfigError, RequestError
-from raylaunch.terminal.options import Config, Debug, MaxNewTokens, Settings, load_config, require_writable
+from raylaunch.terminal.launch_options import Launch
+from raylaunch.terminal.options import MaxNewTokens, require_writable
 from raylaunch.terminal.outcome import reported
 from raylaunch.terminal.printed import require_stdout, say
 from raylaunch.terminal.session import launched
-from raylaunch.values.encodable import problem_of
 
 if TYPE_CHECKING:
     from raylaunch.engine import Engine
@@ -21,10 +24,17 @@ if TYPE_CHECKING:
 
 
 def generate(
-    config: Config = None,
+    launch: Launch,
     *,
-    prompt: Annotated[list[str], typer.Option(help="Text to continue. Repeatable.")],
-    settings: Settings = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to continue. Repeatable.")] = None,
+    prompt_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help='A prompt on each line; of a .jsonl each {"prompt": ...}. - is standard input.',
+            show_default="what is piped to standard input",
+        ),
+    ] = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 takes the likeliest token.", show_default="the model's, or 0")
@@ -40,7 +50,6 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer. Repeatable.")] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Print the table of phases.")] = True,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of the launch.")] = None,
-    debug: Debug = None,
     stream: Annotated[
         bool | None, typer.Option("--stream/--no-stream", help="Print as it comes.", show_default="on a terminal")
     ] = None,
@@ -48,7 +57,7 @@ def generate(
     """Launch a model, answer prompts, shut down.
 
     Answers go to standard output, everything else to standard error. One prompt: its answer and nothing else.
-    Several: a line each, prompt and answer with a tab between.
+    Several: a line each, prompt and answer with a tab between; of a .jsonl as JSON.
     """
     with reported():
         given = {
@@ -60,21 +69,20 @@ def generate(
             "stop": stop or None,
         }
         require_stdout()
-        for text in prompt:
-            if problem := problem_of(text):
-                raise ConfigError("--prompt", text, problem)
         params = sampling_of(given)
-        if stream and len(prompt) > 1:
-            raise ConfigError("--stream", f"{len(prompt)} prompts", "only a single prompt can be streamed")
+        prompts, as_json = prompts_of(prompt, prompt_file)
+        if stream and len(prompts) > 1:
+            raise ConfigError("--stream", f"{len(prompts)} prompts", "only a single prompt can be streamed")
         require_writable("--trace", trace)
-        with launched(load_config(config, settings, debug=debug), show_report=report, trace=trace) as engine:
-            if len(prompt) > 1:
-                answers = zip(prompt, engine.generate(prompt, params), strict=True)
-                say("\n".join(f"{text}\t{completion.text}" for text, completion in answers))
+        with launched(launch.config(), show_report=report, trace=trace) as engine:
+            if as_json or len(prompts) > 1:
+                texts = [one.text for one in ask_all(engine, prompts, params)]
+                pairs = zip(prompts, texts, strict=True)
+                say("\n".join(json.dumps({"prompt": a, "text": b}) if as_json else f"{a}\t{b}" for a, b in pairs))
             elif stream if stream is not None else sys.stdout.isatty():
-                _print_stream(engine, prompt[0], params)
+                _print_stream(engine, prompts[0], params)
             else:
-                say(engine.generate(prompt[0], params).text)
+                say(engine.generate(prompts[0], params).text)
 
 
 def sampling_of(given: dict[str, Any]) -> SamplingParams:

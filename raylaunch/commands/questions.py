@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from raylaunch.errors import ConfigError
 from raylaunch.values.encodable import problem_of
 
+Extract = Callable[[str, str], str | None]
+"""The answer in a text that ended so (``stop``, ``length``); None if there is none in it."""
+
+
+def whole(text: str, finish: str) -> str | None:
+    """The text itself, without white space around it, if it ended by itself and says something."""
+    return text.strip() or None if finish == "stop" else None
+
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and the text that answers it."""
+    """A prompt, the text that answers it, and how the answer is found in a text."""
 
     prompt: str
     answer: str
+    extract: Extract = whole
 
 
 @dataclass(frozen=True)
@@ -30,16 +39,18 @@ class Reply:
 
     @property
     def valid(self) -> bool:
-        """Whether it is an answer of the expected kind at all: it ended by itself, says something, and is a number
-        where a number is expected."""
-        said = self.text.strip()
-        kind = not _is_number(self.question.answer) or _is_number(said)
-        return self.finish_reason == "stop" and bool(said) and kind
+        """Whether there is an answer of the expected kind in it: a number where a number is expected."""
+        said = self.question.extract(self.text, self.finish_reason)
+        return said is not None and (_is_number(said) or not _is_number(self._expected))
 
     @property
     def correct(self) -> bool:
-        """Whether it is valid and, but for white space around it, equal to the expected answer."""
-        return self.valid and self.text.strip() == self.question.answer.strip()
+        """Whether it is valid and equal to what is found in the expected answer."""
+        return self.valid and self.question.extract(self.text, self.finish_reason) == self._expected
+
+    @property
+    def _expected(self) -> str | None:
+        return self.question.extract(self.question.answer, "stop")
 
 
 @dataclass(frozen=True)
@@ -93,19 +104,34 @@ def read_questions(path: str, limit: int | None = None) -> list[Question]:
     Raises:
         ConfigError: the file cannot be read, is empty, or a line is malformed; every line is looked at.
     """
+    lines = read_lines(path, {"prompt": "12+30=", "answer": "42"}, strict=True)
+    return [Question(line["prompt"], line["answer"]) for _, line in lines][:limit]
+
+
+def read_lines(path: str, example: Mapping[str, str], *, strict: bool) -> list[tuple[int, dict[str, str]]]:
+    """The lines of a file of JSON lines with their numbers, blank ones left out.
+
+    Args:
+        example: a line as it must be; its fields are texts, the first of them not empty.
+        strict: other fields are refused, as nothing would look at them.
+    Raises:
+        ConfigError: the file cannot be read, is empty, or a line is malformed.
+    """
     try:
         lines = find_data(path).read_text(encoding="utf-8-sig").split("\n")  # other ends of lines may be in texts
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("--data", path, f"cannot be read: {error}") from None
-    questions = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not questions:
+    found = [
+        (number, _line(path, number, line, example, strict)) for number, line in enumerate(lines, 1) if line.strip()
+    ]
+    if not found:
         raise ConfigError("--data", path, "holds no line; each line is a question and its answer")
-    return questions[:limit]
+    return found
 
 
-def _question(path: str, number: int, line: str) -> Question:
+def _line(path: str, number: int, line: str, example: Mapping[str, str], strict: bool) -> dict[str, str]:
     def wrong(what: str) -> ConfigError:
-        return ConfigError("--data", path, f'line {number} {what}; must be {{"prompt": "12+30=", "answer": "42"}}')
+        return ConfigError("--data", path, f"line {number} {what}; must be {json.dumps(example)}")
 
     try:
         data = json.loads(line)
@@ -113,7 +139,7 @@ def _question(path: str, number: int, line: str) -> Question:
         raise wrong(f"is not JSON ({error})") from None
     if not isinstance(data, dict):
         raise wrong(f"is {type(data).__name__}, not an object")
-    for key in ("prompt", "answer"):
+    for key in example:
         if key not in data:
             raise wrong(f"has no {key!r}")
         if not isinstance(data[key], str):
@@ -121,16 +147,17 @@ def _question(path: str, number: int, line: str) -> Question:
         if problem := problem_of(data[key]):
             raise wrong(f"has {key} = {data[key]!r}: {problem}")
     for key in data:
-        if key not in ("prompt", "answer"):  # such as a limit of its own, which nothing would keep to
+        if strict and key not in example:  # such as a limit of its own, which nothing would keep to
             raise wrong(f"has {key!r}, which nothing would look at")
-    if not data["prompt"]:
-        raise wrong("has an empty prompt")
-    return Question(data["prompt"], data["answer"])
+    first = next(iter(example))
+    if not data[first]:
+        raise wrong(f"has an empty {first}")
+    return {key: data[key] for key in example}
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: str | None) -> bool:
     try:
-        float(text.strip().replace(",", ""))
+        float((text or "").strip().replace(",", ""))
     except ValueError:
         return False
     return True

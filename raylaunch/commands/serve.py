@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raylaunch.errors import ConfigError
-from raylaunch.terminal.options import Config, Debug, Settings, load_config, require_writable
+from raylaunch.terminal.launch_options import Launch
+from raylaunch.terminal.options import require_writable
 from raylaunch.terminal.outcome import reported
 from raylaunch.terminal.progress import stderr_console
 from raylaunch.terminal.session import launched
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
 
 
 def serve(
-    config: Config = None,
+    launch: Launch,
     *,
-    settings: Settings = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes any.", show_default="30000")] = None,
     api_key: Annotated[
@@ -34,20 +34,20 @@ def serve(
     ] = None,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Print the table of phases.")] = True,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace of the launch.")] = None,
-    debug: Debug = None,
 ) -> None:
     """Launch a model and serve it over HTTP: SGLang's and OpenAI's endpoints, metrics and a status page.
 
     SIGTERM and Ctrl-C let running requests end first. Ends with code 1 if the group is lost for good.
     """
     with reported():
-        chosen = load_config(config, settings, debug=debug)
+        chosen = launch.config()
         try:
-            from raylaunch.serve.limits import key_of_environment
             from raylaunch.serve.run import bind, require_key_for_code
             from raylaunch.serve.run import serve as run
         except ModuleNotFoundError as error:
             raise ConfigError("serve", error.name, "is not installed; pip install 'raylaunch[serve]'") from None
+        from raylaunch.config.api_key import key_of_environment
+
         key_of_environment()  # typer would take an empty variable for none
         chosen = changed(chosen, {"host": host, "port": port, "api_key": api_key})
         chosen = chosen.model_copy(update={"recovery": chosen.recovery.of_server()})

@@ -12,6 +12,9 @@ from raylaunch.config.paths import relative_to_file
 from raylaunch.config.written import read
 from raylaunch.errors import ConfigError
 
+DEFAULT = "tiny-cpu.yaml"
+"""The embedded default: the model that adds two numbers, on two CPU ranks."""
+
 
 def shipped_configs() -> Path:
     """Folder of the configurations that ship: in the package, or beside it in a checkout."""

@@ -23,7 +23,7 @@ from pydantic import (
 from raylaunch.config.address import CLIENT, NO_CLIENT
 from raylaunch.config.explain import explain
 from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
-from raylaunch.config.files import read_config, shipped_configs
+from raylaunch.config.files import DEFAULT, read_config, shipped_configs
 from raylaunch.config.overrides import BY_KIND, apply_overrides, changed, value_at
 from raylaunch.config.paths import absolute, file_or_text, folder_or_name, sglang_arguments
 from raylaunch.config.renamed import with_current_names
@@ -479,7 +479,7 @@ class LaunchConfig(Section):
     @classmethod
     def default(cls, overrides: Iterable[str] = ()) -> LaunchConfig:
         """The embedded default: the model that adds two numbers, on two CPU ranks."""
-        return cls.from_yaml(shipped_configs() / "tiny-cpu.yaml", overrides)
+        return cls.from_yaml(shipped_configs() / DEFAULT, overrides)
 
     def override(self, *overrides: str) -> LaunchConfig:
         """A copy with ``key=value`` settings changed, as ``--set`` does. Raises :class:`ConfigError`."""

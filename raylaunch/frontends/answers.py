@@ -80,5 +80,6 @@ def joined(chunks: list[Chunk], prompt_tokens: int) -> Completion:
     logprobs = None
     if any(chunk.logprobs is not None for chunk in chunks):
         logprobs = tuple(one for chunk in chunks for one in chunk.logprobs or ())
-    last = chunks[-1]
-    return Completion(last.request_id, text, ids, last.finish_reason or "abort", prompt_tokens, logprobs, last.matched)
+    last, prompt = chunks[-1], chunks[0].prompt_logprobs
+    finish = last.finish_reason or "abort"
+    return Completion(last.request_id, text, ids, finish, prompt_tokens, logprobs, last.matched, prompt)

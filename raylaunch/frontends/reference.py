@@ -104,6 +104,10 @@ class ReferenceFrontend:
             if name in SamplingParams.model_fields:
                 raise RequestError(f"extra: {name!r} is a parameter of its own: give it outside of extra")
             raise RequestError(f"the reference engine has no sampling parameter {name!r}")
+        for token in params.logit_bias:
+            if token >= resolved.shape.vocab_size:
+                last = resolved.shape.vocab_size - 1
+                raise RequestError(f"logit_bias has token {token}: token ids are integers from 0 to {last}")
         ids = ids_of(prompt, self.tokenizer, resolved.shape.vocab_size)
         if len(ids) + params.max_new_tokens > resolved.max_context:
             raise RequestError(

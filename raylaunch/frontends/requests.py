@@ -27,6 +27,8 @@ class Chunk:
         finish_reason: on the last chunk: ``stop``, ``length`` or ``abort``.
         logprobs: one entry per token, if they were asked for.
         matched: on the last chunk, if that says ``stop``: the stop string or the token that ended the answer.
+        prompt_logprobs: on the first chunk, if they were asked for: those of the prompt's tokens but the first.
+        matched_logprob: on the last chunk, if they were asked for and a token ended the answer: that of the token.
     """
 
     request_id: str
@@ -35,11 +37,13 @@ class Chunk:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     matched: str | int | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    matched_logprob: TokenLogprob | None = None
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer. ``prompt_tokens`` is the prompt's length; ``logprobs`` and ``matched`` as in :class:`Chunk`."""
+    """A whole answer. ``prompt_tokens`` is the prompt's length; what follows it as in :class:`Chunk`."""
 
     request_id: str
     text: str
@@ -48,6 +52,7 @@ class Completion:
     prompt_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
     matched: str | int | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 def notify(listener: Callable[[Chunk | RaylaunchError], object], item: Chunk | RaylaunchError) -> bool:
@@ -113,9 +118,14 @@ class RunningRequest:
         told = True
         self.given += output.tokens
         if text or output.tokens or finish:
-            logprobs = None if output.logprobs is None else tuple(output.logprobs)
+            logprobs, prompt = (
+                None if given is None else tuple(given) for given in (output.logprobs, output.prompt_logprobs)
+            )
             matched = stopped or output.matched
-            told = notify(self.listener, Chunk(self.request_id, text, tuple(output.tokens), finish, logprobs, matched))
+            chunk = Chunk(
+                self.request_id, text, tuple(output.tokens), finish, logprobs, matched, prompt, output.matched_logprob
+            )
+            told = notify(self.listener, chunk)
         gone = not told and self.end()
         return output.finish is None and (bool(stopped) or gone)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from raylaunch.errors import LaunchError
 from raylaunch.group.debug import core_file, debug_environment
 from raylaunch.group.driver import Driver, StepListener
 from raylaunch.group.evidence import explain_failure
+from raylaunch.group.fetch import fetch, wanted_of
 from raylaunch.group.ranks import RankGroup
 from raylaunch.model_check import on_device
 from raylaunch.package import package_files
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 """NVLink multicast needs a fabric manager that not every host lets a container reach; nothing here depends on it."""
+
+
+ENGINES = ("reference", "sglang")
+"""Programs that read a model's weights."""
 
 
 @dataclass
@@ -77,7 +82,15 @@ def launch(
             if resolved.sockets is not None:
                 require_drivers_node(placement)
             with span(report, "actors"):
-                started = group.start(specs_of(resolved, placement, name), config.placement.namespace, stopped)
+                wanted = wanted_of(config) if resolved.program in ENGINES else None
+                specs = specs_of(resolved, placement, name)
+
+                def prepare(agents: Mapping[str, Any]) -> None:
+                    if wanted is not None:
+                        with span(report, "fetch"):
+                            fetch(agents, wanted, config, report, stopped)
+
+                started = group.start(specs, config.placement.namespace, stopped, prepare)
             report.places = [
                 RankPlace(member.rank, member.process.address, member.process.pid, resolved.device)
                 for member in group.members

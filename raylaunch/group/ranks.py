@@ -77,11 +77,17 @@ class RankGroup:
     stepper: Stepper = field(default_factory=lambda: Stepper({}, {}))
 
     def start(
-        self, specs: Sequence[RankSpec], namespace: str, stopped: Callable[[], bool] = lambda: False
+        self,
+        specs: Sequence[RankSpec],
+        namespace: str,
+        stopped: Callable[[], bool] = lambda: False,
+        prepare: Callable[[Mapping[str, Any]], None] = lambda agents: None,
     ) -> StepOutcome:
         """Starts one actor per rank in its bundle and one agent per node. The outcome is complete, or has the ranks
         whose processes have died meanwhile.
 
+        Args:
+            prepare: does with the agents what their nodes need before the ranks begin.
         Raises:
             LaunchError: one did not start for another reason, or ``stopped`` said that none is wanted any more.
         """
@@ -109,6 +115,7 @@ class RankGroup:
         if outcome.complete:
             self.stepper = Stepper({member.rank: member.actor for member in self.members}, self.agents)
             self.stepper.attach({seat.rank: seat.node_id for seat in self.placement.seats})
+            prepare(self.agents)
             processes = [member.process for member in self.members if member.process]
             seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
             for member in self.members:

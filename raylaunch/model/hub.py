@@ -6,12 +6,14 @@ for every file, and try a network that is not there for minutes.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +84,7 @@ def _ask(path: str, revision: str) -> Revision:
         return Revision(revision)
     except Exception as error:  # those of its HTTP client are of no class that it names
         late = isinstance(error, TimeoutError) or "timeout" in type(error).__name__.lower()
-        answer = Revision(None, f"the Hub does not answer within {ASK_S:g} s" if late else one_line(error))
+        answer = Revision(None, f"the Hub does not answer within {ASK_S:g} s" if late else problem_of(error, path))
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
         if status not in OF_THIS_MODEL:
             _SILENT[hub.constants.ENDPOINT] = time.monotonic(), answer
@@ -108,11 +110,13 @@ def snapshot(path: str, revision: str | None, patterns: Sequence[str], *, weight
     folder = (cached(path, answer.commit) if answer.commit else None) or cached(path, revision)
     if answer.commit is not None:
         try:
-            return Path(snapshot_download(path, revision=answer.commit, allow_patterns=list(patterns)))
+            whole = Path(snapshot_download(path, revision=answer.commit, allow_patterns=list(patterns)))
+            _remember(path, revision, answer.commit)
+            return whole
         except Exception as error:
             if folder is None or (weights and missing_weights(folder)):
-                raise HubError(f"it cannot be fetched: {one_line(error)}") from error
-            answer = Revision(None, f"the Hub does not give all of it: {one_line(error)}")
+                raise HubError(f"it cannot be fetched: {problem_of(error, path)}") from error
+            answer = Revision(None, f"the Hub does not give all of it: {problem_of(error, path)}")
     if folder is None:
         raise HubError(f"{answer.problem}, and the cache has nothing of it")
     if weights and (file := missing_weights(folder)):
@@ -140,6 +144,20 @@ def cached(path: str, revision: str | None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def _remember(path: str, revision: str | None, commit: str) -> None:
+    """Notes what the revision was, as the Hub's library does where it is not asked by the commit: without a network
+    nothing else says so."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    model = Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=path, repo_type="model")
+    reference = model / "refs" / (revision or constants.DEFAULT_REVISION)
+    with suppress(OSError):  # a cache that may only be read
+        if not COMMIT.fullmatch(reference.name) and (not reference.is_file() or reference.read_text() != commit):
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(commit)
+
+
 def missing_weights(folder: Path) -> str:
     """A file of weights that the folder should have and has not; "" if there is none. A dead link is no file."""
     index = folder / INDEX
@@ -158,6 +176,24 @@ def go_offline() -> None:
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True
+
+
+def problem_of(error: BaseException, path: str) -> str:
+    """Why a model cannot be had, and what to do about it, in one line."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"it is gated: accept its terms at {constants.ENDPOINT}/{path}, and set HF_TOKEN to a token of yours"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the Hub has no such model for you: check the name, or set HF_TOKEN to a token that may read it"
+    if isinstance(error, RevisionNotFoundError):
+        return "it has no such revision: check model.revision"
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"the cache {constants.HF_HUB_CACHE} cannot be written: set HF_HUB_CACHE to a folder that can"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"there is no room left in {constants.HF_HUB_CACHE}: make some, or set HF_HUB_CACHE to another folder"
+    return one_line(error)
 
 
 def one_line(error: BaseException) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from raylaunch.config import LaunchConfig, ModelConfig
+from raylaunch.config import LaunchConfig, ModelConfig, ServeConfig
 from raylaunch.errors import ConfigError
 from raylaunch.model import hub
 
@@ -70,6 +71,29 @@ def load_tokenizer(config: LaunchConfig) -> Any:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.model.trust_remote_code)
     except Exception as error:  # of many classes, plain Exception among them
         raise _unreadable(config.model, str(error)) from None
+
+
+def chat_template_of(settings: ServeConfig) -> str | None:
+    """The configured chat template, read if it is a file; None for the tokenizer's own. Raises :class:`ConfigError`."""
+    given = settings.chat_template
+    if given is None or any(mark in given for mark in ("{{", "{%", "\n")):
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("serve.chat_template", given, f"is no Jinja template, and no file: {error}") from None
+
+
+def require_chat_template(config: LaunchConfig) -> None:
+    """Raises :class:`ConfigError` where a model's folder has no chat template and none is configured."""
+    folder = Path(config.model.tokenizer or config.model.path)
+    if chat_template_of(config.serve) is not None or not folder.is_dir():
+        return
+    settings = folder / "tokenizer_config.json"
+    with suppress(OSError, UnicodeDecodeError):
+        if any(folder.glob("chat_template*")) or '"chat_template"' in settings.read_text(encoding="utf-8"):
+            return
+    raise ConfigError("model.path", str(folder), "has no chat template: set serve.chat_template, or use generate")
 
 
 def _unreadable(model: ModelConfig, why: str) -> ConfigError:

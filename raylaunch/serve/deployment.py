@@ -17,10 +17,11 @@ from ray.serve import Application
 
 from raylaunch.cluster.placement import choose_device, cluster_nodes
 from raylaunch.config import LaunchConfig
+from raylaunch.config.api_key import key_of_environment
 from raylaunch.engine import Engine
 from raylaunch.errors import ConfigError
 from raylaunch.model_check import on_device, resolve
-from raylaunch.serve.limits import MAX_CONCURRENT, key_of_environment
+from raylaunch.serve.limits import MAX_CONCURRENT
 
 REPLICA_CPUS = 1.0
 HEALTH_PERIOD_S = 0.5

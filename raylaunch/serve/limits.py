@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylaunch.errors import ConfigError
 from raylaunch.serve.errors import RETRY_AFTER_S, ApiError
-from raylaunch.values.api_key import VARIABLE, problem_of
+from raylaunch.values.api_key import problem_of
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig, ServeConfig
@@ -31,14 +30,6 @@ def max_concurrent(config: LaunchConfig, settings: ServeConfig) -> int | None:
     if settings.max_concurrent is None and config.engine.kind != "sglang":
         return MAX_CONCURRENT
     return settings.max_concurrent
-
-
-def key_of_environment() -> str | None:
-    """The key in ``RAYLAUNCH_API_KEY``, or None if it is not set. Raises :class:`ConfigError`; never shows the key."""
-    key = os.environ.get(VARIABLE)
-    if key is not None and (problem := problem_of(key)):
-        raise ConfigError(VARIABLE, key, problem)
-    return key
 
 
 class RequireKey:

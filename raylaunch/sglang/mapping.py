@@ -32,7 +32,7 @@ def sampling_parameters(params: SamplingParams, preferred: Collection[str] = ())
     Raises:
         RequestError: ``extra`` has what is asked for by another name, or more than one answer.
     """
-    own = {
+    own: dict[str, Any] = {
         "max_new_tokens": params.max_new_tokens,
         "temperature": params.temperature,
         "top_k": params.top_k or -1,
@@ -44,6 +44,10 @@ def sampling_parameters(params: SamplingParams, preferred: Collection[str] = ())
         # A stream shows the beginning of a stop string before its end is there: so it is cut here.
         "no_stop_trim": bool(params.stop),
     }
+    if params.logit_bias:
+        own["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
+    if params.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs are of the engine 'reference'; SGLang's are those of its /generate")
     for name in params.extra:
         if name in own:
             raise RequestError(f"extra: {name!r} is set by {NAMED_OTHERWISE.get(name, name)!r}, outside of extra")

@@ -63,24 +63,28 @@ def installed_folder() -> Path | None:
 
 @functools.cache
 def known_arguments(folder: Path) -> tuple[str, ...]:
-    """Names of all server arguments.
+    """Names of all server arguments. Raises :class:`ConfigError` as :func:`argument_classes`."""
+    fields = [one.target for node in argument_classes(folder) for one in node.body if isinstance(one, ast.AnnAssign)]
+    if not fields:
+        raise ConfigError("engine.kind", "sglang", f"{folder} has no server arguments")
+    names = [field.id for field in fields if isinstance(field, ast.Name)]
+    return tuple(name for name in names if not name.startswith("_"))
+
+
+@functools.cache
+def argument_classes(folder: Path) -> tuple[ast.ClassDef, ...]:
+    """``ServerArgs``, and since 0.5.20 the classes that have its fields, as they are written.
 
     Raises:
         ConfigError: the source is not as expected.
     """
-    # Up to 0.5.19 they are fields of one class, later of one in each of these files.
-    files = sorted((folder / "srt" / "arg_groups" / "fields").glob("*.py")) or [folder / "srt" / "server_args.py"]
+    more = sorted((folder / "srt" / "arg_groups" / "fields").glob("*.py"))
     try:
-        classes = [node for file in files for node in _tree(file).body if isinstance(node, ast.ClassDef)]
+        main = [node for node in _tree(folder / "srt" / "server_args.py").body if isinstance(node, ast.ClassDef)]
+        others = [node for file in more for node in _tree(file).body if isinstance(node, ast.ClassDef)]
     except (OSError, SyntaxError) as error:
         raise ConfigError("engine.kind", "sglang", f"its server arguments cannot be read: {error}") from None
-    if len(files) == 1:
-        classes = [node for node in classes if node.name == "ServerArgs"]
-    fields = [one.target for node in classes for one in node.body if isinstance(one, ast.AnnAssign)]
-    if not fields:
-        raise ConfigError("engine.kind", "sglang", f"{files[0]} has no server arguments")
-    names = [field.id for field in fields if isinstance(field, ast.Name)]
-    return tuple(name for name in names if not name.startswith("_"))
+    return (*(node for node in main if node.name == "ServerArgs"), *others)
 
 
 def misfits(hooks: Iterable[Hook], folder: Path) -> list[str]:

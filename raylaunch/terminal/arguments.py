@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from itertools import pairwise
 
-OF_FILES = ("--trace", "--output", "--data", "--plot")
+OF_FILES = ("--trace", "--output", "--data", "--plot", "--prompt-file")
 """Options whose value is a file's name, which may be of any bytes."""
 
 

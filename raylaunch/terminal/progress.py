@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from raylaunch.protocol import Step
 
 LOG_WIDTH = 120
+NOTE_EVERY_S = 10.0
 
 
 class Lenient:
@@ -51,8 +52,8 @@ class LaunchProgress:
         self._console = console
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._phase = ""
-        self._began = 0.0
+        self._phase = self._noted = ""
+        self._began = self._noted_at = 0.0
 
     def __enter__(self) -> LaunchProgress:
         self._began = time.monotonic()
@@ -78,6 +79,17 @@ class LaunchProgress:
         elif phase != self._phase:
             self._line(phase)
         self._phase = phase
+
+    def note(self, text: str) -> None:
+        """Told all the time what is going on within a step; "" is nothing. A log gets a line now and then."""
+        if not text or text == self._noted:
+            return
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=text)
+        elif time.monotonic() - self._noted_at >= NOTE_EVERY_S:
+            self._line(text)
+            self._noted_at = time.monotonic()
+        self._noted = text
 
     def _line(self, phase: str) -> None:
         seconds = time.monotonic() - self._began

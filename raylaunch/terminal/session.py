@@ -52,7 +52,7 @@ def launched(
         with LaunchProgress(console) as progress:
             engine = (Replicas if resolved.config.parallel.replicas > 1 else Engine)(resolved, listener=progress.step)
             try:
-                _start(engine)
+                _start(engine, progress)
             except BaseException:
                 _write_trace(engine, trace, console)
                 raise
@@ -69,12 +69,12 @@ def launched(
         raise typer.Exit(LAUNCH_FAILED)
 
 
-def _start(engine: Engine) -> None:
+def _start(engine: Engine, progress: LaunchProgress) -> None:
     """Starts it on a thread of its own, where no signal interrupts it; one ends it at its next step, in order."""
     starting = Background(engine.start)
     try:
         while not starting.done(LOOK_S):
-            pass
+            progress.note(engine.report.fetching)
     except BaseException:
         engine.shutdown()
         if outlast(starting.done, GIVE_BACK_S):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import raylaunch
+from raylaunch.config import LaunchConfig, shipped_configs
 from raylaunch.terminal.arguments import undecodable
 from tests.cli.runner import run
 
@@ -31,6 +33,8 @@ def test_version() -> None:
         ("bench", "allreduce"),
         ("bench", "prefill"),
         ("bench", "decode"),
+        ("config",),
+        ("chat",),
     ],
 )
 def test_every_command_has_help(arguments: tuple[str, ...]) -> None:
@@ -40,7 +44,7 @@ def test_every_command_has_help(arguments: tuple[str, ...]) -> None:
 
 
 def test_a_comparison_with_sglang_says_that_the_default_will_not_do() -> None:
-    assert "needs --set engine=sglang" in " ".join(run("bench", "sglang", "--help").stdout.replace("│", "").split())
+    assert "needs --engine sglang" in " ".join(run("bench", "sglang", "--help").stdout.replace("│", "").split())
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
@@ -55,17 +59,29 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("generate",), "Missing option '--prompt'"),
+        (("generate",), "--prompt = '': give one, or --prompt-file FILE, or pipe prompts"),
         (("eval",), "Missing option '--data'"),
         (("eval", "--data", "x", "--limit", "0"), "--limit"),
         (("generate", "--prompt", "a", "--nonsense"), "No such option"),
         (("nonsense",), "No such command"),
         (("generate", "no-such.yaml", "--prompt", "a"), "configurations that ship: "),
+        (("doctor", "./no-such-model"), "MODEL = './no-such-model': no such file or folder"),
+        (("config", "tiny-cup"), "did you mean tiny-cpu?"),
+        (("config", "--tp", "0"), "parallel.tensor_parallel_size = 0: input should be greater than 0"),
+        (("config", "--engine", "vllm"), "engine.kind = 'vllm': input should be 'reference' or 'sglang'"),
+        (("config", "--dtype", "int8"), "model.dtype = 'int8'"),
+        (("generate", "--prompt", "a", "--tp", "3"), "launched with 1, 2, 4, 8"),
         (("generate", "--prompt", "a", "--set", "capture.shapes=[8]"), "capture.shapes = [8]: unknown key"),
         (("generate", "--prompt", "a", "--set", "nonsense"), "must be KEY=VALUE"),
         (("generate", "--prompt", "a", "--set", "parallel.tensor_parallel_size=3"), "launched with 1, 2, 4, 8"),
         (("generate", "--prompt", "a", "--temperature", "-1"), "ConfigError --temperature = '-1.0'"),
-        (("generate", "--prompt", "a", "--max-new-tokens", "0"), "ConfigError --max-new-tokens = '0'"),
+        (("generate", "--prompt", "a", "--max-new-tokens", "-1"), "ConfigError --max-new-tokens = '-1'"),
+        (("generate", "--prompt", "a", "--prompt-file", "x"), "leave out either this or --prompt"),
+        (("generate", "--prompt-file", "no-such-file"), "--prompt-file = 'no-such-file': cannot be read"),
+        (("generate", "--prompt-file", "/dev/null"), "--prompt-file = '/dev/null': holds no prompt"),
+        (("chat", "http://127.0.0.1:1"), "no model can be asked there: "),
+        (("chat", "http://127.0.0.1:1", "--tp", "2"), "is a server: leave out what is of a launch"),
+        (("chat", "--temperature", "-1"), "--temperature = '-1.0'"),
         (("generate", "--prompt", "a", "--prompt", "b", "--stream"), "only a single prompt can be streamed"),
         (("generate", "--prompt", "a", "--trace", "no/such/folder/x.json"), "there is no folder"),
         (("eval", "--data", "sums-heldout", "--output", "."), "is a folder"),
@@ -159,3 +175,21 @@ def test_a_configuration_whose_name_is_not_utf_8_is_read(tmp_path: Path) -> None
     file = tmp_path / "c\udcff.yaml"
     file.write_text("model: {path: x/y}\n")
     assert undecodable(["generate", str(file)]) == ""
+
+
+def test_a_printed_configuration_has_what_the_options_and_settings_say(tmp_path: Path) -> None:
+    ran = run("config", "tiny-cpu", "--tp", "4", "--max-context", "64", "--set", "parallel.tensor_parallel_size=8")
+    (tmp_path / "config.yaml").write_text(ran.stdout)
+    config = LaunchConfig.from_yaml(tmp_path / "config.yaml")
+    assert (config.parallel.tensor_parallel_size, config.engine.max_context) == (8, 64)
+    assert (ran.code, ran.stderr) == (0, "")
+    again = run("config", str(tmp_path / "config.yaml"))
+    assert again.stdout == ran.stdout
+
+
+def test_a_model_alone_says_first_what_was_chosen_and_why() -> None:
+    folder = shipped_configs() / "models" / "tiny-adder"
+    ran = run("config", str(folder), "--device", "cpu", "--load-format", "dummy")
+    assert ran.stderr.startswith(f"model {folder}, a folder; engine reference: ")
+    assert "load_format: dummy" in ran.stdout
+    assert json.loads(run("config", "--schema").stdout)["title"] == "LaunchConfig"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -212,4 +213,26 @@ def test_an_older_snapshot_is_used_where_the_new_one_cannot_be_fetched(cache, mo
     with fake.hub() as address, caplog.at_level(logging.WARNING, "raylaunch.model.hub"):
         at(monkeypatch, address)
         assert hub.snapshot(MODEL, None, (*hub.SETTINGS, hub.WEIGHTS), weights=True) == old
-    assert "the Hub does not give all of it: [Errno 30] ro: the cached snapshot 0000000" in caplog.text
+    assert f"the Hub does not give all of it: the cache {cache} cannot be written: set HF_HUB_CACHE" in caplog.text
+    assert "the cached snapshot 0000000" in caplog.text
+
+
+def test_a_branch_that_was_fetched_by_its_commit_is_known_without_a_network(cache, monkeypatch):
+    with fake.hub() as address:
+        at(monkeypatch, address)
+        folder = hub.snapshot(MODEL, None, (*hub.SETTINGS, hub.WEIGHTS), weights=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.snapshot(MODEL, None, hub.SETTINGS, weights=True) == hub.snapshot(MODEL, "main", hub.SETTINGS) == folder
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "full"), "there is no room left in .*: make some, or set HF_HUB_CACHE"),
+        (PermissionError(13, "no"), "the cache .* cannot be written: set HF_HUB_CACHE"),
+        (OSError(30, "ro"), "the cache .* cannot be written"),
+        (OSError("first\nsecond"), "first$"),
+    ],
+)
+def test_what_to_do_is_said_in_one_line(error, said):
+    assert re.match(said, hub.problem_of(error, MODEL))

@@ -65,3 +65,13 @@ def submits(texts: Sequence[list[int]], sampling: Sampling) -> list[Submit]:
 
 def tokens(outputs: Sequence[Output], name: object) -> list[int]:
     return [token for output in outputs if output.request_id == str(name) for token in output.tokens]
+
+
+def prompt_scores(path: Path, prompt: list[int]) -> list[float]:
+    """Transformers' own log probabilities of a prompt's tokens but the first."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logprobs = model(torch.tensor([prompt])).logits[0].float().log_softmax(-1)
+    return [float(logprobs[at, token]) for at, token in enumerate(prompt[1:])]

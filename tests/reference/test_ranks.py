@@ -17,13 +17,14 @@ from raylaunch_actors.reference.channel import FollowerSocket, RankZeroSockets
 from raylaunch_actors.reference.scheduler import Scheduler
 from raylaunch_actors.reference.worker import FollowerWorker, RankZeroWorker, Worker
 
-from raylaunch.wire import Sampling, SequencePart, StepPlan
+from raylaunch.wire import Sampling, SequencePart, StepPlan, Submit
 from tests.models import save
-from tests.reference.engines import compile_and_capture, make_runner, prompts, submits, tokens
+from tests.reference.engines import compile_and_capture, make_runner, prompt_scores, prompts, submits, tokens
 from tests.reference.ranks import WORLD, Exchange, run_ranks
 from tests.reference.test_parity import reference
 
 LENGTHS = (1025, 128)
+SCORED = 1200
 NEW = 8  # every step waits for the other rank, which a busy machine may not run
 
 
@@ -47,6 +48,7 @@ def one_model(rank: int, path: Path, exchange: Exchange) -> dict[str, Any]:
         compile_and_capture(runner, communicator)
         registered = register_inputs(communicator, exchange(pending_inputs(communicator)))
         replayed = answer(worker)
+        scored = score(worker)
         step = StepPlan("prefill", 128, list(range(100)), list(range(100)), [SequencePart(0, 100, 7, 0, True)])
         one, two = runner.hidden(step, Mode.EAGER).clone(), runner.hidden(step, Mode.REPLAY).clone()
         # The serve loop: rank 0 is told to stop, the other rank hears of it from rank 0.
@@ -57,6 +59,7 @@ def one_model(rank: int, path: Path, exchange: Exchange) -> dict[str, Any]:
         return {
             "eager": eager,
             "replayed": replayed,
+            "scored": scored,
             "bitwise": torch.equal(one, two),
             "hidden": one.sum().item(),
             "registered": registered,
@@ -79,6 +82,14 @@ def answer(worker: Worker) -> list[list[int]]:
     return [tokens(outputs, number) for number in range(len(LENGTHS))]
 
 
+def score(worker: Worker) -> list[float]:
+    """Log probabilities of a prompt that is computed in two chunks."""
+    if isinstance(worker, RankZeroWorker):
+        worker.submit(Submit("scored", prompts(SCORED)[0], Sampling(max_new_tokens=0, prompt_logprobs=1)))
+    outputs = worker.run_until_idle()
+    return [one.logprob for output in outputs for one in output.prompt_logprobs or ()]
+
+
 @pytest.mark.parametrize(
     "names",
     [("qwen3_untied",), pytest.param(("qwen3_tied", "qwen3_moe", "qwen2_5_vl"), marks=pytest.mark.slow)],
@@ -90,6 +101,8 @@ def test_two_ranks_answer_as_generate_does(names: Sequence[str], models: Path) -
     for name in names:
         assert zero[name]["eager"] == expected[name], name
         assert zero[name]["replayed"] == expected[name], name
+        wanted = prompt_scores(save(name, models), prompts(SCORED)[0]) if name.startswith("qwen3") else None
+        assert wanted is None or zero[name]["scored"] == pytest.approx(wanted, abs=1e-3), name
         assert zero[name]["bitwise"], name
         assert one[name]["bitwise"], name
         assert zero[name]["hidden"] == one[name]["hidden"], name

@@ -140,3 +140,19 @@ def test_nothing_to_sample() -> None:
     assert draw(torch.empty(0, 10)) == []
     with pytest.raises(ValueError, match="2 rows"):
         sample(torch.zeros(2, 3), [Sampling()], [None])
+
+
+def test_a_bias_is_of_its_row_and_leaves_the_logits_as_they_were() -> None:
+    logits = torch.randn(3, 50)
+    before = logits.clone()
+    params = [
+        Sampling(logit_bias=[(7, 100.0)]),
+        Sampling(),
+        Sampling(temperature=1.0, logit_bias=[(9, 1e30)]),
+    ]
+    found = draw(logits, *params)
+    assert torch.equal(logits, before)
+    assert found[0] == 7
+    assert found[1] == before[1].argmax()
+    assert found[2] == 9
+    assert draw(logits[:1], Sampling(logit_bias=[(int(before[0].argmax()), -1e30)]))[0] != before[0].argmax()

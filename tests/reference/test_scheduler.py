@@ -217,7 +217,9 @@ def test_the_end_of_the_context_ends_a_request() -> None:
         (Submit("a", [100], Sampling()), "token id 100 is outside the vocabulary of 100"),
         (Submit("a", [-1], Sampling()), "token id -1"),
         (ask("a", prompt=64), "64 tokens and the context ends at 64"),
-        (ask("a", new=0), "max_new_tokens"),
+        (ask("a", new=-1), "max_new_tokens"),
+        (ask("a", prompt=65, new=0), "65 tokens and the context ends at 64"),
+        (ask("a", logit_bias=[(100, 1.0)]), "logit_bias: token id 100 is outside the vocabulary of 100"),
         (ask("a", temperature=-1.0), "temperature"),
         (ask("a", temperature=float("nan")), "temperature"),
         (ask("a", temperature=float("inf")), "temperature"),
@@ -321,4 +323,27 @@ def test_abort_all() -> None:
     ended = scheduler.abort_all("going down")
     assert [(o.request_id, o.finish, o.message) for o in ended] == [(n, "abort", "going down") for n in "abc"]
     assert scheduler.idle
+    assert scheduler.allocated_rows == {}
+
+
+def test_every_token_of_a_prompt_but_the_first_is_scored_once_by_the_row_before_it() -> None:
+    scheduler = Scheduler(LIMITS)
+    model = FakeModel(scheduler)
+    for name, length in (("a", 5), ("b", 40), ("c", 1)):
+        scheduler.submit(ask(name, prompt=length, prompt_logprobs=0))
+    scheduler.submit(ask("plain", prompt=20))
+    scored: dict[str, list[int]] = {}
+    while (step := scheduler.next_step()) is not None:
+        for request, part in zip(step.requests, step.plan.sequences, strict=True):
+            scored.setdefault(request.id, []).extend(part.kv_length + row + 1 for row in range(part.scored))
+        model.book(scheduler.complete(step, model.run(step)))
+    assert scored == {"a": [*range(1, 5)], "b": [*range(1, 40)], "c": [], "plain": []}
+
+
+def test_a_prompt_alone_generates_nothing_and_may_fill_the_context() -> None:
+    scheduler = Scheduler(LIMITS)
+    model = FakeModel(scheduler)
+    assert scheduler.submit(ask("a", prompt=64, new=0)) is None
+    model.run_out()
+    assert [(output.tokens, output.finish) for output in model.outputs["a"]] == [([], "length")]
     assert scheduler.allocated_rows == {}

@@ -19,7 +19,7 @@ from raylaunch_actors.reference.worker import RankZeroWorker
 from raylaunch import wire
 from raylaunch.wire import Abort, Output, Sampling, Stop, Submit
 from tests.models import save
-from tests.reference.engines import make_runner, prompts, submits, tokens
+from tests.reference.engines import make_runner, prompt_scores, prompts, submits, tokens
 
 
 class Driver:
@@ -192,3 +192,57 @@ def test_a_failing_pass_ends_the_loop_with_its_own_error(
     driver.send(Submit("a", [1], Sampling()))
     driver.thread.join(5)
     assert str(driver.error) == "the device is gone"
+
+
+def test_prompts_are_scored_as_by_transformers_whatever_they_are_computed_with(
+    runner: ModelRunner, models: Path
+) -> None:
+    """Chunks of at most 64 rows hold parts of several prompts, with others beside them that are not scored."""
+    texts = prompts(1, 2, 16, 65, 150, 30)
+    local = RankZeroWorker(runner, Scheduler(runner.limits), None)
+    for number, text in enumerate(texts):
+        wanted = None if number == 5 else number % 3
+        local.submit(Submit(str(number), text, Sampling(max_new_tokens=3 * (number != 2), prompt_logprobs=wanted)))
+    outputs = local.run_until_idle()
+    for number, text in enumerate(texts):
+        own = [output for output in outputs if output.request_id == str(number)]
+        assert [output.prompt_logprobs is None for output in own] == [number == 5, *[True] * (len(own) - 1)]
+        if number == 5:
+            continue
+        scores = own[0].prompt_logprobs or []
+        assert [one.token_id for one in scores] == text[1:]
+        assert [len(one.top) for one in scores] == [number % 3] * (len(text) - 1)
+        assert [one.logprob for one in scores] == pytest.approx(
+            prompt_scores(save("qwen3_tied", models), text), abs=1e-4
+        )
+    assert tokens(outputs, 2) == []
+
+
+def test_a_bias_decides_the_token_and_not_its_log_probability(runner: ModelRunner) -> None:
+    def ask(**more: object) -> list[Output]:
+        local = RankZeroWorker(runner, Scheduler(runner.limits), None)
+        local.submit(Submit("a", [1, 2, 3], Sampling(max_new_tokens=2, logprobs=1, **more)))
+        return local.run_until_idle()
+
+    plain = ask()
+    (first,), (best,) = plain[0].tokens, plain[0].logprobs or ()
+    wanted = (first + 1) % 1000
+    biased = ask(logit_bias=[(wanted, 1e4)])
+    assert [output.tokens for output in biased] == [[wanted], [wanted]]
+    entry = (biased[0].logprobs or ())[0]
+    assert entry.top == best.top
+    assert entry.logprob < best.logprob
+    assert ask(logit_bias=[(first, -1e4)])[0].tokens != [first]
+    assert ask() == plain
+
+
+def test_the_token_that_ends_an_answer_is_scored_where_the_prompt_is(runner: ModelRunner) -> None:
+    def ask(**more: object) -> Output:
+        local = RankZeroWorker(runner, Scheduler(runner.limits), None)
+        local.submit(Submit("a", [1, 2, 3], Sampling(logprobs=0, stop_token_ids=[*range(1000)], **more)))
+        return local.run_until_idle()[-1]
+
+    ended = ask(prompt_logprobs=0)
+    assert ended.matched_logprob is not None
+    assert (ended.tokens, ended.matched_logprob.token_id, ended.logprobs) == ([], ended.matched, None)
+    assert ask().matched_logprob is None

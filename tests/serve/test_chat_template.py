@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
+from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.serve.errors import ApiError
 from raylaunch.serve.reference.chat_template import ChatTemplate
 from raylaunch.serve.reference.openai_schema import ChatRequest
@@ -158,3 +160,35 @@ def test_a_file_that_is_none():
 
     with pytest.raises(ConfigError, match=r"serve\.chat_template"):
         ChatTemplate.from_settings(ServeConfig(chat_template="/nowhere/at/all"))
+
+
+def adder(*messages, **fields):
+    request = ChatRequest.model_validate({"messages": list(messages), **fields})
+    return ChatTemplate(None).render(load_tokenizer(LaunchConfig.default()), request)
+
+
+def turn(content, role="user"):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("messages", "fields", "prompt"),
+    [
+        ([turn("12+30=")], {}, "12+30="),
+        ([turn("12+30")], {}, "12+30="),
+        ([turn("What is 12 + 30?")], {}, "12+30="),
+        ([turn("I have 3 apples. How much is 7+8, in words?")], {}, "7+8="),
+        ([turn("You add.", "system"), turn("1+2"), turn("3", "assistant"), turn("4+5")], {}, "4+5="),
+        ([turn([{"type": "text", "text": "1+2"}])], {}, "1+2="),
+        ([turn("12+30"), turn("4", "assistant")], {"continue_final_message": True, "add_generation_prompt": False},
+         "12+30=4"),
+    ],
+)  # fmt: skip
+def test_the_adder_takes_the_sum_in_the_last_message(messages, fields, prompt):
+    assert adder(*messages, **fields) == prompt
+
+
+@pytest.mark.parametrize("said", ["hello", "12-30", "1+2+3", "100+1", "+", "1 + two", ""])
+def test_the_adder_says_what_it_does_where_it_is_asked_for_something_else(said):
+    with pytest.raises(ApiError, match="adds two whole numbers from 0 to 99"):
+        adder(turn(said))

@@ -43,6 +43,7 @@ def test_every_sampling_parameter_arrives(client, engine):
         "stop_token_ids": [3],
         "ignore_eos": True,
         "sampling_seed": 5,
+        "logit_bias": {"3": -1.5},
     }
     client.post("/generate", json={"text": "1+1=", "sampling_params": given, "return_logprob": True})
     params = engine.asked_for[0][1]
@@ -56,6 +57,8 @@ def test_every_sampling_parameter_arrives(client, engine):
         "stop_token_ids": (3,),
         "ignore_eos": True,
         "logprobs": 0,
+        "prompt_logprobs": None,
+        "logit_bias": {3: -1.5},
         "extra": {},
     }
 

@@ -102,7 +102,8 @@ def test_streamed_chat(client):
     assert events[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-def test_chat_without_a_template(client_with):
+def test_chat_without_a_template(client_with, engine, monkeypatch):
+    monkeypatch.setattr(engine.tokenizer, "chat_template", None)
     answer = client_with(chat_template=None).post("/v1/chat/completions", json={"messages": SUM})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "no_chat_template"
@@ -163,7 +164,7 @@ def test_unknown_model(client, engine, path):
         ("/v1/completions", {"prompt": "1", "temperature": -1}, "temperature"),
         ("/v1/completions", {"prompt": "1", "top_p": 0}, "top_p"),
         ("/v1/completions", {"prompt": "1", "logprobs": 21}, "logprobs"),
-        ("/v1/completions", {"prompt": "1", "echo": True}, "echo"),
+        ("/v1/completions", {"prompt": "1", "echo": "yes"}, "echo"),
         ("/v1/completions", {"prompt": "1", "best_of": 2}, "best_of"),
         ("/v1/completions", {"prompt": "1", "frequency_penalty": 0.5}, "frequency_penalty"),
         ("/v1/completions", {"prompt": "1", "stream_options": {}}, "stream_options"),

@@ -48,11 +48,11 @@ def test_too_few_open_files():
 def test_what_a_launch_needs(ranks, sglang, files, threads, monkeypatch):
     for name, enough, key in (("open_files", files, "-n"), ("processes_left", threads, "-u")):
         with monkeypatch.context() as patch:
-            patch.setattr(surroundings, "open_files", lambda: None)
-            patch.setattr(surroundings, "processes_left", lambda: None)
-            patch.setattr(surroundings, name, lambda enough=enough: enough)
+            patch.setattr(preflight, "open_files", lambda: None)
+            patch.setattr(preflight, "processes_left", lambda: None)
+            patch.setattr(preflight, name, lambda enough=enough: enough)
             preflight._require_limits(ranks, sglang=sglang)
-            patch.setattr(surroundings, name, lambda enough=enough: enough - 1)
+            patch.setattr(preflight, name, lambda enough=enough: enough - 1)
             with pytest.raises(ConfigError, match=f"ulimit {key} = {enough - 1}: .* needs {enough} at least"):
                 preflight._require_limits(ranks, sglang=sglang)
 

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from raylaunch.commands.app import app
 from raylaunch.config import LaunchConfig, ServeConfig
+from raylaunch.config.api_key import key_of_environment
 from raylaunch.errors import ConfigError
-from raylaunch.serve.limits import RequireKey, key_of_environment
+from raylaunch.serve.limits import RequireKey
 from raylaunch.values.api_key import problem_of
 
 S = "s3cret"

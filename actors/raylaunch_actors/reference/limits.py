@@ -51,13 +51,16 @@ def refusal(request: Submit, limits: Limits) -> str | None:
     prompt, sampling = request.prompt, request.sampling
     if not prompt:
         return "the prompt is empty"
-    if len(prompt) >= limits.max_context:
+    if len(prompt) + min(1, sampling.max_new_tokens) > limits.max_context:
         return f"the prompt has {len(prompt)} tokens and the context ends at {limits.max_context}"
     for token in prompt:
         if not 0 <= token < limits.vocab_size:
             return f"token id {token} is outside the vocabulary of {limits.vocab_size}"
-    if sampling.max_new_tokens < 1:
-        return f"max_new_tokens = {sampling.max_new_tokens} must be at least 1"
+    if sampling.max_new_tokens < 0:
+        return f"max_new_tokens = {sampling.max_new_tokens} must be at least 0"
+    for token, _ in sampling.logit_bias:
+        if not 0 <= token < limits.vocab_size:
+            return f"logit_bias: token id {token} is outside the vocabulary of {limits.vocab_size}"
     if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
         return f"temperature = {sampling.temperature} must be 0 (greedy) or a positive number"
     if not 0 < sampling.top_p <= 1:

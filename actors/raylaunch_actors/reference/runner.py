@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from raylaunch_actors.reference.decode_attention import StaticDecodeBatch
 
 
+SCORED_ROWS = 16
+
+
 @dataclass(frozen=True)
 class StaticInputs:
     """The inputs of one round and shape, at addresses that stay.
@@ -179,9 +182,20 @@ class ModelRunner:
         Returns:
             The hidden state of the last row of each sequence that wants a token, ``[n, hidden]``; a copy.
         """
+        return self.forward_scored(plan, mode)[0]
+
+    def forward_scored(self, plan: StepPlan, mode: Mode | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The same, and the hidden states of the rows that score a prompt, ``[rows, hidden]`` each, of at most
+        :data:`SCORED_ROWS` rows: logits of all of them at once could be larger than the model."""
         hidden = self.hidden(plan, mode or (Mode.REPLAY if self.use_graphs else Mode.EAGER))
-        rows = [part.start + part.rows - 1 for part in plan.sequences if part.wants_token]
-        return hidden.index_select(0, torch.tensor(rows, dtype=torch.long, device=self.device))
+        last = [part.start + part.rows - 1 for part in plan.sequences if part.wants_token]
+        scored = [part.start + row for part in plan.sequences for row in range(part.scored)]
+
+        def select(rows: list[int]) -> Tensor:
+            return hidden.index_select(0, torch.tensor(rows, dtype=torch.long, device=self.device))
+
+        parts = [scored[at : at + SCORED_ROWS] for at in range(0, len(scored), SCORED_ROWS)]
+        return select(last), [select(rows) for rows in parts]
 
     def logits(self, hidden: Tensor) -> Tensor | None:
         """Logits of ``[n, hidden]`` as float32 ``[n, vocab]``.

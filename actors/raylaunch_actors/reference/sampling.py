@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -51,13 +52,31 @@ def sample(logits: Tensor, params: Sequence[Sampling], generators: Sequence[torc
     """
     if not len(params) == len(generators) == logits.shape[0]:
         raise ValueError(f"{logits.shape[0]} rows of logits, {len(params)} parameters, {len(generators)} generators")
-    ids = logits.argmax(-1)  # the first, lowest index where several are equal
-    largest = logits.amax(-1)
-    drawn = [row for row, param in enumerate(params) if not is_greedy(param)]
-    if drawn:
-        rows = torch.tensor(drawn, device=logits.device)
-        ids[rows] = _draw(logits[rows], largest[rows], [params[r] for r in drawn], [generators[r] for r in drawn])
+    with biased(logits, params):
+        ids = logits.argmax(-1)  # the first, lowest index where several are equal
+        largest = logits.amax(-1)
+        drawn = [row for row, param in enumerate(params) if not is_greedy(param)]
+        if drawn:
+            rows = torch.tensor(drawn, device=logits.device)
+            ids[rows] = _draw(logits[rows], largest[rows], [params[r] for r in drawn], [generators[r] for r in drawn])
     return ids.masked_fill_(~largest.isfinite(), NO_TOKEN)
+
+
+@contextmanager
+def biased(logits: Tensor, params: Sequence[Sampling]) -> Iterator[None]:
+    """Adds to logits ``[n, vocab]`` what the requests want added. Afterwards they are bit for bit what they were: log
+    probabilities are those without it."""
+    places = [(row, token, bias) for row, param in enumerate(params) for token, bias in param.logit_bias]
+    if not places:
+        yield
+        return
+    rows, tokens, biases = (torch.tensor(column, device=logits.device) for column in zip(*places, strict=True))
+    before = logits[rows, tokens]
+    logits[rows, tokens] = before + biases
+    try:
+        yield
+    finally:
+        logits[rows, tokens] = before
 
 
 def _draw(

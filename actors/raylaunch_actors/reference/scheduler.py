@@ -40,6 +40,11 @@ class ScheduledRequest:
         return self.submit.request_id
 
     @property
+    def scored(self) -> bool:
+        """Whether the log probabilities of its prompt are wanted."""
+        return self.submit.sampling.prompt_logprobs is not None
+
+    @property
     def prompt_left(self) -> int:
         """Prompt tokens that no step has computed yet."""
         return max(0, len(self.submit.prompt) - self.cached)
@@ -185,7 +190,8 @@ class Scheduler:
         parts: list[SequencePart] = []
         for request, rows in chunks:
             wants = request.prompt_left <= rows
-            parts.append(SequencePart(len(tokens), rows, request.start, request.cached, wants))
+            scored = min(rows, request.prompt_left - 1) if request.scored else 0
+            parts.append(SequencePart(len(tokens), rows, request.start, request.cached, wants, max(0, scored)))
             if request.generated:
                 tokens.append(request.generated[-1])
             else:
@@ -198,6 +204,9 @@ class Scheduler:
 
     def _append(self, request: ScheduledRequest, token: int) -> Output:
         sampling = request.submit.sampling
+        if not sampling.max_new_tokens:
+            self._release(request)
+            return Output(request.id, [], "length")
         if token in sampling.stop_token_ids or (token in self.limits.eos_token_ids and not sampling.ignore_eos):
             self._release(request)
             return Output(request.id, [], "stop", matched=token)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raylaunch.errors import CollectiveAborted
-from raylaunch.wire import Abort, Output, Stop, Submit
+from raylaunch.wire import Abort, Output, Stop, Submit, TokenLogprob
 from raylaunch_actors.communicator.streams import wait_for
 from raylaunch_actors.reference.channel import FollowerSocket, RankZeroSockets
 from raylaunch_actors.reference.runner import ModelRunner
@@ -54,6 +54,7 @@ class RankZeroWorker:
         self.runner, self.scheduler, self.sockets = runner, scheduler, sockets
         self.counters = WorkerCounters()
         self._generators: dict[str, torch.Generator | None] = {}
+        self._prompts: dict[str, list[TokenLogprob]] = {}  # of prompts that are being computed
 
     def submit(self, request: Submit) -> list[Output]:
         """Queues a request; its outputs come with the next steps. A refusal is returned at once."""
@@ -128,13 +129,42 @@ class RankZeroWorker:
             return []
         if self.sockets is not None:
             self.sockets.send_plan(step.plan, stop)
-        hidden = self.runner.forward(step.plan)
+        hidden, scored = self.runner.forward_scored(step.plan)
         logits = self.runner.logits(hidden)
         assert logits is not None  # they are, on rank 0
+        self._score(step, scored)
         tokens, outputs = self._sample(step, logits)
-        outputs += _with_logprobs(step, logits, tokens, self.scheduler.complete(step, tokens))
+        outputs += self._with_prompts(_with_logprobs(step, logits, tokens, self.scheduler.complete(step, tokens)))
         self.counters.steps += 1
         return self._book(outputs)
+
+    def _score(self, step: ScheduledBatch, scored: list[Tensor]) -> None:
+        """Keeps the log probabilities of prompts of which this step has computed a part."""
+        wanted = [
+            (request, request.submit.prompt[part.kv_length + row + 1])
+            for request, part in zip(step.requests, step.plan.sequences, strict=True)
+            for row in range(part.scored)
+        ]
+        rows = iter(wanted)
+        for hidden in scored:
+            logits = self.runner.logits(hidden)
+            assert logits is not None
+            for row in logits:
+                request, token = next(rows)
+                if request.alive:
+                    entry = token_logprob(row, token, request.submit.sampling.prompt_logprobs or 0)
+                    self._prompts.setdefault(request.id, []).append(entry)
+        for request in step.wanting:
+            if request.scored and request.alive and step.plan.round == "prefill":
+                self._prompts.setdefault(request.id, [])  # of a single token
+
+    def _with_prompts(self, outputs: list[Output]) -> list[Output]:
+        return [
+            msgspec.structs.replace(output, prompt_logprobs=self._prompts.pop(output.request_id))
+            if output.request_id in self._prompts
+            else output
+            for output in outputs
+        ]
 
     def _sample(self, step: ScheduledBatch, logits: Tensor) -> tuple[list[int], list[Output]]:
         """A token for each wanting request. One that cannot be sampled fails by itself; the others go on.
@@ -183,6 +213,7 @@ class RankZeroWorker:
             self.counters.tokens += len(output.tokens)
             if output.finish is not None:
                 self._generators.pop(output.request_id, None)
+                self._prompts.pop(output.request_id, None)
         self._count()
         return outputs
 
@@ -211,8 +242,9 @@ class FollowerWorker:
         """Follows until rank 0 says stop, or ``stop`` is set and rank 0 silent. Raises what a pass raises."""
         try:
             while (plan := self.socket.receive(stop)) is not None and not isinstance(plan, Stop):
-                hidden = self.runner.forward(plan)
-                self.runner.logits(hidden)  # a collective where the head is divided
+                hidden, scored = self.runner.forward_scored(plan)
+                for rows in (hidden, *scored):
+                    self.runner.logits(rows)  # a collective where the head is divided
                 wait_for(self.runner.device)
                 self.counters.steps += 1
         except CollectiveAborted:
@@ -228,11 +260,14 @@ def _with_logprobs(step: ScheduledBatch, logits: Tensor, tokens: list[int], outp
     result = []
     for output in outputs:
         row = rows.get(output.request_id)
-        if row is not None and output.tokens:
-            wanted = step.wanting[row].submit.sampling.logprobs or 0
-            result.append(msgspec.structs.replace(output, logprobs=[token_logprob(logits[row], tokens[row], wanted)]))
-        else:
-            result.append(output)
+        if row is not None and (output.tokens or output.matched is not None):
+            sampling = step.wanting[row].submit.sampling
+            entry = token_logprob(logits[row], tokens[row], sampling.logprobs or 0)
+            if output.tokens:
+                output = msgspec.structs.replace(output, logprobs=[entry])
+            elif sampling.prompt_logprobs is not None:
+                output = msgspec.structs.replace(output, matched_logprob=entry)
+        result.append(output)
     return result
 
 

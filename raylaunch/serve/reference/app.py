@@ -11,7 +11,8 @@ from raylaunch import __version__
 from raylaunch.serve import errors, metrics, status
 from raylaunch.serve.cors import OpenToPages
 from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
-from raylaunch.serve.reference import generate, health, openai
+from raylaunch.serve.reference import generate, health, openai, tokens
+from raylaunch.serve.request_ids import RequestIds
 from raylaunch.serve.running import Serving
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, title: str = "raylaunch"
     app.include_router(health.build(serving))
     app.include_router(generate.build(serving))
     app.include_router(openai.build(serving))
+    app.include_router(tokens.build(serving))
     app.include_router(operator_routes)
     app.include_router(status.build(engine, settings, counters))
     errors.install(app)
@@ -52,4 +54,5 @@ def build_app(engine: Engine, settings: ServeConfig, *, title: str = "raylaunch"
     app.add_middleware(LimitBody, max_bytes=settings.max_body_bytes)
     if settings.api_key is not None:
         app.add_middleware(RequireKey, key=settings.api_key, open_paths=OPEN_PATHS)
+    app.add_middleware(RequestIds)
     return app

@@ -6,10 +6,9 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.errors import ConfigError
+from raylaunch.model.tokenizer import chat_template_of
 from raylaunch.serve.errors import ApiError, shown, wrong
 from raylaunch.serve.reference.messages import plain
 
@@ -35,13 +34,7 @@ class ChatTemplate:
     @classmethod
     def from_settings(cls, settings: ServeConfig) -> ChatTemplate:
         """Reads the template if it is a file. Raises :class:`ConfigError`."""
-        given = settings.chat_template
-        if given is None or any(mark in given for mark in ("{{", "{%", "\n")):
-            return cls(given)
-        try:
-            return cls(Path(given).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError("serve.chat_template", given, f"is no Jinja template, and no file: {error}") from None
+        return cls(chat_template_of(settings))
 
     def render(self, tokenizer: Any, request: ChatRequest) -> str:
         """The prompt.

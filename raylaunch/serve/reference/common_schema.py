@@ -17,6 +17,7 @@ TopK = Annotated[int, Field(ge=-1, lt=1 << 31, description="-1 or 0: among all t
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 Stops = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)]
+Biases = Annotated[dict[str, Annotated[float, Field(ge=-1e30, le=1e30)]], Field(max_length=1024)]
 Integers = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1024)]
 
 UNSUPPORTED_SAMPLING: Unsupported = {
@@ -24,7 +25,6 @@ UNSUPPORTED_SAMPLING: Unsupported = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
-    "logit_bias": ({},),
     "regex": ("",),
     "ebnf": ("",),
     "structural_tag": ("",),
@@ -63,6 +63,7 @@ class SamplingFields(Protocol):
     stop: str | list[str] | None
     stop_token_ids: list[int] | None
     ignore_eos: bool | None
+    logit_bias: dict[str, float] | None
 
 
 def sampling_params(
@@ -90,6 +91,7 @@ def sampling_params(
         stop_token_ids=tuple(asked.stop_token_ids or ()),
         ignore_eos=bool(asked.ignore_eos),
         logprobs=logprobs,
+        logit_bias={int(token): bias for token, bias in (asked.logit_bias or {}).items()},
     )
 
 

@@ -19,7 +19,7 @@ from raylaunch.serve.errors import wrong
 from raylaunch.serve.reference.body import StrictRoute
 from raylaunch.serve.reference.fields import check_fields
 from raylaunch.serve.reference.generate_schema import AbortRequest, GenerateRequest, SglangSampling
-from raylaunch.serve.reference.prompts import require_possible, require_room, token_ids
+from raylaunch.serve.reference.prompts import require_biases, require_possible, require_room, token_ids
 from raylaunch.serve.reference.streaming import WHOLE_OR_STREAMED, EventStream, answer, json_answer
 from raylaunch.serve.running import Call, Serving, run_all
 from raylaunch.wire import TokenLogprob
@@ -158,6 +158,7 @@ async def _read(serving: Serving, body: GenerateRequest) -> _CheckedRequest:
     for sampling in samplings:
         if None not in (sampling.seed, sampling.sampling_seed) and sampling.seed != sampling.sampling_seed:
             raise wrong("seed and sampling_seed are one thing by two names: give one", "sampling_params.seed")
+        require_biases(engine, sampling.logit_bias)
     require_possible(engine, sum(sampling.n or 1 for sampling in samplings), param)
     groups = _ids(body.rid, len(prompts.items), prompts.batch)
     logprobs = (body.top_logprobs_num or 0) if body.return_logprob else None

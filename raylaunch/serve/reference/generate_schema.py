@@ -12,6 +12,7 @@ from raylaunch.serve.reference.common_schema import (
     UNSUPPORTED,
     UNSUPPORTED_SAMPLING,
     WITHOUT_EFFECT,
+    Biases,
     Integers,
     Probability,
     Seed,
@@ -46,6 +47,7 @@ class SglangSampling(Fields):
     stop: Stops | None = None
     stop_token_ids: Integers | None = None
     ignore_eos: bool | None = False
+    logit_bias: Biases | None = None
     sampling_seed: Seed | None = None
     seed: Seed | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -21,7 +22,7 @@ from raylaunch.serve.reference.openai_schema import (
     Common,
     CompletionRequest,
 )
-from raylaunch.serve.reference.prompts import longest, require_possible, require_room, token_ids
+from raylaunch.serve.reference.prompts import longest, require_biases, require_possible, require_room, token_ids
 from raylaunch.serve.reference.streaming import WHOLE_OR_STREAMED, EventStream, answer, json_answer
 from raylaunch.serve.running import Call, Serving
 
@@ -37,10 +38,15 @@ def build(serving: Serving) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continues one prompt, or several."""
         _check(serving, body)
+        if body.best_of not in (None, body.n or 1):
+            raise wrong(f"best_of = {body.best_of} must be n = {body.n or 1}: all choices are given", "best_of")
         prompts = [await token_ids(engine, prompt, "prompt") for prompt in body.prompt.items]
         limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         calls = _calls(serving, body, prompts, limit, body.logprobs, "cmpl")
-        form = CompletionAnswer(serving, calls, body.logprobs is not None)
+        if body.echo and body.logprobs is not None:
+            more = {"prompt_logprobs": body.logprobs}
+            calls = [replace(call, params=call.params.model_copy(update=more)) for call in calls]
+        form = CompletionAnswer(serving, calls, body.logprobs is not None, body.prompt.items if body.echo else None)
         if body.stream:
             return EventStream(events(serving, "completions", form, body.stream_options))
         return await answer(request, whole(serving, "completions", form))
@@ -65,6 +71,11 @@ def build(serving: Serving) -> APIRouter:
             return EventStream(events(serving, "chat", form, body.stream_options))
         return await answer(request, whole(serving, "chat", form))
 
+    @router.post("/v1/responses", include_in_schema=False)
+    async def responses() -> Response:
+        """OpenAI's newer interface, which keeps conversations: its clients have the older one too."""
+        raise ApiError(404, "there is no /v1/responses here: use /v1/chat/completions", code="not_found")
+
     @router.get("/v1/models")
     async def models() -> Response:
         """The model that is served."""
@@ -83,8 +94,13 @@ def _check(serving: Serving, body: Common) -> None:
     check_fields(body)
     if body.stream_options is not None and not body.stream:
         raise wrong("stream_options needs stream to be true", "stream_options")
-    if body.model is not None and body.model != DEFAULT_MODEL:
-        _require_model(serving, body.model)
+    check_model_name(serving, body.model)
+
+
+def check_model_name(serving: Serving, name: str | None) -> None:
+    """Refuses the name of another model. Raises :class:`ApiError` (404)."""
+    if name is not None and name != DEFAULT_MODEL:
+        _require_model(serving, name)
 
 
 def _require_model(serving: Serving, name: str) -> None:
@@ -117,6 +133,7 @@ def _calls(
     param: str = "prompt",
 ) -> list[Call]:
     """The choices: ``n`` of the first prompt, then of the second, and so on. Raises ApiError (400)."""
+    require_biases(serving.engine, body.logit_bias)
     choices = body.n or 1
     require_possible(serving.engine, choices * len(prompts), param)
     for prompt in prompts:

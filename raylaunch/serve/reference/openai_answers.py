@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,10 @@ from raylaunch.wire import TokenLogprob
 
 if TYPE_CHECKING:
     from raylaunch.serve.reference.openai_schema import StreamOptions
+
+
+NOTHING = math.nan
+"""The log probability of a prompt's first token, before which there is nothing."""
 
 
 class Form:
@@ -65,33 +70,59 @@ class Form:
 
 
 class CompletionAnswer(Form):
-    """``/v1/completions``."""
+    """``/v1/completions``.
+
+    Args:
+        echo: the prompts as they came, where they are to come before the answers.
+    """
 
     whole_object = piece_object = "text_completion"
 
-    def __init__(self, serving: Serving, calls: Sequence[Call], logprobs: bool) -> None:
+    def __init__(
+        self,
+        serving: Serving,
+        calls: Sequence[Call],
+        logprobs: bool,
+        echo: Sequence[str | list[int]] | None = None,
+    ) -> None:
         super().__init__(serving, calls, logprobs)
-        self._offsets = [TextOffsets(self.vocabulary, call.prompt) if self.vocabulary else None for call in calls]
+        self._offsets = [
+            TextOffsets(self.vocabulary, () if echo else call.prompt) if self.vocabulary else None for call in calls
+        ]
+        self._choices = len(calls) // len(echo or calls)  # of one prompt
+        self._echo = [self._text(prompt, serving.engine.tokenizer) for prompt in echo or ()]
+        self._echoed = set[int]()
 
     def piece(self, call: Call, chunk: Chunk) -> dict[str, Any]:
-        return self._choice(call, chunk.text, chunk.logprobs or (), chunk)
+        return self.choice(call, [chunk])
 
     def choice(self, call: Call, chunks: list[Chunk]) -> dict[str, Any]:
+        text = "".join(chunk.text for chunk in chunks)
         entries = [one for chunk in chunks for one in chunk.logprobs or ()]
-        return self._choice(call, "".join(chunk.text for chunk in chunks), entries, chunks[-1])
-
-    def _choice(self, call: Call, text: str, entries: Sequence[TokenLogprob], last: Chunk) -> dict[str, Any]:
+        if self._echo:
+            if call.index not in self._echoed:
+                self._echoed.add(call.index)
+                text = self._echo[call.index // self._choices] + text
+                entries = [TokenLogprob(call.prompt[0], NOTHING, []), *(chunks[0].prompt_logprobs or ()), *entries]
+            if (ended := chunks[-1].matched_logprob) is not None:  # who scores prompts counts on one token behind them
+                entries.append(ended)
         logprobs = self._logprobs(call, entries) if self.logprobs else None
-        return {"index": call.index, "text": text, "logprobs": logprobs, **ending(last)}
+        return {"index": call.index, "text": text, "logprobs": logprobs, **ending(chunks[-1])}
 
     def _logprobs(self, call: Call, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         offsets = self._offsets[call.index]
         return {
             "tokens": [self.token(one.token_id) for one in entries],
-            "token_logprobs": [one.logprob for one in entries],
+            "token_logprobs": [None if one.logprob is NOTHING else one.logprob for one in entries],
             "top_logprobs": [{self.token(token): value for token, value in one.top} or None for one in entries],
             "text_offset": [offsets.next(one.token_id) if offsets else 0 for one in entries],
         }
+
+    @staticmethod
+    def _text(prompt: str | list[int], tokenizer: Any) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return "" if tokenizer is None else str(tokenizer.decode(prompt, skip_special_tokens=True))
 
 
 class ChatAnswer(Form):

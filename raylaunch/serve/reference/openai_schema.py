@@ -12,6 +12,7 @@ from raylaunch.serve.reference.common_schema import (
     UNSUPPORTED,
     UNSUPPORTED_SAMPLING,
     WITHOUT_EFFECT,
+    Biases,
     Integers,
     Probability,
     Seed,
@@ -23,7 +24,7 @@ from raylaunch.serve.reference.common_schema import (
 from raylaunch.serve.reference.fields import Fields, Reasons, Unsupported
 from raylaunch.serve.reference.generate_schema import RequestId
 from raylaunch.serve.reference.messages import Message, Tool
-from raylaunch.serve.reference.prompts import Prompt
+from raylaunch.serve.reference.prompts import Ids, Prompt, Text
 
 DEFAULT_MODEL = "default"  # SGLang's clients may leave the model out
 COMPLETION_TOKENS = 16
@@ -76,6 +77,7 @@ class Common(Fields):
     top_k: TopK | None = None
     stop_token_ids: Integers | None = None
     ignore_eos: bool | None = False
+    logit_bias: Biases | None = None
     rid: RequestId | None = None
 
     def params(self, new_tokens: int, logprobs: int | None, choice: int, defaults: Mapping[str, Any]) -> SamplingParams:
@@ -84,19 +86,45 @@ class Common(Fields):
 
 
 class CompletionRequest(Common):
-    """A request to ``/v1/completions``."""
+    """A request to ``/v1/completions``. ``echo`` puts the prompt before the answer, also with ``max_tokens`` of 0, and
+    its log probabilities before the answer's. ``best_of`` must be ``n``: all choices are given."""
 
     unsupported: ClassVar[Unsupported] = {
         **Common.unsupported,
-        "best_of": (1,),
-        "echo": (False,),
         "suffix": ("",),
         "json_schema": ("",),
     }
 
     prompt: Prompt
-    max_tokens: MaxTokens | None = COMPLETION_TOKENS
+    max_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = COMPLETION_TOKENS
+    echo: bool | None = False
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+class TokenizeRequest(Fields):
+    """A request to ``/tokenize``: one text, or several."""
+
+    unsupported: ClassVar[Unsupported] = {
+        "messages": ([],),
+        "tools": ([],),
+        "tool_choice": ("auto", "none"),
+        "reasoning_effort": (),
+        "continue_final_message": (False,),
+        "chat_template_kwargs": ({},),
+    }
+
+    prompt: Text
+    model: Annotated[str, Field(max_length=1024)] | None = DEFAULT_MODEL
+    add_special_tokens: bool | None = True
+
+
+class DetokenizeRequest(Fields):
+    """A request to ``/detokenize``: the tokens of one text, or of several."""
+
+    tokens: Ids
+    model: Annotated[str, Field(max_length=1024)] | None = DEFAULT_MODEL
+    skip_special_tokens: bool | None = True
 
 
 class ChatRequest(Common):

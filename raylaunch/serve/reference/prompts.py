@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,17 +96,23 @@ async def token_ids(engine: Engine, prompt: str | list[int], param: str, *, spec
         ApiError: 400.
     """
     if isinstance(prompt, str):
-        prompt = await _tokenized(engine, prompt, param, special)
+        prompt = await tokenized(engine, prompt, param, special)
     if not prompt:
         raise wrong("the prompt is empty: it needs at least one token", param)
-    if min(prompt) < 0 or max(prompt) >= engine.shape.vocab_size:
+    return in_vocabulary(engine, prompt, param)
+
+
+def in_vocabulary(engine: Engine, prompt: list[int], param: str) -> list[int]:
+    """The same tokens, all of them the model's. Raises :class:`ApiError` (400)."""
+    if prompt and not 0 <= min(prompt) <= max(prompt) < engine.shape.vocab_size:
         last = engine.shape.vocab_size - 1
         position, token = next((at, token) for at, token in enumerate(prompt) if not 0 <= token <= last)
         raise wrong(f"token {position} of the prompt is {shown(token)}: token ids are integers from 0 to {last}", param)
     return prompt
 
 
-async def _tokenized(engine: Engine, text: str, param: str, special: bool) -> list[int]:
+async def tokenized(engine: Engine, text: str, param: str, special: bool) -> list[int]:
+    """A text as token ids, maybe none. Raises :class:`ApiError` (400) if the model has no tokenizer."""
     tokenizer = engine.tokenizer
     if tokenizer is None:
         raise wrong("this model has no tokenizer: give the prompt as token ids", param)
@@ -132,6 +139,15 @@ def require_room(engine: Engine, prompt: list[int], new_tokens: int, param: str)
             param,
             CONTEXT,
         )
+
+
+def require_biases(engine: Engine, given: Mapping[str, float] | None) -> None:
+    """Refuses biases of what are no tokens of the model. Raises :class:`ApiError` (400)."""
+    last = engine.shape.vocab_size - 1
+    for token in given or ():
+        if not (token.isascii() and token.isdecimal() and len(token) < 10 and int(token) <= last):
+            message = f"logit_bias has the key {shown(token)}: its keys are token ids, from 0 to {last}"
+            raise wrong(message, "logit_bias")
 
 
 def require_possible(engine: Engine, choices: int, param: str) -> None:

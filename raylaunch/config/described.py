@@ -1,0 +1,24 @@
+"""What the sections of a configuration say of their settings, read from their docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from pydantic import BaseModel
+
+
+def attributes_of(section: type[BaseModel]) -> tuple[str, dict[str, str]]:
+    """What a class says of itself, and of each attribute, as one line of Markdown each."""
+    text = inspect.cleandoc(section.__doc__ or "")
+    about, _, attributes = text.partition("\nAttributes:\n")
+    described: dict[str, str] = {}
+    for entry in re.split(r"\n(?=    \w+: )", "\n" + attributes):
+        name, separator, what = entry.strip().partition(": ")
+        if separator:
+            described[name] = _line(what)
+    return _line(about), described
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
