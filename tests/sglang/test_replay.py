@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from array import array
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ def request(ids=(1, 2), sampling=(), **fields):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def tokenizer():
     return load_tokenizer(LaunchConfig.default())
 
@@ -127,9 +128,9 @@ def begin(frontend, prompt, **params):
 
 def scripted(frontend, answer, prompt):
     """A rank that says ``answer`` and its end, also to one who has a part of it already."""
-    rank = ScriptedRank(frontend.sockets, lambda ids: frontend.tokenizer.decode(ids))
-    known = len(frontend.tokenizer(prompt)["input_ids"])
-    whole = [*frontend.tokenizer(answer)["input_ids"], rank.eos]
+    rank = ScriptedRank(frontend.sockets, lambda ids: tokenizer().decode(ids))
+    known = len(tokenizer()(prompt)["input_ids"])
+    whole = [*tokenizer()(answer)["input_ids"], rank.eos]
     rank.script = lambda ids, _: whole[len(ids) - known :] if len(ids) >= known else [5] * 9
     return rank
 
@@ -140,12 +141,10 @@ def ask_over_losses(frontend, cuts, **params):
     sent = 0
     for at, cut in enumerate([*cuts, None]):
         with scripted(frontend, answer, prompt) as rank:
+            rank.most = 1 << 30 if cut is None else cut - (cuts[at - 1] if at else 0)
             frontend.up(OFFER)
             if at == 0:
-                rank.most = cut or 1 << 30
                 thread, got, waiter = begin(frontend, prompt, **params)
-            elif cut is not None:
-                rank.most = cut - cuts[at - 1]
             if cut is not None:
                 wait_until(lambda: any(len(one.input_ids) >= 6 for one in rank.seen))
                 state = frontend.side.manager.rid_to_state
