@@ -24,4 +24,4 @@ def test_every_rank_lost_in_turn(tiny: LaunchConfig, capsys: pytest.CaptureFixtu
         print(f"\n{LOSSES} losses, {seen.answers} answers; seconds from a signal to the next token: {figures}")
     assert seen.failed == []
     assert seen.unlike == []
-    assert seen.answers > CLIENTS
+    assert seen.answers >= CLIENTS

@@ -35,7 +35,7 @@ class ScriptedRank:
     Attributes:
         script: gives the tokens of an answer, unless the model's end token is to be ignored; may be changed.
         hold: while set, no token is given out.
-        most: tokens of an answer, after which no more of it is given out.
+        most: tokens of an answer that may end by itself, after which no more of it is given out.
         seen: the requests that came, in order.
         aborted: ids that it was asked to abort.
     """
@@ -82,7 +82,7 @@ class ScriptedRank:
             if self.hold.is_set():
                 continue
             for rid, job in list(jobs.items()):
-                if len(job.said) >= self.most:
+                if len(job.said) >= self.most and not job.request.sampling_params.ignore_eos:
                     continue
                 tokens, finish = self._next(job)
                 sock_send(outputs, self._output(job, tokens, finish))

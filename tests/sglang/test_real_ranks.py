@@ -123,7 +123,7 @@ def test_no_request_is_lost_with_its_group(capsys: pytest.CaptureFixture[str]) -
         figures = ", ".join(f"{one:.1f}" for one in seen.pauses)
         print(f"\n{losses} losses, {seen.answers} answers; seconds from a signal to the next token: {figures}")
     assert (seen.failed, seen.unlike) == ([], [])
-    assert seen.answers > CLIENTS
+    assert seen.answers >= CLIENTS
 
 
 @pytest.mark.parametrize(
