@@ -16,6 +16,8 @@ ONE_PER_PROMPT = (
 """Fields that are one value for all prompts, or a list with one for each. Left out are those of servers that only read
 prompts or only answer them, such as ``bootstrap_room``: no rank here looks at them."""
 
+NO_TOKENS = "the prompt is empty: it needs at least one token"
+
 
 @dataclass(frozen=True)
 class FieldLimits:
@@ -82,10 +84,11 @@ def check_fields(request: Any, session: type[Any], limits: FieldLimits) -> None:
 
 def _listed_prompts(request: Any) -> int | None:
     """How many prompts are in a list; None for one that is in none. As SGLang, which takes the first kind it finds."""
-    if request.text is not None:  # 0.5.23 would take one that is empty
-        prompts, listed = request.text, isinstance(request.text, list)
-        empty = not prompts or (listed and "" in prompts)
-    elif request.input_ids is not None:
+    if request.text is not None:
+        if request.text == "" and not any((request.image_data, request.video_data, request.audio_data)):
+            raise RequestError(NO_TOKENS)  # 0.5.23 would take it
+        return len(request.text) if isinstance(request.text, list) else None
+    if request.input_ids is not None:
         prompts = request.input_ids
         listed = bool(prompts) and isinstance(prompts[0], list)
         empty = not prompts or (listed and [] in prompts)
@@ -96,7 +99,7 @@ def _listed_prompts(request: Any) -> int | None:
     else:
         raise RequestError("there is no prompt: give text, input_ids or input_embeds")
     if empty:
-        raise RequestError("the prompt is empty: it needs at least one token")
+        raise RequestError(NO_TOKENS)
     return len(prompts) if listed else None
 
 

@@ -12,6 +12,7 @@ from raylaunch.errors import RequestError
 from raylaunch.sglang.fields import ONE_PER_PROMPT, FieldLimits, check_fields, embeds_problem
 
 FIELDS = (
+    "image_data", "video_data", "audio_data",
     *ONE_PER_PROMPT, "text", "input_ids", "input_embeds", "session_params", "token_ids_logprob", "lora_id",
     "positional_embed_overrides", "custom_labels",
 )  # fmt: skip
@@ -37,7 +38,7 @@ def override(*rows):
     "fields",
     [
         {"text": "a"},
-        {"text": "", "rid": "r", "sampling_params": {}, "top_logprobs_num": 3},  # with an image, perhaps
+        {"text": "", "image_data": "a", "rid": "r", "sampling_params": {}, "top_logprobs_num": 3},
         {"text": "a", "rid": ["r"], "sampling_params": {"n": 2}},  # a list of one prompt to SGLang
         {"text": [], "sampling_params": []},
         {"text": ["a"], "rid": ["r"], "sampling_params": [{"n": 2}]},
