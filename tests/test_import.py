@@ -75,6 +75,7 @@ def test_the_ranks_side_imports_only_what_both_sides_share(file):
         "raylaunch.errors",
         "raylaunch.values.masking",
         "raylaunch.package",
+        "raylaunch.resolved",
         "raylaunch.model.hub",
         "raylaunch.wire",
         "raylaunch.sglang.arguments",

@@ -28,7 +28,7 @@ def resolve(model: str | None, changes: Sequence[str], sglang: Sequence[str]) ->
     kind, path = ("shipped", str(shipped_configs() / DEFAULT)) if model is None else find_model(model)
     if kind in ("file", "shipped"):
         data = _with_arguments(apply_overrides(read_config(path), changes), args)
-        return LaunchConfig.from_dict(data, source=model or ""), ""
+        return LaunchConfig.from_dict(data, source=DEFAULT if model is None else model), ""
     data = apply_overrides({"name": launch_name(path), "model": {"path": path}}, changes)
     data = _with_arguments(data, args)
     engine, why = data["engine"], ""

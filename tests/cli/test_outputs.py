@@ -26,7 +26,7 @@ class Launched:
     ended = 0
 
     def __init__(self, config: Any, listener: Any) -> None:
-        self.report = LaunchReport(config.config.name)
+        self.config, self.report = config.config, LaunchReport(config.config.name)
 
     def start(self) -> None:
         if self.error is not None:

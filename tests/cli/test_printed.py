@@ -18,7 +18,7 @@ from raylaunch.report import LaunchReport
 
 class Engine:
     def __init__(self, config, listener):
-        self.report, self.listener = LaunchReport(config.config.name), listener
+        self.config, self.report, self.listener = config.config, LaunchReport(config.config.name), listener
     def start(self):
         from raylaunch.protocol import Gate, Step
         self.listener(Step(Gate.MEET), 0, 9)

@@ -127,7 +127,7 @@ def test_leaving_a_stream_frees_its_rows(engine: Engine) -> None:
         ([3, 99999], {}, "token 1 of the prompt is 99999"),
         ([True], {}, "integers from 0 to"),
         ("1+1=", {"max_new_tokens": 5000}, "together at most 2048"),
-        ("1+1=", {"max_new_tokens": 0}, "max_new_tokens = 0"),
+        ("1+1=", {"max_new_tokens": -1}, "max_new_tokens = -1"),
         ("1+1=", {"temperature": -1}, "temperature = -1"),
         ("1+1=", {"temprature": 1}, "did you mean 'temperature'"),
         ("1+1=", {"top_p": 0}, "top_p = 0"),

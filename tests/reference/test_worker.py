@@ -188,7 +188,7 @@ def test_a_failing_pass_ends_the_loop_with_its_own_error(
     def fail(*_: object) -> None:
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(runner, "forward", fail)
+    monkeypatch.setattr(runner, "forward_scored", fail)
     driver.send(Submit("a", [1], Sampling()))
     driver.thread.join(5)
     assert str(driver.error) == "the device is gone"

@@ -67,7 +67,7 @@ def test_the_page_is_told_of_each_replica_and_shows_one(
     assert (data["ready"], data["replica"], data["step"], len(data["ranks"])) == (True, 0, None, 2)
     assert [(one["ready"], one["condition"], one["restarts"]["done"]) for one in data["replicas"]] == [
         (True, "ready", 0),
-        (False, "launching", 1),
+        (False, "rebuilding", 1),
     ]
     assert data["failure"]["headline"] == "LaunchError F07 [SERVE, replica 1] rank 1 died: killed by SIGKILL"
     other = client.get("/status.json", params={"replica": 1, "launch": data["revision"]}).json()

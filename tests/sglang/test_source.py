@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raylaunch.errors import ConfigError
-from raylaunch.sglang.source import Hook, known_arguments, misfits
+from raylaunch.sglang.source import Hook, argument_classes, known_arguments, misfits
 
 MODULE = """
 try:
@@ -80,13 +80,19 @@ def test_what_does_not_is_named_with_what_is_there(hook, said, folder):
     assert misfits([hook, Hook("sglang.srt.module", "LIMIT")], folder) == [said]
 
 
+def forget() -> None:
+    known_arguments.cache_clear()
+    argument_classes.cache_clear()
+
+
 def test_server_arguments_are_fields_of_one_class_or_of_many(folder):
     with pytest.raises(ConfigError, match="cannot be read"):
         known_arguments(folder)
     file = folder / "srt" / "server_args.py"
     file.write_text("class PortArgs:\n  name: str\nclass ServerArgs:\n  model_path: str\n  _told: bool = False\n")
     assert known_arguments(folder) == ("model_path",)
-    known_arguments.cache_clear()
+    forget()
+    file.write_text("class ServerArgs:\n  pass\n")
     fields = folder / "srt" / "arg_groups" / "fields"
     fields.mkdir(parents=True)
     for name in ("model", "parallel"):
