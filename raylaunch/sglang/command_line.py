@@ -72,6 +72,8 @@ def parser_of(folder: Path) -> argparse.ArgumentParser:
                 parser.add_argument(*names, action=_Renamed, nargs="*", const=words["new_flag"])
             elif words.get("action") == "store_true":
                 parser.add_argument(*names, action="store_true")
+            elif "action" not in words and names != ["--config"]:  # that is a file of its own launcher's
+                parser.add_argument(*names, type=NUMBERS.get(str(words.get("type")), str))
     return parser
 
 
