@@ -7,7 +7,6 @@ at another one; the loss of a group is that group's alone.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +26,10 @@ from raylaunch.protocol import Step
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
+
+BEST_FIRST = (
+    Condition.READY, Condition.REBUILDING, Condition.LAUNCHING, Condition.NEW, Condition.STOPPED, Condition.FAILED,
+)  # fmt: skip
 
 
 class Replicas(Engine):
@@ -99,14 +102,6 @@ class Replicas(Engine):
         asked = [Background(engine.health) for engine in self.engines]  # each may wait a second for a rank
         return joined([one.result() for one in asked])
 
-    def wait_ready(self, timeout_s: float) -> bool:
-        end = time.monotonic() + timeout_s
-        while not (health := self.health(ask_ranks=False)).ready and time.monotonic() < end:
-            if not health.condition.starting:
-                break
-            time.sleep(0.05)
-        return health.ready
-
     @property
     def failures(self) -> tuple[tuple[float, LaunchError], ...]:
         found = [(when, _of(error, number)) for number, one in enumerate(self.engines) for when, error in one.failures]
@@ -169,9 +164,7 @@ def replicas_of(engine: Engine) -> tuple[Engine, ...]:
 
 def joined(healths: Sequence[Health]) -> Health:
     """The health of all replicas: that of the one which can do most for a request, with the counts of all."""
-    known = Condition
-    order = (known.READY, known.REBUILDING, known.LAUNCHING, known.NEW, known.STOPPED, known.FAILED)
-    best = min(healths, key=lambda one: (not one.ready, order.index(one.condition)))
+    best = min(healths, key=lambda one: (not one.ready, BEST_FIRST.index(one.condition)))
     left, requests = sum(one.restarts_left for one in healths), sum(one.requests for one in healths)
     return replace(best, ranks=(), restarts_left=left, requests=requests, replicas=tuple(healths))
 

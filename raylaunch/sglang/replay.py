@@ -13,7 +13,7 @@ from raylaunch.config.sections import RecoveryConfig
 from raylaunch.frontends.text import Detokenizer
 from raylaunch.sglang import versions
 
-MANY = 256
+MANY = 256  # requests that are over, of which the list is cleared
 Reason = Mapping[str, Any]
 """Why SGLang says that an answer has ended."""
 STRUCTURED = ("json_schema", "regex", "ebnf", "structural_tag", "stop_regex_strs", "custom_params")
