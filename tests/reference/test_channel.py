@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from raylaunch_actors.reference.channel import FollowerSocket, Offer, RankZeroSo
 from raylaunch import wire
 from raylaunch.errors import RankFault
 from raylaunch.wire import Abort, Output, Sampling, SequencePart, StepPlan, Stop, Submit
+from tests.busy import patient
 
 PLAN = StepPlan("prefill", 8, [1, 2], [0, 1], [SequencePart(0, 2, 5, 0, True)])
 NEVER = threading.Event()
@@ -125,13 +125,12 @@ def test_a_follower_stops_within_a_second_and_idles_for_nothing(
     follower = FollowerSocket(1, opened[1])
     follower.open()
     stop = threading.Event()
-    used = resource.getrusage(resource.RUSAGE_SELF)
+    used = time.thread_time()  # of this thread: other tests' threads may live on in the process
     threading.Timer(0.7, stop.set).start()
     started = time.monotonic()
     assert follower.receive(stop) is None
-    assert 0.7 <= time.monotonic() - started < 1.5
-    now = resource.getrusage(resource.RUSAGE_SELF)
-    assert now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime < 0.1
+    assert 0.7 <= time.monotonic() - started < patient(1.5)
+    assert time.thread_time() - used < 0.1
     follower.close()
 
 

@@ -18,6 +18,7 @@ from raylaunch_actors.reference.worker import RankZeroWorker
 
 from raylaunch import wire
 from raylaunch.wire import Abort, Output, Sampling, Stop, Submit
+from tests.busy import patient
 from tests.models import save
 from tests.reference.engines import make_runner, prompt_scores, prompts, submits, tokens
 
@@ -169,7 +170,7 @@ def test_stopping_takes_less_than_a_second_and_ends_every_request(driver: Driver
     outputs = driver.read(1, 2)
     outputs += driver.read(3 - len(finishes(outputs)), 2)
     driver.thread.join(2)
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < patient(1.5)
     assert finishes(outputs) == dict.fromkeys("012", "abort")
     assert driver.error is None
 
@@ -179,7 +180,7 @@ def test_idle_stop_takes_less_than_a_second(driver: Driver) -> None:
     started = time.monotonic()
     driver.stop.set()
     driver.thread.join(3)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < patient(1)
 
 
 def test_a_failing_pass_ends_the_loop_with_its_own_error(
