@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -44,6 +44,8 @@ START_S, START_LOOK_S = 300.0, 0.2  # Ray's own start gives up before
 LEAVE_START_S, LEAVE_START_OF_A_COMMAND_S = 60.0, 3.0
 END_S = 60.0
 _ABANDONED = threading.Event()
+_NONE_IS_LATE = threading.Event()  # unless a start of Ray goes on that nobody waits for
+_NONE_IS_LATE.set()
 _LOCK = threading.Lock()
 _OPEN: list[RaySession] = []
 
@@ -128,13 +130,27 @@ class RaySession:
             with contextlib.suppress(BaseException):  # of a second signal
                 outlast(self._thread.up, LEAVE_START_OF_A_COMMAND_S if of_a_command() else LEAVE_START_S)
             if not self._thread.up(0):
-                self.abandon(process.pid for process in self._processes())
-                self._thread = None
+                self._leave_start()
             raise
         _hold_sigterm()
         error = self._thread.error
         if error is not None:
             raise error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+
+    def _leave_start(self) -> None:
+        """Goes on without a start of Ray that has not come to its end.
+
+        A command leaves with its process. Any other process must outlive it: Ray's core ends a process whose head is
+        killed before it has connected, a minute later. So the start may go on, and what it started ends at once after.
+        """
+        if of_a_command():
+            self.abandon(process.pid for process in self._processes())
+            self._thread = None
+            return
+        late = replace(self)
+        self._forget()
+        _NONE_IS_LATE.clear()
+        threading.Thread(target=_close_late, args=(late,), name="raylaunch-ray-late", daemon=True).start()
 
     def _answer_sigterm(self) -> None:
         """Where the process has no answer to SIGTERM, it becomes a SystemExit while the session lasts, so that
@@ -248,6 +264,7 @@ def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[]
         ConfigError: the address is one of Ray Client.
         LaunchError: no cluster answers at the address, or ``stopped`` said so.
     """
+    _await_late_start(stopped)
     if ray.is_initialized():
         session = RaySession()
         session._entered()
@@ -345,6 +362,26 @@ def _end(processes: list[psutil.Process]) -> None:
     for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
+
+
+def _await_late_start(stopped: Callable[[], bool]) -> None:
+    end = time.monotonic() + START_S
+    while not _NONE_IS_LATE.wait(START_LOOK_S):
+        if stopped():
+            raise shut_down("PLACE")
+        if time.monotonic() > end:
+            text = f"an earlier start of Ray in this process has not come to its end within {START_S:g} s"
+            raise LaunchError(text, phase="PLACE", retryable=True)
+
+
+def _close_late(session: RaySession) -> None:
+    """Ends what a start that nobody waited for has brought up; until then nobody in this process may start another."""
+    try:
+        if session._thread is not None:
+            outlast(session._thread.up, START_S)
+        session.close()
+    finally:
+        _NONE_IS_LATE.set()
 
 
 def _on_main_thread() -> bool:

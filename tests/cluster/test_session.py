@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,9 @@ import ray._private.ray_constants as constants
 from ray._private.runtime_env import uv_runtime_env_hook
 from ray._private.worker import _maybe_modify_runtime_env
 
+from raylaunch.cluster import session
 from raylaunch.cluster.session import _joining_failed
+from raylaunch.errors import LaunchError
 from raylaunch.ray_private import UV, workers_without_uv
 from raylaunch.startup.shadows import _entries
 
@@ -62,3 +67,50 @@ def test_the_folders_that_ray_has_told_its_workers(tmp_path, monkeypatch):
         assert [os.path.realpath(one) for one in found[: len(expected)]] == list(expected)
     finally:
         ray.shutdown()
+
+
+def test_a_start_that_nobody_waits_for_ends_by_itself_and_is_waited_for_by_the_next(monkeypatch):
+    monkeypatch.setattr(session, "LEAVE_START_S", 0.1)
+    monkeypatch.setattr(session.RaySession, "_end", lambda self, started: ended.append(started))
+    ended: list[bool] = []
+    started = threading.Event()
+    one = session.RaySession(started=True, _token_folder="there")
+    with pytest.raises(LaunchError, match="shut down"):
+        one._start(lambda: started.wait(30), lambda: True)
+    assert (one.started, one._token_folder, one._thread) == (False, "", None), (
+        "what is to be undone is no more this one's"
+    )
+    one.close()
+    with pytest.raises(LaunchError, match="shut down"):
+        session._await_late_start(lambda: True)
+    assert not ended
+    assert not session.abandoned()
+    started.set()
+    session._await_late_start(lambda: False)
+    assert ended == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("after_s", [0.3, 1.0, 2.0, 3.0])
+def test_a_process_outlives_a_start_of_ray_that_it_has_left(after_s):
+    """Ray's core ends a process whose head was killed before it connected, a minute later."""
+    program = f"""
+import time, psutil
+from raylaunch.cluster import session
+from raylaunch.errors import LaunchError
+
+session.LEAVE_START_S = 0.0
+left = time.monotonic() + {after_s}
+try:
+    session.enter("local", 1, "left", lambda: time.monotonic() > left).close()
+except LaunchError as error:
+    assert "shut down" in str(error), error
+session._await_late_start(lambda: False)
+time.sleep(70)
+assert not [one for one in psutil.Process().children() if one.name() in ("raylet", "gcs_server")]
+session.enter("local", 1, "next").close()
+print("lives")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=280)
+    assert done.stdout.endswith("lives\n"), done.stderr[-3000:]
