@@ -46,10 +46,10 @@ def life_cycle(channel: Channel, kind: str, dtype: torch.dtype, experts: bool):
 @pytest.mark.parametrize(
     ("world_size", "dtype", "experts"),
     [
-        (2, torch.float32, False),
-        (2, torch.bfloat16, False),
         (2, torch.float32, True),
-        (4, torch.float32, False),
+        pytest.param(2, torch.float32, False, marks=pytest.mark.slow),
+        pytest.param(2, torch.bfloat16, False, marks=pytest.mark.slow),
+        pytest.param(4, torch.float32, False, marks=pytest.mark.slow),
     ],
 )
 def test_replay_equals_eager_on_all_ranks(world_size, dtype, experts):
@@ -76,7 +76,7 @@ def third_iteration(channel: Channel, kind: str):
             return fault.code, str(fault), pending_inputs(engine.communicator)
 
 
-@pytest.mark.parametrize("kind", ["shared-memory", "gloo"])
+@pytest.mark.parametrize("kind", ["shared-memory", pytest.param("gloo", marks=pytest.mark.slow)])
 def test_f01_a_third_iteration_is_refused_on_every_rank(kind):
     for code, message, pending in check(run(2, third_iteration, kind)):
         assert code == "F01"

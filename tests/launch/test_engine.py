@@ -158,6 +158,7 @@ def test_ranks_on_cpus_and_no_other_workers_of_a_private_cluster_are_behind(engi
     assert nice == [own, max(own, BEHIND), max(own, BEHIND)]
 
 
+@pytest.mark.slow
 def test_works_inside_a_ray_actor(session: None) -> None:
     @ray.remote(num_cpus=0)
     class Caller:

@@ -57,12 +57,14 @@ CASES = [
 ]  # fmt: skip
 
 
-SLOW = ("F06-segfault-in-load", "F12-stale", "F23-warmup")  # the second in tests/reference/test_verify.py too
+BY_DEFAULT = ("F01-third-iteration", "F12-zeros")
+"""The others' rules are proven purely (tests/protocol) and between processes (tests/graphs, tests/communicator,
+tests/reference) by default, and in a whole launch by the slow tests."""
 
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, id=case.name, marks=pytest.mark.slow if case.name in SLOW else ()) for case in CASES],
+    [pytest.param(case, id=case.name, marks=() if case.name in BY_DEFAULT else pytest.mark.slow) for case in CASES],
 )
 def test_fault_is_named(case: Case, tiny: LaunchConfig) -> None:
     began = time.monotonic()
@@ -144,6 +146,7 @@ def test_f23_a_cache_that_does_not_fit(tiny: LaunchConfig) -> None:
     assert "the KV cache needs " in str(error)
 
 
+@pytest.mark.slow
 def test_f10_taken_port_is_named(tiny: LaunchConfig) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -154,6 +157,7 @@ def test_f10_taken_port_is_named(tiny: LaunchConfig) -> None:
     assert "the port is taken" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_f11_pieces_without_a_size_argument_answer_right(tiny: LaunchConfig) -> None:
     strip = "faults=[{action: strip_symbols, rank: 0}, {action: strip_symbols, rank: 1}]"
     with Engine(tiny.override(strip)) as engine:
