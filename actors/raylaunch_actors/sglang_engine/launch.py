@@ -5,6 +5,8 @@ All of it happens on one thread: the current device, gradient mode and what Dyna
 
 from __future__ import annotations
 
+import os
+import pickle
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,6 +17,8 @@ from raylaunch.errors import RankFault
 from raylaunch.model import hub
 from raylaunch.protocol import Gate, ReadyFacts, VerifyFacts
 from raylaunch.sglang.arguments import server_arguments
+from raylaunch.sglang.source import installed_version
+from raylaunch.wire import SglangSettled
 from raylaunch_actors.communicator.process_group import StoreServer, open_store
 from raylaunch_actors.device import identity, memory_in_use, rank_device
 from raylaunch_actors.fingerprint import fingerprint
@@ -32,11 +36,12 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     hooks = Hooks()
     try:
         with reported(gate, "importing sglang", modules_loaded):
+            before = dict(os.environ)
             args = versions.server_args(server_arguments(spec.config))
             rounds = Rounds(spec, gate)
             hooks.install(seams.all_seams(rounds))
-        settled = versions.resolved_arguments(args)
-        require_alike(gate.arrive(Gate.ATTACH, offer=settled).offers[0], settled)
+        mine = settled(args, before)
+        require_alike(gate.arrive(Gate.ATTACH, offer=mine).offers[0].texts, mine.texts)
         with reported(gate, None, compilers_work):  # wherever a kernel is compiled, that is no hang
             scheduler = versions.make_scheduler(spec, args)
         rounds.warmed()  # where nothing is captured, no round has said so
@@ -44,13 +49,25 @@ def run(spec: RankSpec, gate: RankGate) -> None:
         versions.watch_unless_paused(scheduler)
         gate.read_counters = versions.SchedulerCounters(scheduler, compilers_work).read
         facts = ReadyFacts(rounds.pieces.count(), memory_in_use(rank_device(spec)))
-        gate.arrive(Gate.READY, facts, offer={**scheduler.get_init_info(), "settled": settled})
+        gate.arrive(Gate.READY, facts, offer=scheduler.get_init_info())
         hooks.remove()
         serve(spec, scheduler, gate.stop_requested)
     finally:
         hooks.remove()
         if store is not None:
             store.close()  # NCCL's watchdog asks it as long as the rank lives
+
+
+def settled(args: Any, before: Mapping[str, str]) -> SglangSettled:
+    """What SGLang has made of its arguments here, where the GPUs are: rank 0's is for the driver too.
+
+    Args:
+        before: this process's variables before that.
+    """
+    variables = {
+        name: value for name, value in os.environ.items() if name.startswith("SGLANG_") and before.get(name) != value
+    }
+    return SglangSettled(versions.resolved_arguments(args), pickle.dumps(args), variables, installed_version())
 
 
 def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:

@@ -104,6 +104,7 @@ def port_args(sockets: SglangSockets) -> Any:
         tokenizer_worker_ipc_name=None,
         decoupled_spec_ipc_config=None,
         instance_id=sockets.instance,
+        load_collector_ipc_name=sockets.loads,
     )
 
 
