@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -83,7 +84,7 @@ def launch(
     try:
         with _ray_errors_named():
             if resolved.program == "sglang":
-                require_together(placement)
+                require_equal_shares(placement)
             if frontend is not None:
                 resolved = replace(resolved, sockets=frontend.meet(meeting(placement)))
             with span(report, "actors"):
@@ -132,14 +133,12 @@ def _ray_errors_named() -> Iterator[None]:
         raise LaunchError(f"Ray failed: {type(error).__name__}: {error}", retryable=retryable) from error
 
 
-def require_together(placement: Placement) -> None:
-    """SGLang is told of one node: it would hand out images in shared memory, and choose kernels that need one. Raises
-    LaunchError F13 for ranks on several."""
-    first = placement.seats[0]
-    for seat in placement.seats:
-        if seat.node_id != first.node_id:
-            text = f"rank 0 was placed on node {first.address} and rank {seat.rank} on node {seat.address}: with the "
-            raise LaunchError(f"{text}engine sglang all ranks share a node", "F13", "PLACE")
+def require_equal_shares(placement: Placement) -> None:
+    """SGLang counts with as many ranks on each node. Raises LaunchError F13 where there are not."""
+    shares = Counter(seat.address for seat in placement.seats)
+    if len(set(shares.values())) > 1:
+        text = ", ".join(f"{share} on node {address}" for address, share in shares.items())
+        raise LaunchError(f"ranks were placed {text}: the engine sglang has as many on each", "F13", "PLACE")
 
 
 def meeting(placement: Placement) -> Meeting:
@@ -169,10 +168,10 @@ def specs_of(resolved: ResolvedLaunch, placement: Placement, name: str) -> list[
     # Loopback is enough, and safer, as long as nobody outside this node has to connect.
     here = ray.get_runtime_context().get_node_id()
     alone = all(seat.node_id == here for seat in placement.seats)
-    together = len({seat.node_id for seat in placement.seats}) == 1
+    nodes = list(dict.fromkeys(seat.node_id for seat in placement.seats))
     threads = str(config.engine.threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    if together:
+    if len(nodes) == 1:
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     if device == "cuda":
         environment.update(NO_MULTICAST)
@@ -190,6 +189,8 @@ def specs_of(resolved: ResolvedLaunch, placement: Placement, name: str) -> list[
             environment={**environment, **debug_environment(core)},
             core_file=core,
             driver_files=files,
+            node=nodes.index(seat.node_id),
+            nodes=len(nodes),
             **told,
         )
         for seat, core in zip(placement.seats, cores, strict=True)

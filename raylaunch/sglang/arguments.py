@@ -86,12 +86,15 @@ factor where the original positions are named, https://github.com/sgl-project/sg
 LOADS_BY_SOCKET = {"SGLANG_LOAD_SNAPSHOT_USE_ZMQ": "1"}
 """Has ranks say through a socket how busy they are, and not in memory that only processes of one node share."""
 IMPLEMENTATION = "SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2"
-ONE_NODE = "SGLang is told of one node: it would hand out images in shared memory, and choose kernels that need one"
-"""Why all ranks must be on one node."""
 
 
-def server_arguments(config: LaunchConfig) -> dict[str, Any]:
-    """Arguments of SGLang's ``ServerArgs`` by name, plain data, the same on every rank."""
+def server_arguments(config: LaunchConfig, nodes: int = 1, node: int = 0) -> dict[str, Any]:
+    """Arguments of SGLang's ``ServerArgs`` by name, plain data, the same on every rank but for ``node``.
+
+    Args:
+        nodes: that the ranks are on.
+        node: index of this one.
+    """
     model, capture, engine = config.model, config.capture, config.engine
     given: dict[str, Any] = {
         "model_path": model.path,
@@ -101,7 +104,8 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
         "dtype": model.dtype,
         "load_format": model.load_format,
         "tp_size": config.parallel.tensor_parallel_size,
-        "skip_server_warmup": True,
+        "nnodes": nodes,
+        "node_rank": node,
         "disable_custom_all_reduce": config.communicator.kind == "library",
         "log_level": "info",
         # SGLang's own choice, shared GPU memory, is on the first GPU that the driver sees: Ray has not given it that.
@@ -180,8 +184,6 @@ def check_sglang(config: LaunchConfig) -> None:
             raise ConfigError(f"communicator.{name}", getattr(config.communicator, name), expected)
     if ":" in (name := config.serve.served_model_name or ""):
         raise ConfigError("serve.served_model_name", name, "must have no colon: SGLang looks for an adapter behind it")
-    if config.parallel.nodes > 1:
-        raise ConfigError("parallel.nodes", config.parallel.nodes, f"must be 1 with this engine: {ONE_NODE}")
     known = known_arguments(folder)
     if PIECE_COMPILER not in known and "compiler" in config.capture.model_fields_set:
         expected = f"sglang {version} makes no pieces of a model that could be compiled; leave it out"

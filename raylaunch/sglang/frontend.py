@@ -286,7 +286,7 @@ class SglangFrontend:
         import uvloop
         from raylaunch_actors.sglang_engine.versions import port_args as port_args_of
 
-        server_args = adopt(settled.arguments, of_the_server(self._config))
+        server_args = adopt(settled.arguments, {**of_the_server(self._config), "skip_server_warmup": True})
         port_args = port_args_of(self.sockets)
         listeners = self._folder.listeners
         variables = {**LONGER_CONTEXT, **self._config.environment, **settled.variables}

@@ -47,6 +47,7 @@ class TokenizerSide:
         self.server_args, self.port_args, self._recovery = server_args, port_args, recovery
         self._listeners, self._doors = listeners, Doors(listeners)
         self.settled = versions.Settled(server_args)
+        self._between_nodes = listeners is not None or self.settled.nnodes > 1
         self.manager: Any = None
         self.templates: Any = None
         self.scheduler_info: dict[str, Any] = {}
@@ -70,6 +71,7 @@ class TokenizerSide:
                 tokenizer_manager.get_zmq_socket = original
         if self._listeners is not None:
             versions.receive_loads(self.manager, self._doors, self.port_args.load_collector_ipc_name)
+        if self._between_nodes:
             versions.send_images_whole(True)
         if self.manager.mm_processor is not None and self.settled.mm_feature_transport == "cpu":
             # Or images are prepared on the first GPU that the driver sees, whoever has it, and memory of it is kept
@@ -333,7 +335,7 @@ class TokenizerSide:
         versions.close_transports(self.manager)
         self.manager.load_snapshot_reader.close()
         self._doors.close()
-        if self._listeners is not None:
+        if self._between_nodes:
             versions.send_images_whole(False)
 
     async def _receive(self) -> None:

@@ -10,7 +10,7 @@ import ray
 
 from raylaunch import LaunchConfig, LaunchError
 from raylaunch.cluster.placement import Placement, Seat
-from raylaunch.group.launch import require_together, specs_of
+from raylaunch.group.launch import require_equal_shares, specs_of
 from raylaunch.model.shape import ModelShape
 from raylaunch.resolved import launch_of
 
@@ -42,12 +42,19 @@ def test_ranks_are_told_no_api_key(specs):
     assert [one.config.engine.threads for one in told] == [3, 3]
 
 
-def test_ranks_of_sglang_share_a_node():
-    """Where ``placement.strategy``, or a placement group that was given, has spread them."""
-    require_together(placement_on(["there", "there"]))
-    with pytest.raises(LaunchError, match=r"rank 0 was placed on node 10\.0\.0\.0 and rank 1 on node") as caught:
-        require_together(placement_on(["here", "there"]))
+def test_each_node_has_as_many_ranks_of_sglang():
+    """Not where ``placement.strategy``, or a placement group that was given, has spread them otherwise."""
+    for equal in (["there", "there"], ["here", "there"]):
+        require_equal_shares(placement_on(equal))
+    seats = [Seat(rank, rank, f"node{node}", f"10.0.0.{node}", 0) for rank, node in enumerate([0, 0, 0, 1])]
+    with pytest.raises(LaunchError, match=r"placed 3 on node 10\.0\.0\.0, 1 on node 10\.0\.0\.1: the engine") as caught:
+        require_equal_shares(Placement(SimpleNamespace(), tuple(seats), owned=True))
     assert (caught.value.code, caught.value.phase) == ("F13", "PLACE")
+
+
+def test_ranks_are_told_of_their_nodes(specs):
+    assert [(one.node, one.nodes) for one in specs(["a", "a", "b", "b"])] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert [(one.node, one.nodes) for one in specs(["a", "a"])] == [(0, 1), (0, 1)]
 
 
 @pytest.mark.parametrize(

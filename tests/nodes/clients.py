@@ -1,7 +1,8 @@
-"""Clients of a server, on one of the hosts: no other process reaches it. ``ask URL`` prints what is answered, as JSON.
+"""Clients of a server, on one of the hosts: no other process reaches it.
 
-``strangers CANARY URL...`` has peers without keys push pickles at ZeroMQ's ports, which would make the folder
-``CANARY``, and wait for what is pushed there, until standard input ends; then says how many messages they got.
+``ask URL`` prints what is answered, as JSON; ``ports PID ADDRESS`` where a process listens. ``strangers CANARY URL...``
+has peers without keys push pickles at ZeroMQ's ports, which would make the folder ``CANARY``, and wait for what is
+pushed there, until standard input ends; then says how many messages they got.
 """
 
 from __future__ import annotations
@@ -31,6 +32,15 @@ def ask(url: str) -> dict[str, Any]:
         "long": [httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"] for _ in range(2)],
         "loads": len(httpx.get(f"{url}/v1/loads", timeout=30).json()["loads"]),
     }
+
+
+def ports(pid: int, address: str) -> list[int]:
+    """Where a process and its children listen. A host's own processes alone see that."""
+    import psutil
+
+    root = psutil.Process(pid)
+    found = [each for one in (root, *root.children(recursive=True)) for each in one.net_connections("tcp")]
+    return sorted({one.laddr.port for one in found if one.status == psutil.CONN_LISTEN and one.laddr.ip == address})
 
 
 class Canary:
@@ -66,5 +76,8 @@ def strangers(canary: str, urls: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    what, *rest = sys.argv[1:]
-    print(json.dumps(ask(rest[0]) if what == "ask" else strangers(rest[0], rest[1:])))
+    what, first, *rest = sys.argv[1:]
+    if what == "ports":
+        print(json.dumps(ports(int(first), rest[0])))
+    else:
+        print(json.dumps(ask(first) if what == "ask" else strangers(first, rest)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from raylaunch.config import shipped_configs
 from tests.nodes.clients import LONG
 from tests.nodes.hosts import Hosts, address, can_make_hosts
 from tests.sglang.test_real_ranks import can_run, config_of  # noqa: F401  # the fixture skips where SGLang cannot run
@@ -29,6 +31,7 @@ pytestmark = [
 
 PORT = 31260
 LAUNCH_S = 300.0
+NOT_NICE = {"RAY_worker_niceness": "0"}  # or ranks wait for whatever else this machine does
 
 
 @dataclass
@@ -72,15 +75,8 @@ class Server:
 
     def ports(self) -> list[str]:
         """ZeroMQ's, where other hosts reach it."""
-        root = psutil.Process(self.process.pid)
-        found = set()
-        for one in (root, *root.children(recursive=True)):
-            if one.name().startswith(("raylet", "gcs", "ray::")):
-                continue
-            for each in one.net_connections("tcp"):
-                if each.status == psutil.CONN_LISTEN and each.laddr.ip == address(0) and each.laddr.port != PORT:
-                    found.add(f"tcp://{address(0)}:{each.laddr.port}")
-        return sorted(found)
+        found = self.run("ports", str(self.process.pid), address(0))
+        return [f"tcp://{address(0)}:{port}" for port in found if port != PORT]
 
 
 @contextlib.contextmanager
@@ -106,32 +102,57 @@ def expect_answers(server: Server) -> None:
     assert answers["loads"] == 1
 
 
-def test_the_driver_is_on_a_head_and_the_ranks_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("places", "settings"),
+    [({1: 2}, ()), ({1: 1, 2: 1}, ("parallel.nodes=2",))],
+    ids=["ranks on one host", "ranks on two hosts"],
+)
+def test_the_driver_is_on_a_head_and_the_ranks_elsewhere(
+    places: dict[int, int], settings: tuple[str, ...], tmp_path: Path
+) -> None:
     """Launched, verified, answering through the head's port; strangers get and say nothing; a rank that dies is named
     and its group rebuilt; nothing is left on any host."""
-    with Hosts(workers=1) as hosts:
+    with Hosts(workers=len(places), more=NOT_NICE) as hosts:
         before = {one.pid for one in hosts.processes()}
-        with Server(hosts, ("recovery.rebuilds=1",)) as server:
+        with Server(hosts, ("recovery.rebuilds=1", *settings)) as server:
             server.wait_ready()
-            ranks = hosts.ranks(1)
-            assert (len(ranks), hosts.ranks(0)) == (2, [])
+            ranks = {host: hosts.ranks(host) for host in (0, *places)}
+            assert {host: len(there) for host, there in ranks.items()} == {0: 0, **places}
             ports = server.ports()
             assert len(ports) == 4
             with strangers(hosts, tmp_path / "canary", ports) as got:
                 expect_answers(server)
             assert got == [0]
-            os.kill(ranks[1], signal.SIGKILL)
+            last = ranks[max(places)][-1]
+            os.kill(last, signal.SIGKILL)
             end = time.monotonic() + 60
-            while set(ranks) & set(hosts.ranks(1)) and time.monotonic() < end:
+            while last in hosts.ranks(max(places)) and time.monotonic() < end:
                 time.sleep(0.1)
             server.wait_ready()
             expect_answers(server)
             said = server.log.read_text()
             assert "F07" in said
             assert "died: killed by SIGKILL" in said
+            over = re.search(
+                r"2 ranks on 2 nodes, over eth0 \(10\.77\.0\.\d\), eth0 \(10\.77\.0\.\d\)", " ".join(said.split())
+            )
+            assert (over is not None) == (len(places) == 2)
             assert not (tmp_path / "canary").exists()
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(90) == 0
         left = [one for one in hosts.processes() if one.pid not in before and "raylaunch" in " ".join(one.cmdline())]
-        assert (left, hosts.ranks(0), hosts.ranks(1)) == ([], [], [])
+        assert (left, [hosts.ranks(host) for host in ranks]) == ([], [[] for _ in ranks])
         assert not [one for one in os.listdir("/dev/shm") if "sglang_loads" in one]
+
+
+def test_a_model_that_one_node_lacks_is_missed_before_it_is_loaded(tmp_path: Path) -> None:
+    """F22: with the node."""
+    model = tmp_path / "model"
+    shutil.copytree(shipped_configs() / "models" / "tiny-adder", model)
+    settings = (f"model.path={model}", "parallel.nodes=2")
+    with Hosts(workers=2, hidden={2: model}, more=NOT_NICE) as hosts, Server(hosts, settings) as server:
+        assert server.process.wait(LAUNCH_S) == 3
+        said = " ".join(server.log.read_text().split())
+        assert "F19" in said
+        assert re.search(rf"ranks differ in model: '{model} is no folder' on rank \d \(node {address(2)}\)", said), said
+        assert [hosts.ranks(host) for host in (1, 2)] == [[], []]

@@ -30,6 +30,7 @@ CONFIG = REFERENCE.replace(
         "engine.sglang.args": {"device": "cpu"},
     }
 )
+HERE = Meeting(True, "127.0.0.1")
 RESOLVED = launch_of(CONFIG, check_model(REFERENCE))
 
 
@@ -49,14 +50,15 @@ def wait_until(condition, seconds=10.0):
         time.sleep(0.01)
 
 
-def place_ranks(frontend, config=CONFIG):
-    """As far as ATTACH, with what a rank would settle."""
+def place_ranks(frontend, config=CONFIG, where=HERE):
+    """As far as ATTACH, with what a rank would settle. Returns where the ranks must meet the frontend."""
     from raylaunch_actors.sglang_engine.launch import settled
     from raylaunch_actors.sglang_engine.versions import server_args
 
-    frontend.meet(Meeting(True, "127.0.0.1"))
+    sockets = frontend.meet(where)
     before = dict(os.environ)
     frontend.attach(settled(server_args(server_arguments(config.replace({"serve": {}}))), before))
+    return sockets
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def installed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "key", "said"),
     [
-        ("parallel={nodes: 2, tensor_parallel_size: 4}", "parallel.nodes", "must be 1 with this engine"),
+        ("serve.served_model_name=a:b", "serve.served_model_name", "must have no colon"),
         ("communicator.table_rows=64", "communicator.table_rows", "is of the engine 'reference'"),
         ("communicator.max_bytes=4096", "communicator.max_bytes", "is of the engine 'reference'"),
         ("engine.sglang.args.tp_size=2", "engine.sglang.args.tp_size", "use parallel.tensor_parallel_size"),

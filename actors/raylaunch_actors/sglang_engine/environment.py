@@ -85,6 +85,8 @@ def variables(spec: RankSpec) -> dict[str, str]:
         **implementation(config.communicator.kind),
         **caches(config.engine.sglang.cache_dir),
     }
+    if spec.nodes > 1:
+        chosen["NCCL_DEBUG"] = "WARN"  # why it cannot be set up is in the log of its rank then
     chosen["SGLANG_RUN_ID"] = f"raylaunch-{secrets.token_hex(6)}"
     if config.placement.resources_per_rank.get("GPU", 1.0) < 1:
         # NCCL refuses two ranks on one GPU of a host; on two hosts it does not look.

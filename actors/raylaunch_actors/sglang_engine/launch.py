@@ -23,6 +23,7 @@ from raylaunch_actors.communicator.process_group import StoreServer, open_store
 from raylaunch_actors.device import identity, memory_in_use, rank_device
 from raylaunch_actors.fingerprint import fingerprint
 from raylaunch_actors.gate import RankGate
+from raylaunch_actors.interfaces import in_words
 from raylaunch_actors.progress import compilers_work, modules_loaded, reported
 from raylaunch_actors.sglang_engine import environment, seams, versions
 from raylaunch_actors.sglang_engine.hooks import Hooks
@@ -37,11 +38,12 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     try:
         with reported(gate, "importing sglang", modules_loaded):
             before = dict(os.environ)
-            args = versions.server_args(server_arguments(spec.config))
+            args = versions.server_args(server_arguments(spec.config, spec.nodes, spec.node))
             rounds = Rounds(spec, gate)
             hooks.install(seams.all_seams(rounds))
         mine = settled(args, before)
         require_alike(gate.arrive(Gate.ATTACH, offer=mine).offers[0].texts, mine.texts)
+        gate.progress(f"joining its group{f' over {one}' if (one := in_words(spec)) else ''}")
         with reported(gate, None, compilers_work):  # wherever a kernel is compiled, that is no hang
             scheduler = versions.make_scheduler(spec, args)
         rounds.warmed()  # where nothing is captured, no round has said so
@@ -72,9 +74,12 @@ def settled(args: Any, before: Mapping[str, str]) -> SglangSettled:
 
 def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     """MEET: says who it is before anything slow is imported; rank 0 binds the store. Raises RankFault F09, F10."""
-    # Of a Hub model there is nothing to compare: all ranks are on one node and have its cache.
-    prints = fingerprint(spec, Path(spec.config.model.path).expanduser())
     _ask_the_hub(spec, gate)
+    path, revision = spec.config.model.path, spec.config.model.revision
+    folder = Path(path).expanduser()
+    with suppress(ValueError):  # no name on the Hub, but of another store that SGLang knows
+        folder = folder if folder.is_dir() else hub.cached(path, revision) or folder
+    prints = fingerprint(spec, folder)
     environment.prepare(spec)  # after the fingerprint, as some of it differs from rank to rank, and before CUDA
     device = rank_device(spec)
     store = None
