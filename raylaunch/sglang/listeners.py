@@ -13,6 +13,9 @@ from typing import Any
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+HEARTBEAT_MS = 3_000
+SILENT_MS = 12_000  # longer than a rank may be stopped, and shorter than another takes to be there
+
 
 @dataclass(frozen=True)
 class Listeners:
@@ -66,7 +69,8 @@ class Doors:
             self._authenticators[context.underlying] = authenticator
         # Of binds that follow alone: on this node the folder keeps others out.
         socket.curve_server, socket.curve_secretkey = True, self._listeners.secret
-        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        # A node that is cut off ends no connection, and would go on being given a part of the requests.
+        socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT_MS, SILENT_MS
         socket.setsockopt(zmq.USE_FD, os.dup(self._listeners.ports[name]))  # the socket closes its own
         socket.bind("tcp://127.0.0.1:*")  # an address that is not looked at
         socket.setsockopt(zmq.USE_FD, -1)

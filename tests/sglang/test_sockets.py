@@ -6,7 +6,8 @@ import os
 import pickle
 import socket
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import zmq
 
 from raylaunch.errors import LaunchError
 from raylaunch.frontends.base import Meeting
-from raylaunch.sglang import sockets
+from raylaunch.sglang import listeners, sockets
 from raylaunch.sglang.listeners import Doors
 from raylaunch.sglang.sockets import SocketFolder
 
@@ -195,3 +196,56 @@ def test_a_port_waits_for_the_next_process(folder):
                 assert pull.recv() == said
     finally:
         peers.destroy(linger=0)
+
+
+def test_a_rank_that_is_cut_off_is_given_nothing_more(folder, monkeypatch):
+    """Its connection is not ended by anything, and a socket that pushes goes round."""
+    monkeypatch.setattr(listeners, "HEARTBEAT_MS", 100)
+    monkeypatch.setattr(listeners, "SILENT_MS", 300)
+    away = folder.meet(Meeting(False, HERE))
+    with opened(folder, zmq.PUSH, folder.names.scheduler_input) as (push, peers), Cable(away.scheduler_input) as cable:
+        keys = away.keys.server, away.keys.public, away.keys.secret
+        lost = with_keys(peers, zmq.PULL, cable.url, *keys)
+        push.send(b"0")
+        assert lost.poll(5000)
+        lost.recv()
+        cable.cut.set()
+        time.sleep(1)
+        successor = with_keys(peers, zmq.PULL, away.scheduler_input, *keys)
+        push.send(b"1")
+        assert successor.poll(5000)
+        for number in range(2, 6):
+            push.send(b"%d" % number)
+        assert [successor.recv() for _ in range(5)] == [b"%d" % number for number in range(1, 6)]
+
+
+class Cable:
+    """Carries one connection to an address, until it is cut: then nothing, not even an end."""
+
+    def __init__(self, url: str) -> None:
+        self.cut = threading.Event()
+        self._to = url.removeprefix("tcp://").rsplit(":", 1)
+        self._listener = socket.create_server((HERE, 0))
+        self.url = f"tcp://{HERE}:{self._listener.getsockname()[1]}"
+        self._ends: list[socket.socket] = [self._listener]
+
+    def __enter__(self):
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        for one in self._ends:
+            one.close()
+
+    def _accept(self):
+        near = self._listener.accept()[0]
+        far = socket.create_connection((self._to[0], int(self._to[1])))
+        self._ends += [near, far]
+        for ends in ((near, far), (far, near)):
+            threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, source, target):
+        with suppress(OSError):
+            while data := source.recv(4096):
+                if not self.cut.is_set():
+                    target.sendall(data)
