@@ -9,8 +9,10 @@ import pytest
 import ray
 
 from raylaunch import LaunchConfig, LaunchError
-from raylaunch.cluster.placement import Placement, Seat
-from raylaunch.group.launch import require_equal_shares, specs_of
+from raylaunch.cluster.placement import Node, Placement, Seat
+from raylaunch.frontends.base import Meeting
+from raylaunch.group import launch as launching
+from raylaunch.group.launch import meeting, require_equal_shares, specs_of
 from raylaunch.model.shape import ModelShape
 from raylaunch.resolved import launch_of
 
@@ -40,6 +42,21 @@ def test_ranks_are_told_no_api_key(specs):
     assert [one.config.serve.api_key for one in told] == [None, None]
     assert [one.placement_group for one in told] == [None, None]
     assert [one.config.engine.threads for one in told] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cluster", "seen"),
+    [
+        (["here", "here"], ["here"], Meeting(True, "10.0.0.9")),
+        (["here", "there"], ["here", "there"], Meeting(True, "10.0.0.9", may_move=True)),
+        (["there", "there"], ["here", "there"], Meeting(False, "10.0.0.9", may_move=True)),
+    ],
+)
+def test_where_rank_0_is_as_the_driver_sees_it(monkeypatch, ranks, cluster, seen):
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.9")
+    monkeypatch.setattr(launching, "cluster_nodes", lambda: [Node(one, one, {}, {}) for one in cluster])
+    assert meeting(placement_on(ranks)) == seen
 
 
 def test_each_node_has_as_many_ranks_of_sglang():
