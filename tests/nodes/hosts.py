@@ -35,7 +35,7 @@ class Hosts:
     """
 
     workers: int = 2
-    hidden: dict[int, Path] = field(default_factory=dict)  # a folder that a host does not have
+    hidden: dict[int, Path] = field(default_factory=dict)  # a folder whose contents a host does not have
     more: dict[str, str] = field(default_factory=dict)  # variables of all processes
     folder: Path = field(init=False)
     environment: dict[str, str] = field(init=False)
@@ -117,7 +117,7 @@ class Hosts:
         # The name is the address: Ray looks its host up by name where it cannot reach the world.
         setup = f"hostname {address(host)}"
         if host in self.hidden:
-            setup += f" && mount -t tmpfs none {self.hidden[host]} && rmdir {self.hidden[host]} 2>/dev/null; true"
+            setup += f" && mount -t tmpfs none {self.hidden[host]}"  # `ip netns exec` has mounts of its own
         named = ["unshare", "--uts", "sh", "-c", f'{setup} && exec "$@"', "sh"]
         inside = ["ip", "netns", "exec", self._namespace(host), *named]
         environment = {**self.environment, MARK: f"{self.folder}/{host}"}

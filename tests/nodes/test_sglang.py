@@ -150,7 +150,7 @@ def test_a_model_that_one_node_lacks_is_missed_before_it_is_loaded(tmp_path: Pat
     model = tmp_path / "model"
     shutil.copytree(shipped_configs() / "models" / "tiny-adder", model)
     settings = (f"model.path={model}", "parallel.nodes=2")
-    with Hosts(workers=2, hidden={2: model}, more=NOT_NICE) as hosts, Server(hosts, settings) as server:
+    with Hosts(workers=2, hidden={2: tmp_path}, more=NOT_NICE) as hosts, Server(hosts, settings) as server:
         assert server.process.wait(LAUNCH_S) == 3
         said = " ".join(server.log.read_text().split())
         assert "F19" in said
