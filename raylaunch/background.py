@@ -26,6 +26,11 @@ class Background:
         except BaseException as error:
             self._error = error
 
+    @property
+    def failed(self) -> bool:
+        """Whether the function has raised."""
+        return self._error is not None
+
     def raise_if_failed(self) -> None:
         """Raises what the function raised, if it has."""
         if self._error is not None:

@@ -16,7 +16,7 @@ from raylaunch.cluster.session import RaySession, enter
 from raylaunch.config import LaunchConfig
 from raylaunch.engine import Engine
 from raylaunch.errors import LaunchError, RaylaunchError, ReplicaLost, RequestFailed
-from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running
+from raylaunch.frontends.base import Image, Listener, Meeting, Prepared, Prompt, Running
 from raylaunch.frontends.generation_config import SamplingDefaults
 from raylaunch.frontends.requests import Chunk, RequestTable
 from raylaunch.group.driver import StepListener
@@ -181,8 +181,6 @@ def least_loaded(loads: Mapping[int, int], after: int) -> int:
 class Router:
     """Takes requests to the groups. What :class:`Engine` asks of a frontend, in front of those of all replicas."""
 
-    sockets = None
-
     def __init__(self, engines: Sequence[Engine]) -> None:
         self.engines = engines
         config = engines[0].config.engine
@@ -237,6 +235,10 @@ class Router:
     # What concerns one group is asked of its own frontend.
 
     def begin(self, resolved: ResolvedLaunch) -> None: ...
+
+    def meet(self, where: Meeting) -> None: ...
+
+    def attach(self, offer: Any) -> None: ...
 
     def raise_if_failed(self) -> None: ...
 

@@ -191,7 +191,8 @@ class LaunchReport:
         by_gate = {record.step.gate: record.arrivals[0].facts for record in self.steps if record.arrivals}
         if phase is Phase.PLACE:
             nodes = len({place.node for place in self.places})
-            return f"{count(len(self.places), 'rank')} on {count(nodes, 'node')}{self._describe_niceness()}"
+            where = f"{count(len(self.places), 'rank')} on {count(nodes, 'node')}"
+            return f"{where}{self._describe_interfaces()}{self._describe_niceness()}"
         if phase is Phase.CONNECT and isinstance(facts := by_gate.get(Gate.CONNECTED), CommunicatorFacts):
             return _describe_all_reduce(facts)
         if phase is Phase.LOAD and isinstance(facts := by_gate.get(Gate.LOADED), LoadFacts):
@@ -272,6 +273,14 @@ class LaunchReport:
                 for record in self.steps
             ],
         }
+
+    def _describe_interfaces(self) -> str:
+        """Which the ranks of several nodes reach one another over."""
+        for _, arrivals in self.facts(Gate.MEET):
+            named = {one.facts.interface: None for one in arrivals if isinstance(one.facts, Identity)}
+            if any(named):
+                return f", over {', '.join(named)}"
+        return ""
 
     def _all_reduce(self) -> dict[str, Any] | None:
         """What the ranks agreed on, as rank 0 said it."""

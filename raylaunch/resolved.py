@@ -42,7 +42,8 @@ class ResolvedLaunch:
         request: what is asked of Ray.
         plan: the gates; with the engine ``sglang`` its rounds are there once rank 0 has settled them.
         kv_tokens: tokens that the KV cache of every rank holds; 0 until the ranks have settled that.
-        sockets: where the engine ``sglang`` meets its tokenizer and detokenizer; None for other engines.
+        sockets: where the engine ``sglang`` meets its tokenizer and detokenizer; None for other engines, and until the
+            ranks have places.
         placement_group: of the user's, to place the ranks in and to leave alone; None makes one.
     """
 

@@ -76,7 +76,7 @@ class Supervisor:
         self._idle.clear()
         try:
             self.frontend.begin(resolved)
-            self._resolved = resolved = replace(resolved, sockets=self.frontend.sockets)
+            self._resolved = resolved
             self._start(resolved)
         except BaseException:
             self.frontend.close()
@@ -197,7 +197,7 @@ class Supervisor:
                 assert self._resolved is not None
                 launched = launch(
                     self._resolved, self.report, self.listener,
-                    avoid=self._lost_nodes, stopped=self._cancelled, session=self._session,
+                    avoid=self._lost_nodes, stopped=self._cancelled, session=self._session, frontend=self.frontend,
                 )  # fmt: skip
                 self._hand_over(launched)
                 break

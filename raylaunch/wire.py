@@ -6,6 +6,7 @@ are SGLang's own; what both sides must agree on of them is where they meet.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +17,20 @@ Round = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
+class CurveKeys:
+    """What a rank on another node than the driver's needs to be heard by it, and to know it. Secret.
+
+    Attributes:
+        server: the driver's public CURVE key.
+        public, secret: the CURVE key pair of the ranks.
+    """
+
+    server: bytes = field(repr=False)
+    public: bytes = field(repr=False)
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class SglangSockets:
     """Names of ZeroMQ sockets, as in SGLang's ``PortArgs``. The driver's side binds them, rank 0 connects.
 
@@ -23,19 +38,40 @@ class SglangSockets:
         tokenizer: tokenizer manager receives from the detokenizer.
         scheduler_input: rank 0 receives from the tokenizer manager.
         detokenizer: detokenizer receives from rank 0.
+        loads: rank 0 sends how busy it is, where it is on another node; on the same one that is in shared memory.
         rpc: calls from the driver to rank 0.
         metrics: rank 0 sends metrics.
         instance: token that the processes of one engine share.
         metrics_folder: folder in which they leave SGLang's Prometheus metrics.
+        keys: of the sockets between nodes; None where the names are files in a folder that only this user can open.
     """
 
     tokenizer: str
     scheduler_input: str
     detokenizer: str
+    loads: str
     rpc: str
     metrics: str
     instance: str = field(repr=False)
     metrics_folder: str
+    keys: CurveKeys | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class SglangSettled:
+    """What SGLang has settled on a rank. Only what a rank of our own says through Ray may be unpickled.
+
+    Attributes:
+        texts: each argument as text, but for some that may differ between ranks.
+        arguments: ``ServerArgs``, as a pickle.
+        variables: ``SGLANG_`` variables that were set meanwhile.
+        version: of SGLang.
+    """
+
+    texts: Mapping[str, str]
+    arguments: bytes = field(repr=False)
+    variables: Mapping[str, str]
+    version: str
 
 
 class Sampling(msgspec.Struct, frozen=True):

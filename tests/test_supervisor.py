@@ -48,8 +48,6 @@ class Kept:
 
     # ---- the supervisor's frontend, as far as it is asked here
 
-    sockets = None
-
     def begin(self, resolved: object) -> None: ...
 
     def up(self, offer: object, resolved: object) -> None: ...

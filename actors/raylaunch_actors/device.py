@@ -11,6 +11,7 @@ import torch
 
 from raylaunch.errors import RankFault
 from raylaunch.protocol import Identity
+from raylaunch_actors.interfaces import in_words
 from raylaunch_actors.spec import RankSpec
 
 
@@ -61,6 +62,7 @@ def identity(spec: RankSpec, device: torch.device, prints: Mapping[str, str]) ->
         gpu=gpu,
         fingerprint={**prints, **device_prints(device)},
         niceness=os.nice(0) if device.type == "cuda" else 0,
+        interface=in_words(spec),
     )
 
 

@@ -39,8 +39,7 @@ def fingerprint(spec: RankSpec, model: Path) -> dict[str, str]:
     prints["version of python"] = platform.python_version()
     prints["processor"] = platform.machine()
     prints["configuration"] = hashlib.sha256(spec.config.model_dump_json().encode()).hexdigest()[:16]
-    prints["model files"] = model_digest(model)
-    return prints | environment_prints(os.environ, spec.group)
+    return prints | model_prints(model) | environment_prints(os.environ, spec.group)
 
 
 def environment_prints(variables: Mapping[str, str], group: str) -> dict[str, str]:
@@ -72,21 +71,18 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if cached else None
 
 
-def model_digest(folder: Path) -> str:
-    """What model is in the folder; ``not a folder`` if there is none.
+def model_prints(folder: Path) -> dict[str, str]:
+    """What model is in the folder.
 
-    Of a Hub model it is the commit: nodes differ in what of it they have fetched already. Of another it is a digest of
-    the files' names and sizes and of ``config.json``.
+    Of a Hub model it is the commit: nodes differ in what of it they have fetched already. Of another it is each file's
+    name and size, and a digest of ``config.json``.
     """
-    if not folder.is_dir():
-        return "not a folder"
     if commit := commit_of(folder):
-        return f"commit {commit}"
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.name.endswith((".json", ".safetensors")):
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-    config = folder / "config.json"
-    if config.is_file():
-        digest.update(config.read_bytes())
-    return digest.hexdigest()[:16]
+        return {"model": f"commit {commit}"}
+    if not folder.is_dir():
+        return {"model": f"{folder} is no folder"}
+    files = {one.name: one for one in folder.iterdir() if one.name.endswith((".json", ".safetensors"))}
+    prints = {f"model file {name}": f"{file.stat().st_size} bytes" for name, file in files.items()}
+    if (config := files.get("config.json")) is not None:
+        prints["model file config.json"] += f", {hashlib.sha256(config.read_bytes()).hexdigest()[:8]}"
+    return {"model": "a folder", **prints}

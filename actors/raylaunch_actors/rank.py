@@ -21,6 +21,7 @@ from raylaunch.package import package_files
 from raylaunch.protocol import Arrival, Failure, Release
 from raylaunch_actors import node_gates, priority, shortage
 from raylaunch_actors.gate import RankGate, RankState
+from raylaunch_actors.interfaces import choose_interface
 from raylaunch_actors.progress import modules_loaded, reported
 from raylaunch_actors.spec import RankSpec
 
@@ -80,6 +81,7 @@ class RankBase:
         self._boot_thread = threading.get_ident()
         try:
             require_same_files(self.spec.driver_files, package_files())
+            choose_interface(self.spec)
             if self.spec.config.faults:
                 from raylaunch_actors.faults import at_gates
 

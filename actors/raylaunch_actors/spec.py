@@ -19,6 +19,7 @@ class RankSpec(ResolvedLaunch):
         environment: variables to set before anything heavy is imported.
         core_file: where its GPU writes a core dump, in debug mode; else "".
         driver_files: digest and folder of the raylaunch that the driver has imported.
+        node, nodes: index of its node among those of the group, and how many they are.
         device_index: index of its GPU among those of the group on this node, which all its ranks there see; told at
             boot, when it is known which GPUs Ray gave.
     """
@@ -30,4 +31,6 @@ class RankSpec(ResolvedLaunch):
     environment: dict[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
     core_file: str = ""
     driver_files: tuple[str, str] = ("", "")
+    node: int = 0
+    nodes: int = 1
     device_index: int = 0

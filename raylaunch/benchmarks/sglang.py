@@ -105,13 +105,13 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
 
     from raylaunch_actors.sglang_engine.environment import caches
 
-    from raylaunch.sglang.arguments import LONGER_CONTEXT, implementation, server_arguments
+    from raylaunch.sglang.arguments import LONGER_CONTEXT, implementation, of_the_server, server_arguments
 
     file = folder / "config.yaml"  # JSON is YAML; what was not set must stay so, as some defaults are SGLang's
     open_to_all = config.replace({"serve.api_key": None})
     data = open_to_all.model_dump(mode="json", by_alias=True, exclude_unset=True)
     file.write_text(json.dumps(data), encoding="utf-8")
-    arguments = server_arguments(config)
+    arguments = server_arguments(config) | of_the_server(config)
     kept = caches(config.engine.sglang.cache_dir)
     variables = {**kept, **LONGER_CONTEXT, **implementation(config.communicator.kind), **config.environment}
     told = folder / "sglang.json"  # not on the command line, which everybody can see: variables may be secret

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,32 +38,38 @@ def doctor(
         unreachable = trouble = ""
         address: str = wanted.placement.address or os.environ.get(VARIABLE, "")
         nodes: list[Node] | None
+        others: Mapping[str, Any] = {}
         try:
-            address, nodes, trouble = cluster_of(wanted)
+            address, nodes, trouble, others = cluster_of(wanted)
         except LaunchError as error:
             nodes, unreachable = [], error.summary
         except ConfigError as error:
             nodes, unreachable = [], str(error)
-        plan = examine(wanted, machine, None if unreachable else nodes)
+        plan = examine(wanted, machine, None if unreachable else nodes, others)
         if unreachable:
             plan.problems.insert(0, unreachable)
         if trouble and trouble not in plan.problems:
             plan.problems.append(trouble)
         if as_json:
-            cluster = {"address": address, "nodes": [asdict(node) for node in nodes or ()]}
+            cluster = {"address": address, "nodes": [asdict(node) for node in nodes or ()], "machines": others}
             everything = {"machine": machine, "cluster": cluster, "launch": plan.facts, "problems": plan.problems}
             say(json.dumps(everything, indent=2, default=dict))
         else:
-            say("\n".join(show(machine, address, nodes, wanted.name, plan)))
+            say("\n".join(show(machine, address, nodes, wanted.name, plan, others)))
         if plan.problems:
             raise typer.Exit(LAUNCH_FAILED)
 
 
 def show(
-    machine: dict[str, Any], address: str, nodes: Sequence[Node] | None, name: str, plan: Examination
+    machine: dict[str, Any],
+    address: str,
+    nodes: Sequence[Node] | None,
+    name: str,
+    plan: Examination,
+    others: Mapping[str, Any],
 ) -> list[str]:
     """Everything as lines for people."""
-    lines = ["machine", *_rows(machine_facts(machine))]
+    lines = [f"machine{', the driver' if others else ''}", *_rows(machine_facts(machine))]
     lines += ["packages", *_rows({key: value or "not installed" for key, value in machine["packages"].items()})]
     if nodes is None:
         lines += ["cluster", "  none given (RAY_ADDRESS, placement.address): a launch starts a private one here"]
@@ -71,6 +77,9 @@ def show(
         from raylaunch.cluster.placement import show as amounts
 
         lines += [f"cluster {address}", *(f"  node {node.address}  {amounts(_shown(node.total))}" for node in nodes)]
+    for where, one in others.items():
+        facts = {"": one} if isinstance(one, str) else {**machine_facts(one), "sglang": one["packages"]["sglang"]}
+        lines += [f"machine of node {where}, and of those like it", *_rows(facts)]
     lines += [f"launch of {name}", *_rows(plan.facts)]
     lines += ["problems", *(f"  {problem}" for problem in plan.problems or ("none",))]
     return lines
@@ -96,9 +105,9 @@ def machine_facts(machine: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _rows(facts: dict[str, str]) -> list[str]:
+def _rows(facts: Mapping[str, str | None]) -> list[str]:
     width = max(map(len, facts))
-    return [f"  {key:<{width}}  {value}" for key, value in facts.items()]
+    return [f"  {key:<{width}}  {value or 'none'}" for key, value in facts.items()]
 
 
 def _shown(resources: Any) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,18 @@ class Examination:
     problems: list[str] = field(default_factory=list)
 
 
-def examine(config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node] | None) -> Examination:
+def examine(
+    config: LaunchConfig,
+    machine: dict[str, Any],
+    nodes: Sequence[Node] | None,
+    others: Mapping[str, Any] | None = None,
+) -> Examination:
     """What a launch of ``config`` would use.
 
     Args:
         machine: of :func:`raylaunch.terminal.machine.describe_machine`.
         nodes: the cluster's; None where a launch starts a private one on this machine.
+        others: the same of machines like those of other nodes, by address, or why that is not known, in words.
     """
     plan = Examination()
     try:
@@ -41,9 +47,22 @@ def examine(config: LaunchConfig, machine: dict[str, Any], nodes: Sequence[Node]
         plan.problems.append(str(error))
     _examine_model(plan, config)
     device = _examine_placement(plan, config, machine, nodes)
-    _examine_communicator(plan, config, device, machine["gpu_links"])
+    known = {address: one for address, one in (others or {}).items() if not isinstance(one, str)}
+    # Ranks on GPUs are where those are: what this machine lacks says nothing then.
+    ranks = next((one for one in (machine, *known.values()) if device == "cuda" and one["gpus"]), machine)
+    _examine_communicator(plan, config, device, ranks["gpu_links"])
     plan.facts["sglang"] = _sglang(machine["packages"]["sglang"])
+    if config.engine.kind == "sglang":
+        plan.problems += other_versions(machine, known)
+    plan.problems += [f"node {address} {one}" for address, one in (others or {}).items() if isinstance(one, str)]
     return plan
+
+
+def other_versions(machine: dict[str, Any], others: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Nodes on which the driver's SGLang would meet another one."""
+    mine = machine["packages"]["sglang"] or "none"
+    found = {address: one["packages"]["sglang"] or "none" for address, one in others.items()}
+    return [f"node {where} has sglang {one}, and {mine} is here" for where, one in found.items() if one != mine]
 
 
 def _sglang(version: str | None) -> str:
@@ -190,10 +209,11 @@ def _cpu_options(config: LaunchConfig, nodes: Sequence[str]) -> tuple[Option, ..
     return cpu_options(offers, nodes)
 
 
-def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None, str]:
-    """The Ray cluster that a launch would join: its address, its nodes, what is wrong with the placement group named.
+def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None, str, Mapping[str, Any]]:
+    """The Ray cluster that a launch would join: its address, its nodes, what is wrong with the placement group named,
+    and what the machines of its nodes have, one of each kind that is not this one's.
 
-    ``("", None, ...)`` if it would start a private one.
+    ``("", None, ..., {})`` if it would start a private one.
 
     Raises:
         ConfigError: the address is one of Ray Client.
@@ -205,19 +225,21 @@ def cluster_of(config: LaunchConfig) -> tuple[str, list[Node] | None, str]:
     named = config.placement.placement_group
     if not address:
         expected = "a private cluster has no placement groups; give placement.address or RAY_ADDRESS"
-        return "", None, str(ConfigError("placement.placement_group", named, expected)) if named else ""
+        return "", None, str(ConfigError("placement.placement_group", named, expected)) if named else "", {}
+    from raylaunch.cluster.machines import ask_each_kind
     from raylaunch.cluster.placement import choose_device, cluster_nodes, require_named_group
     from raylaunch.cluster.session import enter
+    from raylaunch.terminal.machine import describe_machine
 
     with interruptible():
         session = enter(address, 0, config.placement.namespace)
         try:
-            nodes = cluster_nodes()
+            nodes, trouble = cluster_nodes(), ""
             try:
                 require_named_group(config, choose_device(config, nodes))
             except (ConfigError, LaunchError) as error:
-                return address, nodes, str(error)
-            return address, nodes, ""
+                trouble = str(error)
+            return address, nodes, trouble, ask_each_kind(nodes, describe_machine)
         except Exception as error:
             raise LaunchError(f"the Ray cluster at {address!r} does not answer: {error}", phase="PLACE") from error
         finally:

@@ -36,6 +36,21 @@ class Prepared:
     images: tuple[Any, ...] = ()
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """Where the driver and rank 0 are.
+
+    Attributes:
+        same_node: they share a node.
+        address: by which other nodes reach the driver's.
+        may_move: another rank 0 may be on another node: the cluster has more of them.
+    """
+
+    same_node: bool
+    address: str
+    may_move: bool = False
+
+
 class Running(Protocol):
     """A request between its submission and its last chunk."""
 
@@ -51,18 +66,25 @@ class Frontend(Protocol):
     """Takes requests to rank 0. All methods may be called from any thread.
 
     Attributes:
-        sockets: where the ranks must meet it; None if rank 0 says at its last gate where it is to be met.
         tokenizer: the model's, or None if it has none or is not loaded yet.
     """
-
-    @property
-    def sockets(self) -> SglangSockets | None: ...
 
     @property
     def tokenizer(self) -> Any: ...
 
     def begin(self, resolved: ResolvedLaunch) -> None:
         """Starts what needs no ranks, beside their own start. Returns at once."""
+
+    def meet(self, where: Meeting) -> SglangSockets | None:
+        """The ranks of a group have their places. Returns what they must know to meet this frontend; None if rank 0
+        says at its last gate where it is to be met. Raises :class:`LaunchError` if they cannot."""
+
+    def attach(self, offer: Any) -> None:
+        """``offer`` is what rank 0 hands out at ATTACH, where all ranks wait until this returns.
+
+        Raises:
+            ConfigError, LaunchError: nothing can be made of it.
+        """
 
     def raise_if_failed(self) -> None:
         """Raises :meth:`failure`, or what :meth:`begin` has failed with: :class:`ConfigError`, :class:`LaunchError`."""

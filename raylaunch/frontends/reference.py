@@ -12,7 +12,7 @@ from typing import Any
 from raylaunch.background import Background
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, RequestError, RequestFailed
-from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
+from raylaunch.frontends.base import Image, Listener, Meeting, Prepared, Prompt, Running, ids_of
 from raylaunch.frontends.client import RankZeroClient
 from raylaunch.frontends.requests import RequestTable, RunningRequest
 from raylaunch.frontends.vocabulary import vocabulary_of
@@ -27,8 +27,6 @@ LOOK_S = 0.1  # at requests that may have waited for long enough
 
 class ReferenceFrontend:
     """Turns text into ids and back on the driver; ranks see ids only. A :class:`raylaunch.frontends.base.Frontend`."""
-
-    sockets = None
 
     def __init__(self, config: LaunchConfig) -> None:
         self._config = config
@@ -67,6 +65,12 @@ class ReferenceFrontend:
             self._client, self._resolved, self._rebuilding = client, resolved, False
             for request in self._requests.all():  # of the group before
                 self._send(client, request)
+
+    def meet(self, where: Meeting) -> None:
+        """Rank 0 says at its last gate where it is."""
+
+    def attach(self, offer: Any) -> None:
+        """There is nothing to be made of it."""
 
     def down(self, error: LaunchError, rebuilding: bool = False) -> None:
         with self._sending:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from raylaunch.cluster.nodes import ASK_EVERY_S, NodeWatch
 from raylaunch.errors import shut_down
@@ -67,6 +68,7 @@ class Driver:
     Attributes:
         resolved: the launch; its plan and what its cache holds follow once the ranks have settled them.
         stopped: asked at least once a second whether the launch is wanted no more.
+        attach: told what rank 0 hands out at ATTACH, where the ranks wait until it returns.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Driver:
         report: LaunchReport,
         listener: StepListener,
         stopped: Callable[[], bool] = lambda: False,
+        attach: Callable[[Any], None] = lambda offer: None,
     ) -> None:
+        self.attach = attach
         self.group, self.resolved, self.protocol = group, resolved, Protocol(resolved.plan)
         self.report, self.listener, self.stopped = report, listener, stopped
         self.deadlines = resolved.config.deadlines
@@ -103,6 +107,8 @@ class Driver:
             if isinstance(outcome, Violation):
                 raise explain_violation(self.group, outcome)
             release = outcome
+            if step.gate is Gate.ATTACH:
+                self.attach(arrivals[0].offer)
             self.report.steps.append(recorded(step, self.protocol.history[step]))
             if isinstance(facts := arrivals[0].facts, WarmupFacts):
                 self.resolved = replace(self.resolved, plan=self.protocol.plan, kv_tokens=facts.kv_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError, RayTaskError
 
+from raylaunch.background import LOOK_S, Background
 from raylaunch.cluster.placement import Placement, choose_device, cluster_nodes, place
 from raylaunch.cluster.session import RaySession
-from raylaunch.errors import LaunchError
+from raylaunch.errors import LaunchError, shut_down
+from raylaunch.frontends.base import Frontend, Meeting
 from raylaunch.group.debug import core_file, debug_environment
 from raylaunch.group.driver import Driver, StepListener
 from raylaunch.group.evidence import explain_failure
@@ -24,7 +27,6 @@ from raylaunch.package import package_files
 from raylaunch.protocol import Phase
 from raylaunch.report import Due, LaunchReport, RankPlace, Span
 from raylaunch.resolved import ResolvedLaunch
-from raylaunch.sglang.arguments import ONE_NODE
 
 if TYPE_CHECKING:
     from raylaunch_actors.spec import RankSpec
@@ -56,6 +58,7 @@ def launch(
     avoid: set[str] | None = None,
     stopped: Callable[[], bool] = lambda: False,
     session: RaySession | None = None,
+    frontend: Frontend | None = None,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
@@ -65,6 +68,7 @@ def launch(
         avoid: ids of nodes not to use if others do; nodes that this launch finds lost are added.
         stopped: asked all the time whether the launch is wanted no more.
         session: that this process is in, abandoned if its head is found to be gone.
+        frontend: that requests will go through.
     Raises:
         LaunchError: with its cause and evidence, or because it was stopped; everything that was made has been given
             back.
@@ -79,8 +83,10 @@ def launch(
     group = RankGroup(placement, session=session or RaySession())
     try:
         with _ray_errors_named():
-            if resolved.sockets is not None:
-                require_drivers_node(placement)
+            if resolved.program == "sglang":
+                require_equal_shares(placement)
+            if frontend is not None:
+                resolved = replace(resolved, sockets=frontend.meet(meeting(placement)))
             with span(report, "actors"):
                 wanted = wanted_of(config) if resolved.program in ENGINES else None
                 specs = specs_of(resolved, placement, name)
@@ -98,7 +104,13 @@ def launch(
             ]
             if not started.complete:
                 raise explain_failure(group, started, None, Phase.PLACE, 0.0)
-            driver = Driver(group, resolved, report, listener, stopped)
+
+            def attach(offer: Any) -> None:
+                if frontend is not None:
+                    with span(report, "frontend", Phase.CONNECT):
+                        _wait(lambda: frontend.attach(offer), Phase.CONNECT, stopped)
+
+            driver = Driver(group, resolved, report, listener, stopped, attach)
             arrivals = driver.run()
         report.ready = time.time()
         return Launched(group, report, arrivals[0].offer, driver.resolved)
@@ -121,18 +133,30 @@ def _ray_errors_named() -> Iterator[None]:
         raise LaunchError(f"Ray failed: {type(error).__name__}: {error}", retryable=retryable) from error
 
 
-def require_drivers_node(placement: Placement) -> None:
-    """The sockets of the engine ``sglang`` are files, and SGLang is told of one node: all ranks must run on this one.
-    Raises LaunchError F13."""
+def require_equal_shares(placement: Placement) -> None:
+    """SGLang counts with as many ranks on each node. Raises LaunchError F13 where there are not."""
+    shares = Counter(seat.address for seat in placement.seats)
+    if len(set(shares.values())) > 1:
+        text = ", ".join(f"{share} on node {address}" for address, share in shares.items())
+        raise LaunchError(f"ranks were placed {text}: the engine sglang has as many on each", "F13", "PLACE")
+
+
+def meeting(placement: Placement) -> Meeting:
+    """Where rank 0 is, as the driver sees it."""
     import ray
 
-    for seat in placement.seats:
-        if seat.node_id != ray.get_runtime_context().get_node_id():
-            here = ray.util.get_node_ip_address()
-            text = f"rank {seat.rank} was placed on node {seat.address} and the driver runs on {here}: with the engine "
-            text += "sglang they share a node; start the driver there, such as with ray job submit "
-            text += f"--entrypoint-num-gpus 0 and a resource of that node. {ONE_NODE}"
-            raise LaunchError(text, "F13", "PLACE")
+    here = ray.get_runtime_context().get_node_id()
+    others = any(node.node_id != here for node in cluster_nodes())
+    return Meeting(placement.seats[0].node_id == here, ray.util.get_node_ip_address(), may_move=others)
+
+
+def _wait(work: Callable[[], None], phase: Phase, stopped: Callable[[], bool]) -> None:
+    """Runs what may take long. Raises what it raises, or that the launch is wanted no more."""
+    doing = Background(work)
+    while not doing.done(LOOK_S):
+        if stopped():
+            raise shut_down(phase.name)
+    doing.raise_if_failed()
 
 
 def specs_of(resolved: ResolvedLaunch, placement: Placement, name: str) -> list[RankSpec]:
@@ -144,9 +168,10 @@ def specs_of(resolved: ResolvedLaunch, placement: Placement, name: str) -> list[
     # Loopback is enough, and safer, as long as nobody outside this node has to connect.
     here = ray.get_runtime_context().get_node_id()
     alone = all(seat.node_id == here for seat in placement.seats)
+    nodes = list(dict.fromkeys(seat.node_id for seat in placement.seats))
     threads = str(config.engine.threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    if alone:
+    if len(nodes) == 1:
         environment["GLOO_SOCKET_IFNAME"] = "lo"
     if device == "cuda":
         environment.update(NO_MULTICAST)
@@ -164,6 +189,8 @@ def specs_of(resolved: ResolvedLaunch, placement: Placement, name: str) -> list[
             environment={**environment, **debug_environment(core)},
             core_file=core,
             driver_files=files,
+            node=nodes.index(seat.node_id),
+            nodes=len(nodes),
             **told,
         )
         for seat, core in zip(placement.seats, cores, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -29,11 +30,19 @@ def check_tokenizer(model: ModelConfig) -> None:
     """Reads the folder's ``tokenizer.json`` alone, which takes no second: before a launch, not long after it began.
 
     Raises:
-        ConfigError: there is no such folder, or the installed ``tokenizers`` cannot read it, such as a newer format.
+        ConfigError: there is no such folder, or the installed ``tokenizers`` cannot read it, such as a newer format; or
+            it is a copy of a model without weights, for a driver on a node of its own, and the tokenizer was forgotten.
     """
     if model.tokenizer is not None and Path(model.tokenizer).is_absolute() and not Path(model.tokenizer).exists():
         raise ConfigError("model.tokenizer", model.tokenizer, "no such folder; give a tokenizer's, or a Hub name")
-    file = Path(model.tokenizer or model.path) / "tokenizer.json"
+    folder = Path(model.tokenizer or model.path)
+    bare = model.tokenizer is None and folder.is_dir() and not has_tokenizer(model)
+    if bare and model.load_format == "auto" and not _has_weights(folder):
+        expected = (
+            f"has no tokenizer on the driver's node, {platform.node()}: it needs one of {', '.join(FILES)} there, "
+        )
+        raise ConfigError("model.path", str(folder), f"{expected}or engine.sglang.args.skip_tokenizer_init=true")
+    file = folder / "tokenizer.json"
     if model.trust_remote_code or not file.is_file():  # the model's own code may read other files
         return
     from tokenizers import Tokenizer
@@ -42,6 +51,10 @@ def check_tokenizer(model: ModelConfig) -> None:
         Tokenizer.from_file(str(file))
     except Exception as error:  # it raises no class of its own
         raise _unreadable(model, f"{file.name}: {error}") from None
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf") for file in folder.iterdir())
 
 
 def load_tokenizer(config: LaunchConfig) -> Any:

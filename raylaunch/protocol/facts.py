@@ -25,6 +25,7 @@ class Identity:
         gpu: uuid of its GPU, as CUDA names it; "" on a CPU.
         fingerprint: versions, settings and environment that must be equal on all ranks.
         niceness: of the thread that gives a GPU its work; above 0 it comes after whatever else its node does.
+        interface: network interface to other nodes' ranks, with its address; "" if there are none.
     """
 
     hostname: str
@@ -34,6 +35,7 @@ class Identity:
     gpu: str = ""
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     niceness: int = 0
+    interface: str = ""
 
 
 @dataclass(frozen=True)

@@ -83,13 +83,18 @@ LONGER_CONTEXT = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}
 """Has SGLang take the context that it is given. It would refuse what YaRN makes possible (its own rule leaves out the
 factor where the original positions are named, https://github.com/sgl-project/sglang/issues/2108);
 ``raylaunch.model_check`` has compared it with the model's."""
+LOADS_BY_SOCKET = {"SGLANG_LOAD_SNAPSHOT_USE_ZMQ": "1"}
+"""Has ranks say through a socket how busy they are, and not in memory that only processes of one node share."""
 IMPLEMENTATION = "SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2"
-ONE_NODE = "SGLang is told of one node: it would hand out images in shared memory, and choose kernels that need one"
-"""Why all ranks must be on one node."""
 
 
-def server_arguments(config: LaunchConfig) -> dict[str, Any]:
-    """Arguments of SGLang's ``ServerArgs`` by name, plain data, the same on the driver and on every rank."""
+def server_arguments(config: LaunchConfig, nodes: int = 1, node: int = 0) -> dict[str, Any]:
+    """Arguments of SGLang's ``ServerArgs`` by name, plain data, the same on every rank but for ``node``.
+
+    Args:
+        nodes: that the ranks are on.
+        node: index of this one.
+    """
     model, capture, engine = config.model, config.capture, config.engine
     given: dict[str, Any] = {
         "model_path": model.path,
@@ -99,10 +104,8 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
         "dtype": model.dtype,
         "load_format": model.load_format,
         "tp_size": config.parallel.tensor_parallel_size,
-        "host": config.serve.host,
-        "port": config.serve.port or 30_000,
-        "served_model_name": config.serve.served_model_name,
-        "chat_template": config.serve.chat_template,
+        "nnodes": nodes,
+        "node_rank": node,
         "disable_custom_all_reduce": config.communicator.kind == "library",
         "log_level": "info",
         # SGLang's own choice, shared GPU memory, is on the first GPU that the driver sees: Ray has not given it that.
@@ -126,6 +129,20 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
         given["cuda_graph_bs_prefill"] = list(capture.prefill_tokens)
     if capture.enabled and "decode_batch_sizes" in capture.model_fields_set:
         given["cuda_graph_bs_decode"] = list(capture.decode_batch_sizes)
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def of_the_server(config: LaunchConfig) -> dict[str, Any]:
+    """Arguments of SGLang's that the server goes by, of which no rank is told."""
+    serve, args = config.serve, config.engine.sglang.args
+    given = {
+        "host": serve.host,
+        "port": serve.port or 30_000,
+        "served_model_name": serve.served_model_name,
+        "chat_template": serve.chat_template,
+    }
+    if serve.chat_template is not None:  # in which SGLang looks for them anew
+        given |= {name: "auto" for name in ("reasoning_parser", "tool_call_parser") if args.get(name) == "auto"}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -165,8 +182,8 @@ def check_sglang(config: LaunchConfig) -> None:
         if name in config.communicator.model_fields_set:
             expected = "is of the engine 'reference'; SGLang sizes its all-reduces itself"
             raise ConfigError(f"communicator.{name}", getattr(config.communicator, name), expected)
-    if config.parallel.nodes > 1:
-        raise ConfigError("parallel.nodes", config.parallel.nodes, f"must be 1 with this engine: {ONE_NODE}")
+    if ":" in (name := config.serve.served_model_name or ""):
+        raise ConfigError("serve.served_model_name", name, "must have no colon: SGLang looks for an adapter behind it")
     known = known_arguments(folder)
     if PIECE_COMPILER not in known and "compiler" in config.capture.model_fields_set:
         expected = f"sglang {version} makes no pieces of a model that could be compiled; leave it out"

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 
+from raylaunch.sglang.listeners import Doors
 from raylaunch.sglang.versions import publish
 
 READY = b"the detokenizer is ready\n"
@@ -19,17 +20,21 @@ READY = b"the detokenizer is ready\n"
 
 
 def main() -> None:
-    """Imports, takes SGLang's server and port arguments as a pickle from standard input, and works until it is told to
-    end."""
+    """Imports, takes a pickle from standard input, and works until it is told to end.
+
+    In it are SGLang's server and port arguments, variables to set, and the ports at which other nodes reach it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
-    from sglang.srt.managers.detokenizer_manager import DetokenizerManager
+    from sglang.srt.managers import detokenizer_manager
     from sglang.srt.utils import configure_logger
 
-    server_args, port_args = pickle.load(sys.stdin.buffer)  # of our own parent
+    server_args, port_args, variables, listeners = pickle.load(sys.stdin.buffer)  # of our own parent
+    os.environ.update(variables)
+    detokenizer_manager.get_zmq_socket = Doors(listeners).on(detokenizer_manager.get_zmq_socket)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     publish(server_args, "detokenizer")
     configure_logger(server_args, prefix=" detokenizer")
-    manager = DetokenizerManager(server_args, port_args)
+    manager = detokenizer_manager.DetokenizerManager(server_args, port_args)
     sys.stdout.buffer.write(READY)
     sys.stdout.flush()
     manager.event_loop()

@@ -20,7 +20,7 @@ class Process(Protocol):
 
     def start(self) -> None: ...
 
-    def configure(self, server_args: Any, port_args: Any) -> None: ...
+    def configure(self, *arguments: Any) -> None: ...
 
     def wait(self, timeout_s: float) -> bool: ...
 
@@ -53,7 +53,7 @@ class DetokenizerKeeper:
     ) -> None:
         self._new, self._on_death, self._probe, self._start_s = new, on_death, probe, start_s
         self._process: Process | None = None
-        self._arguments: tuple[Any, Any] | None = None
+        self._arguments: tuple[Any, ...] | None = None
         self._restarts_left = RESTARTS
         self._has_worked = self._closed = False
         self._lock = threading.Lock()
@@ -67,14 +67,15 @@ class DetokenizerKeeper:
         return self._present().pid
 
     def start(self) -> None:
-        """Starts the first one: it imports SGLang, and then waits for :meth:`configure`."""
-        self._process = self._new(self._died)
-        self._process.start()
+        """Starts the first one: it imports SGLang, and then waits for :meth:`configure`. Later calls do nothing."""
+        if self._process is None:
+            self._process = self._new(self._died)
+            self._process.start()
 
-    def configure(self, server_args: Any, port_args: Any) -> None:
+    def configure(self, *arguments: Any) -> None:
         """Gives it its arguments, and the same to those that follow."""
-        self._arguments = (server_args, port_args)
-        self._present().configure(server_args, port_args)
+        self._arguments = arguments
+        self._present().configure(*arguments)
 
     def answer(self, probe: Callable[[], None]) -> None:
         """Waits until it works and ``probe`` has had a request answered. If it dies meanwhile, goes on with the next.

@@ -13,6 +13,7 @@ from typing import Any
 
 from raylaunch.sglang.children import end, kill_once_stopped, last_lines
 from raylaunch.sglang.detokenizer import READY
+from raylaunch.sglang.listeners import Listeners
 
 END_S = 3.0
 LOG_TAIL_LINES = 20
@@ -26,11 +27,18 @@ class DetokenizerProcess:
         environment: variables that it gets beside this process's.
         on_death: told in one sentence when it ends and :meth:`close` was not called; on a thread of its own.
         stopped_s: seconds for which it may be stopped, as by a debugger; then it is killed.
+        listeners: ports that it takes over, as far as they are its own; None if there are none.
     """
 
     def __init__(
-        self, log: Path, on_death: Callable[[str], None], environment: Mapping[str, str], stopped_s: float
+        self,
+        log: Path,
+        on_death: Callable[[str], None],
+        environment: Mapping[str, str],
+        stopped_s: float,
+        listeners: Listeners | None = None,
     ) -> None:
+        self._listeners = listeners
         self._log, self._on_death, self._environment, self._stopped_s = log, on_death, environment, stopped_s
         self._was_stopped = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,17 +56,18 @@ class DetokenizerProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, **self._environment, "PYTHONPATH": path},
+                pass_fds=tuple(self._listeners.ports.values()) if self._listeners else (),
                 start_new_session=True,  # a Ctrl-C must let running requests end first
             )
         for watch in (self._watch, self._watch_stops):
             threading.Thread(target=watch, args=(self._process,), name="raylaunch-detokenizer", daemon=True).start()
 
-    def configure(self, server_args: Any, port_args: Any) -> None:
-        """Gives it its arguments. It binds its socket then."""
+    def configure(self, server_args: Any, port_args: Any, variables: Mapping[str, str]) -> None:
+        """Gives it its arguments, and variables that are known only now. It binds its socket then."""
         assert self._process is not None
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(pickle.dumps((server_args, port_args)))
+            self._process.stdin.write(pickle.dumps((server_args, port_args, variables, self._listeners)))
             self._process.stdin.flush()
         except OSError:
             return  # it is dead: the watching thread tells why

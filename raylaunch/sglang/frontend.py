@@ -14,13 +14,19 @@ from typing import Any
 
 from raylaunch.background import Background
 from raylaunch.config import LaunchConfig
-from raylaunch.errors import ConfigError, LaunchError, RankFault, RaylaunchError, RequestError, RequestFailed
-from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, ids_of
+from raylaunch.errors import ConfigError, LaunchError, RaylaunchError, RequestError, RequestFailed
+from raylaunch.frontends.base import Image, Listener, Meeting, Prepared, Prompt, Running, ids_of
 from raylaunch.frontends.requests import Chunk, RequestTable, notify
 from raylaunch.protocol import Phase
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
-from raylaunch.sglang.arguments import LONGER_CONTEXT, METRICS_VARIABLE, metrics_enabled, server_arguments
+from raylaunch.sglang.arguments import (
+    LOADS_BY_SOCKET,
+    LONGER_CONTEXT,
+    METRICS_VARIABLE,
+    metrics_enabled,
+    of_the_server,
+)
 from raylaunch.sglang.detokenizer_keeper import DetokenizerKeeper
 from raylaunch.sglang.detokenizer_process import DetokenizerProcess
 from raylaunch.sglang.environment import switches
@@ -29,8 +35,9 @@ from raylaunch.sglang.manager import TokenizerSide
 from raylaunch.sglang.mapping import StreamedAnswer, image_data, sampling_parameters
 from raylaunch.sglang.metrics import SharedMetrics
 from raylaunch.sglang.sockets import SocketFolder
-from raylaunch.sglang.versions import published
-from raylaunch.wire import SglangSockets
+from raylaunch.sglang.source import installed_version
+from raylaunch.sglang.versions import adopt, published
+from raylaunch.wire import SglangSettled, SglangSockets
 
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
 CLOSE_S = 5.0
@@ -70,17 +77,23 @@ class SglangFrontend:
         self._metrics = SharedMetrics()
         self._requests = RequestTable[SglangRequest]()  # SGLang queues them, and refuses those beyond its own limit
         self._lock = threading.Lock()
-        self._starting: Background | None = None
+        self._importing: Background | None = None
+        self._making: Background | None = None
         self._detokenizer = DetokenizerKeeper(
             self._new_detokenizer, self._lose_detokenizer, self._probe_again, config.deadlines.load
         )
         self._resolved: ResolvedLaunch | None = None
         self._up = self._rebuilding = self._closing = False
         self._gone = "it has no ranks"
-        self._resolved_arguments: dict[str, str] = {}
-        self.sockets: SglangSockets | None = None
+        self._settled: Mapping[str, str] = {}
         self.runs: LoopThread | None = None
         self.side: TokenizerSide | None = None
+
+    @property
+    def sockets(self) -> SglangSockets:
+        """Names of SGLang's sockets on this node."""
+        assert self._folder.names is not None
+        return self._folder.names
 
     @property
     def tokenizer(self) -> Any:
@@ -90,26 +103,40 @@ class SglangFrontend:
 
     def begin(self, resolved: ResolvedLaunch) -> None:
         self._resolved, self._config = resolved, resolved.config
-        self.sockets = self._folder.open()
+        self._folder.open()
+        self._importing = Background(self._import)
+
+    def meet(self, where: Meeting) -> SglangSockets:
+        sockets = self._folder.meet(where)
         self._detokenizer.start()
-        self._starting = Background(self._make)
+        if sockets.keys is not None and metrics_enabled(self._config):
+            log.warning("rank 0 is on another node: /metrics has SGLang's figures of the driver's side alone")
+        return sockets
+
+    def attach(self, offer: SglangSettled) -> None:
+        if self._making is not None and not self._making.failed:
+            self._compare(offer.texts)
+            return
+        if offer.version != (here := installed_version()):
+            text = f"SGLang is {offer.version} on rank 0 and {here} on the driver, and speaks to its own version alone"
+            raise LaunchError(text, "F19", Phase.CONNECT.name)
+        self._settled, seconds = offer.texts, self._config.deadlines.load
+        self._making = Background(functools.partial(self._make, offer))
+        try:
+            self._making.result(seconds)
+        except TimeoutError:
+            text = f"SGLang's tokenizer manager was not there within {seconds:g} s"
+            raise LaunchError(text, phase=Phase.CONNECT.name) from None
 
     def raise_if_failed(self) -> None:
         if self._detokenizer.failure is not None:
             raise self._detokenizer.failure
-        if self._starting is not None:
-            self._starting.raise_if_failed()
+        for work in (self._importing, self._making):
+            if work is not None:
+                work.raise_if_failed()
 
     def up(self, offer: Any, resolved: ResolvedLaunch) -> None:
-        assert self._starting is not None
-        seconds = self._config.deadlines.load
-        try:
-            self._starting.result(seconds)
-        except TimeoutError:
-            raise _verify(f"SGLang's tokenizer manager was not there within {seconds:g} s") from None
-        self._compare_resolved(offer.get("settled", {}))
-        info = {name: value for name, value in offer.items() if name != "settled"}
-        self._detokenizer.answer(functools.partial(self._probe, info))
+        self._detokenizer.answer(functools.partial(self._probe, offer))
         self._up, self._rebuilding = True, False
         if self.side is not None and self.runs is not None:
             self.runs.soon(self.side.replay.resume)
@@ -132,9 +159,10 @@ class SglangFrontend:
             self._closing = True
         self.down(LaunchError("the engine was shut down"))
         self._detokenizer.close()
-        if self._starting is not None:
+        for work in (self._importing, self._making):
             try:
-                self._starting.result(IMPORT_S)
+                if work is not None:
+                    work.result(IMPORT_S)
             except BaseException as error:  # it was told to whoever started
                 log.debug("what was begun had failed: %s", error)
         if self.runs is not None:
@@ -239,39 +267,43 @@ class SglangFrontend:
 
     # ---- inside
 
-    def _make(self) -> None:
-        """Imports SGLang and makes its objects. Raises :class:`ConfigError` for what cannot be used."""
+    def _import(self) -> None:
+        """Imports SGLang, while the ranks do. Raises :class:`ConfigError` if that cannot be."""
         policy = asyncio.get_event_loop_policy()
         try:
-            import uvloop
+            import uvloop  # noqa: F401
             from sglang.srt.entrypoints import engine, http_server  # noqa: F401  # http_server takes seconds
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
             text = f"cannot be imported by the driver: {type(error).__name__}: {error}"
             raise ConfigError("engine.kind", "sglang", text) from error
         finally:
             asyncio.set_event_loop_policy(policy)  # SGLang sets its own for the whole process
-        from raylaunch_actors.sglang_engine import versions
 
-        assert self.sockets is not None
-        try:
-            with switches({**LONGER_CONTEXT, **self._config.environment}):
-                server_args = versions.server_args({**server_arguments(self._config), "skip_server_warmup": True})
-        except (RankFault, RuntimeError) as error:
-            raise _refused(self._config, str(error)) from error
-        self._resolved_arguments = versions.resolved_arguments(server_args)
-        port_args = versions.port_args(self.sockets)
+    def _make(self, settled: SglangSettled) -> None:
+        """Makes SGLang's objects of what rank 0 has settled. Raises :class:`ConfigError` for what cannot be used."""
+        assert self._importing is not None
+        self._importing.result()
+        import uvloop
+        from raylaunch_actors.sglang_engine.versions import port_args as port_args_of
+
+        server_args = adopt(settled.arguments, {**of_the_server(self._config), "skip_server_warmup": True})
+        port_args = port_args_of(self.sockets)
+        listeners = self._folder.listeners
+        variables = {**LONGER_CONTEXT, **self._config.environment, **settled.variables}
+        if listeners is not None:
+            variables |= LOADS_BY_SOCKET
         with self._lock:
             if self._closing:
                 return
             published.join(self, server_args)
-            self._detokenizer.configure(server_args, port_args)
+            self._detokenizer.configure(server_args, port_args, settled.variables)
             self.runs = LoopThread(uvloop.new_event_loop, "raylaunch-sglang")
             self.runs.start()
         if metrics_enabled(self._config):
             self._share_metrics()
-        side = TokenizerSide(server_args, port_args, self._config.recovery)
+        side = TokenizerSide(server_args, port_args, self._config.recovery, listeners)
         try:
-            with switches({**LONGER_CONTEXT, **self._config.environment}):
+            with switches(variables):
                 self.runs.submit(side.open()).result()
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError) as error:
             key = "model.tokenizer" if self._config.model.tokenizer else "model.path"
@@ -283,20 +315,19 @@ class SglangFrontend:
     def _share_metrics(self) -> None:
         import ray
 
-        assert self.sockets is not None
         while not ray.is_initialized():  # it is started beside this, and close() is called if it cannot be
             if self._closing:
                 return
             time.sleep(LOOK_S)
         self._metrics.open(Path(self.sockets.metrics_folder))
 
-    def _compare_resolved(self, ranks: Mapping[str, str]) -> None:
-        """SGLang settles defaults by the machine and by variables. The ranks' decide what is computed, and are alike;
-        where the driver's differ, that is worth knowing and no reason to stop."""
+    def _compare(self, ranks: Mapping[str, str]) -> None:
+        """SGLang settles defaults by the machine: of a group in the place of another, perhaps on another node, that is
+        worth knowing and no reason to stop."""
         from raylaunch_actors.sglang_engine.versions import unlike
 
-        if difference := unlike(ranks, self._resolved_arguments):
-            text = "SGLang has settled arguments differently on rank 0 and on the driver: %s; the ranks' count"
+        if difference := unlike(ranks, self._settled):
+            text = "SGLang has settled arguments differently on this group and on the first: %s; the ranks' count"
             log.warning(text, difference)
 
     def _probe(self, offer: Mapping[str, Any] | None = None) -> None:
@@ -332,12 +363,12 @@ class SglangFrontend:
 
     def _new_detokenizer(self, on_death: Callable[[str], None]) -> DetokenizerProcess:
         assert self._folder.path is not None
-        assert self.sockets is not None
         environment = dict(self._config.environment)
         if metrics_enabled(self._config):
             environment[METRICS_VARIABLE] = self.sockets.metrics_folder
         log_file, stopped_s = Path(self._folder.path) / "detokenizer.log", self._config.deadlines.stopped
-        return DetokenizerProcess(log_file, on_death, environment, stopped_s)
+        listeners = self._folder.listeners.only(self.sockets.detokenizer) if self._folder.listeners else None
+        return DetokenizerProcess(log_file, on_death, environment, stopped_s, listeners)
 
 
 def _cancel(request: SglangRequest) -> None:
@@ -347,14 +378,3 @@ def _cancel(request: SglangRequest) -> None:
 
 def _verify(text: str) -> LaunchError:
     return LaunchError(text, "F12", Phase.VERIFY.name)
-
-
-def _refused(config: LaunchConfig, text: str) -> ConfigError:
-    """Server arguments that SGLang does not take; a driver without a GPU cannot even settle them."""
-    import torch
-
-    args = config.engine.sglang.args
-    if args.get("device") != "cpu" and not torch.cuda.is_available():
-        expected = f"the driver sees no GPU: it must run on a node like those of the ranks; SGLang says: {text}"
-        return ConfigError("engine.kind", "sglang", expected)
-    return ConfigError("engine.sglang.args", dict(args), text)

@@ -40,6 +40,9 @@ EVERY = (
         f"{SRT}.observability.startup_time", "build_engine_startup_time",
         "scheduler_startup_times, *, tokenizer_e2e, ...",
     ),
+    Hook(f"{SRT}.utils.network", "get_zmq_socket", "context, socket_type, endpoint, bind"),
+    Hook(f"{SRT}.managers.mm_utils", "_is_default_tensor_transport"),
+    Hook(f"{SRT}.managers.load_snapshot", "ZmqShmLoadSnapshotReader._socket"),
     Hook(f"{SRT}.constants", "HEALTH_CHECK_RID_PREFIX"),
     Hook(
         f"{SRT}.multimodal.processors.base_processor", "BaseMultimodalProcessor._fast_image_processor_device",

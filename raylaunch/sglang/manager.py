@@ -8,7 +8,6 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from raylaunch.config.sections import RecoveryConfig
@@ -16,6 +15,7 @@ from raylaunch.errors import RequestFailed
 from raylaunch.frontends.base import Prepared
 from raylaunch.sglang import versions
 from raylaunch.sglang.fields import FieldLimits, check_fields, embeds_problem
+from raylaunch.sglang.listeners import Doors, Listeners
 from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
 from raylaunch.sglang.replay import Replay
 from raylaunch.sglang.sampling import check_parameters
@@ -30,7 +30,7 @@ class TokenizerSide:
     """Everything that touches SGLang's objects. All methods are called on the loop that :meth:`open` ran on.
 
     Attributes:
-        server_args, port_args: what SGLang's objects are made with.
+        server_args, port_args: what SGLang's objects are made with; ``listeners`` are for ranks on other nodes.
         settled: the server arguments as they hold.
         manager: SGLang's ``TokenizerManager``; binds the sockets that ranks and detokenizer connect to.
         templates: SGLang's ``TemplateManager``.
@@ -41,9 +41,13 @@ class TokenizerSide:
         given_up: those of them that were cancelled for that, with what was lost.
     """
 
-    def __init__(self, server_args: Any, port_args: Any, recovery: RecoveryConfig) -> None:
+    def __init__(
+        self, server_args: Any, port_args: Any, recovery: RecoveryConfig, listeners: Listeners | None = None
+    ) -> None:
         self.server_args, self.port_args, self._recovery = server_args, port_args, recovery
+        self._listeners, self._doors = listeners, Doors(listeners)
         self.settled = versions.Settled(server_args)
+        self._between_nodes = listeners is not None or self.settled.nnodes > 1
         self.manager: Any = None
         self.templates: Any = None
         self.scheduler_info: dict[str, Any] = {}
@@ -56,9 +60,19 @@ class TokenizerSide:
     async def open(self) -> None:
         """Loads the tokenizer, binds the sockets, and begins to receive. Raises what SGLang raises."""
         from sglang.srt.entrypoints.engine import init_tokenizer_manager
+        from sglang.srt.managers import tokenizer_manager
 
         with versions.published.held(self.server_args):
-            self.manager, self.templates = init_tokenizer_manager(self.server_args, self.port_args)
+            original = tokenizer_manager.get_zmq_socket
+            tokenizer_manager.get_zmq_socket = self._doors.on(original)
+            try:
+                self.manager, self.templates = init_tokenizer_manager(self.server_args, self.port_args)
+            finally:
+                tokenizer_manager.get_zmq_socket = original
+        if self._listeners is not None:
+            versions.receive_loads(self.manager, self._doors, self.port_args.load_collector_ipc_name)
+        if self._between_nodes:
+            versions.send_images_whole(True)
         if self.manager.mm_processor is not None and self.settled.mm_feature_transport == "cpu":
             # Or images are prepared on the first GPU that the driver sees, whoever has it, and memory of it is kept
             # (https://github.com/sgl-project/sglang/issues/40072).
@@ -319,8 +333,10 @@ class TokenizerSide:
         for socket in (self.manager.recv_from_detokenizer, self.manager.send_to_scheduler):
             socket.close(linger=0)
         versions.close_transports(self.manager)
-        # Rank 0 makes it, and cannot remove it when it is killed.
-        Path(self.manager.load_snapshot_reader.path).unlink(missing_ok=True)
+        self.manager.load_snapshot_reader.close()
+        self._doors.close()
+        if self._between_nodes:
+            versions.send_images_whole(False)
 
     async def _receive(self) -> None:
         while True:

@@ -5,13 +5,17 @@ A way is chosen by what SGLang has, never by its number. The versions that are n
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
+import zmq
+
 from raylaunch.errors import ConfigError
+from raylaunch.sglang.listeners import Doors
 
 OF_ONE_ENGINE = (
     "random_seed", "host", "port", "nccl_port", "engine_info_bootstrap_port", "disaggregation_bootstrap_port",
@@ -75,6 +79,44 @@ def publish(server_args: Any, role: str) -> None:
     from sglang.srt import runtime_context
 
     runtime_context.publish(server_args, role=role)
+
+
+def adopt(arguments: bytes, values: Mapping[str, Any]) -> Any:
+    """The arguments that rank 0 has settled, with those of the server.
+
+    Args:
+        arguments: a pickle, of a rank of our own that has sent it through Ray.
+        values: arguments by name.
+    """
+    from sglang.srt.parser.template_detection import resolve_auto_parsers
+
+    args = pickle.loads(arguments)
+    if hasattr(args, "override"):  # until 0.5.18
+        args.override("raylaunch", **values)
+    else:
+        from sglang.srt.arg_groups.overrides import declare_resolution
+
+        declare_resolution(args, "raylaunch", **values)
+    resolve_auto_parsers(args)
+    return args
+
+
+def send_images_whole(whole: bool) -> None:
+    """Whether images go to the ranks as they are, or by the name of shared memory, which is of one node: that is asked
+    once for all engines of a process."""
+    from sglang.srt.managers import mm_utils
+
+    mm_utils._is_default_tensor_transport = True if whole else None
+
+
+def receive_loads(manager: Any, doors: Doors, name: str) -> None:
+    """Lets ranks on other nodes say how busy they are. SGLang's reader takes what anybody sends."""
+    reader = manager.load_snapshot_reader
+    reader._socket.close()
+    context: zmq.Context[Any] = zmq.Context()  # SGLang's is the process's own, and the user's
+    reader._socket = context.socket(zmq.PULL)
+    reader._socket.linger, reader._socket.conflate = 0, True
+    doors.open(context, reader._socket, name)
 
 
 def forget(manager: Any, request_id: str) -> None:

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 from raylaunch_actors.device import device_prints, driver_version
-from raylaunch_actors.fingerprint import PACKAGES, commit_of, environment_prints, fingerprint, model_digest
+from raylaunch_actors.fingerprint import PACKAGES, commit_of, environment_prints, fingerprint, model_prints
 
 from raylaunch import LaunchConfig
 
@@ -51,14 +51,14 @@ def test_f19_a_print_has_every_key_and_each_key_shows_its_own_change(tmp_path, m
     before = prints()
     assert before == prints()
     versions = {f"version of {name}" for name in (*PACKAGES, "python")}
-    assert set(before) >= versions | {"processor", "configuration", "model files", "environment variable NCCL_DEBUG"}
+    assert set(before) >= versions | {"processor", "configuration", "model", "environment variable NCCL_DEBUG"}
     assert before["version of torch"] == torch.__version__
     assert prints("engine.threads=2") == {**before, "configuration": prints("engine.threads=2")["configuration"]}
     assert prints("engine.threads=2") != before
     (tmp_path / "model.safetensors").touch()
-    assert changed() == {"model files"}
+    assert changed() == {"model file model.safetensors"}
     monkeypatch.setenv("NCCL_DEBUG", "WARN")
-    assert changed() == {"model files", "environment variable NCCL_DEBUG"}
+    assert changed() == {"model file model.safetensors", "environment variable NCCL_DEBUG"}
 
 
 def test_a_cpu_has_no_prints_of_a_gpu_and_no_driver_is_no_crash():
@@ -67,16 +67,15 @@ def test_a_cpu_has_no_prints_of_a_gpu_and_no_driver_is_no_crash():
 
 
 def test_f19_of_a_folder_names_sizes_and_configuration_are_compared(tmp_path):
-    assert model_digest(tmp_path / "Qwen" / "Qwen3-8B") == "not a folder"
+    missing = tmp_path / "Qwen" / "Qwen3-8B"
+    assert model_prints(missing) == {"model": f"{missing} is no folder"}
     (tmp_path / "config.json").write_text("{}")
-    digests = [model_digest(tmp_path)]
+    empty = model_prints(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    digests.append(model_digest(tmp_path))
+    assert (other := model_prints(tmp_path)) != empty
     (tmp_path / "model.safetensors").write_text("w")
-    digests.append(model_digest(tmp_path))
     (tmp_path / "README.md").touch()
-    assert len(set(digests)) == 3
-    assert model_digest(tmp_path) == digests[-1]
+    assert model_prints(tmp_path) == {**other, "model file model.safetensors": "1 bytes"}
     assert commit_of(tmp_path) is None
 
 
@@ -85,4 +84,4 @@ def test_f19_of_a_hub_model_the_commit_is_compared_and_not_what_is_fetched_alrea
     for folder in (one, other):
         folder.mkdir(parents=True)
     (other / "model.safetensors").touch()
-    assert model_digest(one) == model_digest(other) == "commit 0f"
+    assert model_prints(one) == model_prints(other) == {"model": "commit 0f"}

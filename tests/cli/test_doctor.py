@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
+from typing import Any
 
 import pytest
 
+from raylaunch.cluster.placement import Node
+from raylaunch.commands.doctor import show
+from raylaunch.commands.examine import examine, other_versions
+from raylaunch.config import LaunchConfig
 from raylaunch.sglang.source import TESTED
+from raylaunch.terminal.machine import describe_machine
 from tests.cli.runner import run
 
 
@@ -85,3 +91,34 @@ def test_addresses_of_no_cluster(address: str, code: int, said: str, monkeypatch
 )
 def test_choices_are_told_with_their_reason(setting: str, what: str, said: str) -> None:
     assert said in json.loads(run("doctor", "--json", "--set", setting).stdout)["launch"][what]
+
+
+def machine(**more: Any) -> dict[str, Any]:
+    return {**describe_machine(), **more}
+
+
+GPUS = {"gpus": [{"name": "H100", "memory": "80.0 GiB", "driver": "1"}], "gpu_links": []}
+NODES = [Node("head", "10.0.0.1", {"CPU": 0.0}, {}), Node("a", "10.0.0.2", {"CPU": 8.0, "GPU": 2.0}, {})]
+
+
+def test_on_a_head_the_nodes_say_what_they_have() -> None:
+    """Not what the head lacks."""
+    config = LaunchConfig.default(["engine.device=cuda", "communicator=library"])
+    others = {"10.0.0.2": machine(**GPUS)}
+    here = machine(gpus=[], gpu_links=[])
+    plan = examine(config, here, NODES, others)
+    assert plan.problems == []
+    text = "\n".join(show(here, "10.0.0.1:6379", NODES, "x", plan, others))
+    of_node = text.partition("machine of node 10.0.0.2, and of those like it\n")[2]
+    assert "H100, 80.0 GiB" in of_node.partition("launch of x")[0]
+
+
+def test_a_node_that_cannot_be_asked_or_has_another_sglang_is_a_problem() -> None:
+    here, packages = describe_machine(), describe_machine()["packages"]
+    other = machine(packages={**packages, "sglang": "0.0.1"})
+    assert other_versions(here, {"10.0.0.2": other}) == [
+        f"node 10.0.0.2 has sglang 0.0.1, and {packages['sglang'] or 'none'} is here"
+    ]
+    assert other_versions(here, {"10.0.0.2": here}) == []
+    plan = examine(LaunchConfig.default(), here, NODES, {"10.0.0.2": "does not say what it has: no raylaunch"})
+    assert "node 10.0.0.2 does not say what it has: no raylaunch" in plan.problems

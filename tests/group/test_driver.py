@@ -15,7 +15,7 @@ from raylaunch.model.shape import ModelShape
 from raylaunch.protocol import Gate, Step
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import launch_of
-from tests.protocol.builders import PLAN
+from tests.protocol.builders import PLAN, arrivals
 from tests.scripted_group import ScriptedGroup
 
 RESOLVED = replace(launch_of(LaunchConfig.default(), ModelShape("tiny", 2048, 16, 4, 4)), plan=PLAN)
@@ -63,3 +63,21 @@ def test_a_rank_that_is_gone_at_its_release_from_the_last_gate_is_explained(monk
     monkeypatch.setattr(driver, "explain_failure", explain)
     with pytest.raises(LaunchError, match=rf"\[1\] died at {Gate.READY}"):
         driver_of(group).run()
+
+
+def test_what_rank_0_hands_out_at_attach_is_told_before_any_rank_goes_on() -> None:
+    group, taken = ScriptedGroup(PLAN), []
+    driver_of(group, attach=lambda offer: taken.append((offer, group._taken))).run()
+    (step,) = (step for step in PLAN.steps() if step.gate is Gate.ATTACH)
+    assert taken == [(arrivals(PLAN, step)[0].offer, list(PLAN.steps()).index(step) + 1)]
+
+
+def test_a_frontend_that_cannot_be_made_ends_the_launch_there() -> None:
+    group = ScriptedGroup(PLAN)
+
+    def fails(offer: object) -> None:
+        raise LaunchError("no tokenizer")
+
+    with pytest.raises(LaunchError, match="no tokenizer"):
+        driver_of(group, attach=fails).run()
+    assert group._taken == [step.gate for step in PLAN.steps()].index(Gate.ATTACH) + 1

@@ -9,8 +9,10 @@ import pytest
 import ray
 
 from raylaunch import LaunchConfig, LaunchError
-from raylaunch.cluster.placement import Placement, Seat
-from raylaunch.group.launch import require_drivers_node, specs_of
+from raylaunch.cluster.placement import Node, Placement, Seat
+from raylaunch.frontends.base import Meeting
+from raylaunch.group import launch as launching
+from raylaunch.group.launch import meeting, require_equal_shares, specs_of
 from raylaunch.model.shape import ModelShape
 from raylaunch.resolved import launch_of
 
@@ -42,15 +44,34 @@ def test_ranks_are_told_no_api_key(specs):
     assert [one.config.engine.threads for one in told] == [3, 3]
 
 
-@pytest.mark.parametrize(("nodes", "said"), [(["here", "there"], "rank 1 was"), (["there", "there"], "rank 0 was")])
-def test_ranks_of_sglang_are_refused_on_other_nodes_than_the_drivers(monkeypatch, nodes, said):
-    """Where ``placement.strategy``, or a placement group that was given, has spread them."""
+@pytest.mark.parametrize(
+    ("ranks", "cluster", "seen"),
+    [
+        (["here", "here"], ["here"], Meeting(True, "10.0.0.9")),
+        (["here", "there"], ["here", "there"], Meeting(True, "10.0.0.9", may_move=True)),
+        (["there", "there"], ["here", "there"], Meeting(False, "10.0.0.9", may_move=True)),
+    ],
+)
+def test_where_rank_0_is_as_the_driver_sees_it(monkeypatch, ranks, cluster, seen):
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.9")
-    require_drivers_node(placement_on(["here", "here"]))
-    with pytest.raises(LaunchError, match=f"{said} placed on node 10.0.0.. and the driver runs on 10.0.0.9") as caught:
-        require_drivers_node(placement_on(nodes))
+    monkeypatch.setattr(launching, "cluster_nodes", lambda: [Node(one, one, {}, {}) for one in cluster])
+    assert meeting(placement_on(ranks)) == seen
+
+
+def test_each_node_has_as_many_ranks_of_sglang():
+    """Not where ``placement.strategy``, or a placement group that was given, has spread them otherwise."""
+    for equal in (["there", "there"], ["here", "there"]):
+        require_equal_shares(placement_on(equal))
+    seats = [Seat(rank, rank, f"node{node}", f"10.0.0.{node}", 0) for rank, node in enumerate([0, 0, 0, 1])]
+    with pytest.raises(LaunchError, match=r"placed 3 on node 10\.0\.0\.0, 1 on node 10\.0\.0\.1: the engine") as caught:
+        require_equal_shares(Placement(SimpleNamespace(), tuple(seats), owned=True))
     assert (caught.value.code, caught.value.phase) == ("F13", "PLACE")
+
+
+def test_ranks_are_told_of_their_nodes(specs):
+    assert [(one.node, one.nodes) for one in specs(["a", "a", "b", "b"])] == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert [(one.node, one.nodes) for one in specs(["a", "a"])] == [(0, 1), (0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -64,4 +85,5 @@ def test_ranks_of_sglang_are_refused_on_other_nodes_than_the_drivers(monkeypatch
 def test_ranks_listen_on_loopback_if_driver_and_ranks_share_a_node(specs, nodes, hosts):
     told = specs(nodes)
     assert [one.bind_host for one in told] == hosts
-    assert {one.environment.get("GLOO_SOCKET_IFNAME") for one in told} == {"lo" if hosts[0] == "127.0.0.1" else None}
+    together = len(set(nodes)) == 1
+    assert {one.environment.get("GLOO_SOCKET_IFNAME") for one in told} == {"lo" if together else None}

@@ -35,6 +35,8 @@ class Hosts:
     """
 
     workers: int = 2
+    hidden: dict[int, Path] = field(default_factory=dict)  # a folder whose contents a host does not have
+    more: dict[str, str] = field(default_factory=dict)  # variables of all processes
     folder: Path = field(init=False)
     environment: dict[str, str] = field(init=False)
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -49,11 +51,12 @@ class Hosts:
         self.environment = {
             **inherited,
             "HOME": str(self.folder),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "actors"))),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            **self.more,
         }
         try:
             ip("netns", "add", self._switch)
@@ -112,7 +115,10 @@ class Hosts:
     def popen(self, command: list[str], host: int = 0, **options: Any) -> subprocess.Popen[bytes]:
         """Starts a command on a host, in the repository's root."""
         # The name is the address: Ray looks its host up by name where it cannot reach the world.
-        named = ["unshare", "--uts", "sh", "-c", f'hostname {address(host)} && exec "$@"', "sh"]
+        setup = f"hostname {address(host)}"
+        if host in self.hidden:
+            setup += f" && mount -t tmpfs none {self.hidden[host]}"  # `ip netns exec` has mounts of its own
+        named = ["unshare", "--uts", "sh", "-c", f'{setup} && exec "$@"', "sh"]
         inside = ["ip", "netns", "exec", self._namespace(host), *named]
         environment = {**self.environment, MARK: f"{self.folder}/{host}"}
         return subprocess.Popen([*inside, *command], env=environment, cwd=ROOT, **options)

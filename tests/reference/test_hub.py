@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from raylaunch_actors import progress
-from raylaunch_actors.fingerprint import commit_of, model_digest
+from raylaunch_actors.fingerprint import commit_of, model_prints
 from raylaunch_actors.gate import RankGate
 from raylaunch_actors.reference.hub import model_folder
 
@@ -53,9 +53,9 @@ def test_f08_weights_come_after_connect_and_a_rank_that_waits_for_them_says_so(g
 def test_f19_the_weights_are_of_the_commit_that_was_compared(gate, monkeypatch):
     model = ModelConfig(path=hub.MODEL)
     settings = model_folder(model, gate, weights=False)
-    assert model_digest(settings) == f"commit {hub.COMMIT}"
+    assert model_prints(settings) == {"model": f"commit {hub.COMMIT}"}
     monkeypatch.setattr(hub, "COMMIT", "1" * 40)  # somebody pushes
-    assert model_digest(model_folder(model, gate, weights=False)) == f"commit {hub.COMMIT}"
+    assert model_prints(model_folder(model, gate, weights=False)) == {"model": f"commit {hub.COMMIT}"}
     assert model_folder(model, gate, weights=True, commit=commit_of(settings)) == settings
     assert "model.safetensors" in names(settings)
 

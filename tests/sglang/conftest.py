@@ -11,10 +11,11 @@ import pytest
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError
 from raylaunch.frontends.answers import Waiter
+from raylaunch.frontends.base import Meeting
 from raylaunch.model_check import check_model
 from raylaunch.resolved import launch_of
 from raylaunch.sampling import SamplingParams
-from raylaunch.sglang.arguments import installed_folder
+from raylaunch.sglang.arguments import installed_folder, server_arguments
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
 LOST = LaunchError("rank 1 is lost", "F07", "SERVE")
@@ -29,6 +30,7 @@ CONFIG = REFERENCE.replace(
         "engine.sglang.args": {"device": "cpu"},
     }
 )
+HERE = Meeting(True, "127.0.0.1")
 RESOLVED = launch_of(CONFIG, check_model(REFERENCE))
 
 
@@ -48,6 +50,17 @@ def wait_until(condition, seconds=10.0):
         time.sleep(0.01)
 
 
+def place_ranks(frontend, config=CONFIG, where=HERE):
+    """As far as ATTACH, with what a rank would settle. Returns where the ranks must meet the frontend."""
+    from raylaunch_actors.sglang_engine.launch import settled
+    from raylaunch_actors.sglang_engine.versions import server_args
+
+    sockets = frontend.meet(where)
+    before = dict(os.environ)
+    frontend.attach(settled(server_args(server_arguments(config.replace({"serve": {}}))), before))
+    return sockets
+
+
 @contextlib.contextmanager
 def begun_frontend(config=CONFIG):
     from raylaunch.sglang.frontend import SglangFrontend
@@ -55,6 +68,7 @@ def begun_frontend(config=CONFIG):
     one = SglangFrontend(config)
     one.begin(launch_of(config, RESOLVED.shape))
     try:
+        place_ranks(one, config)
         yield one
     finally:
         one.close()

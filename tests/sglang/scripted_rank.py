@@ -64,6 +64,9 @@ class ScriptedRank:
 
         context = zmq.Context()
         requests, outputs, direct = (context.socket(kind) for kind in (zmq.PULL, zmq.PUSH, zmq.PUSH))
+        if (keys := self.sockets.keys) is not None:
+            for one in (requests, outputs, direct):
+                one.curve_serverkey, one.curve_publickey, one.curve_secretkey = keys.server, keys.public, keys.secret
         requests.connect(self.sockets.scheduler_input)
         outputs.connect(self.sockets.detokenizer)
         direct.connect(self.sockets.tokenizer)

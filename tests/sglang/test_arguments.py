@@ -20,6 +20,7 @@ from raylaunch.sglang.arguments import (
     check_sglang,
     installed_folder,
     known_arguments,
+    of_the_server,
     server_arguments,
 )
 
@@ -39,6 +40,24 @@ def test_shipped_configurations_give_arguments_that_may_be_given(config):
     if folder is not None:
         assert set(server_arguments(config)) <= set(known_arguments(folder))
         check_sglang(config)
+
+
+def test_what_only_the_server_has_is_told_to_no_rank():
+    config = LaunchConfig.from_dict(BASE).override(
+        "serve={served_model_name: name, chat_template: '{{ x }}', port: 1, api_key: sesame}",
+        "engine.sglang.args={tool_call_parser: auto, reasoning_parser: qwen3}",
+    )
+    server = of_the_server(config)
+    assert server == {
+        "host": "127.0.0.1",
+        "port": 1,
+        "served_model_name": "name",
+        "chat_template": "{{ x }}",
+        "tool_call_parser": "auto",  # which SGLang looks for in the template
+    }
+    assert set(server) & set(server_arguments(config)) == {"tool_call_parser"}
+    told = server_arguments(config, nodes=2, node=1)
+    assert (told["nnodes"], told["node_rank"]) == (2, 1)
 
 
 def test_shapes_are_sglangs_own_unless_they_were_set():
@@ -83,7 +102,7 @@ def installed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "key", "said"),
     [
-        ("parallel={nodes: 2, tensor_parallel_size: 4}", "parallel.nodes", "must be 1 with this engine"),
+        ("serve.served_model_name=a:b", "serve.served_model_name", "must have no colon"),
         ("communicator.table_rows=64", "communicator.table_rows", "is of the engine 'reference'"),
         ("communicator.max_bytes=4096", "communicator.max_bytes", "is of the engine 'reference'"),
         ("engine.sglang.args.tp_size=2", "engine.sglang.args.tp_size", "use parallel.tensor_parallel_size"),

@@ -16,7 +16,7 @@ from raylaunch.errors import LaunchError
 from raylaunch.group.launch import launch
 from raylaunch.protocol import Phase
 from raylaunch.resolved import launch_of
-from tests.sglang.conftest import CONFIG, needs_sglang, wait_until
+from tests.sglang.conftest import CONFIG, needs_sglang, place_ranks, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
 pytestmark = [pytest.mark.slow, needs_sglang]
@@ -26,8 +26,9 @@ pytestmark = [pytest.mark.slow, needs_sglang]
 def idle_ranks(monkeypatch):
     """A CPU cannot run SGLang's scheduler: the group's ranks go through the gates and then wait."""
 
-    def launched(resolved, report, listener, **more):
-        assert (resolved.program, resolved.sockets) != ("reference", None)
+    def launched(resolved, report, listener, *, frontend, **more):
+        assert resolved.program == "sglang"
+        place_ranks(frontend)
         reference = resolved.config.replace({"engine.kind": "reference", "engine.device": "cpu"})
         one = launch(launch_of(reference, resolved.shape, "noop"), report, listener, **more)
         one.offer = OFFER
@@ -78,9 +79,9 @@ def test_a_rank_that_dies_during_the_first_request_is_named(idle_ranks, monkeypa
     engine = Engine(CONFIG.replace({"deadlines.verify": 60}))
     up = engine.frontend.up
 
-    def up_without_rank(offer):  # nobody answers
+    def up_without_rank(*arguments):  # nobody answers
         os.kill(engine.report.places[1].pid, signal.SIGKILL)
-        up(offer)
+        up(*arguments)
 
     monkeypatch.setattr(engine.frontend, "up", up_without_rank)
     began = time.monotonic()

@@ -8,8 +8,11 @@ import types
 import pytest
 from fastapi import HTTPException
 
-from raylaunch.errors import ConfigError
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError, LaunchError
 from raylaunch.sglang import versions
+from raylaunch.sglang.frontend import SglangFrontend
+from raylaunch.wire import SglangSettled
 
 
 @dataclasses.dataclass
@@ -97,3 +100,11 @@ def test_sglangs_server_asks_no_address_to_freeze_anything():
     assert asked == []
     versions.prepare_application(server, metrics=True)
     assert asked == [server.app]
+
+
+def test_the_driver_speaks_to_its_own_sglang_alone():
+    settled = SglangSettled({}, b"", {}, "0.0.1")
+    with pytest.raises(LaunchError, match=r"SGLang is 0\.0\.1 on rank 0 and .* on the driver") as caught:
+        SglangFrontend(LaunchConfig.default()).attach(settled)
+    assert caught.value.code == "F19"
+    assert "b''" not in repr(settled)

@@ -39,7 +39,7 @@ class CustomAllReduceV2:
 
 def spec(kind, world=2, device="cuda"):
     config = LaunchConfig.default([f"communicator.kind={kind}"])
-    return types.SimpleNamespace(config=config, world_size=world, device=device, rank=0)
+    return types.SimpleNamespace(config=config, world_size=world, device=device, rank=0, nodes=1)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 import types
 
 import pytest
+import zmq
 from raylaunch_actors.sglang_engine import communicators, hooked, rounds, seams, versions, warmup
 from raylaunch_actors.sglang_engine import faults as sglang_faults
 from raylaunch_actors.sglang_engine.hooks import Hooks
@@ -17,6 +18,7 @@ from raylaunch.config import FaultConfig, shipped_configs
 from raylaunch.errors import RankFault
 from raylaunch.sglang.arguments import IN_PIECES, PIECE_COMPILER, misfit
 from raylaunch.sglang.source import installed_folder, known_arguments
+from raylaunch.wire import CurveKeys
 
 if importlib.util.find_spec("sglang") is None:
     pytest.skip("sglang is not installed", allow_module_level=True)
@@ -177,3 +179,39 @@ def test_kernels_are_built_as_for_the_smallest_capture(name, inside, monkeypatch
     assert "capture_one" not in vars(runner.backend)
     assert runner.backend._graphs == {}
     assert not breakable_cuda_graph.is_in_breakable_cuda_graph()
+
+
+def test_a_rank_on_another_node_hears_nobody_but_its_driver():
+    """Not who listens where the driver did, with no keys or with others."""
+    server, public = zmq.curve_keypair(), zmq.curve_keypair()
+    theirs, peers = zmq.Context(), zmq.Context()
+
+    def connected(context, kind, url, bind):
+        one = context.socket(kind)
+        one.connect(url)
+        return one
+
+    sockets, _ = seams.socket_seams(CurveKeys(server[0], *public))
+    pull = sockets.wrap(connected)
+    said = []
+    for secret in (None, zmq.curve_keypair()[1], server[1]):
+        push = peers.socket(zmq.PUSH)
+        if secret is not None:
+            push.curve_server, push.curve_secretkey = True, secret
+        url = f"tcp://127.0.0.1:{push.bind_to_random_port('tcp://127.0.0.1')}"
+        rank = pull(theirs, zmq.PULL, url, False)
+        push.send(b"a pickle")
+        said.append(rank.poll(5000 if secret == server[1] else 300))
+    assert said == [0, 0, zmq.POLLIN]
+    assert theirs.sockopts == {}
+    for context in (theirs, peers):
+        context.destroy(linger=0)
+
+
+def test_loads_go_to_another_node_by_an_encrypted_socket():
+    made = []
+    _, loads = seams.socket_seams(CurveKeys(zmq.curve_keypair()[0], *zmq.curve_keypair()))
+    loads.wrap(lambda *_: made.append(zmq.Context.instance().socket(zmq.PUSH)))("port arguments")
+    assert made[0].mechanism == zmq.CURVE
+    made[0].close()
+    assert zmq.Context.instance().sockopts == {}

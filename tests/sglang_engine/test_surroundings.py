@@ -17,7 +17,7 @@ from raylaunch.sglang.environment import switches
 
 
 def spec(*overrides, rank=1):
-    return types.SimpleNamespace(config=LaunchConfig.default(overrides), group="g", rank=rank, sockets=None)
+    return types.SimpleNamespace(config=LaunchConfig.default(overrides), group="g", rank=rank, sockets=None, nodes=1)
 
 
 @pytest.mark.parametrize(("kind", "value"), [("sgl_kernel", "0"), ("jit", "1"), ("custom", None), ("library", None)])

@@ -94,7 +94,8 @@ def connected(spec: RankSpec, problem: str, fused: str | None = None) -> Communi
     if world_size == 1:
         return CommunicatorFacts("single", "one rank", 0, 1)
     if spec.device == "cpu":
-        return CommunicatorFacts("gloo", "SGLang's, on CPUs", 0, world_size)
+        spans = f"; the group spans {spec.nodes} nodes" if spec.nodes > 1 else ""
+        return CommunicatorFacts("gloo", f"SGLang's, on CPUs{spans}", 0, world_size)
     usable = active()
     if not usable:
         if named:

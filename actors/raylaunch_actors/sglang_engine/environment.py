@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raylaunch.sglang.arguments import LONGER_CONTEXT, METRICS_VARIABLE, implementation, metrics_enabled
+from raylaunch.sglang.arguments import (
+    LOADS_BY_SOCKET,
+    LONGER_CONTEXT,
+    METRICS_VARIABLE,
+    implementation,
+    metrics_enabled,
+)
 from raylaunch_actors.fingerprint import package_version
 from raylaunch_actors.spec import RankSpec
 
@@ -53,6 +59,8 @@ def prepare(spec: RankSpec) -> None:
     for name, value in variables(spec).items():
         os.environ.setdefault(name, value)
     os.environ.update({**asked(spec.config.engine.sglang.args), **metrics_environment(spec)})
+    if spec.sockets is not None and spec.sockets.keys is not None:
+        os.environ.update(LOADS_BY_SOCKET)
     for name in CACHES:
         Path(os.environ[name]).mkdir(parents=True, exist_ok=True)
 
@@ -77,6 +85,8 @@ def variables(spec: RankSpec) -> dict[str, str]:
         **implementation(config.communicator.kind),
         **caches(config.engine.sglang.cache_dir),
     }
+    if spec.nodes > 1:
+        chosen["NCCL_DEBUG"] = "WARN"  # why it cannot be set up is in the log of its rank then
     chosen["SGLANG_RUN_ID"] = f"raylaunch-{secrets.token_hex(6)}"
     if config.placement.resources_per_rank.get("GPU", 1.0) < 1:
         # NCCL refuses two ranks on one GPU of a host; on two hosts it does not look.

@@ -42,6 +42,8 @@ CAPTURE_ONE = (
 """Where each graph backend captures one shape."""
 SGL_KERNEL = Hook(f"{ALL_REDUCES}.custom_all_reduce_ops", "all_reduce", "fa, inp, out, reg_buffer, reg_buffer_sz_bytes")
 JIT = Hook(f"{ALL_REDUCES}.custom_all_reduce_v2", "CustomAllReduceV2._allocate_graph_row", "self, input, nbytes")
+SOCKETS = Hook(f"{SRT}.managers.scheduler_components.ipc_channels", "get_zmq_socket")
+LOADS = Hook(SCHEDULER, "create_load_snapshot_writer")
 POOLS = Hook(SCHEDULER, "Scheduler.init_memory_pools", "self, ...")
 ATTENTION = Hook(SCHEDULER, "Scheduler.init_all_attention_backends", "self, ...")
 GRAPHS = Hook(SCHEDULER, "Scheduler.init_all_cuda_graphs", "self, ...")
@@ -72,7 +74,8 @@ USED = (
     Hook(f"{SRT}.runtime_context", "publish", "server_args, *, role, ..."),
     Hook(f"{SRT}.runtime_context", "get_exec", ""),
     Hook(f"{SRT}.server_args", "ServerArgs.check_server_args", "self, ..."),
-    Hook(f"{SRT}.server_args", "PortArgs"),
+    Hook(f"{SRT}.server_args", "PortArgs.load_collector_ipc_name"),
+    Hook(f"{SRT}.managers.load_snapshot", "create_load_snapshot_writer"),
     Hook(f"{SRT}.parser.template_detection", "resolve_auto_parsers", "server_args, ..."),
     Hook(f"{RUNNERS}.base_cuda_graph_runner", "get_batch_sizes_to_capture", "model_runner, ..."),
     Hook(PREFILL, "PrefillCudaGraphRunner.capture_num_tokens"),

@@ -5,6 +5,8 @@ All of it happens on one thread: the current device, gradient mode and what Dyna
 
 from __future__ import annotations
 
+import os
+import pickle
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,10 +17,13 @@ from raylaunch.errors import RankFault
 from raylaunch.model import hub
 from raylaunch.protocol import Gate, ReadyFacts, VerifyFacts
 from raylaunch.sglang.arguments import server_arguments
+from raylaunch.sglang.source import installed_version
+from raylaunch.wire import SglangSettled
 from raylaunch_actors.communicator.process_group import StoreServer, open_store
 from raylaunch_actors.device import identity, memory_in_use, rank_device
 from raylaunch_actors.fingerprint import fingerprint
 from raylaunch_actors.gate import RankGate
+from raylaunch_actors.interfaces import in_words
 from raylaunch_actors.progress import compilers_work, modules_loaded, reported
 from raylaunch_actors.sglang_engine import environment, seams, versions
 from raylaunch_actors.sglang_engine.hooks import Hooks
@@ -32,11 +37,13 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     hooks = Hooks()
     try:
         with reported(gate, "importing sglang", modules_loaded):
-            args = versions.server_args(server_arguments(spec.config))
+            before = dict(os.environ)
+            args = versions.server_args(server_arguments(spec.config, spec.nodes, spec.node))
             rounds = Rounds(spec, gate)
             hooks.install(seams.all_seams(rounds))
-        settled = versions.resolved_arguments(args)
-        require_alike(gate.arrive(Gate.ATTACH, offer=settled).offers[0], settled)
+        mine = settled(args, before)
+        require_alike(gate.arrive(Gate.ATTACH, offer=mine).offers[0].texts, mine.texts)
+        gate.progress(f"joining its group{f' over {one}' if (one := in_words(spec)) else ''}")
         with reported(gate, None, compilers_work):  # wherever a kernel is compiled, that is no hang
             scheduler = versions.make_scheduler(spec, args)
         rounds.warmed()  # where nothing is captured, no round has said so
@@ -44,7 +51,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
         versions.watch_unless_paused(scheduler)
         gate.read_counters = versions.SchedulerCounters(scheduler, compilers_work).read
         facts = ReadyFacts(rounds.pieces.count(), memory_in_use(rank_device(spec)))
-        gate.arrive(Gate.READY, facts, offer={**scheduler.get_init_info(), "settled": settled})
+        gate.arrive(Gate.READY, facts, offer=scheduler.get_init_info())
         hooks.remove()
         serve(spec, scheduler, gate.stop_requested)
     finally:
@@ -53,11 +60,26 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             store.close()  # NCCL's watchdog asks it as long as the rank lives
 
 
+def settled(args: Any, before: Mapping[str, str]) -> SglangSettled:
+    """What SGLang has made of its arguments here, where the GPUs are: rank 0's is for the driver too.
+
+    Args:
+        before: this process's variables before that.
+    """
+    variables = {
+        name: value for name, value in os.environ.items() if name.startswith("SGLANG_") and before.get(name) != value
+    }
+    return SglangSettled(versions.resolved_arguments(args), pickle.dumps(args), variables, installed_version())
+
+
 def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     """MEET: says who it is before anything slow is imported; rank 0 binds the store. Raises RankFault F09, F10."""
-    # Of a Hub model there is nothing to compare: all ranks are on one node and have its cache.
-    prints = fingerprint(spec, Path(spec.config.model.path).expanduser())
     _ask_the_hub(spec, gate)
+    path, revision = spec.config.model.path, spec.config.model.revision
+    folder = Path(path).expanduser()
+    with suppress(ValueError):  # no name on the Hub, but of another store that SGLang knows
+        folder = folder if folder.is_dir() else hub.cached(path, revision) or folder
+    prints = fingerprint(spec, folder)
     environment.prepare(spec)  # after the fingerprint, as some of it differs from rank to rank, and before CUDA
     device = rank_device(spec)
     store = None

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import zmq
 
 from raylaunch.protocol import Gate, LoadFacts
 from raylaunch.protocol.rounds import RoundName
+from raylaunch.wire import CurveKeys
 from raylaunch_actors.progress import bytes_fetched, reported
 from raylaunch_actors.sglang_engine import communicators, hooked, versions
 from raylaunch_actors.sglang_engine.hooks import Seam, Wrapper
@@ -21,9 +23,47 @@ from raylaunch_actors.sglang_engine.warmup import build_kernels
 
 def all_seams(rounds: Rounds) -> list[Seam]:
     """Every hook of a launch. On a CPU nothing is captured, and SGLang lacks what would be hooked for it."""
+    sockets = rounds.spec.sockets
+    between_nodes = socket_seams(sockets.keys) if sockets is not None and sockets.keys is not None else []
     if rounds.spec.device == "cpu":
-        return [*life_seams(rounds), *progress_seams(rounds)]
-    return [*life_seams(rounds), *capture_seams(rounds), *all_reduce_seams(rounds), *progress_seams(rounds)]
+        return [*between_nodes, *life_seams(rounds), *progress_seams(rounds)]
+    return [
+        *between_nodes,
+        *life_seams(rounds),
+        *capture_seams(rounds),
+        *all_reduce_seams(rounds),
+        *progress_seams(rounds),
+    ]
+
+
+# ---- sockets to a driver on another node
+
+
+def socket_seams(keys: CurveKeys) -> list[Seam]:
+    """Every socket that SGLang makes is encrypted, and hears nobody but the driver: it unpickles what arrives."""
+    options: dict[int, Any] = {
+        zmq.CURVE_SERVERKEY: keys.server,
+        zmq.CURVE_PUBLICKEY: keys.public,
+        zmq.CURVE_SECRETKEY: keys.secret,
+        zmq.TCP_KEEPALIVE: 1,
+    }
+
+    def wrap(original: Callable[..., Any], context: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*arguments: Any, **named: Any) -> Any:
+            defaults = context(*arguments).sockopts
+            defaults.update(options)
+            try:
+                return original(*arguments, **named)
+            finally:
+                for one in options:
+                    del defaults[one]
+
+        return make
+
+    return [
+        Seam(hooked.SOCKETS, lambda original: wrap(original, lambda context, *_: context)),
+        Seam(hooked.LOADS, lambda original: wrap(original, lambda *_: zmq.Context.instance())),
+    ]
 
 
 # ---- CONNECT and LOAD

@@ -65,7 +65,7 @@ and for ``moe_a2a_backend: deepep``."""
 
 
 SETTLED_ALONE = (
-    "random_seed", "skip_server_warmup", "host", "port", "api_key", "served_model_name", "chat_template",
+    "random_seed", "node_rank", "skip_server_warmup", "host", "port", "api_key", "served_model_name", "chat_template",
 )  # fmt: skip
 """Arguments that may differ: rank 0 broadcasts its seed; the others are of the server, of which ranks are not told."""
 
@@ -104,6 +104,7 @@ def port_args(sockets: SglangSockets) -> Any:
         tokenizer_worker_ipc_name=None,
         decoupled_spec_ipc_config=None,
         instance_id=sockets.instance,
+        load_collector_ipc_name=sockets.loads,
     )
 
 

@@ -16,13 +16,16 @@ from raylaunch.protocol.rules.common import History, facts_of, odd_one
 
 def same_fingerprint(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
     """F19: versions, settings and environment are equal on every rank."""
-    prints = {rank: facts.fingerprint for rank, facts in facts_of(arrivals, Identity).items()}
+    facts = facts_of(arrivals, Identity)
+    prints = {rank: one.fingerprint for rank, one in facts.items()}
+    hosts = {rank: one.hostname for rank, one in facts.items()}
     for key in sorted(set().union(*prints.values())):
         values = {rank: one.get(key, "absent") for rank, one in prints.items()}
         odd = odd_one(values)
         if odd is not None:
             usual = values[next(rank for rank in values if values[rank] != values[odd])]
-            summary = f"ranks differ in {key}: {values[odd]!r} on rank {odd}, {usual!r} elsewhere"
+            where = f"rank {odd}{f' (node {hosts[odd]})' if len(set(hosts.values())) > 1 else ''}"
+            summary = f"ranks differ in {key}: {values[odd]!r} on {where}, {usual!r} elsewhere"
             return Violation("F19", summary, step, odd, {rank: f"{key} = {value}" for rank, value in values.items()})
     return None
 

@@ -1,0 +1,158 @@
+"""The engine ``sglang`` with the driver on a head that has no CPU for ranks, and SGLang's real schedulers elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylaunch.config import shipped_configs
+from tests.nodes.clients import LONG
+from tests.nodes.hosts import Hosts, address, can_make_hosts
+from tests.sglang.test_real_ranks import can_run, config_of  # noqa: F401  # the fixture skips where SGLang cannot run
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not can_make_hosts(), reason="needs the right to make network namespaces"),
+]
+
+PORT = 31260
+LAUNCH_S = 300.0
+NOT_NICE = {"RAY_worker_niceness": "0"}  # or ranks wait for whatever else this machine does
+
+
+@dataclass
+class Server:
+    """``raylaunch serve`` on host 0, ended with all that it has started."""
+
+    hosts: Hosts
+    settings: tuple[str, ...]
+    log: Path = field(init=False)
+    process: subprocess.Popen[bytes] = field(init=False)
+    url: str = f"http://{address(0)}:{PORT}"
+
+    def __enter__(self) -> Server:
+        file, self.log = self.hosts.folder / "served.yaml", self.hosts.folder / "served.log"
+        wanted = config_of(*self.settings).replace({"serve.host": address(0), "serve.port": PORT})
+        file.write_text(wanted.model_dump_json(by_alias=True, exclude_unset=True))
+        with self.log.open("wb") as log:
+            command = [sys.executable, "-m", "raylaunch", "serve", str(file)]
+            self.process = self.hosts.popen(command, stdout=log, stderr=log)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        print(self.log.read_text()[-8000:])
+        self.process.kill()
+        self.process.wait(10)
+
+    def run(self, *arguments: str) -> Any:
+        """What a client on the head prints."""
+        command = [sys.executable, "-m", "tests.nodes.clients", *arguments]
+        client = self.hosts.popen(command, stdout=subprocess.PIPE)
+        return json.loads(client.communicate(timeout=180)[0])
+
+    def wait_ready(self) -> None:
+        """Until it answers. Raises with its log if it ends, or takes too long."""
+        end = time.monotonic() + LAUNCH_S
+        code = f"import httpx; print(httpx.get('{self.url}/ready', timeout=5).status_code)"
+        while self.hosts.ask(code).strip() != "200":
+            assert self.process.poll() is None
+            assert time.monotonic() < end, "it was not ready in time"
+            time.sleep(1)
+
+    def ports(self) -> list[str]:
+        """ZeroMQ's, where other hosts reach it."""
+        found = self.run("ports", str(self.process.pid), address(0))
+        return [f"tcp://{address(0)}:{port}" for port in found if port != PORT]
+
+
+@contextlib.contextmanager
+def strangers(hosts: Hosts, canary: Path, urls: list[str]) -> Iterator[list[int]]:
+    """Peers without keys on another host; how many messages they got is there at the end."""
+    command = [sys.executable, "-m", "tests.nodes.clients", "strangers", str(canary), *urls]
+    process = hosts.popen(command, 1, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    got: list[int] = []
+    try:
+        assert process.stdout.readline() == b"there\n"
+        yield got
+        got.append(json.loads(process.communicate(timeout=30)[0]))
+    finally:
+        process.kill()
+
+
+def expect_answers(server: Server) -> None:
+    answers = server.run("ask", server.url)
+    assert (answers["text"], answers["streamed"]) == ("42", "42")
+    assert len(answers["long"][0]) == 4, LONG
+    assert answers["long"][0] == answers["long"][1]
+    assert answers["loads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("places", "settings"),
+    [({1: 2}, ()), ({1: 1, 2: 1}, ("parallel.nodes=2",))],
+    ids=["ranks on one host", "ranks on two hosts"],
+)
+def test_the_driver_is_on_a_head_and_the_ranks_elsewhere(
+    places: dict[int, int], settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Launched, verified, answering through the head's port; strangers get and say nothing; a rank that dies is named
+    and its group rebuilt; nothing is left on any host."""
+    with Hosts(workers=len(places), more=NOT_NICE) as hosts:
+        before = {one.pid for one in hosts.processes()}
+        with Server(hosts, ("recovery.rebuilds=1", *settings)) as server:
+            server.wait_ready()
+            ranks = {host: hosts.ranks(host) for host in (0, *places)}
+            assert {host: len(there) for host, there in ranks.items()} == {0: 0, **places}
+            ports = server.ports()
+            assert len(ports) == 4
+            with strangers(hosts, tmp_path / "canary", ports) as got:
+                expect_answers(server)
+            assert got == [0]
+            last = ranks[max(places)][-1]
+            os.kill(last, signal.SIGKILL)
+            end = time.monotonic() + 60
+            while last in hosts.ranks(max(places)) and time.monotonic() < end:
+                time.sleep(0.1)
+            server.wait_ready()
+            expect_answers(server)
+            said = server.log.read_text()
+            assert "F07" in said
+            assert "died: killed by SIGKILL" in said
+            over = re.search(
+                r"2 ranks on 2 nodes, over eth0 \(10\.77\.0\.\d\), eth0 \(10\.77\.0\.\d\)", " ".join(said.split())
+            )
+            assert (over is not None) == (len(places) == 2)
+            assert not (tmp_path / "canary").exists()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(90) == 0
+        left = [one for one in hosts.processes() if one.pid not in before and "raylaunch" in " ".join(one.cmdline())]
+        assert (left, [hosts.ranks(host) for host in ranks]) == ([], [[] for _ in ranks])
+        assert not [one for one in os.listdir("/dev/shm") if "sglang_loads" in one]
+
+
+def test_a_model_that_one_node_lacks_is_missed_before_it_is_loaded(tmp_path: Path) -> None:
+    """F22: with the node."""
+    model = tmp_path / "model"
+    shutil.copytree(shipped_configs() / "models" / "tiny-adder", model)
+    settings = (f"model.path={model}", "parallel.nodes=2")
+    with Hosts(workers=2, hidden={2: tmp_path}, more=NOT_NICE) as hosts, Server(hosts, settings) as server:
+        assert server.process.wait(LAUNCH_S) == 3
+        said = " ".join(server.log.read_text().split())
+        assert "F19" in said
+        assert re.search(rf"ranks differ in model: '{model} is no folder' on rank \d \(node {address(2)}\)", said), said
+        assert [hosts.ranks(host) for host in (1, 2)] == [[], []]
