@@ -21,6 +21,7 @@ class RankSpec(ResolvedLaunch):
         driver_files: digest and folder of the raylaunch that the driver has imported.
         device_index: index of its GPU among those of the group on this node, which all its ranks there see; told at
             boot, when it is known which GPUs Ray gave.
+        surroundings: the process's variables before it has imported anything heavy; it notes them itself.
     """
 
     rank: int
@@ -31,3 +32,4 @@ class RankSpec(ResolvedLaunch):
     core_file: str = ""
     driver_files: tuple[str, str] = ("", "")
     device_index: int = 0
+    surroundings: dict[str, str] = field(default_factory=dict, repr=False)  # has secrets
