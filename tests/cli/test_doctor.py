@@ -7,6 +7,7 @@ import platform
 
 import pytest
 
+from raylaunch.commands import examine
 from raylaunch.sglang.source import TESTED
 from tests.cli.runner import run
 
@@ -80,8 +81,17 @@ def test_addresses_of_no_cluster(address: str, code: int, said: str, monkeypatch
         ("parallel.tensor_parallel_size=1", "all-reduce", "single (one rank)"),
         ("parallel.nodes=2", "all-reduce", "gloo (the group spans 2 nodes)"),
         ("capture.enabled=false", "shapes", "eager, nothing is captured"),
+        ("recovery.standby=1", "standby", "2 ranks, at least 400.0 MiB of memory each"),
         ("placement.placement_group=mine", "placement", "the placement group 'mine'"),
     ],
 )
 def test_choices_are_told_with_their_reason(setting: str, what: str, said: str) -> None:
     assert said in json.loads(run("doctor", "--json", "--set", setting).stdout)["launch"][what]
+
+
+def test_memory_that_spares_would_not_find_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(examine.IMPORTED_BYTES, "reference", 1 << 60)
+    ran = run("doctor", "--set", "recovery.standby=2")
+    assert ran.code == 1
+    said = "recovery.standby = 2 takes 4294967296.0 GiB of memory or more, and "
+    assert said in ran.stdout.partition("\nproblems\n")[2]

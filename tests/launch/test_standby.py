@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from raylaunch import Engine, LaunchConfig
+from tests.head import ROOT
 from tests.standing import lose, pids_of, said, spare_pids, streaming, without_spares
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -53,3 +57,62 @@ def test_one_that_is_killed_is_replaced_and_the_group_serves_on(
         lose(engine, 1, came)
         assert [place.adopted for place in engine.report.places].count(True) == 1
         spare_pids(engine, 2)
+
+
+ON_GPUS = """
+import time
+import ray
+from raylaunch import LaunchConfig
+from raylaunch.cluster.session import enter
+from raylaunch.group.launch import launch
+from raylaunch.group.standby import Standby
+from raylaunch.model.shape import ModelShape
+from raylaunch.report import LaunchReport
+from raylaunch.resolved import launch_of
+
+@ray.remote(num_gpus=1, num_cpus=0)
+class Neighbour:
+    def gpus(self):
+        return ray.get_gpu_ids()
+
+def launched():
+    group = launch(resolved, LaunchReport("gpus"), session=session, standby=standby).group
+    free = ray.available_resources().get("GPU", 0.0)
+    told = [(one.adopted, one.holder is not None, one.process.gpus) for one in group.members]
+    while standby.tend(group).ranks < 2:
+        time.sleep(0.1)
+    print(told, free, sorted({spare.visible for spare in standby.spares}), flush=True)
+    return group
+
+if __name__ == "__main__":
+    ray.init(num_cpus=2, num_gpus=3, include_dashboard=False, log_to_driver=False)
+    resolved = launch_of(LaunchConfig.default(["engine.device=cuda"]), ModelShape("none", 0, 0, 0, 0), "noop")
+    session = enter(None, 0, "raylaunch")
+    standby = Standby(1, session, set())
+    for _ in range(2):
+        launched().close(10)
+    neighbour = Neighbour.remote()
+    print(ray.get(neighbour.gpus.remote()), flush=True)
+    launched().close(10)
+    standby.close(10)
+    ray.kill(neighbour)
+    while ray.available_resources().get("GPU") != 3.0:
+        time.sleep(0.1)
+    ray.shutdown()
+"""
+
+
+def test_gpus_are_kept_by_holders_and_spares_of_other_gpus_are_ended(tmp_path: Path) -> None:
+    """Of a cluster that only counts its GPUs, as ranks that do nothing need none."""
+    script = tmp_path / "on_gpus.py"
+    script.write_text(ON_GPUS)
+    ran = subprocess.run(
+        [sys.executable, str(script)], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == [
+        "[(False, False, ('0',)), (False, False, ('1',))] 1.0 ['0,1']",
+        "[(True, True, ('0',)), (True, True, ('1',))] 1.0 ['0,1']",
+        "[0]",
+        "[(False, True, ('1',)), (False, True, ('2',))] 0.0 ['1,2']",
+    ], ran.stderr
