@@ -57,9 +57,7 @@ def without_spares(engine: Engine) -> None:
 
 
 def said(pauses: Sequence[float]) -> str:
-    """Figures of losses, the last one of which had no spares."""
-    *with_spares, without = (f"{one:.1f}" for one in pauses)
-    return f"from a SIGKILL to the next token: {', '.join(with_spares)} s with standby ranks, {without} s without"
+    return f"seconds from a SIGKILL to the next token: {', '.join(f'{one:.1f}' for one in pauses)}"
 
 
 def lose(engine: Engine, rank: int, came: list[float]) -> float:

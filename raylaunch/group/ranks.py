@@ -39,7 +39,7 @@ CLOSE_LOOK_S = 0.1
 HEADLESS_S = 3.0  # in which agents of a cluster that goes on without its head can kill ranks
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """One rank: its specification, actor, process and the call that lives as long as the rank does.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Spare(Member):
     """A rank's process that belongs to no group yet. Its ``spec`` is that of a rank beside which it was made, its
     ``boot`` the call that lasts as long as it waits.

@@ -138,23 +138,17 @@ class Standby:
             return Adopted()
         adopted, seen = self._hold(group, specs, nodes) if specs[0].device == "cuda" else (Adopted(), {})
         found = chosen(specs, nodes, seen, self.spares)
-        spares, agents, self.spares, self.agents = self.spares, self.agents, [], {}
+        others, agents = [spare for spare in self.spares if spare not in found.values()], self.agents
+        self.spares, self.agents = [one for one in others if chosen(specs, nodes, seen, [one])], {}
         actors: dict[Any, Any] = {rank: spare.actor for rank, spare in found.items()} | agents
         calls: dict[Any, Any] = {spare.actor.adopt.remote(specs[rank]): rank for rank, spare in found.items()}
         calls |= {agent.ready.remote(): node for node, agent in agents.items() if node in nodes}
         there: dict[Any, Any] = {**group.answers(calls, ADOPT_S)}
-        for key in actors.keys() - there.keys():
-            kill(actors[key])
-        for spare in spares:
-            wanted = zip(specs, nodes, strict=True)
-            if any(spare is one for one in found.values()):
-                continue
-            if any(spare.node_id == node and spare.fits(spec, seen.get(node, "")) for spec, node in wanted):
-                self.spares.append(spare)
-            else:
-                kill(spare.actor)
+        unfit = [spare.actor for spare in others if spare not in self.spares]
+        for actor in (*unfit, *(actor for key, actor in actors.items() if key not in there)):
+            kill(actor)
         adopted.actors = {rank: actors[rank] for rank in found if rank in there}
-        adopted.agents = {node: agents[node] for node in set(nodes) & agents.keys() if node in there}
+        adopted.agents = {node: agent for node, agent in agents.items() if node in there}
         return adopted
 
     def _hold(

@@ -135,7 +135,8 @@ def test_a_rebuild_adopts_standby_ranks(capsys: pytest.CaptureFixture[str]) -> N
             spares = spare_pids(engine, 2)
             nbytes, pauses = engine.report.standby.nbytes, [lose(engine, 0, came)]
             assert sorted(place.pid for place in engine.report.places) == sorted(spares)
-            table = engine.report.table(140)
+            with capsys.disabled():
+                print(f"\n{engine.report.table(140)}\n{said(pauses)}; {nbytes >> 21} MiB each", flush=True)
             lost += [*spares, *spare_pids(engine, 2)]
             without_spares(engine)
             assert alive(lost[4:]) == []
@@ -143,7 +144,7 @@ def test_a_rebuild_adopts_standby_ranks(capsys: pytest.CaptureFixture[str]) -> N
         assert engine.generate("12+30=", max_new_tokens=8).text == right == "42"
         lost += [place.pid for place in engine.report.places]
         with capsys.disabled():
-            print(f"\n{table}\n{engine.report.table(140)}\n{said(pauses)}; {nbytes >> 20} MiB")
+            print(f"\n{engine.report.table(140)}\n{said(pauses)}, the last one without standby ranks")
     assert alive(lost) == []
     assert shared_memory(lost) == []
 
