@@ -48,6 +48,7 @@ class Member:
         adopted: the process has stood by before.
         holder: the actor that keeps the GPUs of a rank that was started without them; None if it has them itself.
         gpus: their ids.
+        held: the call that lasts as long as the holder does: both end with their placement group.
     """
 
     spec: RankSpec
@@ -58,6 +59,7 @@ class Member:
     adopted: bool = False
     holder: Any = None
     gpus: tuple[str, ...] = ()
+    held: Any = None
 
     @property
     def rank(self) -> int:
@@ -132,6 +134,7 @@ class RankGroup:
             seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
             for member in self.members:
                 member.boot = member.actor.boot.remote(seen[member.rank])
+                member.held = member.holder.hold.remote() if member.holder is not None else None
             patience = specs[0].config.deadlines.stopped
             self.news = {agent.news.remote(patience): node for node, agent in self.agents.items()}
         return outcome
@@ -219,7 +222,8 @@ class RankGroup:
     def ended(self, timeout_s: float) -> StepOutcome:
         """Waits up to ``timeout_s`` for a rank to end, to be seen dying, or to have been stopped for long; the outcome
         has a failure, a death or a sighting for each that did."""
-        boots = {member.boot: member.rank for member in self.members if member.boot is not None}
+        members = self.members
+        boots = {call: one.rank for one in members for call in (one.boot, one.held) if call is not None}
         news = dict(self.news)
         calls = [*boots, *news]
         done, _ = ray.wait(calls, num_returns=1, timeout=timeout_s) if boots else ([], [])

@@ -6,6 +6,7 @@ class before anything else of ours, so the classes that Ray is given live here.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import ray
@@ -44,6 +45,10 @@ class Holder:
         """Ray's ids of them."""
         return tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
 
+    def hold(self) -> None:
+        """Lasts as long as they are kept."""
+        threading.Event().wait()
+
 
 NEVER_AGAIN = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
 for name in ("whoami", "health", "stop", "stacks", "finish"):
@@ -53,7 +58,7 @@ for name in ("advance", "attach"):
 RankActor = ray.remote(**NEVER_AGAIN, concurrency_groups={"control": 2, "gate": 1})(Rank)
 # One call waits for news as long as the group lives, another steps ranks.
 NodeAgentActor = ray.remote(**NEVER_AGAIN, max_concurrency=6)(NodeAgent)
-HolderActor = ray.remote(**NEVER_AGAIN)(Holder)
+HolderActor = ray.remote(**NEVER_AGAIN, max_concurrency=2)(Holder)
 
 
 def rank_actor(spec: RankSpec, name: str, where: Any, *, has_gpus: bool = True, stands_by: bool = False) -> Any:

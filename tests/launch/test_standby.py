@@ -84,8 +84,11 @@ if __name__ == "__main__":
     resolved = launch_of(LaunchConfig.default(["engine.device=cuda"]), ModelShape("none", 0, 0, 0, 0), "noop")
     session = enter(None, 0, "raylaunch")
     standby = Standby(1, session, set())
-    for _ in range(2):
-        launched().close(10)
+    launched().close(10)
+    second = launched()
+    ray.util.remove_placement_group(second.placement.group)
+    print(["placement group was removed" in text for text in second.ended(10).deaths.values()][:1], flush=True)
+    second.close(10)
     neighbour = Neighbour.remote()
     print(ray.get(neighbour.gpus.remote()), flush=True)
     launched().close(10)
@@ -108,6 +111,7 @@ def test_gpus_are_kept_by_holders_and_spares_of_other_gpus_are_ended(tmp_path: P
     assert ran.stdout.splitlines() == [
         "[(False, False, ('0',)), (False, False, ('1',))] 1.0 ['0,1']",
         "[(True, True, ('0',)), (True, True, ('1',))] 1.0 ['0,1']",
+        "[True]",  # adopted ranks are in no placement group, their holders are
         "[0]",
         "[(False, True, ('1',)), (False, True, ('2',))] 0.0 ['1,2']",
     ], ran.stderr
