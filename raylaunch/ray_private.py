@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 from collections.abc import Iterator, Mapping
 
 import ray
@@ -69,6 +70,13 @@ def print_no_worker_lines() -> None:
     of them: the report and the errors say what happened."""
     if hasattr(ray._private.worker, "_worker_logs_enabled"):
         ray._private.worker._worker_logs_enabled = False
+
+
+def name_in_logs(name: str) -> None:
+    """What Ray puts before this process's lines from here on; else it stays what the actor was called when it was
+    made."""
+    for stream in (sys.stdout, sys.stderr):
+        print(f"{ray._private.ray_constants.LOG_PREFIX_ACTOR_NAME}{name}", file=stream, flush=True)
 
 
 def forget_token() -> None:

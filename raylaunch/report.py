@@ -69,12 +69,22 @@ class Due:
 
 @dataclass(frozen=True)
 class RankPlace:
-    """Where a rank runs."""
+    """Where a rank runs; ``adopted`` says that its process stood by before."""
 
     rank: int
     node: str
     pid: int
     device: str = ""
+    adopted: bool = False
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How many ranks stand by, and the bytes that their processes have in memory together, what they share counted for
+    each."""
+
+    ranks: int = 0
+    nbytes: int = 0
 
 
 @dataclass
@@ -89,6 +99,7 @@ class LaunchReport:
         sampling: how tokens are chosen where a request says nothing of it; "" where nobody said.
         due: what it works towards, or did last.
         fetching: how much of a model on the Hub has arrived, while it does; else "".
+        standby: what waits beside the group by now.
     """
 
     name: str
@@ -101,6 +112,7 @@ class LaunchReport:
     driver: list[Span] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     due: Due | None = None
+    standby: Standing = Standing()
 
     # ---- what happened
 
@@ -191,7 +203,9 @@ class LaunchReport:
         by_gate = {record.step.gate: record.arrivals[0].facts for record in self.steps if record.arrivals}
         if phase is Phase.PLACE:
             nodes = len({place.node for place in self.places})
-            where = f"{count(len(self.places), 'rank')} on {count(nodes, 'node')}"
+            adopted = sum(place.adopted for place in self.places)
+            stood_by = f", {adopted} of which stood by" if adopted else ""
+            where = f"{count(len(self.places), 'rank')} on {count(nodes, 'node')}{stood_by}"
             return f"{where}{self._describe_interfaces()}{self._describe_niceness()}"
         if phase is Phase.CONNECT and isinstance(facts := by_gate.get(Gate.CONNECTED), CommunicatorFacts):
             return _describe_all_reduce(facts)
@@ -263,6 +277,7 @@ class LaunchReport:
             "kv_tokens": self.kv_tokens,
             "sampling": self.sampling,
             "capture_memory": self.capture_memory,
+            "standby": asdict(self.standby),
             "all_reduce": self._all_reduce(),
             "steps": [
                 {

@@ -19,6 +19,7 @@ from raylaunch.group.driver import StepListener
 from raylaunch.group.launch import Launched, launch, span
 from raylaunch.group.ranks import RankGroup
 from raylaunch.group.serving import LostRanks, ServingWatch, explained
+from raylaunch.group.standby import Standby
 from raylaunch.health import Condition, Health, RankHealth, readiness
 from raylaunch.protocol import Phase
 from raylaunch.recovery import Budget, Loss, launches_left, restart_policy
@@ -63,6 +64,7 @@ class Supervisor:
         self._watch: ServingWatch | None = None
         self._session: RaySession | None = None
         self._launched: Launched | None = None
+        self._standby: Standby | None = None
         self._stopping = threading.Event()
         self._starter: threading.Thread | None = None
         self._idle = threading.Event()  # whether no start is under way
@@ -92,6 +94,7 @@ class Supervisor:
             placement, cpus = resolved.config.placement, resolved.request.cpus
             self._session = enter(placement.address, cpus, placement.namespace, self._stopping.is_set)
             self._ray_span = Span("Ray session", began, time.time())
+            self._standby = Standby(resolved.config.recovery.standby, self._session, self._lost_nodes)
             self._launch(began)
         except BaseException as error:
             self.condition = Condition.STOPPED if self._stopping.is_set() else Condition.FAILED
@@ -198,6 +201,7 @@ class Supervisor:
                 launched = launch(
                     self._resolved, self.report, self.listener,
                     avoid=self._lost_nodes, stopped=self._cancelled, session=self._session, frontend=self.frontend,
+                    standby=self._standby,
                 )  # fmt: skip
                 self._hand_over(launched)
                 break
@@ -285,6 +289,8 @@ class Supervisor:
         while not self._stopping.is_set() and self._launched is not None and self._watch is not None:
             lost = self._watch.poll(WATCH_S, self.frontend.failure)
             if lost is None or self._stopping.is_set():
+                if self._standby is not None and not self._stopping.is_set() and self.restarts_left:
+                    self.report.standby = self._standby.tend(self._launched.group)
                 continue
             if lost.for_good is not None:
                 self._give_up(lost.for_good)
@@ -342,6 +348,14 @@ class Supervisor:
     def _fail(self, error: LaunchError) -> None:
         self.error, self.condition = error, Condition.FAILED
         self._notify_frontend(error)
+        self._end_spares()
+
+    def _end_spares(self) -> None:
+        if self._standby is not None:
+            try:
+                self._standby.close(self.config.deadlines.shutdown)
+            except Exception:
+                log.exception("standby ranks could not be ended")
 
     def _may_be_rebuilt(self) -> bool:
         return self.restarts_left > 0 and not self._stopping.is_set()
@@ -366,5 +380,6 @@ class Supervisor:
 
     def _leave(self) -> None:
         self._stop_watching()
+        self._end_spares()
         if self._session is not None:
             self._session.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +29,8 @@ OF_A_NODE = ("_IFNAME", "_HOSTID")  # names of interfaces and hosts differ from 
 
 
 def fingerprint(spec: RankSpec, model: Path) -> dict[str, str]:
-    """Versions, processor, a digest of the configuration, and the environment variables that change results.
+    """Versions, processor, a digest of the configuration, and the environment variables that change results: those
+    that the process was started with, as libraries set some, and a rank that stood by has imported more of them.
 
     Args:
         model: the model's folder on this node.
@@ -39,7 +39,7 @@ def fingerprint(spec: RankSpec, model: Path) -> dict[str, str]:
     prints["version of python"] = platform.python_version()
     prints["processor"] = platform.machine()
     prints["configuration"] = hashlib.sha256(spec.config.model_dump_json().encode()).hexdigest()[:16]
-    return prints | model_prints(model) | environment_prints(os.environ, spec.group)
+    return prints | model_prints(model) | environment_prints(spec.surroundings, spec.group)
 
 
 def environment_prints(variables: Mapping[str, str], group: str) -> dict[str, str]:

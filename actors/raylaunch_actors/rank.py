@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
 import os
@@ -14,12 +15,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import psutil
 import ray
 
 from raylaunch.errors import RankFault
 from raylaunch.package import package_files
 from raylaunch.protocol import Arrival, Failure, Release
 from raylaunch_actors import node_gates, priority, shortage
+from raylaunch_actors.contexts import open_contexts
 from raylaunch_actors.gate import RankGate, RankState
 from raylaunch_actors.interfaces import choose_interface
 from raylaunch_actors.progress import modules_loaded, reported
@@ -31,7 +34,8 @@ PROGRAMS = {
     "noop": "raylaunch_actors.programs.noop",
     "bench_all_reduce": "raylaunch_actors.programs.bench_all_reduce",
 }
-"""Modules whose ``run(spec, gate)`` takes a rank through its phases and serves until it is stopped."""
+"""Modules whose ``run(spec, gate)`` takes a rank through its phases and serves until it is stopped. Where there is an
+``imports(spec)`` it gives the names of what that will import, none of which may touch a GPU."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,58 @@ class RankProcess:
 
 
 class RankBase:
-    """A rank as a plain class; ``raylaunch.group.remote`` makes it an actor. One thread runs ``boot`` for life."""
+    """A rank as a plain class; ``raylaunch.group.remote`` makes it an actor. One thread runs ``boot`` for life.
 
-    def __init__(self, spec: RankSpec) -> None:
+    A spare one, which ``stands_by`` until a group adopts it, is told by ``spec`` what its rank will have in common with
+    those of the group that serves; on its thread it runs ``prepare`` and ``stand_by`` before.
+    """
+
+    def __init__(self, spec: RankSpec, stands_by: bool = False) -> None:
         priority.set_niceness(spec.device)  # before there are threads of libraries
+        self._adopted = threading.Event()
+        if not stands_by:
+            self._adopted.set()
+        self._boot_thread: int | None = None
         os.environ.update(spec.environment)
+        self._take(replace(spec, surroundings=dict(os.environ)))
+        faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=False)
+
+    def _take(self, spec: RankSpec) -> None:
         if spec.core_file:  # CUDA makes no folders
             Path(spec.core_file).parent.mkdir(parents=True, exist_ok=True)
         self.spec = spec
         self.gate = RankGate(spec.rank, spec.plan)
         self.gate.out_of_memory = partial(shortage.recognised, spec)
-        self._boot_thread: int | None = None
-        faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=False)
 
     def __repr__(self) -> str:
-        return f"{self.spec.group}/rank{self.spec.rank}" if hasattr(self, "spec") else "rank"
+        if not hasattr(self, "spec"):
+            return "rank"
+        return f"{self.spec.group}/{f'rank{self.spec.rank}' if self._adopted.is_set() else 'standby'}"
+
+    def prepare(self, gpus: str) -> int:
+        """Imports what a rank imports, as long as nobody adopts this one. Returns the bytes that the process then has
+        in memory.
+
+        Args:
+            gpus: value of ``CUDA_VISIBLE_DEVICES``, which is fixed once something has asked CUDA; "" on a CPU.
+        Raises:
+            RankFault: that has taken memory of a GPU, where a group serves.
+        """
+        if gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+        program = importlib.import_module(PROGRAMS[self.spec.program])
+        for name in getattr(program, "imports", lambda _: ())(self.spec):
+            if self._adopted.is_set():
+                break
+            with contextlib.suppress(ImportError):  # whoever needs it will say so
+                importlib.import_module(name)
+        if opened := open_contexts():
+            raise RankFault(None, f"its imports have opened a CUDA context on GPU {', '.join(map(str, opened))}")
+        return int(psutil.Process().memory_info().rss)
+
+    def stand_by(self) -> None:
+        """Waits until this rank is adopted: a call that lasts as long as it may be."""
+        self._adopted.wait()
 
     def boot(self, gpus: tuple[str, int] | None = None) -> Failure | None:
         """Launches and serves. Returns the failure that ended it, or None after a stop.
@@ -97,6 +138,11 @@ class RankBase:
         return None
 
     # ---- control threads
+
+    def adopt(self, spec: RankSpec) -> None:
+        """Makes a spare rank the one of ``spec``, whose environment must be that of the spare's own."""
+        self._take(replace(spec, surroundings=self.spec.surroundings))
+        self._adopted.set()
 
     def whoami(self) -> RankProcess:
         """Where this rank runs. Needs Ray."""

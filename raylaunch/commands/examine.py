@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raylaunch.errors import ConfigError, LaunchError, RankFault
+from raylaunch.protocol.rules.common import count, human_bytes
 from raylaunch.startup.preflight import preflight
 from raylaunch.terminal.outcome import interruptible, signals_held
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from raylaunch.cluster.placement import Node
     from raylaunch.config import LaunchConfig
+
+
+IMPORTED_BYTES = {"reference": 400 << 20, "sglang": 800 << 20}
+"""What a process that has imported an engine has in memory on a CPU; with torch's libraries for GPUs it is more."""
 
 
 @dataclass
@@ -51,6 +56,7 @@ def examine(
     # Ranks on GPUs are where those are: what this machine lacks says nothing then.
     ranks = next((one for one in (machine, *known.values()) if device == "cuda" and one["gpus"]), machine)
     _examine_communicator(plan, config, device, ranks["gpu_links"])
+    _examine_standby(plan, config, None if nodes is not None else machine["memory"]["available"])
     plan.facts["sglang"] = _sglang(machine["packages"]["sglang"])
     if config.engine.kind == "sglang":
         plan.problems += other_versions(machine, known)
@@ -133,6 +139,18 @@ def _examine_placement(
     count = f"{len(list(steps.steps()))}{' and those of its shapes' if steps.rounds_from_ranks else ''}"
     plan.facts["barriers"] = f"{count}, before every {config.capture.granularity} of CAPTURE"
     return device
+
+
+def _examine_standby(plan: Examination, config: LaunchConfig, available: int | None) -> None:
+    """The memory of spare ranks. ``available`` are bytes of this machine, if all of them will be here."""
+    number = config.recovery.standby * config.parallel.tensor_parallel_size * config.parallel.replicas
+    if not number:
+        return
+    each = IMPORTED_BYTES[config.engine.kind]
+    plan.facts["standby"] = f"{count(number, 'rank')}, at least {human_bytes(each)} of memory each"
+    if available is not None and number * each > available:
+        text = f"recovery.standby = {config.recovery.standby} takes {human_bytes(number * each)} of memory or more"
+        plan.problems.append(f"{text}, and {human_bytes(available)} are available")
 
 
 def _shapes(config: LaunchConfig) -> str:

@@ -366,6 +366,8 @@ class RecoveryConfig(Section):
             stop expression, embeddings in their prompt, a logit processor, or hidden states in their answer.
         while_rebuilding: whether requests that come meanwhile ``wait``, or ``fail`` at once.
         give_up_s: seconds that a request waits for the group at most.
+        standby: spare processes for each rank, which wait on its node and have imported everything: the next group
+            adopts them, so that it serves sooner. They take memory (``raylaunch doctor`` says how much), no GPU.
     """
 
     rebuilds: Annotated[Int, Field(ge=0, le=100)] | None = None
@@ -373,6 +375,14 @@ class RecoveryConfig(Section):
     replay: bool = True
     while_rebuilding: Literal["wait", "fail"] = "wait"
     give_up_s: Seconds = 120
+    standby: Annotated[Int, Field(ge=0, le=8)] = 0
+
+    @field_validator("standby")
+    @classmethod
+    def _adopted_by_somebody(cls, standby: int, info: ValidationInfo) -> int:
+        if standby and info.data.get("rebuilds") == 0:
+            raise ValueError("must be 0 where recovery.rebuilds is 0: no group would adopt them")
+        return standby
 
     def of_server(self) -> RecoveryConfig:
         """As it is for ``raylaunch serve``."""
@@ -456,6 +466,13 @@ class LaunchConfig(Section):
     @classmethod
     def _off_is_no_boolean(cls, value: Any) -> Any:
         return "off" if value is False else value  # as YAML reads it
+
+    @field_validator("debug")
+    @classmethod
+    def _a_dump_of_each_rank(cls, value: str, info: ValidationInfo) -> str:
+        if value == "cuda" and "recovery" in info.data and info.data["recovery"].standby:
+            raise ValueError("must be off with recovery.standby: CUDA asks once where a process writes its core dump")
+        return value
 
     @field_validator(*BY_KIND, mode="before")
     @classmethod

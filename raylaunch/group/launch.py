@@ -22,6 +22,7 @@ from raylaunch.group.driver import Driver, StepListener
 from raylaunch.group.evidence import explain_failure
 from raylaunch.group.fetch import fetch, wanted_of
 from raylaunch.group.ranks import RankGroup
+from raylaunch.group.standby import Standby
 from raylaunch.model_check import on_device
 from raylaunch.package import package_files
 from raylaunch.protocol import Phase
@@ -59,6 +60,7 @@ def launch(
     stopped: Callable[[], bool] = lambda: False,
     session: RaySession | None = None,
     frontend: Frontend | None = None,
+    standby: Standby | None = None,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
@@ -69,6 +71,7 @@ def launch(
         stopped: asked all the time whether the launch is wanted no more.
         session: that this process is in, abandoned if its head is found to be gone.
         frontend: that requests will go through.
+        standby: whose spare ranks it may adopt.
     Raises:
         LaunchError: with its cause and evidence, or because it was stopped; everything that was made has been given
             back.
@@ -80,7 +83,8 @@ def launch(
         if resolved.device == "auto":
             resolved = on_device(resolved, choose_device(config, cluster_nodes()))
         placement = place(resolved, name, avoid or (), stopped)
-    group = RankGroup(placement, session=session or RaySession())
+    session = session or RaySession()
+    group = RankGroup(placement, session=session)
     try:
         with _ray_errors_named():
             if resolved.program == "sglang":
@@ -96,9 +100,9 @@ def launch(
                         with span(report, "fetch"):
                             fetch(agents, wanted, config, report, stopped)
 
-                started = group.start(specs, config.placement.namespace, stopped, prepare)
+                started = group.start(specs, standby or Standby(0, session, set()), stopped, prepare)
             report.places = [
-                RankPlace(member.rank, member.process.address, member.process.pid, resolved.device)
+                RankPlace(member.rank, member.process.address, member.process.pid, resolved.device, member.adopted)
                 for member in group.members
                 if member.process
             ]

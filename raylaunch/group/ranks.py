@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raylaunch.background import Background
 from raylaunch.cluster.placement import STOP_LOOK_S, Placement, gpus_seen, other_raylets, release
@@ -22,13 +22,14 @@ from raylaunch.group.outcome import StepOutcome
 from raylaunch.group.stepping import Stepper
 from raylaunch.group.teardown import Teardown, prove_ended
 from raylaunch.protocol import Arrival, Failure, Release
-from raylaunch.resolved import gpus_per_rank
 
 if TYPE_CHECKING:
     from raylaunch_actors.gate import RankState
     from raylaunch_actors.process_watch import Sighting
     from raylaunch_actors.rank import RankProcess
     from raylaunch_actors.spec import RankSpec
+
+    from raylaunch.group.standby import Standby
 
 SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
 NODE_PROBE_S = 3.0
@@ -38,16 +39,27 @@ CLOSE_LOOK_S = 0.1
 HEADLESS_S = 3.0  # in which agents of a cluster that goes on without its head can kill ranks
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
-    """One rank: its specification, actor, process and the call that lives as long as the rank does. ``ended`` says that
-    Ray has seen the process go before it had said which one it is."""
+    """One rank: its specification, actor, process and the call that lives as long as the rank does.
+
+    Attributes:
+        ended: Ray has seen the process go before it had said which one it is.
+        adopted: the process has stood by before.
+        holder: the actor that keeps the GPUs of a rank that was started without them; None if it has them itself.
+        gpus: their ids.
+        held: the call that lasts as long as the holder does: both end with their placement group.
+    """
 
     spec: RankSpec
     actor: Any
     process: RankProcess | None = None
     boot: Any = None
     ended: bool = False
+    adopted: bool = False
+    holder: Any = None
+    gpus: tuple[str, ...] = ()
+    held: Any = None
 
     @property
     def rank(self) -> int:
@@ -79,7 +91,7 @@ class RankGroup:
     def start(
         self,
         specs: Sequence[RankSpec],
-        namespace: str,
+        standby: Standby,
         stopped: Callable[[], bool] = lambda: False,
         prepare: Callable[[Mapping[str, Any]], None] = lambda agents: None,
     ) -> StepOutcome:
@@ -87,30 +99,32 @@ class RankGroup:
         whose processes have died meanwhile.
 
         Args:
+            standby: has what need not be started.
             prepare: does with the agents what their nodes need before the ranks begin.
         Raises:
             LaunchError: one did not start for another reason, or ``stopped`` said that none is wanted any more.
         """
-        from raylaunch.group.remote import NodeAgentActor, RankActor
+        from raylaunch.group.remote import agent_on, rank_actor
 
         self.raylets = other_raylets()
-        for spec in specs:
-            seat = self.placement.seats[spec.rank]
-            options = {
-                "name": f"{spec.group}/rank{spec.rank}",
-                "namespace": namespace,
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                    self.placement.group, placement_group_bundle_index=seat.bundle
-                ),
-            }
-            if spec.device == "cuda":
-                # Ray would show each rank its own GPU only; ranks that share memory must see all of the group's.
-                options["num_gpus"] = gpus_per_rank(spec.config, spec.device)
-                options["runtime_env"] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
-            self.members.append(Member(spec, RankActor.options(**options).remote(spec)))
-        for node_id in {seat.node_id for seat in self.placement.seats}:
-            affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
-            self.agents[node_id] = NodeAgentActor.options(scheduling_strategy=affinity).remote()
+        found = standby.adopt(self, specs)
+        self.agents = found.agents
+        self.members = [
+            Member(
+                spec,
+                found.actors.get(spec.rank),
+                holder=found.holders.get(spec.rank),
+                gpus=found.gpus.get(spec.rank, ()),
+            )
+            for spec in specs
+        ]
+        for member in self.members:
+            member.adopted = member.actor is not None
+            if not member.adopted:
+                name, where = f"rank{member.rank}", self.bundle_of(member.rank)
+                member.actor = rank_actor(member.spec, name, where, has_gpus=member.holder is None)
+        for node_id in {seat.node_id for seat in self.placement.seats} - self.agents.keys():
+            self.agents[node_id] = agent_on(node_id)
         outcome = self._await_processes(specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs), stopped)
         if outcome.complete:
             self.stepper = Stepper({member.rank: member.actor for member in self.members}, self.agents)
@@ -120,9 +134,15 @@ class RankGroup:
             seen = gpus_seen([(process.node_id, process.gpus) for process in processes])
             for member in self.members:
                 member.boot = member.actor.boot.remote(seen[member.rank])
+                member.held = member.holder.hold.remote() if member.holder is not None else None
             patience = specs[0].config.deadlines.stopped
             self.news = {agent.news.remote(patience): node for node, agent in self.agents.items()}
         return outcome
+
+    def bundle_of(self, rank: int) -> PlacementGroupSchedulingStrategy:
+        """Where an actor is put that is to be in a rank's bundle."""
+        bundle = self.placement.seats[rank].bundle
+        return PlacementGroupSchedulingStrategy(self.placement.group, placement_group_bundle_index=bundle)
 
     def _await_processes(self, deadline_s: float, stopped: Callable[[], bool]) -> StepOutcome:
         """Waits until all ranks and agents have said where they run. After a failure the others get a moment more:
@@ -149,7 +169,7 @@ class RankGroup:
                     end = min(end, time.monotonic() + SPAWN_EACH_S)
                 else:
                     if member:
-                        member.process = answer
+                        member.process = replace(answer, gpus=member.gpus) if member.holder is not None else answer
                         if answer.node_id in self.agents:
                             self.agents[answer.node_id].follow.remote([answer.pid])
         if outcome.deaths:
@@ -202,7 +222,8 @@ class RankGroup:
     def ended(self, timeout_s: float) -> StepOutcome:
         """Waits up to ``timeout_s`` for a rank to end, to be seen dying, or to have been stopped for long; the outcome
         has a failure, a death or a sighting for each that did."""
-        boots = {member.boot: member.rank for member in self.members if member.boot is not None}
+        members = self.members
+        boots = {call: one.rank for one in members for call in (one.boot, one.held) if call is not None}
         news = dict(self.news)
         calls = [*boots, *news]
         done, _ = ray.wait(calls, num_returns=1, timeout=timeout_s) if boots else ([], [])
@@ -340,11 +361,12 @@ class RankGroup:
         began = time.monotonic()
         members, agents = self.members, self.agents
         for member in members:
-            _kill(member.actor)
+            kill(member.actor)
+            kill(member.holder)
         unseen = self._unseen()
         forced, left = prove_ended(self._processes(), self._existing, self._force, began + deadline_s)
         for agent in agents.values():
-            _kill(agent)
+            kill(agent)
         removed = 0
         if self.placement.owned:
             with contextlib.suppress(RayError):
@@ -385,6 +407,8 @@ class RankGroup:
         self.agents[node].kill.remote(list(pids))
 
 
-def _kill(actor: Any) -> None:
+def kill(actor: Any) -> None:
+    """Ends an actor's process, as far as Ray does; None is none."""
     with contextlib.suppress(RayError):
-        ray.kill(actor, no_restart=True)
+        if actor is not None:
+            ray.kill(actor, no_restart=True)

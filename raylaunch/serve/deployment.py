@@ -81,7 +81,10 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
         expected = "Ray Serve has replicas of its own: leave it at 1, and set the application's replicas"
         raise ConfigError("parallel.replicas", config.parallel.replicas, expected)
     resolved = on_device(resolve(config), _device(config))
-    settled, request = config.replace({"engine.device": resolved.device, "recovery.rebuilds": 0}), resolved.request
+    settled, request = (
+        config.replace({"engine.device": resolved.device, "recovery.rebuilds": 0, "recovery.standby": 0}),
+        resolved.request,
+    )
     # Rank 0 and the replica share the first bundle: the group then spans no more nodes than its ranks need.
     first = {**request.bundles[0], "CPU": request.bundles[0].get("CPU", 0.0) + REPLICA_CPUS}
     deployment = serve.deployment(

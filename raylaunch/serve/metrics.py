@@ -190,6 +190,7 @@ class GroupCollector(Collector):
             yield from self._of_replicas(health.replicas)
         yield from self._of_ranks(health.replicas or (health,))
         yield from self._of_phases()
+        yield from self._of_spares()
         yield self._build_info()
 
     def _of_replicas(self, healths: Sequence[Health]) -> Iterator[Metric]:
@@ -217,6 +218,14 @@ class GroupCollector(Collector):
                     steps.add_metric(values, answer.counters.get("steps", 0))
                     tokens.add_metric(values, answer.counters.get("tokens", 0))
         yield from (up, steps, tokens)
+
+    def _of_spares(self) -> Iterator[Metric]:
+        ranks = GaugeMetricFamily("raylaunch_standby_ranks", "Ranks that wait to be adopted.", labels=self._label)
+        nbytes = GaugeMetricFamily("raylaunch_standby_bytes", "Memory that they have.", labels=self._label)
+        for number, engine in enumerate(self._engines):
+            ranks.add_metric(self._value(number), engine.report.standby.ranks)
+            nbytes.add_metric(self._value(number), engine.report.standby.nbytes)
+        yield from (ranks, nbytes)
 
     def _of_phases(self) -> tuple[Metric, ...]:
         reports = [engine.report for engine in self._engines]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 
 import pytest
@@ -40,7 +41,8 @@ def test_f19_a_secret_is_compared_and_not_shown(name):
 
 def test_f19_a_print_has_every_key_and_each_key_shows_its_own_change(tmp_path, monkeypatch):
     def prints(*settings):
-        spec = types.SimpleNamespace(config=LaunchConfig.default(settings), group="group")
+        config = LaunchConfig.default(settings)
+        spec = types.SimpleNamespace(config=config, group="group", surroundings=dict(os.environ))
         return fingerprint(spec, tmp_path)
 
     def changed():

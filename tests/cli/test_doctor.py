@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raylaunch.cluster.placement import Node
+from raylaunch.commands import examine as examination
 from raylaunch.commands.doctor import show
 from raylaunch.commands.examine import examine, other_versions
 from raylaunch.config import LaunchConfig
@@ -86,6 +87,7 @@ def test_addresses_of_no_cluster(address: str, code: int, said: str, monkeypatch
         ("parallel.tensor_parallel_size=1", "all-reduce", "single (one rank)"),
         ("parallel.nodes=2", "all-reduce", "gloo (the group spans 2 nodes)"),
         ("capture.enabled=false", "shapes", "eager, nothing is captured"),
+        ("recovery.standby=1", "standby", "2 ranks, at least 400.0 MiB of memory each"),
         ("placement.placement_group=mine", "placement", "the placement group 'mine'"),
     ],
 )
@@ -122,3 +124,11 @@ def test_a_node_that_cannot_be_asked_or_has_another_sglang_is_a_problem() -> Non
     assert other_versions(here, {"10.0.0.2": here}) == []
     plan = examine(LaunchConfig.default(), here, NODES, {"10.0.0.2": "does not say what it has: no raylaunch"})
     assert "node 10.0.0.2 does not say what it has: no raylaunch" in plan.problems
+
+
+def test_memory_that_spares_would_not_find_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(examination.IMPORTED_BYTES, "reference", 1 << 60)
+    ran = run("doctor", "--set", "recovery.standby=2")
+    assert ran.code == 1
+    said = "recovery.standby = 2 takes 4294967296.0 GiB of memory or more, and "
+    assert said in ran.stdout.partition("\nproblems\n")[2]

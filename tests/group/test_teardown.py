@@ -105,7 +105,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch, where: object, name: str) -> None:
 @pytest.mark.parametrize("started", [True, False], ids=["a private cluster", "a joined cluster"])
 def test_a_group_whose_head_is_gone_is_given_up_soon(monkeypatch: pytest.MonkeyPatch, started: bool) -> None:
     hanging(monkeypatch, placement, "remove_placement_group")
-    monkeypatch.setattr(ranks, "_kill", lambda actor: None)
+    monkeypatch.setattr(ranks, "kill", lambda actor: None)
     monkeypatch.setattr(ray_session, "_ABANDONED", threading.Event())
     session = RaySession(started=started, joined=not started, _head=refusing_head())
     child = subprocess.Popen(["sleep", "60"])

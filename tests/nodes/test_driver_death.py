@@ -22,6 +22,7 @@ GONE_S = 5.0
 LATE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # try for a minute to reach the cluster that is gone
 STOPS = {
     "serving": (),
+    "serving, ranks stand by": ("recovery.rebuilds=1", "recovery.standby=1"),
     "capturing, rank 0 in a collective": ("faults=[{action: sleep, rank: 1, at: capture prefill 8 1}]",),
     "capturing, rank 1 in native code": ("faults=[{action: hold_gil, rank: 1, at: capture prefill 8 1}]",),
 }
@@ -39,13 +40,16 @@ def head() -> Iterator[Head]:
 @pytest.mark.parametrize("settings", STOPS.values(), ids=STOPS.keys())
 def test_ranks_and_placement_group_end_with_their_driver(settings: tuple[str, ...], head: Head) -> None:
     with RemoteDriver(partial(Popen, env=head.environment, cwd=ROOT), head.folder, *settings) as remote:
-        if settings:
+        stand_by = "recovery.standby=1" in settings
+        if settings and not stand_by:
             remote.hear("step", phase="CAPTURE")
             time.sleep(1)  # they are in it by now
         else:
             remote.hear("ready")
+        if stand_by:
+            time.sleep(5)  # some of what they import is there
         held = head.ranks()
-        assert len(held) == 3  # two ranks and the agent of their node
+        assert len(held) == (6 if stand_by else 3)  # two ranks and the agent of their node, and as many spares
         remote.process.kill()
         took = seconds_until_gone(held)
     print(f"gone after {took:.1f} s")

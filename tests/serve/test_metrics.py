@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
 from raylaunch.health import Condition, Health, RankHealth
+from raylaunch.report import Standing
 from raylaunch.serve import metrics as module
 from raylaunch.serve.metrics import Metrics, running_and_waiting
 from tests.serve.fake_engine import FakeEngine, lost
@@ -119,7 +120,9 @@ def test_a_request_that_never_started_changes_nothing(client: TestClient, metric
 
 def test_the_group(client: TestClient, engine: FakeEngine) -> None:
     engine.restarts = 1
+    engine.report.standby = Standing(2, 3 << 30)
     values = scraped(client)
+    assert (values["raylaunch_standby_ranks",], values["raylaunch_standby_bytes",]) == (2, 3 << 30)
     assert values["raylaunch_ready",] == 1
     assert values["raylaunch_restarts_total",] == 1
     assert values["raylaunch_rank_up", "rank=0"] == values["raylaunch_rank_up", "rank=1"] == 1

@@ -28,6 +28,7 @@ from raylaunch.sglang.detokenizer_keeper import RESTARTS
 from tests.gpu.shapes import IMAGE, add_tokenizer
 from tests.models import save
 from tests.sglang.loss import lose_rank_1
+from tests.standing import lose, said, spare_pids, streaming, without_spares
 from tests.survival import CLIENTS, survive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -124,6 +125,28 @@ def test_no_request_is_lost_with_its_group(capsys: pytest.CaptureFixture[str]) -
         print(f"\n{losses} losses, {seen.answers} answers; seconds from a signal to the next token: {figures}")
     assert (seen.failed, seen.unlike) == ([], [])
     assert seen.answers >= CLIENTS
+
+
+def test_a_rebuild_adopts_standby_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    with Engine(config_of("recovery.rebuilds=5", "recovery.standby=1", "recovery.give_up_s=300")) as engine:
+        right = engine.generate("12+30=", max_new_tokens=8).text
+        lost = [place.pid for place in engine.report.places]
+        with streaming(engine, 100) as came:
+            spares = spare_pids(engine, 2)
+            nbytes, pauses = engine.report.standby.nbytes, [lose(engine, 0, came)]
+            assert sorted(place.pid for place in engine.report.places) == sorted(spares)
+            with capsys.disabled():
+                print(f"\n{engine.report.table(140)}\n{said(pauses)}; {nbytes >> 21} MiB each", flush=True)
+            lost += [*spares, *spare_pids(engine, 2)]
+            without_spares(engine)
+            assert alive(lost[4:]) == []
+            pauses.append(lose(engine, 1, came))
+        assert engine.generate("12+30=", max_new_tokens=8).text == right == "42"
+        lost += [place.pid for place in engine.report.places]
+        with capsys.disabled():
+            print(f"\n{engine.report.table(140)}\n{said(pauses)}, the last one without standby ranks")
+    assert alive(lost) == []
+    assert shared_memory(lost) == []
 
 
 @pytest.mark.parametrize(

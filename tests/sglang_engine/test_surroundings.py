@@ -66,6 +66,15 @@ def test_what_an_argument_asks_of_nccl_and_torch_is_not_undone(
     assert [os.environ[name] for name in names] == [nvls, cumem, no_multicast]
 
 
+def test_what_differs_from_rank_to_rank_is_set_once_it_is_known_which_this_is(tmp_path, monkeypatch):
+    settings = f"engine.sglang.cache_dir={tmp_path}", "placement.resources_per_rank={GPU: 0.5}"
+    monkeypatch.setattr(os, "environ", {})
+    environment.prepare_imports(spec(*settings, rank=0))
+    assert "TRITON_CACHE_DIR" in os.environ
+    environment.prepare(spec(*settings, rank=1))
+    assert os.environ["NCCL_HOSTID"] == "g-1"
+
+
 @pytest.mark.parametrize(
     ("theirs", "here", "said"),
     [

@@ -42,7 +42,14 @@ from raylaunch_actors.reference.verify import answer_one_request, verify_shapes
 from raylaunch_actors.reference.worker import FollowerWorker, RankZeroWorker, Worker
 from raylaunch_actors.spec import RankSpec
 
+LATE_IMPORTS = ("torch._dynamo.repro.after_dynamo", "transformers.modeling_layers", "transformers.masking_utils")
+"""What torch and transformers import when a model is made and compiled."""
 UNUSED_NAMED = 3  # of a checkpoint's tensors that the model has no place for
+
+
+def imports(_: RankSpec) -> tuple[str, ...]:
+    """What is imported only where it is used."""
+    return LATE_IMPORTS
 
 
 def run(spec: RankSpec, gate: RankGate) -> None:

@@ -56,7 +56,16 @@ SGLang too an argument counts more than a variable."""
 def prepare(spec: RankSpec) -> None:
     """Sets this process's variables; what the configuration's ``environment`` says stays, unless an argument asks
     for more."""
-    for name, value in variables(spec).items():
+    _set(variables(spec), spec)
+
+
+def prepare_imports(spec: RankSpec) -> None:
+    """The same where it is not known yet which rank this will be."""
+    _set(shared(spec), spec)
+
+
+def _set(values: Mapping[str, str], spec: RankSpec) -> None:
+    for name, value in values.items():
         os.environ.setdefault(name, value)
     os.environ.update({**asked(spec.config.engine.sglang.args), **metrics_environment(spec)})
     if spec.sockets is not None and spec.sockets.keys is not None:
@@ -78,17 +87,26 @@ def metrics_environment(spec: RankSpec) -> dict[str, str]:
 
 def variables(spec: RankSpec) -> dict[str, str]:
     """What ``prepare`` sets where nothing is set."""
+    return {**shared(spec), **of_rank(spec)}
+
+
+def shared(spec: RankSpec) -> dict[str, str]:
+    """Those that are the same for all ranks of all groups of a launch."""
     config = spec.config
-    chosen = {
+    return {
         **DEFAULTS,
         **LONGER_CONTEXT,
         **implementation(config.communicator.kind),
         **caches(config.engine.sglang.cache_dir),
     }
+
+
+def of_rank(spec: RankSpec) -> dict[str, str]:
+    """Those of one rank of one group."""
+    chosen = {"SGLANG_RUN_ID": f"raylaunch-{secrets.token_hex(6)}"}
     if spec.nodes > 1:
         chosen["NCCL_DEBUG"] = "WARN"  # why it cannot be set up is in the log of its rank then
-    chosen["SGLANG_RUN_ID"] = f"raylaunch-{secrets.token_hex(6)}"
-    if config.placement.resources_per_rank.get("GPU", 1.0) < 1:
+    if spec.config.placement.resources_per_rank.get("GPU", 1.0) < 1:
         # NCCL refuses two ranks on one GPU of a host; on two hosts it does not look.
         chosen["NCCL_HOSTID"] = f"{spec.group}-{spec.rank}"
         chosen["NCCL_SOCKET_IFNAME"] = "lo"

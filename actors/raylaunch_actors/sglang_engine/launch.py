@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,19 @@ from raylaunch_actors.fingerprint import fingerprint
 from raylaunch_actors.gate import RankGate
 from raylaunch_actors.interfaces import in_words
 from raylaunch_actors.progress import compilers_work, modules_loaded, reported
-from raylaunch_actors.sglang_engine import environment, seams, versions
+from raylaunch_actors.sglang_engine import environment, hooked, seams, versions
 from raylaunch_actors.sglang_engine.hooks import Hooks
 from raylaunch_actors.sglang_engine.rounds import Rounds
 from raylaunch_actors.spec import RankSpec
+
+
+def imports(spec: RankSpec) -> Iterator[str]:
+    """SGLang's scheduler, which has nearly all in it, and what else is hooked; none of its models, of which some open a
+    CUDA context when they are imported (0.5.17)."""
+    environment.prepare_imports(spec)
+    yield from (hooked.SCHEDULER, "sglang.srt.parser.template_detection")
+    if spec.device == "cuda":
+        yield from dict.fromkeys(one.module for one in hooked.EVERY)
 
 
 def run(spec: RankSpec, gate: RankGate) -> None:
