@@ -121,6 +121,11 @@ class Engine:
         return self._supervisor.rebuilds
 
     @property
+    def continued(self) -> int:
+        """How often requests have gone on in another group than the one that was lost."""
+        return self.frontend.continued
+
+    @property
     def model_name(self) -> str:
         """What the model is called: as configured, or the last part of its path."""
         return self.config.serve.served_model_name or PurePath(self.config.model.path).name

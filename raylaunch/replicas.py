@@ -188,6 +188,11 @@ class Router:
         config = engines[0].config.engine
         self.requests = RequestTable[Routed](len(engines) * (config.max_running_requests + config.max_waiting_requests))
         self._last = -1
+        self._moved, self._lock = 0, threading.Lock()
+
+    @property
+    def continued(self) -> int:
+        return self._moved + sum(engine.frontend.continued for engine in self.engines)
 
     @property
     def tokenizer(self) -> Any:
@@ -230,6 +235,11 @@ class Router:
 
     def failure(self) -> None:
         return None
+
+    def moved(self) -> None:
+        """A request has gone on at another replica."""
+        with self._lock:
+            self._moved += 1
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -297,6 +307,7 @@ class Routed:
             self._lost_at.add(self.at)
             try:
                 self.go_on()
+                self._router.moved()
                 return
             except RaylaunchError:
                 pass  # nobody else can take it: the loss is what ended it

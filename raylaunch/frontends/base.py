@@ -53,7 +53,11 @@ class Frontend(Protocol):
     Attributes:
         sockets: where the ranks must meet it; None if rank 0 says at its last gate where it is to be met.
         tokenizer: the model's, or None if it has none or is not loaded yet.
+        continued: how many requests have gone on in another group than the one that was lost, each time counted.
     """
+
+    @property
+    def continued(self) -> int: ...
 
     @property
     def sockets(self) -> SglangSockets | None: ...
