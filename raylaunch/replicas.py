@@ -26,6 +26,7 @@ from raylaunch.protocol import Step
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
+from raylaunch.tracing.export import Tracer
 
 BEST_FIRST = (
     Condition.READY, Condition.REBUILDING, Condition.LAUNCHING, Condition.NEW, Condition.STOPPED, Condition.FAILED,
@@ -120,6 +121,10 @@ class Replicas(Engine):
     def restarts(self) -> int:
         """How often groups were rebuilt, all of them together."""
         return sum(engine.restarts for engine in self.engines)
+
+    @property
+    def tracer(self) -> Tracer | None:
+        return self.engines[0].tracer
 
     @property
     def kv_tokens(self) -> int:

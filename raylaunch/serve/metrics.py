@@ -27,6 +27,7 @@ from raylaunch.protocol import Phase
 from raylaunch.replicas import replicas_of
 from raylaunch.serve.limits import max_concurrent
 from raylaunch.serve.watch import GroupWatch
+from raylaunch.tracing.spans import of_request
 
 METRICS, OWN = "/metrics", "/raylaunch/metrics"
 """The second is the same, at a path that no engine has metrics of its own at."""
@@ -106,12 +107,14 @@ class RequestMetrics:
         self._last: float | None = None
         self._first_chunk = True
         self._running = False
+        self._facts, self._prompt_tokens, self._output_tokens = of_request.get(), 0, 0
 
     def started(self, endpoint: str, prompt_tokens: int) -> None:
         """Begins. ``endpoint`` is one of the application's few names, never what a client sent."""
         self._endpoint, self._began, self._running = endpoint, self._metrics.clock(), True
         self._metrics.in_flight += 1
         self._metrics.prompt_tokens.inc(prompt_tokens)
+        self._prompt_tokens = prompt_tokens
 
     def first_token(self) -> None:
         """The first token has come. Counts once."""
@@ -128,6 +131,9 @@ class RequestMetrics:
         self.first_token()
         metrics.output_tokens.inc(count)
         metrics.recent.tokens(count)
+        if self._facts is not None:
+            self._output_tokens += count
+            self._facts.output(self, self._prompt_tokens, self._output_tokens)
         now = metrics.clock()
         if not self._first_chunk and self._last is not None:
             for _ in range(count):
@@ -138,6 +144,9 @@ class RequestMetrics:
         """The request has ended: one of the few reasons that ``Observer.finished`` names. Counts once."""
         if self._running:
             self._running = False
+            if self._facts is not None:
+                self._facts.output(self, self._prompt_tokens, self._output_tokens)
+                self._facts.reasons.append(reason)
             self._metrics.in_flight -= 1
             self._metrics.requests.labels(self._endpoint, reason).inc()
             self._metrics.request_seconds.observe(self._metrics.clock() - self._began)

@@ -104,7 +104,7 @@ def server_arguments(config: LaunchConfig) -> dict[str, Any]:
         "served_model_name": config.serve.served_model_name,
         "chat_template": config.serve.chat_template,
         "disable_custom_all_reduce": config.communicator.kind == "library",
-        "log_level": "info",
+        "log_level": config.log.level or "info",
         # SGLang's own choice, shared GPU memory, is on the first GPU that the driver sees: Ray has not given it that.
         "mm_feature_transport": "cpu",
     }

@@ -25,6 +25,7 @@ class FakeEngine:
         self.sampling_defaults: dict[str, Any] = {}
         self.report: LaunchReport = report_of(PLAN)
         self.restarts = self.continued = 0
+        self.tracer = None
         self.failures: tuple[tuple[float, LaunchError], ...] = ()
         self.last_error: LaunchError | None = None
         self.asked = 0

@@ -56,5 +56,5 @@ def build_app(engine: Engine, settings: ServeConfig, *, title: str = "raylaunch"
     if settings.api_key is not None:
         app.add_middleware(RequireKey, key=settings.api_key, open_paths=OPEN_PATHS)
     app.add_middleware(RequestIds)
-    app.add_middleware(Watched, metrics=counters, paths=LIMITED_PATHS)
+    app.add_middleware(Watched, engine=engine, metrics=counters, paths=LIMITED_PATHS)
     return app

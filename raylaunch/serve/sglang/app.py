@@ -67,7 +67,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     if settings.api_key is not None:
         app = RequireKey(app, key=settings.api_key, open_paths=OPEN_PATHS, open_methods=OPEN_METHODS)
     app = app if settings.api_key is None and not exposed else _without_websockets(app)
-    return with_cors(Watched(app, counters, LIMITED_PATHS), settings.cors_origins)
+    return with_cors(Watched(app, engine, counters, LIMITED_PATHS), settings.cors_origins)
 
 
 def sglang_application(frontend: SglangFrontend) -> FastAPI:
