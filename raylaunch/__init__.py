@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from raylaunch.report import LaunchReport
     from raylaunch.sampling import SamplingParams
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "Chunk",
@@ -48,6 +48,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Loads what needs Ray or pydantic when it is first asked for: ``import raylaunch`` itself stays quick."""
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'raylaunch' has no attribute {name!r}")
     import importlib
@@ -57,6 +59,16 @@ def __getattr__(name: str) -> Any:
 
         require_unshadowed()  # what it imports could be the user's
     return getattr(importlib.import_module(f"raylaunch.{_HOMES[name]}"), name)
+
+
+def _version() -> str:
+    """That of the installed package, which is made of git's tags when it is built or installed."""
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("raylaunch")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"  # a checkout that is on the path, such as a job's working directory
 
 
 def _rank_side_beside() -> None:

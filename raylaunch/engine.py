@@ -27,6 +27,7 @@ from raylaunch.report import LaunchReport
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
 from raylaunch.supervisor import Supervisor
+from raylaunch.tracing.export import Tracer
 from raylaunch.values.encodable import problem_of
 
 
@@ -119,6 +120,16 @@ class Engine:
     def restarts(self) -> int:
         """How often the group was rebuilt."""
         return self._supervisor.rebuilds
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """Takes spans to where they are wanted; None before the start, and for nowhere."""
+        return self._supervisor.tracer
+
+    @property
+    def continued(self) -> int:
+        """How often requests have gone on in another group than the one that was lost."""
+        return self.frontend.continued
 
     @property
     def model_name(self) -> str:

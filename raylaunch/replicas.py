@@ -26,6 +26,7 @@ from raylaunch.protocol import Step
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
+from raylaunch.tracing.export import Tracer
 
 BEST_FIRST = (
     Condition.READY, Condition.REBUILDING, Condition.LAUNCHING, Condition.NEW, Condition.STOPPED, Condition.FAILED,
@@ -122,6 +123,10 @@ class Replicas(Engine):
         return sum(engine.restarts for engine in self.engines)
 
     @property
+    def tracer(self) -> Tracer | None:
+        return self.engines[0].tracer
+
+    @property
     def kv_tokens(self) -> int:
         """Tokens that the KV cache of each replica's ranks holds; 0 while there are no ranks."""
         return self.engines[0].kv_tokens
@@ -186,6 +191,11 @@ class Router:
         config = engines[0].config.engine
         self.requests = RequestTable[Routed](len(engines) * (config.max_running_requests + config.max_waiting_requests))
         self._last = -1
+        self._moved, self._lock = 0, threading.Lock()
+
+    @property
+    def continued(self) -> int:
+        return self._moved + sum(engine.frontend.continued for engine in self.engines)
 
     @property
     def tokenizer(self) -> Any:
@@ -228,6 +238,11 @@ class Router:
 
     def failure(self) -> None:
         return None
+
+    def moved(self) -> None:
+        """A request has gone on at another replica."""
+        with self._lock:
+            self._moved += 1
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -299,6 +314,7 @@ class Routed:
             self._lost_at.add(self.at)
             try:
                 self.go_on()
+                self._router.moved()
                 return
             except RaylaunchError:
                 pass  # nobody else can take it: the loss is what ended it

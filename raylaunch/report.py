@@ -92,7 +92,8 @@ class LaunchReport:
     """Everything a launch has said. Grows while the launch goes on; read it at any time.
 
     Attributes:
-        name: of the group.
+        name: of the group, as configured.
+        group: the unique name of this launch, such as ``raylaunch-4f2a1c``; "" before its ranks are placed.
         started: when the launch began, seconds since the epoch.
         ready: when requests could be sent, 0.0 before.
         attempts: launches it took, restarts included.
@@ -108,6 +109,7 @@ class LaunchReport:
     attempts: int = 1
     sampling: str = ""
     fetching: str = ""
+    group: str = ""
     places: list[RankPlace] = field(default_factory=list)
     driver: list[Span] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)

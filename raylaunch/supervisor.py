@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from dataclasses import replace
@@ -21,10 +22,13 @@ from raylaunch.group.ranks import RankGroup
 from raylaunch.group.serving import LostRanks, ServingWatch, explained
 from raylaunch.group.standby import Standby
 from raylaunch.health import Condition, Health, RankHealth, readiness
+from raylaunch.logs import about, about_error
 from raylaunch.protocol import Phase
 from raylaunch.recovery import Budget, Loss, launches_left, restart_policy
 from raylaunch.report import LaunchReport, Span
 from raylaunch.resolved import ResolvedLaunch
+from raylaunch.tracing.export import Tracer, open_tracer
+from raylaunch.tracing.spans import launch_span
 
 if TYPE_CHECKING:
     from raylaunch_actors.gate import RankState
@@ -45,6 +49,7 @@ class Supervisor:
         error: why there is none, or the last launch that failed while another is tried.
         failures: losses of the group since it first served: when (seconds since the epoch) and why.
         rebuilds: how often it was launched again.
+        tracer: takes spans of launches and requests to where they are wanted; None for nowhere.
         sampling: where sampling parameters come from, for the report.
     """
 
@@ -57,6 +62,7 @@ class Supervisor:
         self.error: LaunchError | None = None
         self.failures: list[tuple[float, LaunchError]] = []
         self.rebuilds = 0
+        self.tracer: Tracer | None = None
         self.budget = Budget(config.recovery.rebuilds or 0, config.recovery.window_s)
         self._resolved: ResolvedLaunch | None = None
         self._losses: list[Loss] = []  # that were followed by another launch
@@ -90,6 +96,7 @@ class Supervisor:
     def _start(self, resolved: ResolvedLaunch) -> None:
         began = time.time()
         self.condition = Condition.LAUNCHING
+        self.tracer, self.report = open_tracer(os.environ), LaunchReport(self.config.name, began)
         try:
             placement, cpus = resolved.config.placement, resolved.request.cpus
             self._session = enter(placement.address, cpus, placement.namespace, self._stopping.is_set)
@@ -99,6 +106,8 @@ class Supervisor:
         except BaseException as error:
             self.condition = Condition.STOPPED if self._stopping.is_set() else Condition.FAILED
             self.error = launch_error(error)
+            if self._session is None:
+                self._trace(self.error)
             self._leave()
             raise
         self._watcher = threading.Thread(target=self._keep, name="raylaunch-watch", daemon=True)
@@ -204,9 +213,11 @@ class Supervisor:
                     standby=self._standby,
                 )  # fmt: skip
                 self._hand_over(launched)
+                self._trace(None)
                 break
             except (Exception, SystemExit) as ended:
                 error = self._blamed_on_ray(ended)
+                self._trace(launch_error(error))
                 if not isinstance(error, LaunchError) or not self._may_retry(error):
                     if self.error is not None and not self._stopping.is_set() and isinstance(error, Exception):
                         error = self._after_the_first(launch_error(error))
@@ -221,6 +232,18 @@ class Supervisor:
         assert self._session is not None
         self._watch = ServingWatch(launched.group, self._session, self.config.deadlines)
         self.error, self.condition = None, Condition.READY
+
+    def _trace(self, error: LaunchError | None) -> None:
+        if self.tracer is not None:
+            config = self.config
+            about = {
+                "raylaunch.name": config.name,
+                "raylaunch.engine": config.engine.kind,
+                "raylaunch.rebuilds": self.rebuilds,
+                "raylaunch.ranks": config.parallel.tensor_parallel_size,
+                "gen_ai.request.model": config.model.path,
+            }
+            self.tracer.send(launch_span(self.report, time.time(), error, about))
 
     def _cancelled(self) -> bool:
         return self._stopping.is_set() or bool(self._gone())
@@ -274,6 +297,7 @@ class Supervisor:
             return False
         self._losses.append(Loss(now, error))
         self.rebuilds += 1
+        log.warning("it is launched again: %s", error.headline(), extra=about_error(error, launch=self.report.group))
         while not self._cancelled() and (left := now + verdict.pause_s - time.monotonic()) > 0:
             self._stopping.wait(min(left, WATCH_S))
         return True
@@ -320,6 +344,8 @@ class Supervisor:
         except (Exception, SystemExit) as again:  # the second of Ray, which is shut down meanwhile
             if not self._stopping.is_set():
                 self._fail(self._after_the_first(launch_error(again)))
+            return
+        log.info("ready again after %.1f s", self.report.seconds, extra=about(launch=self.report.group))
 
     def _give_up(self, error: LaunchError) -> None:
         """Ranks that nobody can use, or nobody keeps, are ended: they would hold their GPUs until the engine is."""
@@ -383,3 +409,5 @@ class Supervisor:
         self._end_spares()
         if self._session is not None:
             self._session.close()
+        if self.tracer is not None:
+            self.tracer.close()

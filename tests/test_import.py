@@ -73,6 +73,7 @@ def test_the_ranks_side_imports_only_what_both_sides_share(file):
         "raylaunch.protocol",
         "raylaunch.config",
         "raylaunch.errors",
+        "raylaunch.logs",
         "raylaunch.values.masking",
         "raylaunch.package",
         "raylaunch.resolved",

@@ -77,6 +77,7 @@ class Group:
     config: LaunchConfig = field(default_factory=lambda: LaunchConfig.default(["engine.max_waiting_requests=2"]))
     now: Health = READY
     refuses: RaylaunchError | None = None
+    continued: int = 0
     running: dict[str, Running] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
 
@@ -154,6 +155,7 @@ def test_a_request_without_a_token_goes_on_at_another_group(router: Router, grou
     request = router.submit(PREPARED, heard.append, "r")
     groups[0].lose()
     assert (heard, request.at, list(groups[1].running)) == ([], 1, ["r"])
+    assert router.continued == 1
     groups[1].give("r", "4")
     groups[1].give("r", "2", end=True)
     assert heard.said == ["4", "2"]

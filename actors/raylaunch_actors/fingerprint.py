@@ -12,7 +12,6 @@ from raylaunch.values.masking import looks_secret
 from raylaunch_actors.spec import RankSpec
 
 PACKAGES = (
-    "raylaunch",
     "torch",
     "transformers",
     "ray",
@@ -22,6 +21,7 @@ PACKAGES = (
     "sglang-kernel",
     "triton",
 )
+"""raylaunch itself is compared by its files: the version of a checkout is that of the day it was installed."""
 ENVIRONMENT = (
     "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUDA_LAUNCH_BLOCKING", "SGLANG_", "OMP_NUM_THREADS",
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import importlib
+import logging
 import os
 import platform
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 import ray
 
+from raylaunch import logs
 from raylaunch.errors import RankFault
 from raylaunch.package import package_files
 from raylaunch.protocol import Arrival, Failure, Release
@@ -27,6 +29,8 @@ from raylaunch_actors.gate import RankGate, RankState
 from raylaunch_actors.interfaces import choose_interface
 from raylaunch_actors.progress import modules_loaded, reported
 from raylaunch_actors.spec import RankSpec
+
+log = logging.getLogger(__name__)
 
 PROGRAMS = {
     "reference": "raylaunch_actors.reference.launch",
@@ -76,6 +80,7 @@ class RankBase:
     def _take(self, spec: RankSpec) -> None:
         if spec.core_file:  # CUDA makes no folders
             Path(spec.core_file).parent.mkdir(parents=True, exist_ok=True)
+        logs.set_up(spec.config.log, launch=spec.group, rank=spec.rank)
         self.spec = spec
         self.gate = RankGate(spec.rank, spec.plan)
         self.gate.out_of_memory = partial(shortage.recognised, spec)
@@ -133,8 +138,9 @@ class RankBase:
             program.run(self.spec, self.gate)
         except BaseException as error:
             # SystemExit and KeyboardInterrupt too: a rank must not leave without saying why.
-            traceback.print_exc()
-            return self.gate.fail(error)
+            failure = self.gate.fail(error)
+            log.exception("this rank ends", extra=logs.about(fault=failure.code))
+            return failure
         return None
 
     # ---- control threads

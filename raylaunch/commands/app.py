@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from raylaunch import __version__, benchmarks
+from raylaunch import benchmarks
 from raylaunch.commands import chat, doctor, evaluate, generate, serve, show_config
 from raylaunch.terminal.launch_options import add_command
 
@@ -24,6 +24,8 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from raylaunch import __version__
+
         typer.echo(f"raylaunch {__version__}")
         raise typer.Exit
 

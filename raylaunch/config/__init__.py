@@ -6,12 +6,13 @@ mistake is one :class:`~raylaunch.errors.ConfigError` that names the key, its va
 
 from raylaunch.config.files import shipped_configs
 from raylaunch.config.overrides import apply_overrides
-from raylaunch.config.sections import AllReduceKind, FaultConfig, LaunchConfig, ModelConfig, ServeConfig
+from raylaunch.config.sections import AllReduceKind, FaultConfig, LaunchConfig, LogConfig, ModelConfig, ServeConfig
 
 __all__ = [
     "AllReduceKind",
     "FaultConfig",
     "LaunchConfig",
+    "LogConfig",
     "ModelConfig",
     "ServeConfig",
     "apply_overrides",

@@ -397,6 +397,20 @@ class RecoveryConfig(Section):
         return self.replay or (not has_output and self.while_rebuilding == "wait")
 
 
+class LogConfig(Section):
+    """What driver and ranks log. In Python it concerns the ranks: the driver's process is the application's.
+
+    Attributes:
+        format: ``json`` makes one object of each line, with time, level, logger, message, and what is known of the
+            launch, the rank and the fault; of a command all that it prints to standard error.
+        level: the least that is logged; none is ``info`` in JSON, and warnings in text. Of libraries warnings are the
+            least.
+    """
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] | None = None
+
+
 class FaultConfig(Section):
     """A fault to provoke on purpose, to see how the launch ends.
 
@@ -442,6 +456,7 @@ class LaunchConfig(Section):
     deadlines: DeadlineConfig = DeadlineConfig()
     serve: ServeConfig = ServeConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    log: LogConfig = LogConfig()
     environment: dict[str, Text] = Field(default_factory=dict)
     faults: tuple[FaultConfig, ...] = ()
     debug: Literal["off", "cuda"] = "off"

@@ -67,7 +67,11 @@ class Frontend(Protocol):
 
     Attributes:
         tokenizer: the model's, or None if it has none or is not loaded yet.
+        continued: how many requests have gone on in another group than the one that was lost, each time counted.
     """
+
+    @property
+    def continued(self) -> int: ...
 
     @property
     def tokenizer(self) -> Any: ...

@@ -38,6 +38,7 @@ class ReferenceFrontend:
         self._sending = threading.Lock()  # an abort must not reach rank 0 before its request
         self._rebuilding, self._gone = False, "it has no ranks"
         self._numbers = itertools.count()
+        self.continued = 0
         self.tokenizer: Any = None
 
     # ---- life
@@ -64,6 +65,7 @@ class ReferenceFrontend:
         with self._sending:
             self._client, self._resolved, self._rebuilding = client, resolved, False
             for request in self._requests.all():  # of the group before
+                self.continued += bool(request.wire_id)  # others have only waited for this one
                 self._send(client, request)
 
     def meet(self, where: Meeting) -> None:

@@ -78,7 +78,7 @@ def launch(
         ConfigError: the named placement group does not exist, or the device cannot do what is asked.
     """
     config = resolved.config
-    name = f"{config.name}-{secrets.token_hex(3)}"
+    report.group = name = f"{config.name}-{secrets.token_hex(3)}"
     with _ray_errors_named(), span(report, "placement"):
         if resolved.device == "auto":
             resolved = on_device(resolved, choose_device(config, cluster_nodes()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import platform
 import time
@@ -21,13 +22,15 @@ from prometheus_client.registry import Collector
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
 from raylaunch.engine import Engine
-from raylaunch.health import Health
+from raylaunch.health import Condition, Health
 from raylaunch.protocol import Phase
 from raylaunch.replicas import replicas_of
 from raylaunch.serve.limits import max_concurrent
 from raylaunch.serve.watch import GroupWatch
+from raylaunch.tracing.spans import of_request
 
-METRICS = "/metrics"
+METRICS, OWN = "/metrics", "/raylaunch/metrics"
+"""The second is the same, at a path that no engine has metrics of its own at."""
 BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
@@ -37,17 +40,18 @@ FIRST_TOKEN_WINDOW_S = 60.0
 REMEMBERED_FIRST_TOKENS = 1000
 
 
-def build(engine: Engine, settings: ServeConfig, path: str = METRICS) -> tuple[APIRouter, Metrics]:
-    """A route that answers ``path``, and the metrics behind it, whose :meth:`Metrics.observe` the requests tell."""
+def build(engine: Engine, settings: ServeConfig, paths: Sequence[str] = (METRICS, OWN)) -> tuple[APIRouter, Metrics]:
+    """Routes that answer ``paths``, and the metrics behind them, whose :meth:`Metrics.observe` the requests tell."""
     metrics = Metrics(engine, settings)
     router = APIRouter()
 
-    @router.get(path, include_in_schema=False)
     async def scrape(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         body = await metrics.watch.run(lambda: encode(metrics.registry))
         return Response(body, headers={"content-type": content_type, "cache-control": "no-store"})
 
+    for path in paths:
+        router.add_api_route(path, scrape, include_in_schema=False)
     return router, metrics
 
 
@@ -69,6 +73,9 @@ class Metrics:
         self.in_flight = 0
         self.requests = Counter(
             "raylaunch_requests", "Requests that ended, by how.", ("endpoint", "finish"), registry=self.registry
+        )
+        self.responses = Counter(
+            "raylaunch_responses", "Answers by path and HTTP status.", ("path", "code"), registry=self.registry
         )
         self.prompt_tokens = Counter("raylaunch_prompt_tokens", "Tokens of prompts taken in.", registry=self.registry)
         self.output_tokens = Counter("raylaunch_output_tokens", "Tokens given to clients.", registry=self.registry)
@@ -100,12 +107,14 @@ class RequestMetrics:
         self._last: float | None = None
         self._first_chunk = True
         self._running = False
+        self._facts, self._prompt_tokens, self._output_tokens = of_request.get(), 0, 0
 
     def started(self, endpoint: str, prompt_tokens: int) -> None:
         """Begins. ``endpoint`` is one of the application's few names, never what a client sent."""
         self._endpoint, self._began, self._running = endpoint, self._metrics.clock(), True
         self._metrics.in_flight += 1
         self._metrics.prompt_tokens.inc(prompt_tokens)
+        self._prompt_tokens = prompt_tokens
 
     def first_token(self) -> None:
         """The first token has come. Counts once."""
@@ -122,6 +131,9 @@ class RequestMetrics:
         self.first_token()
         metrics.output_tokens.inc(count)
         metrics.recent.tokens(count)
+        if self._facts is not None:
+            self._output_tokens += count
+            self._facts.output(self, self._prompt_tokens, self._output_tokens)
         now = metrics.clock()
         if not self._first_chunk and self._last is not None:
             for _ in range(count):
@@ -132,6 +144,9 @@ class RequestMetrics:
         """The request has ended: one of the few reasons that ``Observer.finished`` names. Counts once."""
         if self._running:
             self._running = False
+            if self._facts is not None:
+                self._facts.output(self, self._prompt_tokens, self._output_tokens)
+                self._facts.reasons.append(reason)
             self._metrics.in_flight -= 1
             self._metrics.requests.labels(self._endpoint, reason).inc()
             self._metrics.request_seconds.observe(self._metrics.clock() - self._began)
@@ -181,11 +196,22 @@ class GroupCollector(Collector):
         health = self._metrics.watch.health()
         running, waiting = running_and_waiting(health, self._metrics.in_flight)
         yield _gauge("ready", "Whether a request sent now would be served.", int(health.ready))
+        conditions = GaugeMetricFamily("raylaunch_condition", "1 for what it is in, else 0.", labels=("condition",))
+        for one in Condition:
+            conditions.add_metric((one.value,), int(health.condition is one))
+        yield conditions
         yield _gauge("requests_running", "Requests that the ranks are answering.", running)
         yield _gauge("requests_waiting", "Requests that wait for the ranks.", waiting)
         yield CounterMetricFamily(
             "raylaunch_restarts", "Times the group was rebuilt.", value=float(self._engine.restarts)
         )
+        yield _gauge("restarts_left", "Times a lost group would still be rebuilt now.", health.restarts_left)
+        yield CounterMetricFamily(
+            "raylaunch_requests_continued",
+            "Times that a request went on in another group than the one that was lost.",
+            value=float(self._engine.continued),
+        )
+        yield from self._of_groups(health.replicas or (health,))
         if health.replicas:
             yield from self._of_replicas(health.replicas)
         yield from self._of_ranks(health.replicas or (health,))
@@ -202,6 +228,20 @@ class GroupCollector(Collector):
             requests.add_metric((str(number),), health.requests)
             restarts.add_metric((str(number),), engine.restarts)
         yield from (ready, requests, restarts)
+
+    def _of_groups(self, healths: Sequence[Health]) -> Iterator[Metric]:
+        labels = (*self._label, "fault", "rank")
+        losses = CounterMetricFamily("raylaunch_losses", "Times a group that served was lost, by cause.", labels=labels)
+        holds = GaugeMetricFamily("raylaunch_kv_tokens", "Tokens that its KV cache holds.", labels=self._label)
+        used = GaugeMetricFamily("raylaunch_kv_tokens_used", "Of them in use.", labels=self._label)
+        for number, (health, engine) in enumerate(zip(healths, self._engines, strict=True)):
+            causes = [(error.code or "", "" if error.rank is None else str(error.rank)) for _, error in engine.failures]
+            for cause, count in collections.Counter(causes).items():
+                losses.add_metric((*self._value(number), *cause), count)
+            holds.add_metric(self._value(number), engine.kv_tokens)
+            for counters in [one.counters for one in health.ranks if one.rank == 0 and "kv_used" in one.counters]:
+                used.add_metric(self._value(number), counters["kv_used"])
+        yield from (losses, holds, used)
 
     def _of_ranks(self, healths: Sequence[Health]) -> Iterator[Metric]:
         labels = (*self._label, "rank")

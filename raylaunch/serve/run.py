@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import uvicorn
+from uvicorn.config import LOGGING_CONFIG
 
 from raylaunch.errors import ConfigError, LaunchError
 from raylaunch.health import Condition
@@ -190,6 +191,7 @@ def serve(
     config = uvicorn.Config(
         app,
         access_log=False,
+        log_config=None if engine.config.log.format == "json" else LOGGING_CONFIG,
         log_level="warning",
         lifespan="off" if loop is None else "on",
         timeout_graceful_shutdown=max(1, round(settings.drain)),

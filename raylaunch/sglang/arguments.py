@@ -107,7 +107,7 @@ def server_arguments(config: LaunchConfig, nodes: int = 1, node: int = 0) -> dic
         "nnodes": nodes,
         "node_rank": node,
         "disable_custom_all_reduce": config.communicator.kind == "library",
-        "log_level": "info",
+        "log_level": config.log.level or "info",
         # SGLang's own choice, shared GPU memory, is on the first GPU that the driver sees: Ray has not given it that.
         "mm_feature_transport": "cpu",
     }

@@ -99,6 +99,10 @@ class SglangFrontend:
     def tokenizer(self) -> Any:
         return self.side.manager.tokenizer if self.side is not None else None
 
+    @property
+    def continued(self) -> int:
+        return self.side.replay.continued if self.side is not None and self.side.replay is not None else 0
+
     # ---- life
 
     def begin(self, resolved: ResolvedLaunch) -> None:

@@ -16,9 +16,10 @@ from raylaunch.frontends.base import Prepared
 from raylaunch.sglang import versions
 from raylaunch.sglang.fields import FieldLimits, check_fields, embeds_problem
 from raylaunch.sglang.listeners import Doors, Listeners
-from raylaunch.sglang.mapping import logprob_arguments, sampling_parameters
+from raylaunch.sglang.mapping import logprob_arguments, note, sampling_parameters
 from raylaunch.sglang.replay import Replay
 from raylaunch.sglang.sampling import check_parameters
+from raylaunch.tracing.spans import of_request
 
 PROBE_TOKENS = 4
 LAST_WORDS_S = 1.0  # for answers that say that the ranks are lost
@@ -260,7 +261,7 @@ class TokenizerSide:
         generate, limits = self.manager.generate_request, self._limits()
 
         async def generate_request(request: Any, caller: Any = None) -> AsyncIterator[Any]:
-            given = request.sampling_params or {}
+            given, facts = request.sampling_params or {}, of_request.get()
             try:
                 for parameters in given if isinstance(given, list) else [given]:
                     self.check_parameters(parameters)
@@ -268,6 +269,8 @@ class TokenizerSide:
                     check_fields(request, SessionParams, limits)
                 async with contextlib.aclosing(generate(request, caller)) as outputs:
                     async for output in outputs:
+                        if facts is not None:
+                            note(facts, output, first_token=bool(getattr(request, "stream", False)))
                         yield output
             except Exception:
                 request.ended = True  # refused or failed, and what SGLang had begun is ended by now

@@ -11,6 +11,7 @@ from raylaunch.errors import RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.requests import Chunk
 from raylaunch.frontends.text import StopScanner
 from raylaunch.sampling import SamplingParams
+from raylaunch.tracing.spans import RequestFacts
 from raylaunch.values.encodable import problem_of
 from raylaunch.wire import FinishReason, TokenLogprob
 
@@ -162,3 +163,14 @@ def failure_of(request_id: str, reason: Mapping[str, Any] | None) -> RaylaunchEr
     if reason["status_code"] == BAD_REQUEST:
         return RequestError(message)
     return RequestFailed(f"request {request_id}: {message}")
+
+
+def note(facts: RequestFacts, outputs: Any, *, first_token: bool) -> None:
+    """Notes what SGLang has put out for the span of a request: of one prompt, or a list for several."""
+    for output in outputs if isinstance(outputs, list) else [outputs]:
+        meta = output.get("meta_info") or {}
+        facts.output(
+            meta.get("id"), meta.get("prompt_tokens", 0), meta.get("completion_tokens", 0), first_token=first_token
+        )
+        if reason := meta.get("finish_reason"):
+            facts.reasons.append(reason["type"])

@@ -129,6 +129,7 @@ class Replay:
     Attributes:
         holding: what was lost, while requests wait for other ranks; "" while there are some.
         probes: ids of requests that are sent all the same.
+        continued: how many requests have gone on with other ranks.
     """
 
     def __init__(self, manager: Any, recovery: RecoveryConfig, fail: Callable[[str, str], None]) -> None:
@@ -137,7 +138,7 @@ class Replay:
         self._seconds: dict[str, SecondPart] = {}
         self._fresh = set[str]()  # of those that wait, such as no rank has seen
         self._waits: dict[str, object] = {}
-        self.holding = ""
+        self.holding, self.continued = "", 0
         self.probes: set[str] = set()
         self._dispatch, self._handle = manager._dispatch_to_scheduler, manager._handle_batch_output
         manager._dispatch_to_scheduler, manager._handle_batch_output = self.dispatch, self.handle
@@ -166,6 +167,7 @@ class Replay:
                 tokenizer = None if self._manager.server_args.skip_tokenizer_init else self._manager.tokenizer
                 self._seconds[request_id] = SecondPart(request, given, state.get_text(), tokenizer)
             versions.send_again(self._dispatch, continued(request, given))
+            self.continued += request_id not in self._fresh
         self._fresh.clear()
         self._waits.clear()
 

@@ -3,6 +3,7 @@ the middle of its own start, some of it by aborting."""
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import shutil
@@ -13,6 +14,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.config.address import cluster_to_join
 from raylaunch.errors import ConfigError
 from raylaunch.startup.shadows import require_unshadowed
+from raylaunch.tracing.export import problem
 
 SOCKET_BYTES = 107  # the longest name of a Unix socket
 OBJECT_STORE_BYTES = 100 << 20  # of a private cluster
@@ -24,11 +26,15 @@ THREADS, THREADS_OF_SGLANG, THREADS_OF_A_RANK = 200, 320, 32
 MIB = 1 << 20
 SHARED_MEMORY = Path("/dev/shm")
 
+log = logging.getLogger(__name__)
+
 
 def preflight(config: LaunchConfig) -> None:
     """Raises :class:`ConfigError` where a launch from here could not work, with what to do about it."""
     require_working_directory()
     _require_replicable(config)
+    if trouble := problem(os.environ):
+        log.warning("%s", trouble)
     require_unshadowed(sglang=config.engine.kind == "sglang")
     ray = sys.modules.get("ray")
     if cluster_to_join(config.placement.address) or (ray is not None and ray.is_initialized()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,5 +57,6 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def say(line: str) -> None:
     """Writes to standard error from within a handler: ``print`` could be what the signal has interrupted."""
+    as_json = getattr(sys.stderr, "line", None)  # of raylaunch.logs, which is not loaded yet
     with suppress(OSError):  # its terminal is gone, which SIGHUP says
-        os.write(2, f"{line}\n".encode())
+        os.write(2, f"{as_json(line) if as_json else line}\n".encode())

@@ -71,6 +71,12 @@ class Launch:
             rich_help_panel=PANEL,
         ),
     ] = None
+    log_format: Annotated[
+        str | None, _option("--log-format", "text|json", "json: every line on standard error is one object.")
+    ] = None
+    log_level: Annotated[
+        str | None, _option("--log-level", "LEVEL", "debug, info, warning or error, of driver and ranks.")
+    ] = None
     sglang: tuple[str, ...] = ()
     """SGLang's own arguments, which follow ``--``."""
 
@@ -85,6 +91,8 @@ class Launch:
             "engine.max_context": self.max_context,
             "model.load_format": self.load_format,
             "debug": self.debug,
+            "log.format": self.log_format,
+            "log.level": self.log_level,
         }
         return [f"{key}={value}" for key, value in said.items() if value is not None] + list(self.settings or ())
 
@@ -97,11 +105,16 @@ class Launch:
         Raises:
             ConfigError: it cannot be read, or is wrong.
         """
+        from raylaunch.config import LogConfig
+        from raylaunch.logs import log_command
         from raylaunch.terminal.quiet import quiet_libraries
         from raylaunch.terminal.resolve import resolve
 
         quiet_libraries()
+        if self.log_format == "json":
+            log_command(LogConfig(format="json"))  # what is wrong with the rest is told that way too
         config, chosen = resolve(self.model, [*self.changes(), *more], self.sglang)
+        log_command(config.log)
         if chosen:
             typer.echo(chosen, err=True)
         return config

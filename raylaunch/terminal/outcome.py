@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +12,10 @@ from types import FrameType
 import typer
 
 from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFailed
+from raylaunch.logs import JsonLines, about, about_error
 from raylaunch.startup.signals import INTERRUPTED, answered_by, say
+
+log = logging.getLogger(__name__)
 
 LAUNCH_FAILED, WRONG_USAGE, REQUEST_FAILED = 1, 2, 3
 READ_NO_FURTHER = 141  # what shells show of a program that SIGPIPE ends, as most do when a pipe's reader has left
@@ -43,7 +48,7 @@ def reported() -> Iterator[None]:
     except ConfigError as error:
         _end(f"ConfigError {error}", WRONG_USAGE)
     except LaunchError as error:
-        _end(explain(error), LAUNCH_FAILED)
+        _end(explain(error), LAUNCH_FAILED, error)
     except ReaderLeft:
         raise typer.Exit(READ_NO_FURTHER) from None
     except Unwritten as error:
@@ -59,9 +64,13 @@ def explain(error: LaunchError) -> str:
     return text if text == last else f"{text}\n\n{last}"
 
 
-def _end(message: str, code: int) -> None:
+def _end(message: str, code: int, error: LaunchError | None = None) -> None:
     with suppress(OSError):  # standard error is full, or read no further: the code still says it
-        typer.echo(message, err=True)
+        if isinstance(sys.stderr, JsonLines):
+            said = about(exit_code=code) if error is None else about_error(error, exit_code=code, details=str(error))
+            log.error(message if error is None else error.headline(), extra=said)
+        else:
+            typer.echo(message, err=True)
     raise typer.Exit(code)
 
 

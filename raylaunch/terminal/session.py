@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from raylaunch.background import LOOK_S, Background, outlast
+from raylaunch.logs import JsonLines, about
 from raylaunch.terminal.outcome import LAUNCH_FAILED, Unwritten, interruptible, signals_held, written
 from raylaunch.terminal.progress import LaunchProgress, stderr_console
 from raylaunch.terminal.quiet import quiet_libraries
@@ -19,9 +22,12 @@ if TYPE_CHECKING:
 
     from raylaunch.config import LaunchConfig
     from raylaunch.engine import Engine
+    from raylaunch.report import LaunchReport
     from raylaunch.resolved import ResolvedLaunch
 
 GIVE_BACK_S = 60.0
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -59,7 +65,7 @@ def launched(
         try:
             if show_report:
                 for one in replicas_of(engine):
-                    console.print(one.report.rich_table())
+                    _show(one.report, console)
             wrote = _write_trace(engine, trace, console)
             yield engine
         finally:
@@ -81,6 +87,14 @@ def _start(engine: Engine, progress: LaunchProgress) -> None:
             engine.shutdown()  # again: it may have had nothing yet to shut down
         raise
     starting.result()
+
+
+def _show(report: LaunchReport, console: Console) -> None:
+    if isinstance(sys.stderr, JsonLines):
+        text = "ready after %.1f s"
+        log.info(text, report.seconds, extra=about(launch=report.group or None, report=report.to_dict()))
+    else:
+        console.print(report.rich_table())
 
 
 def _write_trace(engine: Engine, trace: Path | None, console: Console) -> bool:

@@ -200,6 +200,7 @@ def test_a_request_goes_on_in_the_next_group_behind_what_it_has_given_out(two_ra
     frontend.up(second.offer, RESOLVED)
     went_on = second.receive()
     assert went_on.request_id != began.request_id
+    assert frontend.continued == 1
     assert (began.prompt, began.sampling.max_new_tokens, began.sampling.drawn) == ([1, 2], 8, 0)
     assert (went_on.prompt, went_on.sampling.max_new_tokens, went_on.sampling.drawn) == ([1, 2, 5, 6], 6, 2)
     assert went_on.sampling.stop_token_ids[0] == 9

@@ -300,6 +300,7 @@ def test_every_request_gets_exactly_its_tokens(
                 model.book(scheduler.complete(step, tokens))
         assert scheduler.running <= max_running
         assert scheduler.running == len(scheduler.allocated_rows)
+        assert scheduler.kv_used == sum(scheduler.allocated_rows.values())
     model.run_out()
     assert scheduler.idle
     assert scheduler.allocated_rows == {}

@@ -24,13 +24,16 @@ class FakeEngine:
         self.kv_tokens = 8192
         self.sampling_defaults: dict[str, Any] = {}
         self.report: LaunchReport = report_of(PLAN)
-        self.restarts = 0
+        self.restarts = self.continued = 0
+        self.tracer = None
         self.failures: tuple[tuple[float, LaunchError], ...] = ()
         self.last_error: LaunchError | None = None
         self.asked = 0
         self.now = Health(True, Condition.READY, "", (), restarts_left=1, requests=0)
         self.ranks = tuple(
-            RankHealth(rank, True, "serving", {"steps": 70 + rank, "tokens": 12, "running": 2, "waiting": 1})
+            RankHealth(
+                rank, True, "serving", {"steps": 70 + rank, "tokens": 12, "running": 2, "waiting": 1, "kv_used": 64}
+            )
             for rank in range(2)
         )
 

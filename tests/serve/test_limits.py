@@ -118,3 +118,16 @@ def test_a_long_text_is_refused_quickly(client_with):
     began = time.monotonic()
     assert client.post("/generate", json={"text": "1" * 1_000_000}).status_code == 400
     assert time.monotonic() - began < 20
+
+
+def test_answers_are_counted_by_path_and_status_whoever_gives_them(client_with):
+    client = client_with(api_key=KEY, max_body_bytes=1000)
+    key = {"authorization": f"Bearer {KEY}"}
+    client.post("/generate", json={"text": "1+1="}, headers=key)
+    client.post("/generate", json={"text": "1" * 2000}, headers=key)
+    client.post("/generate", json={"text": "1+1="})
+    client.get("/health")
+    client.get("/whatever/a/client/asks/for", headers=key)
+    seen = client.get("/raylaunch/metrics", headers=key).text
+    for path, code in (("/generate", 200), ("/generate", 413), ("/generate", 401), ("other", 200), ("other", 404)):
+        assert f'raylaunch_responses_total{{code="{code}",path="{path}"}} 1.0' in seen

@@ -119,12 +119,16 @@ def test_a_request_that_never_started_changes_nothing(client: TestClient, metric
 
 
 def test_the_group(client: TestClient, engine: FakeEngine) -> None:
-    engine.restarts = 1
+    engine.restarts, engine.continued = 1, 4
     engine.report.standby = Standing(2, 3 << 30)
     values = scraped(client)
     assert (values["raylaunch_standby_ranks",], values["raylaunch_standby_bytes",]) == (2, 3 << 30)
     assert values["raylaunch_ready",] == 1
-    assert values["raylaunch_restarts_total",] == 1
+    assert values["raylaunch_condition", "condition=ready"] == 1
+    assert values["raylaunch_condition", "condition=failed"] == 0
+    assert values["raylaunch_restarts_total",] == values["raylaunch_restarts_left",] == 1
+    assert values["raylaunch_requests_continued_total",] == 4
+    assert (values["raylaunch_kv_tokens_used",], values["raylaunch_kv_tokens",]) == (64, 8192)
     assert values["raylaunch_rank_up", "rank=0"] == values["raylaunch_rank_up", "rank=1"] == 1
     assert values["raylaunch_rank_steps_total", "rank=1"] == 71
     assert values["raylaunch_rank_tokens_total", "rank=0"] == 12
@@ -138,8 +142,12 @@ def test_the_group(client: TestClient, engine: FakeEngine) -> None:
 
 def test_a_lost_group(client: TestClient, engine: FakeEngine) -> None:
     engine.fail(lost())
+    engine.fail(lost())
     values = scraped(client)
     assert values["raylaunch_ready",] == 0
+    assert values["raylaunch_condition", "condition=failed"] == 1
+    assert values["raylaunch_losses_total", "fault=F07", "rank=1"] == 2
+    assert ("raylaunch_kv_tokens_used",) not in values
     assert values["raylaunch_rank_up", "rank=0"] == values["raylaunch_rank_up", "rank=1"] == 0
     assert not any(key[0] == "raylaunch_rank_steps_total" for key in values)
 

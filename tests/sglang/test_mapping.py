@@ -13,8 +13,10 @@ from raylaunch.sglang.mapping import (
     finish_of,
     image_data,
     logprob_arguments,
+    note,
     sampling_parameters,
 )
+from raylaunch.tracing.spans import RequestFacts
 from raylaunch.wire import TokenLogprob
 
 
@@ -153,3 +155,16 @@ def test_one_image_is_a_list_of_one():
 def test_what_is_no_image(image, text):
     with pytest.raises(RequestError, match=text):
         image_data([b"", image])
+
+
+def test_what_is_noted_for_a_requests_span():
+    facts = RequestFacts("POST", "/generate")
+    meta = {"id": "a", "prompt_tokens": 6, "completion_tokens": 2, "finish_reason": None}
+    note(facts, {"meta_info": meta}, first_token=True)
+    began = facts.first_token
+    assert began
+    note(facts, {"meta_info": {**meta, "completion_tokens": 3, "finish_reason": {"type": "stop"}}}, first_token=True)
+    assert (facts.tokens, facts.reasons, facts.first_token) == ({"a": (6, 3)}, ["stop"], began)
+    other = RequestFacts("POST", "/v1/embeddings")
+    note(other, [{"embedding": [0.5], "meta_info": {"id": "b", "prompt_tokens": 4}}, {"text": ""}], first_token=False)
+    assert (other.tokens, other.first_token) == ({"b": (4, 0), None: (0, 0)}, 0.0)

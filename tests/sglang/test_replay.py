@@ -164,8 +164,10 @@ def ask_over_losses(frontend, cuts, **params):
 @pytest.mark.parametrize("cuts", [[1], [5], [3, 8], [2, 3, 12]])
 def test_an_answer_goes_on_as_if_nothing_had_been_lost(frontend, cuts):
     whole, _ = ask_over_losses(frontend, [], max_new_tokens=20, logprobs=2)
+    assert frontend.continued == 0
     got, sent = ask_over_losses(frontend, cuts, max_new_tokens=20, logprobs=2)
     assert sent == len(cuts) + 1
+    assert frontend.continued == len(cuts)
     assert replace(joined(got, 6), request_id="") == replace(joined(whole, 6), request_id=""), (
         "text, tokens, log probabilities, and why it ended"
     )
@@ -204,4 +206,5 @@ def test_those_that_come_meanwhile_wait_and_can_be_aborted(frontend):
         waits[0].join(10)
         assert "".join(one.text for one in waits[1]) == "42"
     frontend.down(LOST)
+    assert frontend.continued == 0, "no group had seen them"
     assert frontend.side.replay._sent == {}

@@ -94,6 +94,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def kv_used(self) -> int:
+        """Rows (tokens) of the cache that are in use."""
+        return self._rows.used
+
+    @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self._by_id

@@ -29,6 +29,7 @@ class WorkerCounters:
 
     Attributes:
         running, waiting: requests, now.
+        kv_used: tokens of the KV cache that they hold, now.
         requests: accepted so far.
         steps: forward passes so far.
         tokens: output tokens so far.
@@ -36,6 +37,7 @@ class WorkerCounters:
 
     running: int = 0
     waiting: int = 0
+    kv_used: int = 0
     requests: int = 0
     steps: int = 0
     tokens: int = 0
@@ -219,6 +221,7 @@ class RankZeroWorker:
 
     def _count(self) -> None:
         self.counters.running, self.counters.waiting = self.scheduler.running, self.scheduler.waiting
+        self.counters.kv_used = self.scheduler.kv_used
 
 
 class FollowerWorker:

@@ -14,6 +14,7 @@ from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_
 from raylaunch.serve.reference import generate, health, openai, tokens
 from raylaunch.serve.request_ids import RequestIds
 from raylaunch.serve.running import Serving
+from raylaunch.serve.watched import Watched
 
 if TYPE_CHECKING:
     from raylaunch.config import ServeConfig
@@ -55,4 +56,5 @@ def build_app(engine: Engine, settings: ServeConfig, *, title: str = "raylaunch"
     if settings.api_key is not None:
         app.add_middleware(RequireKey, key=settings.api_key, open_paths=OPEN_PATHS)
     app.add_middleware(RequestIds)
+    app.add_middleware(Watched, engine=engine, metrics=counters, paths=LIMITED_PATHS)
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylaunch import __version__
@@ -19,6 +19,7 @@ from raylaunch.serve.reference.health import require_answer, require_ready
 from raylaunch.serve.sglang.first_event import FirstEvent
 from raylaunch.serve.sglang.known_fields import KnownFields, dropped, request_kinds
 from raylaunch.serve.sglang.surrogates import RefuseLoneSurrogates
+from raylaunch.serve.watched import Watched
 from raylaunch.sglang.frontend import SglangFrontend
 from raylaunch.sglang.manager import TokenizerSide
 from raylaunch.sglang.versions import prepare_application
@@ -61,11 +62,12 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     app = Guard(engine, frontend.side, app)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
-    app = OwnPagesFirst(own_application(engine, settings, frontend.side), app)
+    routes, counters = metrics.build(engine, settings, paths=(metrics.OWN,))
+    app = OwnPagesFirst(own_application(engine, settings, frontend.side, routes, counters), app)
     if settings.api_key is not None:
         app = RequireKey(app, key=settings.api_key, open_paths=OPEN_PATHS, open_methods=OPEN_METHODS)
     app = app if settings.api_key is None and not exposed else _without_websockets(app)
-    return with_cors(app, settings.cors_origins)
+    return with_cors(Watched(app, engine, counters, LIMITED_PATHS), settings.cors_origins)
 
 
 def sglang_application(frontend: SglangFrontend) -> FastAPI:
@@ -87,11 +89,12 @@ def sglang_application(frontend: SglangFrontend) -> FastAPI:
     return app
 
 
-def own_application(engine: Engine, settings: ServeConfig, side: TokenizerSide) -> FastAPI:
+def own_application(
+    engine: Engine, settings: ServeConfig, side: TokenizerSide, routes: APIRouter, counters: metrics.Metrics
+) -> FastAPI:
     """The pages that are this package's own. Health is: SGLang's would wait for ranks that are lost, and leave its
     question to them to nobody."""
     app = FastAPI(title="raylaunch", version=__version__, docs_url=None, redoc_url=None)
-    routes, counters = metrics.build(engine, settings, path="/raylaunch/metrics")
     app.include_router(routes)
     app.include_router(status.build(engine, settings, counters))
 
