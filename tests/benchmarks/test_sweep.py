@@ -129,7 +129,7 @@ def test_eight_cells_two_at_a_time_interrupted_and_resumed(folder: Path) -> None
             assert line["versions"]["torch"]
     assert sum(bool(line["beside"]) for line in lines) >= 6
     assert code == 1, err
-    assert "7 of 8 starts measured, 1 cells failed" in out
+    assert "7 of 8 starts measured, 1 cell failed" in out
     assert shared_memory() <= before
 
     again = start(folder, EIGHT)  # nothing is due, so there is no Ray either

@@ -19,7 +19,7 @@ from raylaunch.benchmarks.sweep.show import (
     points_of,
     rows_of,
     summary,
-    table,
+    tables,
     with_spread,
 )
 from tests.benchmarks.sweeps import line_of, sweep_of
@@ -63,18 +63,23 @@ def words(line: str) -> list[str]:
     return line.split()
 
 
-def test_the_table(rows: list[Row]) -> None:
-    title, _, _, head, _, *body = as_text(table(rows, 2, "grid")).splitlines()
-    assert title == "grid: 4 cells, 5 of 8 starts measured, 1 cells failed"
-    assert words(head) == ["capture.enabled", "tp", "starts", "s", "tokens/s", "tokens/s"]
-    assert [words(line) for line in body[:4]] == [
-        ["true", "1", "2/2", "15.0", "±33%", "100", "±0%", "800", "±0%"],
-        ["true", "2", "2/2", "15.0", "±33%", "100", "±0%", "800", "±0%"],
-        ["false", "1", "failed", "-", "-", "-"],
-        ["false", "2", "1/2", "3.00", "40.0", "-"],
+def test_the_tables(rows: list[Row]) -> None:
+    (title, launches), (of_decode, decode) = tables(rows, 2, "grid")
+    assert title == "grid: 4 cells, 5 of 8 starts measured, 1 cell failed"
+    assert [words(line) for line in as_text(launches).splitlines() if "─" not in line and words(line)] == [
+        ["capture.enabled", "tp", "starts", "ready,", "s"],
+        ["true", "1", "2/2", "15.0", "±33%"],
+        ["true", "2", "2/2", "15.0", "±33%"],
+        ["false", "1", "failed", "-"],
+        ["false", "2", "1/2", "3.00"],
     ]
-    running = as_text(table(rows, 2, "grid", {rows[3].cell.id: "2/2 CAPTURE"}))
-    assert words(running.splitlines()[-1])[2:4] == ["2/2", "CAPTURE"]
+    assert of_decode == "decode, tokens/s, by requests"
+    assert [words(line) for line in as_text(decode).splitlines() if "─" not in line and words(line)] == [
+        ["capture.enabled", "tp", "1", "8"],
+        ["true", "1", "100", "±0%", "800", "±0%"],
+        ["true", "2", "100", "±0%", "800", "±0%"],
+        ["false", "2", "40.0", "-"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -112,8 +117,8 @@ def test_a_setting_is_called_as_its_option_or_by_the_end_of_its_name(tmp_path: P
     text = "measure: launch\ngrid: {nodes: [1, 2], engine.threads: [1, 2], capture.enabled: [true, false]}\n"
     text += "cells: [{tp: 4}]"
     _, cells = sweep_of(tmp_path, text)
-    head = as_text(table(rows_of(cells, []), 1, "grid")).splitlines()[2]
-    assert words(head) == ["nodes", "threads", "capture.enabled", "tp", "starts"]
+    head = as_text(tables(rows_of(cells, []), 1, "grid")[0][1]).splitlines()[1]
+    assert words(head)[:-2] == ["nodes", "threads", "capture.enabled", "tp", "starts"]
 
 
 def test_lines_are_drawn_against_the_first_number_in_a_panel_for_each_size(rows: list[Row]) -> None:
@@ -167,7 +172,7 @@ def test_report_shows_what_is_there_and_launches_nothing(tmp_path: Path) -> None
     ran = run("bench", "sweep", str(tmp_path / "sweep.yaml"), "--output", str(out), "--report", "--json", str(file))
     assert ran.code == 1  # a cell has failed
     assert "5 of 8 starts measured" in ran.stdout
-    assert f"1 cells in {out / NAME} are none of this file's now" in ran.stdout
+    assert "left out: 1 cell in results.jsonl that sweep.yaml asks for no more" in ran.stdout
     assert len(json.loads(file.read_text())["cells"]) == 4
     assert (out / NAME).read_text().endswith('{"torn')
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 
 from raylaunch.benchmarks.results import JsonFile, write_results
 from raylaunch.errors import ConfigError
+from raylaunch.protocol.rules.common import count
 from raylaunch.terminal.options import require_writable
 from raylaunch.terminal.outcome import LAUNCH_FAILED, reported
 from raylaunch.terminal.printed import deliver
@@ -46,14 +47,14 @@ def bench_sweep(
         from raylaunch.benchmarks.sweep.lines import NAME, ResultsFile, read_lines
         from raylaunch.benchmarks.sweep.plan import base_of, cells_of, read_sweep
         from raylaunch.benchmarks.sweep.run import run_sweep
-        from raylaunch.benchmarks.sweep.show import notes, rows_of, summary, table
+        from raylaunch.benchmarks.sweep.show import notes, rows_of, summary, tables
         from raylaunch.terminal.machine import describe_machine
 
         sweep, path = read_sweep(file)
         base = base_of(sweep, path)
         cells = cells_of(sweep, base, path)
-        beside = path.parent / sweep.output if sweep.output else Path(f"{path.stem}-results")
-        folder = (output or beside).expanduser().absolute()
+        folder = output or (path.parent / sweep.output if sweep.output else Path(f"{path.stem}-results"))
+        folder = folder.expanduser().absolute()
         require_writable("--json", json_file)
         if report:
             lines = read_lines(folder / NAME)
@@ -61,17 +62,22 @@ def bench_sweep(
                 raise ConfigError("--report", str(folder), f"there is no {NAME} with results in this folder")
         else:
             require_server(sweep)
-            with closing(ResultsFile(folder)) as results, progress(sweep, path.stem, cells, results.lines) as show:
-                run_sweep(sweep, cells, base, results, show, retry_failed=retry_failed)
+            with closing(ResultsFile(folder)) as results:
+                try:
+                    with progress(sweep, cells, results.lines) as show:
+                        run_sweep(sweep, cells, base, results, show, retry_failed=retry_failed)
+                except KeyboardInterrupt:
+                    typer.echo(f"{len(results.lines)} starts have a result: the same command goes on", err=True)
+                    raise
             lines = results.lines
         rows = rows_of(cells, lines)
-        text = "\n".join([as_text(table(rows, sweep.starts, path.stem)), *notes(rows, sweep.starts)])
-        data: dict[str, Any] = {"cells": summary(rows)}
+        said = [f"{title}\n{as_text(one)}" for title, one in tables(rows, sweep.starts, path.stem)]
+        said += notes(rows, sweep.starts)
         if unknown := {line["cell"] for line in lines} - {cell.id for cell in cells}:
-            text += f"\n{len(unknown)} cells in {folder / NAME} are none of this file's now, and not shown"
+            said.append(f"left out: {count(len(unknown), 'cell')} in {NAME} that {path.name} asks for no more")
         deliver(
-            f"{text}\nresults: {folder}",
-            lambda: write_results(json_file, describe_machine(), data),
+            "\n".join([*said, f"results: {folder}"]),
+            lambda: write_results(json_file, describe_machine(), {"cells": summary(rows)}),
             *drawings(rows, folder, path.stem),
         )
         if any(row.error for row in rows):
@@ -108,35 +114,29 @@ def as_text(made: Any) -> str:
 
 
 @contextmanager
-def progress(sweep: Sweep, name: str, cells: Sequence[Cell], lines: Sequence[dict[str, Any]]) -> Iterator[Show]:
-    """Shows a sweep while it runs: the table on a terminal, elsewhere a line for each start that has ended."""
-    from raylaunch.benchmarks.sweep.show import columns_of, label, measured_sizes, rows_of, table, with_spread
-
-    console = stderr_console()
-
-    def line_of(line: dict[str, Any]) -> str:
-        row = next(row for row in rows_of(cells, [line]) if row.lines)
-        figures = [
-            f"{quantity.title}{'' if size is None else f' {size}'} {with_spread(row.values(quantity)[size])} "
-            f"{quantity.unit}"
-            for quantity, size in measured_sizes([row])
-        ]
-        what = f"{label(row, columns_of([row]))}, start {line['start']} of {sweep.starts}"
-        return f"{what}: {row.error or ', '.join(figures)}"
-
-    def told(running: Sequence[Running], line: dict[str, Any] | None) -> None:
-        if line is not None:
-            console.print(line_of(line), markup=False, soft_wrap=True)
-
-    if not console.is_terminal:
-        yield told
-        return
+def progress(sweep: Sweep, cells: Sequence[Cell], lines: Sequence[dict[str, Any]]) -> Iterator[Show]:
+    """Says of each start that has ended what came of it; on a terminal also what runs, and how many are done."""
     from rich.live import Live
+    from rich.text import Text
 
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    from raylaunch.benchmarks.sweep.show import columns_of, in_words, label, rows_of
 
-        def drawn(running: Sequence[Running], line: dict[str, Any] | None) -> None:
-            states = {one.cell.id: f"{one.number}/{sweep.starts} {one.at}" for one in running}
-            live.update(table(rows_of(cells, lines), sweep.starts, name, states), refresh=True)
+    console, whole = stderr_console(), len(cells) * sweep.starts
+    columns = columns_of(rows_of(cells, []))
 
-        yield drawn
+    def name(cell: Cell, start: int) -> str:
+        return f"{label(cell, columns)}, start {start} of {sweep.starts}"
+
+    with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext() as live:
+
+        def show(running: Sequence[Running], line: dict[str, Any] | None) -> None:
+            if line is not None:
+                row = next(row for row in rows_of(cells, [line]) if row.lines)
+                said = f"{name(row.cell, line['start'])}: {row.error or in_words(row)}"
+                console.print(said, markup=False, soft_wrap=True)
+            if live is not None:
+                now = [f"  {name(one.cell, one.number)}: {one.at}" for one in running]
+                done = sum(len(row.lines) for row in rows_of(cells, lines))
+                live.update(Text("\n".join([f"{done} of {whole} starts have a result", *now])), refresh=True)
+
+        yield show

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import signal
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 LOOK_S, ANSWER_S, TOLD_S = 0.2, 20.0, 5.0
 GIVE_BACK_S = 25.0  # for a process that is to end to give everything back; it is killed then
 LOGS = "logs"
-STARTING = ("starting", "PLACE")
+STARTING = "starting"
 
 
 @dataclass
@@ -52,13 +53,13 @@ class Running:
     job: Job
     log: Path
     deadline_s: float
-    at: str = STARTING[0]
+    at: str = STARTING
     beside: set[str] = field(default_factory=set)
     _outcome: dict[str, Any] | None = None
     _late: str = ""
 
     def __post_init__(self) -> None:
-        self.began, self._ending = time.time(), 0.0
+        self.began, self._end_by, self._kill_by = time.time(), time.monotonic() + self.deadline_s, math.inf
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "raylaunch.benchmarks.sweep.cell"],
@@ -79,16 +80,17 @@ class Running:
         if self._process.poll() is not None:
             self._talk.done(TOLD_S)
             return True
-        if not self._ending and time.time() > self.began + self.deadline_s:
+        now = time.monotonic()
+        if now > self._kill_by:
+            self.kill()
+        elif now > self._end_by:
             self._late = f"was not done within {self.deadline_s:g} s; it was at {self.at}"
             self.end()
-        elif self._ending and time.monotonic() > self._ending + GIVE_BACK_S:
-            self.kill()
         return False
 
     def end(self) -> None:
         """Tells it to give everything back and to end."""
-        self._ending = self._ending or time.monotonic()
+        self._end_by, self._kill_by = math.inf, time.monotonic() + GIVE_BACK_S
         self._process.terminate()
 
     def kill(self) -> None:
@@ -260,7 +262,7 @@ class _Sweeping:
         count = len(self._running)
         asks = waiting and count and (most is None or count < most)  # of Ray, which takes its time
         asked = [requests_of(launches[cell.id]) for cell, _ in waiting]
-        starting = [requests_of(one.job.resolved) for one in self._running if one.at in STARTING]
+        starting = [requests_of(one.job.resolved) for one in self._running if one.at == STARTING]
         free = [node.free for node in nodes_now(session_ended)] if asks else []
         return next_start(asked, starting, count, most, free)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,6 +14,7 @@ import yaml
 
 from raylaunch.benchmarks.sweep.plan import Cell
 from raylaunch.benchmarks.sweep.schedule import Line, latest
+from raylaunch.protocol.rules.common import count
 from raylaunch.terminal.launch_options import SETTINGS
 from raylaunch.terminal.outcome import written
 
@@ -46,8 +47,9 @@ class Quantity:
         return f"{self.measure}-{self.field.replace('_', '-')}.png"
 
 
+READY = Quantity("launch", "ready", "ready", "s")
 QUANTITIES = (
-    Quantity("launch", "ready", "ready", "s"),
+    READY,
     Quantity("prefill", "median", "first token", "ms", "tokens", "prompt tokens", 1e3),
     Quantity("decode", "tokens_per_second", "decode", "tokens/s", "requests", "requests"),
     Quantity("serve", "tokens_per_second", "served", "tokens/s", "concurrency", "requests at a time"),
@@ -104,9 +106,9 @@ def shown(value: Any) -> str:
     return str(yaml.safe_dump(value, default_flow_style=True, width=WIDE).removesuffix("\n").removesuffix("\n..."))
 
 
-def label(row: Row, columns: Mapping[str, str]) -> str:
+def label(cell: Cell, columns: Mapping[str, str]) -> str:
     """A cell in words, such as ``tp 2, capture.enabled false``."""
-    return ", ".join(f"{name} {shown(row.cell.shown[key])}" for key, name in columns.items()) or row.cell.id
+    return ", ".join(f"{name} {shown(cell.shown[key])}" for key, name in columns.items()) or cell.id
 
 
 def with_spread(values: Sequence[float]) -> str:
@@ -118,43 +120,60 @@ def with_spread(values: Sequence[float]) -> str:
     return f"{text} ±{(max(values) - min(values)) / 2 / middle:.0%}"
 
 
-def measured_sizes(rows: Sequence[Row]) -> Iterator[tuple[Quantity, int | None]]:
-    """All that there are figures of."""
+def tables(rows: Sequence[Row], starts: int, name: str) -> list[tuple[str, Any]]:
+    """Titles and tables for a rich console, a row for each cell: one of how far each is and how long its launches took,
+    and one of each quantity that is measured at sizes, which are its columns."""
+    done, failed = sum(len(row.lines) for row in rows if not row.error), sum(bool(row.error) for row in rows)
+    title = f"{name}: {count(len(rows), 'cell')}, {done} of {len(rows) * starts} starts measured"
+    title += f", {count(failed, 'cell')} failed" if failed else ""
+    states = ["failed" if row.error else f"{len(row.lines)}/{starts}" for row in rows]
+    ready = [row.values(READY).get(None) for row in rows]
+    figures = [[state, _figure(values)] for state, values in zip(states, ready, strict=True)]
+    made = [(title, _table(["starts", "ready, s"], rows, figures))]
     for quantity in QUANTITIES:
-        sizes = {size for row in rows for size in row.values(quantity)}
-        yield from ((quantity, size) for size in sorted(sizes, key=lambda size: size or 0))
+        able = [row for row in rows if row.values(quantity)]
+        if quantity.size and able:
+            sizes = sorted({size for row in able for size in row.values(quantity) if size is not None})
+            figures = [[_figure(row.values(quantity).get(size)) for size in sizes] for row in able]
+            title = f"{quantity.title}, {quantity.unit}, by {quantity.sizes}"
+            made.append((title, _table([str(size) for size in sizes], able, figures)))
+    return made
 
 
-def table(rows: Sequence[Row], starts: int, name: str, states: Mapping[str, str] | None = None) -> Any:
-    """A table for a rich console: a row for each cell; of what runs, ``states`` says what it does, by cell."""
+def _figure(values: Sequence[float] | None) -> str:
+    return with_spread(values) if values else "-"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Row], figures: Sequence[Sequence[str]]) -> Any:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    done, failed = sum(len(row.lines) for row in rows if not row.error), sum(bool(row.error) for row in rows)
-    title = f"{name}: {len(rows)} cells, {done} of {len(rows) * starts} starts measured"
-    title += f", {failed} cells failed" if failed else ""
-    made = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    columns, measured = columns_of(rows), list(measured_sizes(rows))
-    for title in columns.values():
-        made.add_column(escape(title), overflow="fold")
-    made.add_column("starts")
-    for quantity, size in measured:
-        made.add_column(f"{quantity.title}{'' if size is None else f' {size}'}\n{quantity.unit}", justify="right")
-    for row in rows:
-        state = (states or {}).get(row.cell.id) or ("failed" if row.error else f"{len(row.lines)}/{starts}")
-        figures = [row.values(quantity).get(size) for quantity, size in measured]
-        cells = [with_spread(one) if one else "-" for one in figures]
-        made.add_row(*(escape(shown(row.cell.shown[key])) for key in columns), state, *cells)
+    made, columns = Table(box=box.SIMPLE_HEAD, pad_edge=False), columns_of(rows)
+    for column in columns.values():
+        made.add_column(escape(column), overflow="fold")
+    for head in heads:
+        made.add_column(head, justify="right")
+    for row, cells in zip(rows, figures, strict=True):
+        made.add_row(*(escape(shown(row.cell.shown[key])) for key in columns), *cells)
     return made
+
+
+def in_words(row: Row) -> str:
+    """What was measured, in a line."""
+    figures = [(quantity, size, values) for quantity in QUANTITIES for size, values in row.values(quantity).items()]
+    return ", ".join(
+        f"{quantity.title}{'' if size is None else f' {size}'} {with_spread(values)} {quantity.unit}"
+        for quantity, size, values in figures
+    )
 
 
 def notes(rows: Sequence[Row], starts: int) -> list[str]:
     """What the table does not say: errors, what is left out, and what makes figures hard to compare."""
     columns, lines = columns_of(rows), [line for row in rows for line in row.lines]
-    said = [f"failed: {label(row, columns)}: {row.error}" for row in rows if row.error]
+    said = [f"failed: {label(row.cell, columns)}: {row.error}" for row in rows if row.error]
     said += dict.fromkeys(
-        f"left out: {label(row, columns)}: {why}"
+        f"left out: {label(row.cell, columns)}: {why}"
         for row in rows
         for line in row.lines
         for why in line.get("left_out", [])
@@ -231,7 +250,7 @@ def points_of(rows: Sequence[Row], quantity: Quantity) -> tuple[str, list[Point]
     title = columns.pop(axis) if axis else quantity.sizes if several else ""
     made = []
     for row, size, values in drawn:
-        words = label(row, columns) if columns else ""
+        words = label(row.cell, columns) if columns else ""
         panel = f"{quantity.sizes} {size}" if axis and several else ""
         x = row.cell.shown[axis] if axis else size if several else words
         made.append(Point(panel, words if title else "", x, median(values), min(values), max(values)))
