@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from raylaunch.benchmarks.sweep.run import in_cluster
 from raylaunch.benchmarks.sweep.schedule import due, next_start
+from raylaunch.cluster.placement import Node
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.model_check import resolve
 from raylaunch.resolved import BundleRequest
 from tests.benchmarks.sweeps import line_of, sweep_of
 
@@ -67,3 +72,26 @@ def test_starts_come_in_rounds_and_what_is_there_is_not_due(tmp_path: Path) -> N
     assert left(line_of(one, error="no"), line_of(one), retry_failed=True) == [(1, 1), (0, 2), (1, 2)]
     assert left(line_of(one, error="no"), line_of(one)) == [(1, 1), (0, 2), (1, 2)]
     assert left(*(line_of(cell, start) for cell in (one, two) for start in (1, 2, 3))) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ((), ""),
+        (("engine.device=auto",), ""),
+        (("parallel.tensor_parallel_size=4",), "F13 .*can never be satisfied: no single node has 4 CPU"),
+        (("engine.device=cuda",), "F13 .*can never be satisfied: no node has 1 CPU, 1 GPU"),
+        (("engine.device=auto", "communicator.kind=sgl_kernel"), "needs GPUs; on CPUs there are"),
+        (("parallel.nodes=2",), ""),
+        (("parallel.nodes=4", "parallel.tensor_parallel_size=4"), "4 nodes are asked for and 2 can hold a bundle"),
+    ],
+)
+def test_what_the_cluster_can_never_hold_is_told_before_it_is_launched(settings: tuple[str, ...], error: str) -> None:
+    launch = resolve(LaunchConfig.default(settings))
+    nodes = [Node(name, name, {"CPU": 2.0}, {"CPU": 2.0}) for name in "ab"]
+    if error:
+        with pytest.raises((ConfigError, LaunchError), match=error):
+            in_cluster(launch, nodes, "head:6379")
+    else:
+        made = in_cluster(launch, nodes, "head:6379")
+        assert (made.device, made.config.placement.address) == ("cpu", "head:6379")

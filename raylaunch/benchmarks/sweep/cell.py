@@ -14,8 +14,10 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raylaunch.errors import LaunchError
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 Tell = Callable[[dict[str, Any]], None]
+Measurement = tuple[str, Sequence[int], Callable[[int], str], Callable[[int], Any]]
+"""A name, sizes, why one of them cannot be measured ("" if it can), and what measures it."""
 
 
 @dataclass(frozen=True)
@@ -68,34 +72,38 @@ def measured(job: Job, tell: Tell) -> dict[str, Any]:
         RaylaunchError: it cannot be launched, or a request failed.
     """
     with launched(job.resolved, show_report=False, shown_by=ToldProgress(tell)) as engine:
-        from raylaunch.benchmarks import decode, prefill
-        from raylaunch.benchmarks.sweep.serving import time_serving
-
         figures: dict[str, Any] = {"launch": launch_figures(engine)}
         left_out = []
-        wanted = job.measure
-        if wanted.prefill is not None:
-            tell({"at": "prefill"})
-            figures["prefill"] = []
-            for tokens in wanted.prefill.tokens:
-                if why := prefill.refusal(engine, tokens):
-                    left_out.append(f"prefill {tokens}: {why}")
-                else:
-                    figures["prefill"].append(asdict(prefill.time_prefill(engine, tokens, wanted.prefill.repeat)))
-        if (one := wanted.decode) is not None:
-            tell({"at": "decode"})
-            figures["decode"] = []
-            for requests in one.batch_sizes:
-                if why := decode.refusal(engine, requests, one.new_tokens):
-                    left_out.append(f"decode {requests}: {why}")
-                else:
-                    figures["decode"].append(asdict(decode.time_decode(engine, requests, one.new_tokens, one.repeat)))
-        if wanted.serve is not None:
-            tell({"at": "serve"})
-            figures["serve"], refused = time_serving(engine, wanted.serve)
-            left_out += refused
+        with closing(measurements(engine, job.measure)) as wanted:
+            for name, sizes, refusal, measure in wanted:
+                figures[name] = []
+                for size in sizes:
+                    tell({"at": f"{name} {size}"})
+                    if why := refusal(size):
+                        left_out.append(f"{name} {size}: {why}")
+                    else:
+                        figures[name].append(asdict(measure(size)))
         tell({"at": "shutting down"})
         return {"figures": figures, "left_out": left_out, **surroundings(engine)}
+
+
+def measurements(engine: Engine, wanted: Measure) -> Generator[Measurement, None, None]:
+    """What is to be measured; each one's server or the like is there until the next is asked for."""
+    from raylaunch.benchmarks import decode, prefill
+    from raylaunch.benchmarks.sweep import serving
+
+    if (one := wanted.prefill) is not None:
+        refusal = partial(prefill.refusal, engine)
+        yield "prefill", one.tokens, refusal, partial(prefill.time_prefill, engine, repeat=one.repeat)
+    if (some := wanted.decode) is not None:
+        refusal = partial(decode.refusal, engine, new_tokens=some.new_tokens)
+        measure = partial(decode.time_decode, engine, new_tokens=some.new_tokens, repeat=some.repeat)
+        yield "decode", some.batch_sizes, refusal, measure
+    if (load := wanted.serve) is not None:
+        with serving.served(engine) as port:
+            vocabulary = engine.shape.vocab_size
+            serve = partial(serving.time_serving, port=port, vocabulary=vocabulary, wanted=load)
+            yield "serve", load.concurrency, lambda size: serving.refusal(engine, load), serve
 
 
 def launch_figures(engine: Engine) -> dict[str, Any]:
@@ -122,18 +130,14 @@ def surroundings(engine: Engine) -> dict[str, Any]:
     cards = {node.address: [one for one in node.total if one.startswith(prefix)] for node in cluster_nodes()}
     ranks, versions = [], dict[str, str]()
     for replica in replicas_of(engine):
-        said = {
-            one.rank: one.facts for _, arrivals in replica.report.facts(Gate.MEET) for one in arrivals
-            if isinstance(one.facts, Identity)
-        }  # fmt: skip
-        for place in replica.report.places:
-            card = ", ".join(one.removeprefix(prefix) for one in cards.get(place.node, []))
-            own = said.get(place.rank)
-            gpu = own.gpu if own else ""
-            device = own.device if own else place.device
-            ranks.append({"node": place.node, "device": device, "gpu": gpu, "card": card if gpu else ""})
-            prints = own.fingerprint if own else {}
-            versions |= {name.removeprefix(version): one for name, one in prints.items() if name.startswith(version)}
+        places = {place.rank: place.node for place in replica.report.places}
+        for arrival in (one for _, arrivals in replica.report.facts(Gate.MEET) for one in arrivals):
+            facts, node = arrival.facts, places[arrival.rank]
+            assert isinstance(facts, Identity)
+            card = ", ".join(one.removeprefix(prefix) for one in cards.get(node, [])) if facts.gpu else ""
+            ranks.append({"node": node, "device": facts.device, "gpu": facts.gpu, "card": card})
+            prints = facts.fingerprint.items()
+            versions |= {name.removeprefix(version): one for name, one in prints if name.startswith(version)}
     return {"ranks": ranks, "versions": {name: one for name, one in versions.items() if one != "absent"}}
 
 

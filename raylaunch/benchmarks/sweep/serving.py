@@ -56,24 +56,25 @@ class ServeResult:
     each_token: float
 
 
-def time_serving(engine: Engine, wanted: ServeMeasure) -> tuple[list[dict[str, Any]], list[str]]:
-    """Results by concurrency, and what is left out of them and why. Raises :class:`RequestFailed`."""
-    if wanted.prompt_tokens + wanted.new_tokens > engine.max_context:
-        asked = f"{wanted.prompt_tokens} prompt tokens and {wanted.new_tokens} new ones"
-        return [], [f"serve: {asked} are more than the context of {engine.max_context}"]
-    results = []
-    with served(engine) as port:
-        for concurrency in wanted.concurrency:
-            tokens, vocabulary = (wanted.prompt_tokens, wanted.new_tokens), engine.shape.vocab_size
-            load = Load(port, concurrency, max(wanted.requests, concurrency), *tokens, vocabulary)
-            done = subprocess.run(
-                [sys.executable, "-m", "raylaunch.benchmarks.sweep.serving"],
-                input=json.dumps(asdict(load)), capture_output=True, text=True, timeout=ANSWER_S, check=False,
-            )  # fmt: skip
-            if done.returncode:
-                raise RequestFailed(done.stderr.strip().splitlines()[-1])
-            results.append(json.loads(done.stdout))
-    return results, []
+def refusal(engine: Engine, wanted: ServeMeasure) -> str:
+    """Why such requests cannot be measured, or ""."""
+    if wanted.prompt_tokens + wanted.new_tokens <= engine.max_context:
+        return ""
+    asked = f"{wanted.prompt_tokens} prompt tokens and {wanted.new_tokens} new ones"
+    return f"{asked} are more than the context of {engine.max_context}"
+
+
+def time_serving(concurrency: int, port: int, vocabulary: int, wanted: ServeMeasure) -> ServeResult:
+    """Has clients send requests to the server at ``port``, so many at a time. Raises :class:`RequestFailed`."""
+    requests = max(wanted.requests, concurrency)
+    load = Load(port, concurrency, requests, wanted.prompt_tokens, wanted.new_tokens, vocabulary)
+    done = subprocess.run(
+        [sys.executable, "-m", "raylaunch.benchmarks.sweep.serving"],
+        input=json.dumps(asdict(load)), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RequestFailed(done.stderr.strip().splitlines()[-1])
+    return ServeResult(**json.loads(done.stdout))
 
 
 @contextlib.contextmanager
@@ -160,5 +161,13 @@ def ask(load: Load, prompt: list[int]) -> tuple[float, float]:
     return first, time.perf_counter() - began
 
 
+def main() -> None:
+    """The program: results on standard output; or code 1, and on standard error why there are none, in one line."""
+    try:
+        print(json.dumps(asdict(send(Load(**json.load(sys.stdin))))))
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        sys.exit(" ".join(f"{error}".split()) or type(error).__name__)
+
+
 if __name__ == "__main__":
-    print(json.dumps(asdict(send(Load(**json.load(sys.stdin))))))
+    main()
