@@ -35,6 +35,10 @@ class ConfigError(RaylaunchError):
         return type(self), (self.key, self.value, self.expected, self.source)
 
 
+class UnknownKey(ConfigError):
+    """A key that no setting has, whatever its value."""
+
+
 class RequestError(RaylaunchError, ValueError):
     """A request that the engine refuses before any rank sees it (too long, malformed, unknown parameter)."""
 

@@ -63,6 +63,7 @@ def test_headline(error, headline):
 EVERY_ERROR = [
     errors.RaylaunchError("text"),
     errors.ConfigError("a.b", [1], "right", "file.yaml"),
+    errors.UnknownKey("a.c", 1, "unknown key", "file.yaml"),
     errors.EngineBusy("text"),
     errors.RequestError("text"),
     errors.RequestFailed("text"),

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from raylaunch.terminal.outcome import interruptible, signals_held
 
 if TYPE_CHECKING:
+    from raylaunch.cluster.session import RaySession
     from raylaunch.config import LaunchConfig
     from raylaunch.group.launch import Launched
 
 
 @contextmanager
-def ray_session(config: LaunchConfig, cpus: float) -> Iterator[None]:
+def ray_session(config: LaunchConfig, cpus: float) -> Iterator[RaySession]:
     """The Ray session that ``config`` asks for, or a private one with ``cpus`` CPUs. Raises :class:`LaunchError`."""
     from raylaunch.startup.preflight import preflight
 
@@ -24,7 +25,7 @@ def ray_session(config: LaunchConfig, cpus: float) -> Iterator[None]:
     with interruptible():
         session = enter(config.placement.address, cpus, config.placement.namespace)
         try:
-            yield
+            yield session
         finally:
             with signals_held():
                 session.close()

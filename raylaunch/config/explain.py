@@ -8,7 +8,7 @@ from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
-from raylaunch.errors import ConfigError
+from raylaunch.errors import ConfigError, UnknownKey
 from raylaunch.values.masking import masked
 
 
@@ -23,7 +23,7 @@ def explain(error: ValidationError, root: type[BaseModel], source: str) -> Confi
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         value = masked(close[0], value) if close else value  # a secret's name that was mistyped
-        return ConfigError(key, value, f"unknown key; {hint}known here: {', '.join(known)}", source)
+        return UnknownKey(key, value, f"unknown key; {hint}known here: {', '.join(known)}", source)
     if problem["type"] == "missing":
         return ConfigError(key, None, "is required", source)
     message = problem["msg"].removeprefix("Value error, ")

@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
 PANEL = "Launch"
 SGLANG = "raylaunch.sglang"
+SETTINGS = {
+    "tp": "parallel.tensor_parallel_size",
+    "nodes": "parallel.nodes",
+    "engine": "engine.kind",
+    "device": "engine.device",
+    "dtype": "model.dtype",
+    "max_context": "engine.max_context",
+    "load_format": "model.load_format",
+    "debug": "debug",
+    "log_format": "log.format",
+    "log_level": "log.level",
+}
+"""The settings that have options of their own, by the name of the attribute of :class:`Launch`."""
 
 
 def _option(name: str, metavar: str, about: str, default: str = "") -> Any:
@@ -82,18 +95,7 @@ class Launch:
 
     def changes(self) -> list[str]:
         """The options as settings, those of ``--set`` last."""
-        said = {
-            "parallel.tensor_parallel_size": self.tp,
-            "parallel.nodes": self.nodes,
-            "engine.kind": self.engine,
-            "engine.device": self.device,
-            "model.dtype": self.dtype,
-            "engine.max_context": self.max_context,
-            "model.load_format": self.load_format,
-            "debug": self.debug,
-            "log.format": self.log_format,
-            "log.level": self.log_level,
-        }
+        said = {key: getattr(self, name) for name, key in SETTINGS.items()}
         return [f"{key}={value}" for key, value in said.items() if value is not None] + list(self.settings or ())
 
     def config(self, *more: str) -> LaunchConfig:

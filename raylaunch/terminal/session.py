@@ -32,7 +32,11 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def launched(
-    config: LaunchConfig | ResolvedLaunch, *, show_report: bool = True, trace: Path | None = None
+    config: LaunchConfig | ResolvedLaunch,
+    *,
+    show_report: bool = True,
+    trace: Path | None = None,
+    shown_by: LaunchProgress | None = None,
 ) -> Iterator[Engine]:
     """An engine that answers requests.
 
@@ -41,6 +45,7 @@ def launched(
         show_report: print the table of phases to standard error.
         trace: where to write the launch's Chrome trace, also if the launch fails. One that cannot be written is told at
             once, and ends neither engine nor report: the command ends with code 1 when its work is done.
+        shown_by: what shows the launch while it goes on; None takes a bar.
     Raises:
         ConfigError, LaunchError: as :meth:`raylaunch.Engine.start`.
     """
@@ -55,7 +60,7 @@ def launched(
 
     with interruptible():
         console = stderr_console()
-        with LaunchProgress(console) as progress:
+        with shown_by or LaunchProgress(console) as progress:
             engine = (Replicas if resolved.config.parallel.replicas > 1 else Engine)(resolved, listener=progress.step)
             try:
                 _start(engine, progress)

@@ -1,0 +1,75 @@
+"""The file of a sweep's results: a line of JSON for each start, written when it has ended, for good."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raylaunch.errors import ConfigError
+from raylaunch.terminal.outcome import signals_held, written
+
+NAME = "results.jsonl"
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """What is written there. A last line that is not whole, of a sweep that was killed, is no line yet."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = []
+    for number, text in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            line = json.loads(text)
+            line["cell"], line["start"], line["error"]
+        except (ValueError, TypeError, KeyError):
+            expected = f"line {number} is no result of a sweep: take it out"
+            raise ConfigError("output", str(file), expected) from None
+        lines.append(line)
+    return lines
+
+
+class ResultsFile:
+    """The file, for one sweep at a time: a lock that the system takes back with its process.
+
+    Attributes:
+        folder: that it is in.
+        lines: all that is written there.
+    Raises:
+        ConfigError: it cannot be written, or another sweep writes there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._path = folder, folder / NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise ConfigError("output", str(folder), f"cannot be written: {error.strerror or error}") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.lines = read_lines(self._path)
+        except BlockingIOError:
+            self._file.close()
+            raise ConfigError("output", str(folder), "another sweep is writing its results there") from None
+        except BaseException:
+            self._file.close()
+            raise
+        whole = self._path.read_bytes().rfind(b"\n") + 1
+        self._file.truncate(whole)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Writes one line, which is there once this returns. Raises :class:`Unwritten`."""
+        data = json.dumps(line).encode() + b"\n"
+        with signals_held(), written("output", self._path):
+            self._file.write(data)
+            os.fsync(self._file)
+        self.lines.append(dict(line))
+
+    def close(self) -> None:
+        """Gives the lock back."""
+        self._file.close()
