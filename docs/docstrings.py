@@ -8,11 +8,13 @@ from typing import Any
 import griffe
 
 ROLE = re.compile(r":\w+:`~?([^`]+)`")
+SECTION = re.compile(r"\n(?=(?:Args|Attributes|Raises):\n)")
 
 
-class Roles(griffe.Extension):
-    """Makes code of Sphinx's roles, such as ``:class:`Engine```, which Markdown does not know."""
+class OfTheProject(griffe.Extension):
+    """Makes code of Sphinx's roles, such as ``:class:`Engine```, which Markdown does not know, and parts sections by
+    the empty line that griffe wants."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(r"`\1`", obj.docstring.value)
+            obj.docstring.value = SECTION.sub("\n\n", ROLE.sub(r"`\1`", obj.docstring.value))

@@ -60,7 +60,7 @@ class Reader:
         """Has a server run within the block, which ends well when it is told to."""
         log = self.folder / "server.log"
         with log.open("wb") as file:
-            command = ["bash", "-euc", f"{INSTALLED}{self._text(block)}"]
+            command = ["bash", "-c", self._text(block)]  # of a single command bash makes itself
             server = subprocess.Popen(command, cwd=self.folder, env=self.variables, stdout=file, stderr=file)
         try:
             end = time.monotonic() + patient(SECONDS)
