@@ -16,12 +16,12 @@ from raylaunch.config.paths import relative_to_file
 from tests.docs.commands import Wrong, check, check_raylaunch
 from tests.docs.pages import Block, blocks, pages, spans
 from tests.docs.reader import Reader
-from tests.docs.ways import WAYS
+from tests.docs.ways import CONFIGURATION, WAYS
 from tests.head import ROOT
 
 SHELL = [block for block in blocks() if block.language == "sh"]
 PYTHON = [block for block in blocks() if block.language == "python"]
-YAML = [block for block in blocks() if block.language == "yaml"]
+YAML = [block for block in blocks() if WAYS.get(block.key) == CONFIGURATION]
 NOW = [block for block in SHELL if block.key in WAYS and WAYS[block.key].kind == "now"]
 SETTINGS = set(re.findall(r"^(?:\| |## )`([\w.]+)`", (ROOT / "docs" / "settings.md").read_text(), re.MULTILINE))
 SECTIONS = "|".join(sorted({one.partition(".")[0] for one in SETTINGS}))
@@ -33,14 +33,19 @@ def named(found: list[Block]) -> list[str]:
 
 
 def test_every_block_is_in_the_table_and_nothing_else_is() -> None:
-    wanted = {block.key for block in blocks() if block.language != "text"}
-    wanted |= {block.key for block in blocks() if block.key in WAYS}
-    unknown = [f"{block.page}:{block.line}: {block.key}" for block in blocks() if block.key in wanted - set(WAYS)]
-    assert (unknown, sorted(set(WAYS) - wanted)) == ([], [])
+    tested = [block for block in blocks() if block.language != "text"]
+    unknown = [f"{block.page}:{block.line}: {block.key}" for block in tested if block.key not in WAYS]
+    assert (unknown, sorted(set(WAYS) - {block.key for block in tested})) == ([], [])
+
+
+def test_a_block_that_is_only_read_says_why() -> None:
+    assert [key for key, way in WAYS.items() if (way.kind == "read") != bool(way.why)] == []
+    elsewhere = {file for way in WAYS.values() for file in re.findall(r"tests/\S+\.py", way.why)}
+    assert [file for file in elsewhere if not (ROOT / file).is_file()] == []
 
 
 def test_every_block_says_its_language() -> None:
-    assert {block.language for block in blocks()} <= {"sh", "python", "yaml", "text"}
+    assert {block.language for block in blocks()} <= {"sh", "python", "yaml", "json", "text"}
 
 
 @pytest.mark.parametrize("page", [page for page in pages() if any(block.page == page for block in SHELL)])

@@ -47,7 +47,7 @@ CONFIGURATION = read("a configuration: it is validated")
 WAYS: dict[str, Way] = {
     # README.md
     'pip install torch==2.13.0 && pip install -e . && raylaunch generate configs/tiny-cpu.yaml --prompt "12+30="': (
-        launch("42")
+        launch("\n42\n")
     ),
     'pip install -e ".[test]" && python -m pytest': read("runs the tests that this is one of"),
     'pip install -e ".[sglang,serve]"': GPUS,
@@ -56,15 +56,14 @@ WAYS: dict[str, Way] = {
     "mkdocs serve": read("serves until it is ended; test_site.py builds the site"),
     # docs/index.md
     "pip install torch==2.13.0": INSTALLS,
-    'raylaunch generate tiny-cpu --prompt "12+30="': launch("42"),
+    'raylaunch generate tiny-cpu --prompt "12+30="': launch("\n42\n"),
     "raylaunch doctor": now("launch of tiny"),
     "raylaunch serve tiny-cpu --port 30000": SERVE,
     'curl -s http://127.0.0.1:30000/v1/completions -H "Content-Type: application/json" \\': launch('"text":"42"'),
-    'echo "What is 12 + 30?" | raylaunch chat http://127.0.0.1:30000': launch("42"),
+    'echo "What is 12 + 30?" | raylaunch chat http://127.0.0.1:30000': launch("\n42\n"),
     "raylaunch serve Qwen/Qwen3-8B --tp 2": GPUS,
     "raylaunch config tiny-cpu --set capture.prefill_tokens=[8,32] > my.yaml": launch("15"),
     # docs/concepts.md
-    "LaunchError F03 [CAPTURE prefill, 32 tokens] ranks recorded different all-reduce inputs": read("an error"),
     "raylaunch generate --prompt \"1+1=\" --set 'faults=[{action: kill, rank: 1, at: capture prefill 32 2}]'": (
         Way("launch", "LaunchError F06 [CAPTURE prefill, 32 tokens")
     ),
@@ -81,7 +80,9 @@ WAYS: dict[str, Way] = {
     "name: qwen3-8b": CONFIGURATION,
     'raylaunch generate qwen3-8b-reference --prompt "What is a CUDA graph?" --max-new-tokens 64': GPUS,
     # docs/serving.md
-    'curl -s http://127.0.0.1:30000/v1/chat/completions -H "Content-Type: application/json" \\': launch("42"),
+    'curl -s http://127.0.0.1:30000/v1/chat/completions -H "Content-Type: application/json" \\': launch(
+        '"content":"42"'
+    ),
     "RAYLAUNCH_API_KEY=sesame raylaunch serve tiny-cpu --port 30000": SERVE,
     'curl -s http://127.0.0.1:30000/v1/models -H "Authorization: Bearer sesame"': launch('"id":"tiny-adder"'),
     "raylaunch serve tiny-cpu --port 30000 --set parallel.replicas=2": SERVE,
@@ -95,13 +96,13 @@ WAYS: dict[str, Way] = {
     "serve deploy examples/serve/none.yaml    # running answers end first, within `serve.drain`": RAY_SERVE,
     "docker build -f examples/kuberay/Dockerfile -t raylaunch:0.1 .": KUBERNETES,
     'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)': read("needs SLURM"),
-    "ray symmetric-run --address 127.0.0.1:6379 --num-cpus=4 \\": Way("isolated", "42"),
+    "ray symmetric-run --address 127.0.0.1:6379 --num-cpus=4 \\": Way("isolated", "\n42\n"),
     # docs/python.md
     'with Engine(LaunchConfig.from_yaml("tiny-cpu")) as engine:  # raises LaunchError, never hangs': launch("42\n15"),
-    "async def main() -> None:": launch("100top_k = -1"),
+    "async def main() -> None:": launch("100\ntop_k = -1"),
     'config = LaunchConfig.from_yaml("qwen2.5-vl-7b-tp2")': GPUS,
     # docs/troubleshooting.md
-    "raylaunch doctor tiny-cpu --json": launch("42"),
+    "raylaunch doctor tiny-cpu --json": launch("\n42\n"),
     # docs/measurements/README.md
     "name: bench": CONFIGURATION,
 }
