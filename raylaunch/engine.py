@@ -185,7 +185,7 @@ class Engine:
         images: Sequence[Any] = (),
         **changes: Any,
     ) -> Completion | list[Completion]:
-        """Answers one prompt, or several at once, and waits for all.
+        """Answers one prompt, or several at once, and waits for all. The first error ends the other requests.
 
         Args:
             prompts: text, a list of texts, or a list of lists of token ids: one prompt of ids is a list in a list.
@@ -195,8 +195,6 @@ class Engine:
         Raises:
             RequestError: a request was refused: too long, malformed; :class:`EngineBusy` if it was one too many.
             RequestFailed: a request could not be finished.
-
-            Of either, the first; the other requests end with it.
         """
         sampling = SamplingParams.of(params, changes)
         if isinstance(prompts, str):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.alone import alone
 from tests.head import ROOT, Head, free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -22,11 +20,8 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture
 def environment() -> Iterator[dict[str, str]]:
-    """A home, a folder for Ray's files and no cluster to join."""
-    folder = tempfile.mkdtemp(prefix="rl-", dir="/tmp")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
-    yield {**kept, "HOME": folder, "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
-    shutil.rmtree(folder, ignore_errors=True)
+    with alone() as variables:
+        yield variables
 
 
 def run(environment: dict[str, str], *command: str | Path) -> str:

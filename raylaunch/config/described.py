@@ -7,6 +7,9 @@ import re
 
 from pydantic import BaseModel
 
+ROLE = re.compile(r":\w+:`([^`]+)`")
+"""Of Sphinx, such as ``:class:`ConfigError```: Markdown has code in its place."""
+
 
 def attributes_of(section: type[BaseModel]) -> tuple[str, dict[str, str]]:
     """What a class says of itself, and of each attribute, as one line of Markdown each."""
@@ -21,4 +24,4 @@ def attributes_of(section: type[BaseModel]) -> tuple[str, dict[str, str]]:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
+    return ROLE.sub(r"`\1`", " ".join(text.split()).replace("``", "`")).replace("|", "\\|")
