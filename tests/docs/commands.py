@@ -20,7 +20,7 @@ from raylaunch.terminal.launch_options import SGLANG, Launch
 from raylaunch.terminal.resolve import resolve
 from tests.head import ROOT
 
-PLAIN = {".", "cd", "curl", "echo", "head", "hostname", "mkdocs", "pre-commit", "printf", "scontrol"}
+PLAIN = {".", "cd", "curl", "echo", "head", "hostname", "mkdocs", "pre-commit", "printf", "prometheus", "scontrol"}
 """Programs whose arguments nothing is known of."""
 ASSIGNMENT = re.compile(r"\w+=")
 FILES = ("prompt_file", "data")

@@ -97,6 +97,18 @@ WAYS: dict[str, Way] = {
     "docker build -f examples/kuberay/Dockerfile -t raylaunch:0.1 .": KUBERNETES,
     'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)': read("needs SLURM"),
     "ray symmetric-run --address 127.0.0.1:6379 --num-cpus=4 \\": Way("isolated", "\n42\n"),
+    # docs/watching.md
+    "prometheus --config.file=examples/monitoring/prometheus.yaml": read(
+        "needs Prometheus; tests/serve/test_monitoring.py"
+    ),
+    'pip install -e ".[otel]"': read("needs a collector; tests/tracing/test_export.py has one"),
+    "raylaunch serve tiny-cpu --port 30000 --log-format json --log-level info": SERVE,
+    # docs/experiments.md
+    "raylaunch bench sweep tiny-cpu": read("takes minutes; tests/benchmarks/test_sweep.py runs one"),
+    "model: qwen3-8b-tp2           # as the argument of other commands: a configuration, a model's folder, a Hub name": (
+        read("a sweep: tests/benchmarks/test_sweep_plan.py reads it")
+    ),
+    "ray start --head --port=6379 --num-cpus=2     # on one node": NODES,
     # docs/python.md
     'with Engine(LaunchConfig.from_yaml("tiny-cpu")) as engine:  # raises LaunchError, never hangs': launch("42\n15"),
     "async def main() -> None:": launch("100\ntop_k = -1"),
