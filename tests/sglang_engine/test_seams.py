@@ -51,7 +51,8 @@ def without_groups(monkeypatch, package):
 
 
 def every():
-    one = rounds.Rounds(types.SimpleNamespace(rank=0, device="cuda"), None)
+    another_node = types.SimpleNamespace(keys=CurveKeys(b"", b"", b""))
+    one = rounds.Rounds(types.SimpleNamespace(rank=0, device="cuda", sockets=another_node), None)
     made = seams.all_seams(one)
     for action, make in sglang_faults.INJECTIONS.items():
         made += make(FaultConfig(action=action))
