@@ -56,7 +56,7 @@ def strangers(canary: str, urls: list[str]) -> int:
     import zmq
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    pulls = []
+    pulls, pushes = [], []  # one that is forgotten is closed
     for url in urls:
         for keys in (None, zmq.curve_keypair()):
             for kind in (zmq.PUSH, zmq.PULL):
@@ -67,6 +67,7 @@ def strangers(canary: str, urls: list[str]) -> int:
                 if kind == zmq.PULL:
                     pulls.append(one)
                 else:
+                    pushes.append(one)
                     one.send(pickle.dumps(Canary(canary)))
     print("there", flush=True)
     sys.stdin.read()

@@ -43,12 +43,10 @@ def test_strangers_are_not_heard_and_take_nothing(frontend, tmp_path):
     ports = [away.tokenizer, away.detokenizer, away.scheduler_input, away.loads]
     assert all(one.startswith("tcp://127.0.0.1:") for one in ports)
     with scripted(frontend, away):
-        for url in ports:
-            for one in (
-                made(peers, zmq.PUSH, url, bind=False),
-                with_keys(peers, zmq.PUSH, url, away.keys.server, *zmq.curve_keypair()),
-            ):
-                one.send(pickle.dumps(Canary(tmp_path / "canary")))
+        pushes = [made(peers, zmq.PUSH, url, bind=False) for url in ports]
+        pushes += [with_keys(peers, zmq.PUSH, url, away.keys.server, *zmq.curve_keypair()) for url in ports]
+        for one in pushes:
+            one.send(pickle.dumps(Canary(tmp_path / "canary")))
         pulls = [made(peers, zmq.PULL, url, bind=False) for url in ports]
         frontend.up(OFFER, RESOLVED)
         for _ in range(4):
