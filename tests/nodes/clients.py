@@ -1,8 +1,8 @@
 """Clients of a server, on one of the hosts: no other process reaches it.
 
-``ask URL`` prints what is answered, as JSON; ``ports PID ADDRESS`` where a process listens. ``strangers CANARY URL...``
-has peers without keys push pickles at ZeroMQ's ports, which would make the folder ``CANARY``, and wait for what is
-pushed there, until standard input ends; then says how many messages they got.
+``ask URL`` prints what is answered, as JSON, ``failure URL`` what was lost, ``ports PID ADDRESS`` where a process
+listens. ``strangers CANARY URL...`` has peers without keys push pickles at ZeroMQ's ports, which would make the folder
+``CANARY``, and wait for what is pushed there, until standard input ends; then says how many messages they got.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ def ask(url: str) -> dict[str, Any]:
         "long": [httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"] for _ in range(2)],
         "loads": len(httpx.get(f"{url}/v1/loads", timeout=30).json()["loads"]),
     }
+
+
+def failure(url: str) -> dict[str, Any] | None:
+    import httpx
+
+    found: dict[str, Any] | None = httpx.get(f"{url}/status.json", timeout=30).json()["failure"]
+    return found
 
 
 def ports(pid: int, address: str) -> list[int]:
@@ -80,5 +87,7 @@ if __name__ == "__main__":
     what, first, *rest = sys.argv[1:]
     if what == "ports":
         print(json.dumps(ports(int(first), rest[0])))
+    elif what == "strangers":
+        print(json.dumps(strangers(first, rest)))
     else:
-        print(json.dumps(ask(first) if what == "ask" else strangers(first, rest)))
+        print(json.dumps(ask(first) if what == "ask" else failure(first)))
