@@ -84,6 +84,7 @@ class SglangFrontend:
         )
         self._resolved: ResolvedLaunch | None = None
         self._up = self._rebuilding = self._closing = False
+        self._same_node = True
         self._gone = "it has no ranks"
         self._settled: Mapping[str, str] = {}
         self.runs: LoopThread | None = None
@@ -107,7 +108,7 @@ class SglangFrontend:
         self._importing = Background(self._import)
 
     def meet(self, where: Meeting) -> SglangSockets:
-        sockets = self._folder.meet(where)
+        sockets, self._same_node = self._folder.meet(where), where.same_node
         self._detokenizer.start()
         if sockets.keys is not None and metrics_enabled(self._config):
             log.warning("rank 0 is on another node: /metrics has SGLang's figures of the driver's side alone")
@@ -136,6 +137,8 @@ class SglangFrontend:
                 work.raise_if_failed()
 
     def up(self, offer: Any, resolved: ResolvedLaunch) -> None:
+        if self.side is not None:
+            self.side.share_images(self._same_node and self.side.settled.nnodes == 1)
         self._detokenizer.answer(functools.partial(self._probe, offer))
         self._up, self._rebuilding = True, False
         if self.side is not None and self.runs is not None:
