@@ -139,9 +139,9 @@ def _ray_errors_named() -> Iterator[None]:
 
 def require_equal_shares(placement: Placement) -> None:
     """SGLang counts with as many ranks on each node. Raises LaunchError F13 where there are not."""
-    shares = Counter(seat.address for seat in placement.seats)
+    shares = Counter((seat.node_id, seat.address) for seat in placement.seats)
     if len(set(shares.values())) > 1:
-        text = ", ".join(f"{share} on node {address}" for address, share in shares.items())
+        text = ", ".join(f"{share} on node {address}" for (_, address), share in shares.items())
         raise LaunchError(f"ranks were placed {text}: the engine sglang has as many on each", "F13", "PLACE")
 
 

@@ -84,6 +84,8 @@ class SglangFrontend:
         )
         self._resolved: ResolvedLaunch | None = None
         self._up = self._rebuilding = self._closing = False
+        self._same_node = True
+        self._ports: SglangSockets  # as rank 0 was told them
         self._gone = "it has no ranks"
         self._settled: Mapping[str, str] = {}
         self.runs: LoopThread | None = None
@@ -111,7 +113,8 @@ class SglangFrontend:
         self._importing = Background(self._import)
 
     def meet(self, where: Meeting) -> SglangSockets:
-        sockets = self._folder.meet(where)
+        self._ports = sockets = self._folder.meet(where)
+        self._same_node = where.same_node
         self._detokenizer.start()
         if sockets.keys is not None and metrics_enabled(self._config):
             log.warning("rank 0 is on another node: /metrics has SGLang's figures of the driver's side alone")
@@ -140,6 +143,8 @@ class SglangFrontend:
                 work.raise_if_failed()
 
     def up(self, offer: Any, resolved: ResolvedLaunch) -> None:
+        if self.side is not None:
+            self.side.share_images(self._same_node and self.side.settled.nnodes == 1)
         self._detokenizer.answer(functools.partial(self._probe, offer))
         self._up, self._rebuilding = True, False
         if self.side is not None and self.runs is not None:
@@ -343,7 +348,10 @@ class SglangFrontend:
             answer.result(seconds)
         except TimeoutError:
             answer.cancel()
-            raise _verify(f"the first request got no answer within {seconds:g} s") from None
+            way = (
+                "" if self._same_node else f"; rank 0 must reach the driver's ports, such as {self._ports.detokenizer}"
+            )
+            raise _verify(f"the first request got no answer within {seconds:g} s{way}") from None
         except Exception as error:
             raise _verify(f"the first request failed: {type(error).__name__}: {error}") from error
 

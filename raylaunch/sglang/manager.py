@@ -48,7 +48,7 @@ class TokenizerSide:
         self.server_args, self.port_args, self._recovery = server_args, port_args, recovery
         self._listeners, self._doors = listeners, Doors(listeners)
         self.settled = versions.Settled(server_args)
-        self._between_nodes = listeners is not None or self.settled.nnodes > 1
+        self._images_whole = False
         self.manager: Any = None
         self.templates: Any = None
         self.scheduler_info: dict[str, Any] = {}
@@ -72,8 +72,6 @@ class TokenizerSide:
                 tokenizer_manager.get_zmq_socket = original
         if self._listeners is not None:
             versions.receive_loads(self.manager, self._doors, self.port_args.load_collector_ipc_name)
-        if self._between_nodes:
-            versions.send_images_whole(True)
         if self.manager.mm_processor is not None and self.settled.mm_feature_transport == "cpu":
             # Or images are prepared on the first GPU that the driver sees, whoever has it, and memory of it is kept
             # (https://github.com/sgl-project/sglang/issues/40072).
@@ -86,6 +84,11 @@ class TokenizerSide:
         self._check_first()
         self._abort_what_has_not_ended()
         self._receiving = asyncio.create_task(self._receive())
+
+    def share_images(self, one_node: bool) -> None:
+        """Whether images can be handed to the ranks in memory that they share with this process."""
+        self._images_whole = not one_node
+        versions.send_images_whole(self._images_whole)
 
     async def probe(self, info: Mapping[str, Any] | None = None) -> None:
         """One real request, from its tokens to its answer.
@@ -338,8 +341,8 @@ class TokenizerSide:
         versions.close_transports(self.manager)
         self.manager.load_snapshot_reader.close()
         self._doors.close()
-        if self._between_nodes:
-            versions.send_images_whole(False)
+        if self._images_whole:
+            self.share_images(True)
 
     async def _receive(self) -> None:
         while True:

@@ -1,8 +1,8 @@
 """Clients of a server, on one of the hosts: no other process reaches it.
 
-``ask URL`` prints what is answered, as JSON; ``ports PID ADDRESS`` where a process listens. ``strangers CANARY URL...``
-has peers without keys push pickles at ZeroMQ's ports, which would make the folder ``CANARY``, and wait for what is
-pushed there, until standard input ends; then says how many messages they got.
+``ask URL`` prints what is answered, as JSON, ``failure URL`` what was lost, ``ports PID ADDRESS`` where a process
+listens. ``strangers CANARY URL...`` has peers without keys push pickles at ZeroMQ's ports, which would make the folder
+``CANARY``, and wait for what is pushed there, until standard input ends; then says how many messages they got.
 """
 
 from __future__ import annotations
@@ -34,6 +34,13 @@ def ask(url: str) -> dict[str, Any]:
     }
 
 
+def failure(url: str) -> dict[str, Any] | None:
+    import httpx
+
+    found: dict[str, Any] | None = httpx.get(f"{url}/status.json", timeout=30).json()["failure"]
+    return found
+
+
 def ports(pid: int, address: str) -> list[int]:
     """Where a process and its children listen. A host's own processes alone see that."""
     import psutil
@@ -56,7 +63,7 @@ def strangers(canary: str, urls: list[str]) -> int:
     import zmq
 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    pulls = []
+    pulls, pushes = [], []  # one that is forgotten is closed
     for url in urls:
         for keys in (None, zmq.curve_keypair()):
             for kind in (zmq.PUSH, zmq.PULL):
@@ -67,6 +74,7 @@ def strangers(canary: str, urls: list[str]) -> int:
                 if kind == zmq.PULL:
                     pulls.append(one)
                 else:
+                    pushes.append(one)
                     one.send(pickle.dumps(Canary(canary)))
     print("there", flush=True)
     sys.stdin.read()
@@ -79,5 +87,7 @@ if __name__ == "__main__":
     what, first, *rest = sys.argv[1:]
     if what == "ports":
         print(json.dumps(ports(int(first), rest[0])))
+    elif what == "strangers":
+        print(json.dumps(strangers(first, rest)))
     else:
-        print(json.dumps(ask(first) if what == "ask" else strangers(first, rest)))
+        print(json.dumps(ask(first) if what == "ask" else failure(first)))

@@ -43,12 +43,10 @@ def test_strangers_are_not_heard_and_take_nothing(frontend, tmp_path):
     ports = [away.tokenizer, away.detokenizer, away.scheduler_input, away.loads]
     assert all(one.startswith("tcp://127.0.0.1:") for one in ports)
     with scripted(frontend, away):
-        for url in ports:
-            for one in (
-                made(peers, zmq.PUSH, url, bind=False),
-                with_keys(peers, zmq.PUSH, url, away.keys.server, *zmq.curve_keypair()),
-            ):
-                one.send(pickle.dumps(Canary(tmp_path / "canary")))
+        pushes = [made(peers, zmq.PUSH, url, bind=False) for url in ports]
+        pushes += [with_keys(peers, zmq.PUSH, url, away.keys.server, *zmq.curve_keypair()) for url in ports]
+        for one in pushes:
+            one.send(pickle.dumps(Canary(tmp_path / "canary")))
         pulls = [made(peers, zmq.PULL, url, bind=False) for url in ports]
         frontend.up(OFFER, RESOLVED)
         for _ in range(4):
@@ -90,16 +88,22 @@ def test_how_busy_ranks_are_comes_by_a_socket(frontend):
     peers.destroy(linger=0)
 
 
-def test_images_go_as_they_are(frontend):
+@pytest.mark.parametrize("where", [AWAY, HERE])
+def test_images_go_as_they_are_to_another_node(frontend, where):
     """And not by the name of this node's memory."""
     import torch
     from sglang.srt.managers import mm_utils
     from sglang.srt.managers.schedule_batch import Modality, MultimodalDataItem
 
+    with scripted(frontend, frontend.meet(where)):
+        frontend.up(OFFER, RESOLVED)
+        frontend.down(LOST)
     item = MultimodalDataItem(modality=Modality.IMAGE, feature=torch.ones(2, 3))
     request = type("Request", (), {"mm_inputs": type("Inputs", (), {"mm_items": [item]})})
     mm_utils.wrap_shm_features(request)
-    assert type(item.feature) is torch.Tensor
+    assert (type(item.feature) is torch.Tensor) == (where == AWAY)
+    at_rank = pickle.loads(pickle.dumps(item.feature))
+    assert torch.equal(at_rank if where == AWAY else at_rank.materialize(), torch.ones(2, 3))
 
 
 def test_ranks_that_move_to_the_drivers_node_use_its_files(frontend):

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from raylaunch.config import ModelConfig
 from raylaunch.errors import RankFault
 from raylaunch.model import hub
 from raylaunch.protocol import Gate, ReadyFacts, VerifyFacts
@@ -84,11 +85,7 @@ def settled(args: Any, before: Mapping[str, str]) -> SglangSettled:
 def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     """MEET: says who it is before anything slow is imported; rank 0 binds the store. Raises RankFault F09, F10."""
     _ask_the_hub(spec, gate)
-    path, revision = spec.config.model.path, spec.config.model.revision
-    folder = Path(path).expanduser()
-    with suppress(ValueError):  # no name on the Hub, but of another store that SGLang knows
-        folder = folder if folder.is_dir() else hub.cached(path, revision) or folder
-    prints = fingerprint(spec, folder)
+    prints = fingerprint(spec, model_folder(spec.config.model))
     environment.prepare(spec)  # after the fingerprint, as some of it differs from rank to rank, and before CUDA
     device = rank_device(spec)
     store = None
@@ -98,6 +95,14 @@ def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     release = gate.arrive(Gate.MEET, identity(spec, device, prints), offer=store.address if store else None)
     versions.use_store(release.offers[0])
     return store
+
+
+def model_folder(model: ModelConfig) -> Path:
+    """The model's on this node, of a Hub model that of its cache; it need not be there."""
+    folder = Path(model.path).expanduser()
+    with suppress(ValueError):  # no name on the Hub, but of another store that SGLang knows
+        return folder if folder.is_dir() else hub.cached(model.path, model.revision) or folder
+    return folder
 
 
 def _ask_the_hub(spec: RankSpec, gate: RankGate) -> None:
