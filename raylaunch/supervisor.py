@@ -338,12 +338,14 @@ class Supervisor:
         self.failures.append((time.time(), error))
         if not (torn_down and self._may_retry(error)):
             self._fail(error)
+            self._end_spares()
             return
         try:
             self._launch(time.time())
         except (Exception, SystemExit) as again:  # the second of Ray, which is shut down meanwhile
             if not self._stopping.is_set():
                 self._fail(self._after_the_first(launch_error(again)))
+                self._end_spares()
             return
         log.info("ready again after %.1f s", self.report.seconds, extra=about(launch=self.report.group))
 
@@ -354,6 +356,7 @@ class Supervisor:
             self.failures.append((time.time(), error))
         self._fail(error)
         self._tear_down(error)
+        self._end_spares()
 
     def _tear_down(self, error: LaunchError) -> bool:
         """Ends the group, for which ``error`` is the reason and stays it. Whether that could be done; never raises."""
@@ -374,13 +377,12 @@ class Supervisor:
     def _fail(self, error: LaunchError) -> None:
         self.error, self.condition = error, Condition.FAILED
         self._notify_frontend(error)
-        self._end_spares()
 
     def _end_spares(self) -> None:
         if self._standby is not None:
             try:
                 self._standby.close(self.config.deadlines.shutdown)
-            except Exception:
+            except (Exception, SystemExit):  # the second of Ray, where it is shut down meanwhile
                 log.exception("standby ranks could not be ended")
 
     def _may_be_rebuilt(self) -> bool:

@@ -61,6 +61,7 @@ class Standby:
         self.per_rank, self.session, self.lost_nodes = per_rank, session, lost_nodes
         self.spares: list[Spare] = []
         self.agents: dict[str, Any] = {}
+        self._private = session.started
         self._deaths = 0
         self._look_at = self._make_at = 0.0
         self._standing = Standing()
@@ -174,12 +175,14 @@ class Standby:
     # ---- ending
 
     def close(self, deadline_s: float) -> None:
-        """Ends every spare, and proves it. May be called more than once."""
+        """Ends every spare, and proves it, after the ranks were ended. May be called more than once."""
         spares, agents, self.spares, self.agents, self._standing = self.spares, self.agents, [], {}, Standing()
         if spares or agents:
             nowhere = Placement(None, (), owned=False)
             done = RankGroup(
                 nowhere, members=[*spares], agents=agents, lost_nodes=set(self.lost_nodes), session=self.session
             ).close(deadline_s)
-            if done.left or done.unseen:
+            if done.left and self._private and self.session.lost():  # which may have been abandoned for the ranks
+                self.session.abandon(done.left)
+            elif done.left or done.unseen:
                 log.warning("standby ranks: %s", done)

@@ -28,7 +28,7 @@ from raylaunch.sglang.detokenizer_keeper import RESTARTS
 from tests.gpu.shapes import IMAGE, add_tokenizer
 from tests.models import save
 from tests.sglang.loss import lose_rank_1
-from tests.standing import lose, said, spare_pids, streaming, without_spares
+from tests.standing import lose, pids_of, said, spare_pids, streaming, without_spares
 from tests.survival import CLIENTS, survive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -129,22 +129,24 @@ def test_no_request_is_lost_with_its_group(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_rebuild_adopts_standby_ranks(capsys: pytest.CaptureFixture[str]) -> None:
     with Engine(config_of("recovery.rebuilds=5", "recovery.standby=1", "recovery.give_up_s=300")) as engine:
-        right = engine.generate("12+30=", max_new_tokens=8).text
-        lost = [place.pid for place in engine.report.places]
+        right, lost, pauses = engine.generate("12+30=", max_new_tokens=8).text, pids_of(engine), list[float]()
+
+        def loses(rank: int) -> None:
+            pauses.append(lose(engine, rank, came))
+            with capsys.disabled():
+                print(f"\n{engine.report.table(140)}\n{said(pauses)}", flush=True)
+
         with streaming(engine, 100) as came:
             spares = spare_pids(engine, 2)
-            nbytes, pauses = engine.report.standby.nbytes, [lose(engine, 0, came)]
-            assert sorted(place.pid for place in engine.report.places) == sorted(spares)
             with capsys.disabled():
-                print(f"\n{engine.report.table(140)}\n{said(pauses)}; {nbytes >> 21} MiB each", flush=True)
-            lost += [*spares, *spare_pids(engine, 2)]
-            without_spares(engine)
-            assert alive(lost[4:]) == []
-            pauses.append(lose(engine, 1, came))
+                print(f"\n{engine.report.table(140)}\n{engine.report.standby.nbytes >> 21} MiB each", flush=True)
+            loses(0)
+            assert sorted(pids_of(engine)) == sorted(spares)
+            lost += spares
+            without_spares(engine)  # in the middle of their imports
+            loses(1)
         assert engine.generate("12+30=", max_new_tokens=8).text == right == "42"
-        lost += [place.pid for place in engine.report.places]
-        with capsys.disabled():
-            print(f"\n{engine.report.table(140)}\n{said(pauses)}, the last one without standby ranks")
+        lost += pids_of(engine)
     assert alive(lost) == []
     assert shared_memory(lost) == []
 
