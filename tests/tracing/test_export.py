@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 from starlette.testclient import TestClient
@@ -91,6 +93,16 @@ def test_a_trace_that_its_client_does_not_keep_is_not_kept(monkeypatch: pytest.M
         tracer.send(launch_span(report_of(), 0.0), {"traceparent": f"00-{TRACE}-{PARENT}-00"})
         tracer.close()
         assert collector.spans == []
+
+
+def test_a_span_that_cannot_be_made_is_said_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with collecting() as collector:
+        tracer = opened(collector.url, monkeypatch)
+        tracer.send(replace(launch_span(report_of(), 0.0), start=math.nan))
+        tracer.close()
+    assert [one.getMessage() for one in caplog.records] == ["a span could not be sent"]
 
 
 @pytest.mark.parametrize("listens", [False, True])
