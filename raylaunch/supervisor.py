@@ -213,7 +213,6 @@ class Supervisor:
                     standby=self._standby,
                 )  # fmt: skip
                 self._hand_over(launched)
-                self._trace(None)
                 break
             except (Exception, SystemExit) as ended:
                 error = self._blamed_on_ray(ended)
@@ -232,18 +231,19 @@ class Supervisor:
         assert self._session is not None
         self._watch = ServingWatch(launched.group, self._session, self.config.deadlines)
         self.error, self.condition = None, Condition.READY
+        self._trace()
 
-    def _trace(self, error: LaunchError | None) -> None:
+    def _trace(self, error: LaunchError | None = None) -> None:
+        """Sends the span of a launch that has just ended, well or by ``error``."""
         if self.tracer is not None:
-            config = self.config
-            about = {
-                "raylaunch.name": config.name,
-                "raylaunch.engine": config.engine.kind,
+            of_config = {
+                "raylaunch.name": self.config.name,
+                "raylaunch.engine": self.config.engine.kind,
                 "raylaunch.rebuilds": self.rebuilds,
-                "raylaunch.ranks": config.parallel.tensor_parallel_size,
-                "gen_ai.request.model": config.model.path,
+                "raylaunch.ranks": self.config.parallel.tensor_parallel_size,
+                "gen_ai.request.model": self.config.model.path,
             }
-            self.tracer.send(launch_span(self.report, time.time(), error, about))
+            self.tracer.send(launch_span(self.report, time.time(), error, of_config))
 
     def _cancelled(self) -> bool:
         return self._stopping.is_set() or bool(self._gone())

@@ -24,6 +24,7 @@ from raylaunch.recovery import Budget
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import ResolvedLaunch, launch_of
 from raylaunch.supervisor import Supervisor
+from raylaunch.tracing.spans import SpanFacts
 from tests.busy import patient
 from tests.protocol.builders import PLAN
 from tests.scripted_group import ScriptedGroup
@@ -110,6 +111,45 @@ def test_a_lost_group_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept.may_wait == [True, False, False], "nobody waits when nothing is left of the budget"
     kept.keeper.stop()
     assert (first.closed, second.closed, kept.keeper.condition) == (1, 1, Condition.FAILED)
+
+
+def test_every_launch_has_a_span_and_a_loss_a_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spans: list[SpanFacts] = []
+    tracer = SimpleNamespace(send=spans.append, closed=0)
+    tracer.close = lambda: setattr(tracer, "closed", tracer.closed + 1)
+    monkeypatch.setattr(supervisor, "open_tracer", lambda _: tracer)
+    monkeypatch.setattr(recovery, "FIRST_PAUSE_S", 0.01)
+    first, second = ScriptedGroup(PLAN), ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, first, raising(LaunchError("rank 0 died", "F06", "LOAD", rank=0, retryable=True)), second)
+    kept.keeper.budget = Budget(2)
+    caplog.set_level("INFO", "raylaunch")
+    kept.keeper.start(RESOLVED)
+    lose(first)
+    wait_until(lambda: kept.keeper.rebuilds == 2 and kept.keeper.condition is Condition.READY)
+    kept.keeper.stop()
+    assert [one.error for one in spans] == ["", "LaunchError F06 [LOAD] rank 0 died", ""]
+    assert [one.attributes["raylaunch.rebuilds"] for one in spans] == [0, 1, 2]
+    assert spans[1].attributes["error.type"] == "F06"
+    assert tracer.closed
+    lost, failed, again = [(one.getMessage(), vars(one)["about"]) for one in caplog.records]
+    assert lost[0] == "it is launched again: LaunchError F07 [SERVE] rank 1 died"
+    assert (lost[1]["fault"], lost[1]["phase"]) == ("F07", "SERVE")
+    assert (failed[1]["fault"], failed[1]["rank"]) == ("F06", 0)
+    assert again[0].startswith("ready again after ")
+
+
+def test_a_launch_that_finds_no_ray_has_a_span_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans: list[SpanFacts] = []
+    tracer = SimpleNamespace(send=spans.append, close=lambda: None)
+    kept = Kept(monkeypatch)
+    monkeypatch.setattr(supervisor, "open_tracer", lambda _: tracer)
+    monkeypatch.setattr(supervisor, "enter", raising(LaunchError("no Ray cluster", phase="PLACE")))
+    with pytest.raises(LaunchError):
+        kept.keeper.start(RESOLVED)
+    (span,) = spans
+    assert (span.error, [one.name for one in span.inside]) == ("LaunchError [PLACE] no Ray cluster", ["PLACE"])
 
 
 @pytest.mark.parametrize(

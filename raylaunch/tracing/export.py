@@ -85,7 +85,10 @@ class Tracer:
         """
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        self._send(span, TraceContextTextMapPropagator().extract(headers or {}))
+        try:
+            self._send(span, TraceContextTextMapPropagator().extract(headers or {}))
+        except Exception:  # whoever tells of his work goes on with it
+            log.exception("a span could not be sent")
 
     def _send(self, span: SpanFacts, context: Any) -> None:
         from opentelemetry import trace

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import subprocess
+import sys
 
 import pytest
 from raylaunch_actors.rank import require_same_files
 
 from raylaunch.errors import RankFault
 from raylaunch.package import digest_of_package, package_files
+
+ENDS_AT_ONCE = """
+from raylaunch.config import LaunchConfig
+from raylaunch.model_check import check_model
+from raylaunch.resolved import launch_of
+from raylaunch_actors.rank import RankBase
+from raylaunch_actors.spec import RankSpec
+config = LaunchConfig.default(["log.format={format}"])
+resolved = launch_of(config, check_model(config))
+files = ("0" * 16, "/theirs/raylaunch")
+spec = RankSpec(**vars(resolved), rank=1, local_rank=1, group="tiny-012345", bind_host="h", driver_files=files)
+assert RankBase(spec).boot().code == "F19"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("as_json", [True, False])
+def test_why_a_rank_ends_is_in_its_log(as_json):
+    program = ENDS_AT_ONCE.format(format="json" if as_json else "text")
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
+    if as_json:
+        record = json.loads(said)
+        assert (record["launch"], record["rank"], record["fault"]) == ("tiny-012345", 1, "F19")
+        said = record["traceback"]
+    assert "Traceback (most recent call last)" in said
+    assert "this rank has imported raylaunch from" in said
 
 
 def test_a_rank_with_other_files_than_the_driver_names_both_folders():

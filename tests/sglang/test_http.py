@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -76,6 +77,32 @@ def test_endpoints(engine):
         assert client.post("/generate", content=b" " * (CONFIG.serve.max_body_bytes + 1)).status_code == 413
 
     served(engine, ask)
+
+
+def test_requests_have_spans(engine):
+    sent = []
+    engine.tracer = SimpleNamespace(send=lambda span, headers: sent.append((span, headers.get("traceparent"))))
+    parameters = {"max_new_tokens": 5}
+
+    def ask(client):
+        two = {"text": ["12+30=", "1+1="], "sampling_params": parameters}
+        client.post("/generate", json=two, headers={"traceparent": "theirs"})
+        client.post("/generate", json={"text": "12+30=", "sampling_params": parameters, "stream": True})
+        client.post("/v1/completions", json={"model": "m", "prompt": "12+30=", "max_tokens": 4, "stream": True})
+        client.post("/generate", json={"text": "1", "sampling_params": {"max_new_tokens": 5000}})
+        client.get("/v1/models")
+
+    served(engine, ask)
+    names = ["POST /generate", "POST /generate", "POST /v1/completions", "POST /generate"]
+    assert [(span.name, traceparent) for span, traceparent in sent] == [
+        (name, "theirs" if at == 0 else None) for at, name in enumerate(names)
+    ]
+    said = [span.attributes for span, _ in sent]
+    assert [one["http.response.status_code"] for one in said] == [200, 200, 200, 400]
+    assert [one["gen_ai.usage.input_tokens"] for one in said] == [10, 6, 6, 0]
+    assert [one["gen_ai.usage.output_tokens"] for one in said] == [6, 3, 3, 0]
+    assert [one["gen_ai.response.finish_reasons"] for one in said] == [("stop", "stop"), ("stop",), ("stop",), ()]
+    assert [list(span.events) for span, _ in sent] == [[], ["first token"], ["first token"], []], "known of streams"
 
 
 def answers_to_the_lost(engine, frontend, posts):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
 from raylaunch.startup import preflight
 from raylaunch.startup.preflight import folder_problem, ray_folder, space_problem, too_few, unwritable
@@ -33,6 +34,15 @@ def said(*before, **variables):
 
 def test_nothing_is_wrong_here():
     assert said() == ""
+
+
+def test_spans_that_cannot_be_sent_are_told_and_no_obstacle(caplog):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318")
+        patch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+        preflight.preflight(LaunchConfig.default())
+    (record,) = caplog.records
+    assert record.getMessage().startswith("no spans are sent to http://c:4318: they go by http/protobuf, not by grpc")
 
 
 def test_too_few_open_files():

@@ -51,11 +51,6 @@ class RowRanges:
         return sum(rows for _, rows in self._holes)
 
     @property
-    def used(self) -> int:
-        """Rows in use."""
-        return sum(self._taken.values())
-
-    @property
     def taken(self) -> dict[int, int]:
         """The ranges in use: first row -> number of rows (a copy)."""
         return dict(self._taken)

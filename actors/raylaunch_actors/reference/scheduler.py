@@ -96,7 +96,7 @@ class Scheduler:
     @property
     def kv_used(self) -> int:
         """Rows (tokens) of the cache that are in use."""
-        return self._rows.used
+        return self._rows.capacity - self._rows.free
 
     @property
     def idle(self) -> bool:
