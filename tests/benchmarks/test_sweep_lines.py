@@ -68,3 +68,16 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"output = .*cannot be written"):
         ResultsFile(tmp_path / "file")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_line_that_cannot_be_written_whole_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    program = (
+        "import resource, sys; from pathlib import Path; from raylaunch.benchmarks.sweep.lines import ResultsFile\n"
+    )
+    program += (
+        "one = ResultsFile(Path(sys.argv[1])); line = {'cell': 'a', 'start': 1, 'error': None}; one.append(line)\n"
+    )
+    program += "resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60)); one.append(line | {'start': 2})"
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False)
+    assert "Unwritten: output = " in done.stderr
+    assert (tmp_path / NAME).read_text() == json.dumps(LINE) + "\n"

@@ -65,9 +65,15 @@ class ResultsFile:
     def append(self, line: Mapping[str, Any]) -> None:
         """Writes one line, which is there once this returns. Raises :class:`Unwritten`."""
         data = json.dumps(line).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
         with signals_held(), written("output", self._path):
-            self._file.write(data)
-            os.fsync(self._file)
+            try:
+                while data:  # a disk that becomes full takes a part of it
+                    data = data[self._file.write(data) :]
+                os.fsync(self._file)
+            except OSError:
+                self._file.truncate(size)
+                raise
         self.lines.append(dict(line))
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import typer
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raylaunch.config.explain import explain
@@ -171,11 +172,13 @@ def read_sweep(text: str) -> tuple[Sweep, Path]:
 
 
 def base_of(sweep: Sweep, file: Path) -> LaunchConfig:
-    """What all cells have in common. Raises :class:`ConfigError`."""
+    """What all cells have in common; what was chosen for a model alone is said. Raises :class:`ConfigError`."""
     from raylaunch.terminal.resolve import resolve
 
     beside = file.parent / os.path.expanduser(sweep.model or "")
-    config, _ = resolve(str(beside) if sweep.model and beside.exists() else sweep.model, (), ())
+    config, chosen = resolve(str(beside) if sweep.model and beside.exists() else sweep.model, (), ())
+    if chosen:
+        typer.echo(chosen, err=True)
     settings = _absolute(_flat(sweep.settings), file.parent)
     _require_known(config, "settings", settings, str(file))
     return config.replace({"serve.api_key": None, **settings})

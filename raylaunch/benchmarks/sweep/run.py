@@ -46,6 +46,7 @@ class Running:
     Attributes:
         at: what it is doing: a phase of the launch, or a measurement.
         beside: the other starts that ran for a part of the time.
+        began: seconds since the epoch.
     """
 
     cell: Cell
@@ -55,11 +56,17 @@ class Running:
     deadline_s: float
     at: str = STARTING
     beside: set[str] = field(default_factory=set)
+    began: float = 0.0
+    _end_by: float = math.inf
+    _kill_by: float = math.inf
     _outcome: dict[str, Any] | None = None
     _late: str = ""
+    _process: subprocess.Popen[bytes] = field(init=False)
+    _talk: Background = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.began, self._end_by, self._kill_by = time.time(), time.monotonic() + self.deadline_s, math.inf
+    def begin(self) -> None:
+        """Starts the process."""
+        self.began, self._end_by = time.time(), time.monotonic() + self.deadline_s
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "raylaunch.benchmarks.sweep.cell"],
@@ -271,6 +278,7 @@ class _Sweeping:
         job = Job(launch, self._sweep.measure, os.getpid())
         with signals_held():
             new = Running(cell, number, job, log, self._sweep.deadline)
+            new.begin()
             for other in self._running:
                 other.beside.add(new.start)
                 new.beside.add(other.start)
