@@ -15,6 +15,7 @@ from raylaunch.config import ServeConfig
 from raylaunch.serve import build_app
 from raylaunch.tracing.export import Tracer, open_tracer
 from raylaunch.tracing.spans import launch_span
+from tests.busy import patient
 from tests.serve.answering_engine import AnsweringEngine
 from tests.test_report import report_of
 from tests.tracing.collector import attributes, collecting
@@ -118,10 +119,10 @@ def test_a_collector_that_does_not_answer_costs_nothing(
             tracer = opened(f"http://127.0.0.1:{one.getsockname()[1]}", monkeypatch)
             for _ in range(50):
                 tracer.send(launch_span(report_of(), 0.0))
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < patient(2)
             began = time.monotonic()
             tracer.close()
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < patient(2)
         ours = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
     assert [one for one in ours if "spans could" not in one and "spans cannot" not in one] == []
     assert len(ours) == 1
