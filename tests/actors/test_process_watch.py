@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from signal import Signals
 
+import psutil
 import pytest
 from raylaunch_actors import process_watch
 from raylaunch_actors.process_watch import ProcessWatch, Sighting
