@@ -171,6 +171,10 @@ class Replay:
         self._fresh.clear()
         self._waits.clear()
 
+    def send(self, message: Any) -> None:
+        """To the ranks that are there, whatever is held."""
+        self._dispatch(message)
+
     def dispatch(self, message: Any) -> None:
         """In place of the manager's own: to the ranks, if there are any."""
         from fastapi import HTTPException
