@@ -29,7 +29,7 @@ def test_groups_of_one_node_and_of_two() -> None:
     sweep["settings"] = {"capture.enabled": False, "deadlines.connect": 200}
     with tempfile.TemporaryDirectory(prefix="rl-") as folder, Hosts(workers=2) as hosts:
         file, out = Path(folder) / "sweep.yaml", Path(folder) / "out"
-        file.write_text(yaml.safe_dump(sweep))
+        file.write_text(yaml.safe_dump(sweep, sort_keys=False))
         command = [sys.executable, "-m", "raylaunch", "bench", "sweep", str(file), "--output", str(out)]
         process = hosts.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         said, errors = process.communicate(timeout=patient(400))

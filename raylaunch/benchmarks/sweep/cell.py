@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from raylaunch.resolved import ResolvedLaunch
 
 PR_SET_PDEATHSIG = 1
+ENDING = "shutting down"
 Tell = Callable[[dict[str, Any]], None]
 Measurement = tuple[str, Sequence[int], Callable[[int], str], Callable[[int], Any]]
 """A name, sizes, why one of them cannot be measured ("" if it can), and what measures it."""
@@ -83,7 +84,7 @@ def measured(job: Job, tell: Tell) -> dict[str, Any]:
                         left_out.append(f"{name} {size}: {why}")
                     else:
                         figures[name].append(asdict(measure(size)))
-        tell({"at": "shutting down"})
+        tell({"at": ENDING})
         return {"figures": figures, "left_out": left_out, **surroundings(engine)}
 
 

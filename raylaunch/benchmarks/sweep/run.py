@@ -20,7 +20,7 @@ import psutil
 
 from raylaunch.background import Background
 from raylaunch.benchmarks.programs import ray_session
-from raylaunch.benchmarks.sweep.cell import Job, in_a_line
+from raylaunch.benchmarks.sweep.cell import ENDING, Job, in_a_line
 from raylaunch.benchmarks.sweep.lines import ResultsFile
 from raylaunch.benchmarks.sweep.plan import Cell, Sweep
 from raylaunch.benchmarks.sweep.schedule import Requests, due, latest, next_start
@@ -280,8 +280,9 @@ class _Sweeping:
             new = Running(cell, number, job, log, self._sweep.deadline)
             new.begin()
             for other in self._running:
-                other.beside.add(new.start)
-                new.beside.add(other.start)
+                if other.at != ENDING:  # it may have given its place back, and has nothing more to measure
+                    other.beside.add(new.start)
+                    new.beside.add(other.start)
             self._running.append(new)
 
     def _end_all(self) -> None:
