@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
+import zmq
+
 from raylaunch.config.sections import RecoveryConfig
 from raylaunch.errors import RequestFailed
 from raylaunch.frontends.base import Prepared
@@ -348,6 +350,8 @@ class TokenizerSide:
         while True:
             try:
                 await self.manager.handle_loop()
+            except zmq.Again:
+                continue  # woken up for nothing, as when the connection to a rank ends
             except Exception as error:
                 # One bad message must not silence all that follow; whose answer it was cannot be told.
                 log.exception("an output of the ranks could not be delivered")
