@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
 
 
-IMPORTED_BYTES = {"reference": 400 << 20, "sglang": 800 << 20}
+IMPORTED_BYTES = {"reference": 400 << 20, "sglang": 640 << 20}
 """What a process that has imported an engine has in memory on a CPU; with torch's libraries for GPUs it is more."""
 
 

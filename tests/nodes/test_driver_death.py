@@ -46,10 +46,10 @@ def test_ranks_and_placement_group_end_with_their_driver(settings: tuple[str, ..
             time.sleep(1)  # they are in it by now
         else:
             remote.hear("ready")
-        if stand_by:
-            time.sleep(5)  # some of what they import is there
-        held = head.ranks()
-        assert len(held) == (6 if stand_by else 3)  # two ranks and the agent of their node, and as many spares
+        expected, end = 6 if stand_by else 3, time.monotonic() + 60  # two ranks and the agent of their node, and spares
+        while len(held := head.ranks()) < expected and stand_by and time.monotonic() < end:
+            time.sleep(0.1)
+        assert len(held) == expected
         remote.process.kill()
         took = seconds_until_gone(held)
     print(f"gone after {took:.1f} s")
