@@ -109,13 +109,13 @@ class Launch:
         """
         from raylaunch.config import LogConfig
         from raylaunch.logs import log_command
+        from raylaunch.terminal.configuration import configuration_of
         from raylaunch.terminal.quiet import quiet_libraries
-        from raylaunch.terminal.resolve import resolve
 
         quiet_libraries()
         if self.log_format == "json":
             log_command(LogConfig(format="json"))  # what is wrong with the rest is told that way too
-        config, chosen = resolve(self.model, [*self.changes(), *more], self.sglang)
+        config, chosen = configuration_of(self.model, [*self.changes(), *more], self.sglang)
         log_command(config.log)
         if chosen:
             typer.echo(chosen, err=True)

@@ -9,7 +9,7 @@ import pytest
 from raylaunch.config import LaunchConfig, shipped_configs
 from raylaunch.config.model_argument import choose_engine, find_model, kind_of, launch_name
 from raylaunch.errors import ConfigError
-from raylaunch.terminal.resolve import resolve
+from raylaunch.terminal.configuration import configuration_of
 
 SHIPPED = ["tiny-cpu", "tiny-two-nodes", "qwen3-8b-tp2", "qwen3-8b-tp4"]
 ADDER = str(shipped_configs() / "models" / "tiny-adder")
@@ -66,7 +66,7 @@ def test_a_shipped_name_from_any_folder(tmp_path, monkeypatch):
     assert find_model("tiny-cpu") == ("shipped", str(shipped_configs() / "tiny-cpu.yaml"))
     (tmp_path / "tiny-cpu").mkdir()
     assert find_model("tiny-cpu") == ("folder", str(tmp_path / "tiny-cpu"))
-    assert resolve(None, [], ())[0] == LaunchConfig.default()  # whatever lies here
+    assert configuration_of(None, [], ())[0] == LaunchConfig.default()  # whatever lies here
     with pytest.raises(ConfigError, match="no such file or folder"):
         find_model("./" + "x" * 5000)
 
@@ -104,12 +104,12 @@ def test_the_engine_of_a_model_alone(changed, engine, why):
 
 
 def test_options_become_settings_and_set_comes_last(monkeypatch):
-    config, chosen = resolve(ADDER, ["parallel.tensor_parallel_size=2", "engine.kind=reference"], ())
+    config, chosen = configuration_of(ADDER, ["parallel.tensor_parallel_size=2", "engine.kind=reference"], ())
     assert chosen == f"model {ADDER}, a folder; engine reference"
     assert (config.name, config.parallel.tensor_parallel_size) == ("tiny-adder", 2)
-    config, chosen = resolve(ADDER, ["engine=reference"], ())
+    config, chosen = configuration_of(ADDER, ["engine=reference"], ())
     assert config.engine.kind == "reference"
-    config, chosen = resolve("tiny-cpu", ["parallel.tensor_parallel_size=4"], ())
+    config, chosen = configuration_of("tiny-cpu", ["parallel.tensor_parallel_size=4"], ())
     assert chosen == ""
     assert config == LaunchConfig.default(["parallel.tensor_parallel_size=4"])
 
@@ -117,7 +117,7 @@ def test_options_become_settings_and_set_comes_last(monkeypatch):
 def test_a_model_of_few_positions_is_captured_up_to_them(tmp_path: Path):
     text = (Path(ADDER) / "config.json").read_text().replace('"max_position_embeddings": 2048', '"n_positions": 100')
     (tmp_path / "config.json").write_text(text)
-    assert resolve(str(tmp_path), ["engine=reference"], ())[0].capture.prefill_tokens == (32, 100)
-    kept = resolve(str(tmp_path), ["engine=reference", "capture.prefill_tokens=[8]"], ())[0]
+    assert configuration_of(str(tmp_path), ["engine=reference"], ())[0].capture.prefill_tokens == (32, 100)
+    kept = configuration_of(str(tmp_path), ["engine=reference", "capture.prefill_tokens=[8]"], ())[0]
     assert kept.capture.prefill_tokens == (8,)
-    assert "prefill_tokens" not in resolve(ADDER, ["engine=reference"], ())[0].capture.model_fields_set
+    assert "prefill_tokens" not in configuration_of(ADDER, ["engine=reference"], ())[0].capture.model_fields_set

@@ -16,8 +16,8 @@ from raylaunch.commands.app import app
 from raylaunch.config import LaunchConfig, apply_overrides, shipped_configs
 from raylaunch.config.model_argument import find_model
 from raylaunch.sglang.source import installed_version
+from raylaunch.terminal.configuration import configuration_of
 from raylaunch.terminal.launch_options import SGLANG, Launch
-from raylaunch.terminal.resolve import resolve
 from tests.head import ROOT
 
 PLAIN = {".", "cd", "curl", "echo", "head", "hostname", "mkdocs", "pre-commit", "printf", "prometheus", "scontrol"}
@@ -119,7 +119,7 @@ def _check_launch(launch: Launch, made: set[str]) -> None:
         if model is not None and model not in made and find_model(model)[0] == "hub":  # which is not asked
             LaunchConfig.from_dict(apply_overrides({"model": {"path": model}}, launch.changes()))
         else:
-            resolve(None if model in made else model, launch.changes(), sglang)
+            configuration_of(None if model in made else model, launch.changes(), sglang)
     except Exception as error:
         raise Wrong(str(error)) from None
 

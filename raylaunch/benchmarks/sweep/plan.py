@@ -173,10 +173,10 @@ def read_sweep(text: str) -> tuple[Sweep, Path]:
 
 def base_of(sweep: Sweep, file: Path) -> LaunchConfig:
     """What all cells have in common; what was chosen for a model alone is said. Raises :class:`ConfigError`."""
-    from raylaunch.terminal.resolve import resolve
+    from raylaunch.terminal.configuration import configuration_of
 
     beside = file.parent / os.path.expanduser(sweep.model or "")
-    config, chosen = resolve(str(beside) if sweep.model and beside.exists() else sweep.model, (), ())
+    config, chosen = configuration_of(str(beside) if sweep.model and beside.exists() else sweep.model, (), ())
     if chosen:
         typer.echo(chosen, err=True)
     settings = _absolute(_flat(sweep.settings), file.parent)

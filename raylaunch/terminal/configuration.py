@@ -14,7 +14,7 @@ from raylaunch.sglang.command_line import arguments_of
 from raylaunch.sglang.source import TESTED, installed_version
 
 
-def resolve(model: str | None, changes: Sequence[str], sglang: Sequence[str]) -> tuple[LaunchConfig, str]:
+def configuration_of(model: str | None, changes: Sequence[str], sglang: Sequence[str]) -> tuple[LaunchConfig, str]:
     """The configuration of a launch, and what was chosen for a model that has none; "" where nothing was.
 
     Args:
