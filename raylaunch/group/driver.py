@@ -108,7 +108,7 @@ class Driver:
                 raise explain_violation(self.group, outcome)
             release = outcome
             if step.gate is Gate.ATTACH:
-                self.attach(arrivals[0].offer)
+                self.attach(self.protocol.history[step][0].offer)  # rank 0's, whoever came first
             self.report.steps.append(recorded(step, self.protocol.history[step]))
             if isinstance(facts := arrivals[0].facts, WarmupFacts):
                 self.resolved = replace(self.resolved, plan=self.protocol.plan, kv_tokens=facts.kv_tokens)
