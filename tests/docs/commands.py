@@ -20,7 +20,20 @@ from raylaunch.terminal.configuration import configuration_of
 from raylaunch.terminal.launch_options import SGLANG, Launch
 from tests.head import ROOT
 
-PLAIN = {".", "cd", "curl", "echo", "head", "hostname", "mkdocs", "pre-commit", "printf", "prometheus", "scontrol"}
+PLAIN = {
+    ".",
+    "cd",
+    "curl",
+    "echo",
+    "head",
+    "hostname",
+    "lm_eval",
+    "mkdocs",
+    "pre-commit",
+    "printf",
+    "prometheus",
+    "scontrol",
+}
 """Programs whose arguments nothing is known of."""
 ASSIGNMENT = re.compile(r"\w+=")
 FILES = ("prompt_file", "data")

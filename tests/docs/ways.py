@@ -86,6 +86,9 @@ WAYS: dict[str, Way] = {
     "RAYLAUNCH_API_KEY=sesame raylaunch serve tiny-cpu --port 30000": SERVE,
     'curl -s http://127.0.0.1:30000/v1/models -H "Authorization: Bearer sesame"': launch('"id":"tiny-adder"'),
     "raylaunch serve tiny-cpu --port 30000 --set parallel.replicas=2": SERVE,
+    "lm_eval run --include_path examples/lm_eval --tasks sums_scored,sums_answered --model local-completions \\": (
+        read("needs lm_eval; tests/serve/test_surface.py asks as it does")
+    ),
     # docs/clusters.md
     "raylaunch doctor qwen3-8b-reference --set placement.address=HEAD:6379": GPUS,
     "ray job submit --working-dir . \\": JOBS,
