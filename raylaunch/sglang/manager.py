@@ -118,7 +118,7 @@ class TokenizerSide:
             self.replay.probes.discard(request_id)
         if meta.get("completion_tokens") != PROBE_TOKENS or (meta.get("finish_reason") or {}).get("type") != "length":
             raise RuntimeError(f"{PROBE_TOKENS} tokens were asked for, and this came back: {dict(meta)}")
-        versions.freeze_garbage(self.manager)
+        versions.freeze_garbage(self.replay.send)
         self.manager.server_status = ServerStatus.Up
 
     def _adopt(self, info: Mapping[str, Any]) -> None:

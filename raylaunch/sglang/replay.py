@@ -169,6 +169,10 @@ class Replay:
         self._fresh.clear()
         self._waits.clear()
 
+    def send(self, message: Any) -> None:
+        """To ranks that have just answered, whatever else still waits."""
+        self._dispatch(message)
+
     def dispatch(self, message: Any) -> None:
         """In place of the manager's own: to the ranks, if there are any."""
         from fastapi import HTTPException

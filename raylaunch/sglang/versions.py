@@ -160,14 +160,14 @@ def send_again(dispatch: Callable[[Any], None], request: Any) -> None:
         request.time_stats = stats
 
 
-def freeze_garbage(manager: Any) -> None:
+def freeze_garbage(send: Callable[[Any], None]) -> None:
     """Has the ranks and the detokenizer leave out of their garbage collections what is there by now, as SGLang's server
     does since 0.5.18; not this process, which is the user's."""
     from sglang.srt.entrypoints import http_server
     from sglang.srt.managers.io_struct import FreezeGCReq
 
     if hasattr(http_server, FREEZE):
-        manager._dispatch_to_scheduler(FreezeGCReq())
+        send(FreezeGCReq())
 
 
 FREEZE = "_freeze_gc_after_server_warmup"
