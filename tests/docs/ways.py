@@ -108,7 +108,7 @@ WAYS: dict[str, Way] = {
     "raylaunch serve tiny-cpu --port 30000 --log-format json --log-level info": SERVE,
     # docs/experiments.md
     "raylaunch bench sweep tiny-cpu": read("takes minutes; tests/benchmarks/test_sweep.py runs one"),
-    "model: qwen3-8b-tp2           # as other commands' argument: a configuration, a model's folder, a Hub name": (
+    "model: qwen3-8b-tp2           # or a configuration, a model's folder, a Hub name": (
         read("a sweep: tests/benchmarks/test_sweep_plan.py reads it")
     ),
     "ray start --head --port=6379 --num-cpus=2     # on one node": NODES,
