@@ -7,7 +7,8 @@ from typing import Any
 
 import griffe
 
-ROLE = re.compile(r":\w+:`~?([^`]+)`")
+from raylaunch.config.described import ROLE
+
 SECTION = re.compile(r"\n(?=(?:Args|Attributes|Raises):\n)")
 
 

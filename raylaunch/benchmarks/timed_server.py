@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median_high
+from typing import Any
 
 from raylaunch.benchmarks.processors import confine, deals, family
 from raylaunch.errors import LaunchError
@@ -185,20 +186,30 @@ def tokens_per_s(port: int, prompts: Prompts, new_tokens: int) -> float:
         return count / (time.perf_counter() - began)
 
 
-def generate(port: int, prompt: list[int], new_tokens: int, timeout_s: float = ANSWER_S) -> int:
-    """Sends one request to ``/generate``. Returns how many tokens came. Raises ``OSError`` or :class:`LaunchError`."""
+def request(prompt: list[int], new_tokens: int, **more: Any) -> str:
+    """The body of a request to ``/generate`` for exactly so many tokens."""
     sampling = {"max_new_tokens": new_tokens, "temperature": 0, "ignore_eos": True}
-    body = json.dumps({"input_ids": prompt, "sampling_params": sampling})
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    return json.dumps({"input_ids": prompt, "sampling_params": sampling, **more})
+
+
+@contextlib.contextmanager
+def asked(port: int, body: str) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a request to ``/generate``, which has just begun. Raises ``OSError`` or :class:`LaunchError`."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     try:
         connection.request("POST", "/generate", body, {"content-type": "application/json"})
         response = connection.getresponse()
-        answer = response.read()
+        if response.status != 200:
+            raise LaunchError(f"/generate answered {response.status}: {response.read(200).decode(errors='replace')}")
+        yield response
     finally:
         connection.close()
-    if response.status != 200:
-        raise LaunchError(f"/generate answered {response.status}: {answer[:200].decode(errors='replace')}")
-    return int(json.loads(answer)["meta_info"]["completion_tokens"])
+
+
+def generate(port: int, prompt: list[int], new_tokens: int) -> int:
+    """Sends one request to ``/generate``. Returns how many tokens came. Raises as :func:`asked`."""
+    with asked(port, request(prompt, new_tokens)) as response:
+        return int(json.loads(response.read())["meta_info"]["completion_tokens"])
 
 
 def wait_for_answer(process: subprocess.Popen[bytes], port: int, prompt: list[int], log: Path) -> None:

@@ -7,7 +7,7 @@ import re
 
 from pydantic import BaseModel
 
-ROLE = re.compile(r":\w+:`([^`]+)`")
+ROLE = re.compile(r":\w+:`~?([^`]+)`")
 """Of Sphinx, such as ``:class:`ConfigError```: Markdown has code in its place."""
 
 

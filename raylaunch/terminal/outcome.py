@@ -59,9 +59,13 @@ def reported() -> Iterator[None]:
 
 def explain(error: LaunchError) -> str:
     """All that is known of a failed launch, and its headline once more at the end: job logs keep their end."""
-    text = str(error)
-    last = error.headline().splitlines()[0]
+    text, last = str(error), last_line(error)
     return text if text == last else f"{text}\n\n{last}"
+
+
+def last_line(error: LaunchError) -> str:
+    """A failed launch in one line."""
+    return error.headline().splitlines()[0]
 
 
 def _end(message: str, code: int, error: LaunchError | None = None) -> None:

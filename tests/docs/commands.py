@@ -104,13 +104,11 @@ def check_raylaunch(arguments: list[str], made: set[str], *, whole: bool = True)
         command = command.commands[name]
     if hasattr(command, "commands") and not words:
         return
+    passed = {"Exit"} if whole else {"Exit", "MissingParameter"}  # the first of --help, --version
     try:
         context = command.make_context("raylaunch", words)
     except Exception as error:  # of typer's, whose classes have moved
-        if type(error).__name__ in (
-            "Exit",
-            *(() if whole else ("MissingParameter",)),
-        ):  # the first of --help, --version
+        if type(error).__name__ in passed:
             return
         raise Wrong(f"raylaunch {shlex.join(arguments)}: {getattr(error, 'message', error)}") from None
     for name in FILES:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylaunch.errors import LaunchError
 from raylaunch.startup.signals import INTERRUPTED, leave_when_told
-from raylaunch.terminal.outcome import explain
+from raylaunch.terminal.outcome import explain, last_line
 from raylaunch.terminal.progress import LaunchProgress, stderr_console
 from raylaunch.terminal.session import launched
 
@@ -85,7 +85,7 @@ def measured(job: Job, tell: Tell) -> dict[str, Any]:
                     else:
                         figures[name].append(asdict(measure(size)))
         tell({"at": ENDING})
-        return {"figures": figures, "left_out": left_out, **surroundings(engine)}
+        return {"figures": figures, "left_out": left_out, **ranks_and_versions(engine)}
 
 
 def measurements(engine: Engine, wanted: Measure) -> Generator[Measurement, None, None]:
@@ -121,7 +121,7 @@ def launch_figures(engine: Engine) -> dict[str, Any]:
     }
 
 
-def surroundings(engine: Engine) -> dict[str, Any]:
+def ranks_and_versions(engine: Engine) -> dict[str, Any]:
     """Where each rank runs, on what card, and with which versions."""
     from raylaunch.cluster.placement import cluster_nodes
     from raylaunch.protocol import Gate, Identity
@@ -157,7 +157,7 @@ def outcome_of(job: Job, tell: Tell) -> dict[str, Any]:
 def in_a_line(error: Exception) -> str:
     """An error as its last line says it."""
     if isinstance(error, LaunchError):
-        return error.headline().splitlines()[0]
+        return last_line(error)
     return f"{type(error).__name__} {error}".splitlines()[0]
 
 

@@ -20,14 +20,15 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.errors import RequestFailed
+from raylaunch.benchmarks.timed_server import asked, request
+from raylaunch.errors import LaunchError, RequestFailed
 
 if TYPE_CHECKING:
     from raylaunch.benchmarks.sweep.plan import ServeMeasure
     from raylaunch.engine import Engine
 
 HOST = "127.0.0.1"
-ANSWER_S, START_S, END_S, POLL_S = 600.0, 60.0, 30.0, 0.02
+START_S, END_S, POLL_S = 60.0, 30.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def served(engine: Engine) -> Iterator[int]:
 
 
 def send(load: Load) -> ServeResult:
-    """Sends all requests. Raises ``OSError``, or ``RuntimeError`` for an answer that is none."""
+    """Sends all requests. Raises ``OSError``, or :class:`LaunchError` for an answer that is none."""
     draw = random.Random(load.concurrency)
 
     def prompts(count: int) -> list[list[int]]:
@@ -137,27 +138,19 @@ def send(load: Load) -> ServeResult:
 
 def ask(load: Load, prompt: list[int]) -> tuple[float, float]:
     """Seconds of a streamed request to its first token and to its end."""
-    sampling = {"max_new_tokens": load.new_tokens, "temperature": 0, "ignore_eos": True}
-    body = json.dumps({"input_ids": prompt, "sampling_params": sampling, "stream": True})
-    connection = http.client.HTTPConnection(HOST, load.port, timeout=ANSWER_S)
+    body = request(prompt, load.new_tokens, stream=True)
     began, first, count = time.perf_counter(), 0.0, 0
-    try:
-        connection.request("POST", "/generate", body, {"content-type": "application/json"})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise RuntimeError(f"/generate answered {response.status}: {response.read(200).decode(errors='replace')}")
+    with asked(load.port, body) as response:
         for line in response:
             if not line.startswith(b"data: {"):
                 continue
             event = json.loads(line[6:])
             if "error" in event:
-                raise RuntimeError(f"/generate answered {event['error']}")
+                raise LaunchError(f"/generate answered {event['error']}")
             count = event["meta_info"]["completion_tokens"]
             first = first or (time.perf_counter() - began if count else 0.0)
-    finally:
-        connection.close()
     if count != load.new_tokens:
-        raise RuntimeError(f"/generate gave {count} tokens, asked {load.new_tokens}")
+        raise LaunchError(f"/generate gave {count} tokens, asked {load.new_tokens}")
     return first, time.perf_counter() - began
 
 
@@ -165,7 +158,9 @@ def main() -> None:
     """The program: results on standard output; or code 1, and on standard error why there are none, in one line."""
     try:
         print(json.dumps(asdict(send(Load(**json.load(sys.stdin))))))
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+    except LaunchError as error:
+        sys.exit(" ".join(error.summary.split()))
+    except (OSError, http.client.HTTPException) as error:
         sys.exit(" ".join(f"{error}".split()) or type(error).__name__)
 
 
