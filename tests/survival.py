@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from signal import Signals
 
@@ -24,21 +24,31 @@ class Seen:
 
     Attributes:
         failed: errors in place of an answer.
-        unlike: answers that differ from those without a loss.
+        unlike: prompts and answers that differ from those without a loss, which stand beside them.
         at: when tokens came, on the monotonic clock.
         answers: how many were whole and right.
         pauses: seconds from each signal to the next token of anybody.
     """
 
     failed: list[str] = field(default_factory=list)
-    unlike: list[str] = field(default_factory=list)
+    unlike: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
     answers: int = 0
     pauses: list[float] = field(default_factory=list)
 
 
-def survive(engine: Engine, losses: int, prompts: Sequence[str], params: SamplingParams) -> Seen:
-    """Loses each rank in turn, by SIGKILL and by SIGSTOP, while 16 clients stream greedy answers."""
+def survive(
+    engine: Engine,
+    losses: int,
+    prompts: Sequence[str],
+    params: SamplingParams,
+    ready: Callable[[], object] = lambda: None,
+) -> Seen:
+    """Loses each rank in turn, by SIGKILL and by SIGSTOP, while 16 clients stream greedy answers.
+
+    Args:
+        ready: called before each loss, and waited for.
+    """
     answers = engine.generate(prompts, params)
     right = dict(zip(prompts, (answer.token_ids for answer in answers), strict=True))
     seen, done, draw = Seen(), threading.Event(), random.Random(0)
@@ -49,6 +59,7 @@ def survive(engine: Engine, losses: int, prompts: Sequence[str], params: Samplin
         ranks = range(len(engine.report.places))
         strikes = itertools.cycle(itertools.product((Signals.SIGKILL, Signals.SIGSTOP), ranks))
         for number, rank in itertools.islice(strikes, losses):
+            ready()
             time.sleep(draw.uniform(0.3, 1.5))
             _strike(engine, number, rank, seen)
         time.sleep(0.5)
@@ -99,4 +110,4 @@ def _ask(
         if tuple(tokens) == right[prompt]:
             seen.answers += 1
         else:
-            seen.unlike.append(f"{prompt}: {tokens} instead of {list(right[prompt])}")
+            seen.unlike.append((prompt, tuple(tokens), right[prompt]))

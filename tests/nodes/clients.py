@@ -1,8 +1,9 @@
 """Clients of a server, on one of the hosts: no other process reaches it.
 
-``ask URL`` prints what is answered, as JSON, ``failure URL`` what was lost, ``ports PID ADDRESS`` where a process
-listens. ``strangers CANARY URL...`` has peers without keys push pickles at ZeroMQ's ports, which would make the folder
-``CANARY``, and wait for what is pushed there, until standard input ends; then says how many messages they got.
+``ask URL`` prints what is answered, as JSON, ``long URL`` what is to a long prompt alone, ``failure URL`` what was
+lost, ``ports PID ADDRESS`` where a process listens. ``strangers CANARY URL...`` has peers without keys push pickles at
+ZeroMQ's ports, which would make the folder ``CANARY``, and wait for what is pushed there, until standard input ends;
+then says how many messages they got.
 """
 
 from __future__ import annotations
@@ -24,14 +25,21 @@ def ask(url: str) -> dict[str, Any]:
     model = client.models.list().data[0].id
     answer = client.completions.create(model=model, prompt=SUM, max_tokens=8, temperature=0)
     streamed = client.completions.create(model=model, prompt=SUM, max_tokens=8, temperature=0, stream=True)
-    body = {"input_ids": [3] * LONG, "sampling_params": {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}}
     return {
         "model": model,
         "text": answer.choices[0].text,
         "streamed": "".join(chunk.choices[0].text for chunk in streamed),
-        "long": [httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"] for _ in range(2)],
+        "long": long(url),
         "loads": len(httpx.get(f"{url}/v1/loads", timeout=30).json()["loads"]),
     }
+
+
+def long(url: str) -> list[list[int]]:
+    """The tokens of two answers to 1025 of one id."""
+    import httpx
+
+    body = {"input_ids": [3] * LONG, "sampling_params": {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}}
+    return [httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"] for _ in range(2)]
 
 
 def failure(url: str) -> dict[str, Any] | None:
@@ -90,4 +98,4 @@ if __name__ == "__main__":
     elif what == "strangers":
         print(json.dumps(strangers(first, rest)))
     else:
-        print(json.dumps(ask(first) if what == "ask" else failure(first)))
+        print(json.dumps({"ask": ask, "long": long, "failure": failure}[what](first)))

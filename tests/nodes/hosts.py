@@ -31,12 +31,14 @@ class Hosts:
 
     Every host has a network and a name of its own (namespaces), with a cable to a switch, which is a namespace too:
     nothing here touches this machine's network. A cable can be cut, after which nothing is answered and nothing is
-    refused either. Memory, files and process numbers are shared.
+    refused either. Memory, files and process numbers are shared; where hosts have GPUs, each has a /dev/shm of its own,
+    or NCCL and SGLang would take them for one host.
     """
 
     workers: int = 2
     hidden: dict[int, Path] = field(default_factory=dict)  # a folder whose contents a host does not have
     more: dict[str, str] = field(default_factory=dict)  # variables of all processes
+    gpus: dict[int, str] = field(default_factory=dict)  # CUDA_VISIBLE_DEVICES of hosts that have some of the GPUs
     folder: Path = field(init=False)
     environment: dict[str, str] = field(init=False)
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -87,7 +89,8 @@ class Hosts:
         """One after the other: two that start at the same time take the same names for their logs and sockets."""
         host = len(self._processes)
         self._plug_in(host)
-        start = "-m ray.scripts.scripts start --block --num-gpus=0 --object-store-memory=100000000"
+        gpus = len(self.gpus[host].split(",")) if host in self.gpus else 0
+        start = f"-m ray.scripts.scripts start --block --num-gpus={gpus} --object-store-memory=100000000"
         start += f" --node-ip-address={address(host)} --disable-usage-stats"
         head = f" --head --port={PORT} --include-dashboard=false --num-cpus=0 --temp-dir={self.folder}"
         start += head if host == 0 else f" --address={address(0)}:{PORT} --num-cpus={CPUS}"
@@ -118,9 +121,13 @@ class Hosts:
         setup = f"hostname {address(host)}"
         if host in self.hidden:
             setup += f" && mount -t tmpfs none {self.hidden[host]}"  # `ip netns exec` has mounts of its own
+        if self.gpus:
+            setup += " && mount -t tmpfs none /dev/shm"
         named = ["unshare", "--uts", "sh", "-c", f'{setup} && exec "$@"', "sh"]
         inside = ["ip", "netns", "exec", self._namespace(host), *named]
         environment = {**self.environment, MARK: f"{self.folder}/{host}"}
+        if self.gpus:
+            environment |= {"CUDA_VISIBLE_DEVICES": self.gpus.get(host, ""), "NCCL_HOSTID": address(host)}
         return subprocess.Popen([*inside, *command], env=environment, cwd=ROOT, **options)
 
     def ask(self, code: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from raylaunch import LaunchConfig
 from raylaunch.config import shipped_configs
 from tests.nodes.clients import LONG
 from tests.nodes.hosts import Hosts, address, can_make_hosts
@@ -39,14 +40,14 @@ class Server:
     """``raylaunch serve`` on host 0, ended with all that it has started."""
 
     hosts: Hosts
-    settings: tuple[str, ...]
+    config: LaunchConfig
     log: Path = field(init=False)
     process: subprocess.Popen[bytes] = field(init=False)
     url: str = f"http://{address(0)}:{PORT}"
 
     def __enter__(self) -> Server:
         file, self.log = self.hosts.folder / "served.yaml", self.hosts.folder / "served.log"
-        wanted = config_of(*self.settings).replace({"serve.host": address(0), "serve.port": PORT})
+        wanted = self.config.replace({"serve.host": address(0), "serve.port": PORT})
         file.write_text(wanted.model_dump_json(by_alias=True, exclude_unset=True))
         with self.log.open("wb") as log:
             command = [sys.executable, "-m", "raylaunch", "serve", str(file)]
@@ -119,7 +120,7 @@ def test_the_driver_is_on_a_head_and_the_ranks_elsewhere(
     and its group rebuilt; nothing is left on any host."""
     with Hosts(workers=len(places), more=NOT_NICE) as hosts:
         before, loads_before = {one.pid for one in hosts.processes()}, loads()
-        with Server(hosts, ("recovery.rebuilds=1", *settings)) as server:
+        with Server(hosts, config_of("recovery.rebuilds=1", *settings)) as server:
             server.wait_ready()
             ranks = {host: hosts.ranks(host) for host in (0, *places)}
             assert {host: len(there) for host, there in ranks.items()} == {0: 0, **places}
@@ -154,8 +155,8 @@ def test_a_model_that_one_node_lacks_is_missed_before_it_is_loaded(tmp_path: Pat
     """F22: with the node."""
     model = tmp_path / "model"
     shutil.copytree(shipped_configs() / "models" / "tiny-adder", model)
-    settings = (f"model.path={model}", "parallel.nodes=2")
-    with Hosts(workers=2, hidden={2: tmp_path}, more=NOT_NICE) as hosts, Server(hosts, settings) as server:
+    config = config_of(f"model.path={model}", "parallel.nodes=2")
+    with Hosts(workers=2, hidden={2: tmp_path}, more=NOT_NICE) as hosts, Server(hosts, config) as server:
         assert server.process.wait(LAUNCH_S) == 3
         said = " ".join(server.log.read_text().split())
         assert "F19" in said
