@@ -9,12 +9,13 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from raylaunch_actors.fetch import Fetching, Wanted
 from raylaunch_actors.node_gates import NodeGates
+from raylaunch_actors.process_state import process_state, threads_of
 from raylaunch_actors.process_watch import ProcessWatch, Sighting
 
 COUNT_EVERY_S = 1.0
@@ -47,8 +48,10 @@ class NodeAgentBase(NodeGates):
         """``file`` if there is such a file on this node, else ""."""
         return file if os.path.isfile(file) else ""
 
-    def native_stacks(self, pid: int, files: Sequence[str], wait_s: float = 0.3) -> str:
-        """What faulthandler of process ``pid`` writes on SIGUSR1: works while it holds the GIL, not while stopped."""
+    def native_stacks(self, pid: int, born: str, files: Sequence[str], wait_s: float = 0.3) -> str:
+        """What faulthandler of a process writes on SIGUSR1: works while it holds the GIL, not while stopped."""
+        if not self.process_states({pid: born}):
+            return ""
         sizes = {file: os.path.getsize(file) for file in files if os.path.exists(file)}
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGUSR1)
@@ -85,21 +88,25 @@ class NodeAgentBase(NodeGates):
         """Waits until a watched process is dying or gone, or was stopped for ``patience_s``; see :meth:`seen`."""
         return self._processes.news(patience_s)
 
-    def process_states(self, pids: Iterable[int]) -> dict[int, str]:
+    def process_states(self, processes: Mapping[int, str]) -> dict[int, str]:
         """State letter of each process that still exists (``T`` stopped, ``D`` in the kernel); zombies are gone.
 
         A process whose first thread has ended while others have not is no zombie yet: it still holds its memory.
+
+        Args:
+            processes: when each was born (see :func:`raylaunch_actors.process_state.born`), by its id, which may be
+                another's by now.
         """
         states = {}
-        for pid in pids:
-            state = process_state(pid)
-            if state and (state != "Z" or threads_of(pid) > 1):
+        for pid, when in processes.items():
+            state, since = process_state(pid)
+            if state and since == when and (state != "Z" or threads_of(pid) > 1):
                 states[pid] = state
         return states
 
-    def kill(self, pids: Iterable[int]) -> None:
+    def kill(self, processes: Mapping[int, str]) -> None:
         """SIGKILL, for processes that Ray's own kill did not end."""
-        for pid in pids:
+        for pid in self.process_states(processes):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -127,23 +134,6 @@ class KillCount:
             while len(self._counts) > 1 and self._counts[1][0] <= now - RECENT_S:
                 self._counts.popleft()
             return count - self._counts[0][1]
-
-
-def process_state(pid: int) -> str:
-    """State letter from ``/proc``, or "" if there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    return stat.rsplit(")", 1)[1].split()[0]
-
-
-def threads_of(pid: int) -> int:
-    """Threads of a process that have not ended, its first one counted always; 0 if there is no such process."""
-    try:
-        return len(os.listdir(f"/proc/{pid}/task"))
-    except OSError:
-        return 0
 
 
 def oom_kills(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -27,6 +27,7 @@ from raylaunch_actors import node_gates, priority, shortage
 from raylaunch_actors.contexts import open_contexts
 from raylaunch_actors.gate import RankGate, RankState
 from raylaunch_actors.interfaces import choose_interface
+from raylaunch_actors.process_state import born
 from raylaunch_actors.progress import modules_loaded, reported
 from raylaunch_actors.spec import RankSpec
 
@@ -44,7 +45,12 @@ PROGRAMS = {
 
 @dataclass(frozen=True)
 class RankProcess:
-    """Where a rank runs, for those who must watch, read or end its process. ``gpus`` are Ray's ids of its GPUs."""
+    """Where a rank runs, for those who must watch, read or end its process.
+
+    Attributes:
+        gpus: Ray's ids of its GPUs.
+        born: see :func:`raylaunch_actors.process_state.born`.
+    """
 
     rank: int
     pid: int
@@ -53,6 +59,7 @@ class RankProcess:
     hostname: str
     log_files: tuple[str, ...]
     gpus: tuple[str, ...] = ()
+    born: str = ""
 
     @property
     def device(self) -> str:
@@ -161,6 +168,7 @@ class RankBase:
             hostname=platform.node(),
             log_files=log_files(context.get_worker_id()),
             gpus=tuple(context.get_accelerator_ids().get("GPU", ())),
+            born=born(),
         )
 
     def attach(self, agent: tuple[str, bytes]) -> None:

@@ -21,7 +21,9 @@ CODE = "F23"
 GIB = 1 << 30
 GPU, HOST, SHARED, CACHE = "GPU memory", "memory", "shared memory", "memory for the KV cache"
 
-OF_CACHE = re.compile(r"Not enough memory\. Please try to increase --mem-fraction-static")
+OF_CACHE = re.compile(  # the second since SGLang 0.5.23, where weights alone exceed the fraction
+    r"Not enough memory\. Please try to increase --mem-fraction-static|weights leave no GPU memory for the KV cache"
+)
 OF_GPU = re.compile(
     r"CUDA out of memory|CUDA error: out of memory|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY"
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_ALLOC_FAILED|memory capacity is unbalanced"

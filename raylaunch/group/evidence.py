@@ -199,11 +199,11 @@ def _with_what_its_agent_says(group: RankGroup, seen: Seen, stacks: dict[int, st
         return seen
     if process is None:
         return replace(seen, started=False)
-    states = group.ask_agent(rank, "process_states", [process.pid])
+    states = group.ask_agent(rank, "process_states", {process.pid: process.born})
     if not states:
         tails[rank] = group.ask_agent(rank, "log_tail", files, default="")
         return replace(seen, letter=None if states is None else "")
-    stacks[rank] = group.ask_agent(rank, "native_stacks", process.pid, files, default="")
+    stacks[rank] = group.ask_agent(rank, "native_stacks", process.pid, process.born, files, default="")
     return replace(seen, letter=states[process.pid])
 
 

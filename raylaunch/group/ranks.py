@@ -397,14 +397,19 @@ class RankGroup:
         if agent is None or node in self.lost_nodes:
             raise LookupError(node)
         try:
-            return set(ray.get(agent.process_states.remote(list(pids)), timeout=timeout_s))
+            return set(ray.get(agent.process_states.remote(self._born(node, pids)), timeout=timeout_s))
         except ActorDiedError as error:
             raise LookupError(node) from error
         except RayError:
             return None
 
     def _force(self, node: str, pids: set[int]) -> None:
-        self.agents[node].kill.remote(list(pids))
+        self.agents[node].kill.remote(self._born(node, pids))
+
+    def _born(self, node: str, pids: set[int]) -> dict[int, str]:
+        """When processes were, by which the agent of their node tells them from others that have their number now."""
+        processes = [member.process for member in self.members if member.process and member.process.node_id == node]
+        return {one.pid: one.born for one in processes if one.pid in pids}
 
 
 def kill(actor: Any) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from raylaunch_actors.node_agent import KillCount, NodeAgentBase, oom_kills, process_state, threads_of
+from raylaunch_actors.node_agent import KillCount, NodeAgentBase, oom_kills
+from raylaunch_actors.process_state import born, process_state, threads_of
 
 # The first thread ends by the system call alone, so that the process lives on in its second thread.
 LEADER_ENDS = """
@@ -23,18 +27,38 @@ def test_a_process_whose_first_thread_has_ended_is_still_there() -> None:
     process = subprocess.Popen([sys.executable, "-c", LEADER_ENDS])
     try:
         end = time.monotonic() + 10
-        while process_state(process.pid) != "Z" and time.monotonic() < end:
+        while process_state(process.pid)[0] != "Z" and time.monotonic() < end:
             time.sleep(0.02)
-        assert (process_state(process.pid), threads_of(process.pid)) == ("Z", 2)
-        assert NodeAgentBase().process_states([process.pid]) == {process.pid: "Z"}
+        state, since = process_state(process.pid)
+        assert (state, threads_of(process.pid)) == ("Z", 2)
+        assert NodeAgentBase().process_states({process.pid: since}) == {process.pid: "Z"}
     finally:
         process.kill()
     end = time.monotonic() + 10
-    while NodeAgentBase().process_states([process.pid]) and time.monotonic() < end:
+    while NodeAgentBase().process_states({process.pid: since}) and time.monotonic() < end:
         time.sleep(0.02)
-    assert NodeAgentBase().process_states([process.pid]) == {}  # not waited for: a zombie, which holds nothing
+    assert NodeAgentBase().process_states({process.pid: since}) == {}  # not waited for: a zombie, which holds nothing
     process.wait()
-    assert process_state(process.pid) == ""
+    assert process_state(process.pid) == ("", "")
+
+
+def test_a_number_that_is_anothers_by_now_is_neither_seen_nor_killed() -> None:
+    """On a host that starts many processes and threads; a thread's number is found in /proc, too."""
+    agent, other = NodeAgentBase(), subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    thread = threading.get_native_id()
+    try:
+        long_ago = str(int(process_state(other.pid)[1]) - 1)
+        assert agent.process_states({other.pid: long_ago, thread: long_ago}) == {}
+        agent.kill({other.pid: long_ago})
+        assert agent.native_stacks(other.pid, long_ago, ()) == ""
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(0.3)  # SIGUSR1 would have ended it, too
+        since = process_state(other.pid)[1]
+        assert set(agent.process_states({other.pid: since, os.getpid(): born()})) == {other.pid, os.getpid()}
+        agent.kill({other.pid: since})
+        assert other.wait(10) == -signal.SIGKILL
+    finally:
+        other.kill()
 
 
 def test_only_recent_kills_count() -> None:

@@ -60,6 +60,9 @@ NCCL = (
         # SGLang: its own words, around those of torch
         ([Cause("RuntimeError", "Not enough memory. Please try to increase --mem-fraction-static. Current value: "
                "mem_fraction_static=0.1")], Shortage(CACHE)),
+        ([Cause("ValueError", "Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static=0.001. "
+               "Raise --mem-fraction-static above 0.027 (minimum viable = 1 - available/pre = 0.0265).")],
+         Shortage(CACHE)),
         ([Cause("Exception", f"Capture cuda graph failed: {TORCH}{HINTS}"), Cause("OutOfMemoryError", TORCH)],
          Shortage(GPU, "2.00 GiB", "1.19 GiB free of 79.11 GiB")),
         ([Cause("Exception", f"Capture CPU graph failed: {CPU}{HINTS}")], Shortage(HOST, "128.00 GiB")),

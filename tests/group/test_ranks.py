@@ -58,7 +58,7 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def process(rank: int) -> Any:
-    return SimpleNamespace(pid=100 + rank, node_id="n", rank=rank)
+    return SimpleNamespace(pid=100 + rank, node_id="n", rank=rank, born="")
 
 
 def group_of(*ranks: Answers, agent: Answers | None = None) -> RankGroup:

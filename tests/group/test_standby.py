@@ -53,7 +53,7 @@ class FakeRay:
 
 
 def healthy() -> Actor:
-    process = SimpleNamespace(pid=1, node_id="a", gpus=())
+    process = SimpleNamespace(pid=1, node_id="a", gpus=(), born="")
     return Actor(whoami=process, prepare=NBYTES, adopt=None)
 
 
@@ -92,7 +92,7 @@ def group_on(nodes: str, **other: Any) -> RankGroup:
     seats = tuple(Seat(rank, rank, node, "10.0.0.1", rank) for rank, node in enumerate(nodes))
     group = RankGroup(Placement(None, seats, owned=False))  # type: ignore[arg-type]
     group.members = [
-        Member(specs_on(nodes)[rank], None, SimpleNamespace(rank=rank, pid=rank, node_id=node, gpus=()))  # type: ignore[arg-type]
+        Member(specs_on(nodes)[rank], None, SimpleNamespace(rank=rank, pid=rank, node_id=node, gpus=(), born=""))  # type: ignore[arg-type]
         for rank, node in enumerate(nodes)
     ]
     return group

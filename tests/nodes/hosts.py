@@ -53,7 +53,7 @@ class Hosts:
         self.environment = {
             **inherited,
             "HOME": str(self.folder),
-            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "actors"))),
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "actors"), os.environ.get("PYTHONPATH", ""))),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_TMPDIR": str(self.folder),
@@ -122,13 +122,19 @@ class Hosts:
         if host in self.hidden:
             setup += f" && mount -t tmpfs none {self.hidden[host]}"  # `ip netns exec` has mounts of its own
         if self.gpus:
-            setup += " && mount -t tmpfs none /dev/shm"
+            setup += f" && mount --bind {self._memory(host)} /dev/shm"
         named = ["unshare", "--uts", "sh", "-c", f'{setup} && exec "$@"', "sh"]
         inside = ["ip", "netns", "exec", self._namespace(host), *named]
         environment = {**self.environment, MARK: f"{self.folder}/{host}"}
         if self.gpus:
             environment |= {"CUDA_VISIBLE_DEVICES": self.gpus.get(host, ""), "NCCL_HOSTID": address(host)}
         return subprocess.Popen([*inside, *command], env=environment, cwd=ROOT, **options)
+
+    def _memory(self, host: int) -> Path:
+        """What all processes of a host, each of which has mounts of its own, have as their /dev/shm."""
+        folder = Path("/dev/shm") / self._namespace(host)
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def ask(self, code: str) -> str:
         """What a Python program on host 0 prints; "" if it fails."""
@@ -187,6 +193,7 @@ class Hosts:
             process.wait(10)
         for name in (*map(self._namespace, range(len(self._processes) + 1)), self._switch):
             ip("netns", "del", name, check=False)
+            shutil.rmtree(Path("/dev/shm") / name, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

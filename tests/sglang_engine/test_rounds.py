@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -193,9 +194,37 @@ def test_an_all_reduce_captured_outside_of_a_round_is_refused(rounds):
     with pytest.raises(RankFault) as caught:
         rounds.record(64, (8, 8), "torch.bfloat16")
     assert caught.value.code == "F02"
-    with pytest.raises(RankFault, match="capture context") as caught:
-        rounds.staged_in_capture()
-    assert caught.value.code == "F02"
+
+
+@pytest.mark.parametrize(
+    ("inside", "captured", "staged", "refused"),
+    [
+        (True, True, False, False),
+        (True, False, True, False),  # the first pass of SGLang's tc_piecewise
+        (True, True, True, True),
+        (False, True, False, True),
+        (False, False, True, True),  # a warm-up, in which peers that are inside only act as if they reduced
+    ],
+)
+def test_an_all_reduce_outside_of_the_capture_context_is_refused(
+    inside, captured, staged, refused, rounds, monkeypatch
+):
+    ours, other = (
+        types.SimpleNamespace(_ptr=7, _IS_CAPTURING=inside),
+        types.SimpleNamespace(_ptr=8, _IS_CAPTURING=not inside),
+    )
+    monkeypatch.setattr(communicators, "active", lambda: [other, ours])
+    rounds.reduces(7, captured=False, staged=True)  # before any round
+    rounds.begin("prefill")
+    rounds.begin_shape(8, plain=True)
+    with pytest.raises(RankFault, match="capture context") if refused else nullcontext() as caught:
+        rounds.reduces(7, captured, staged)
+    assert not refused or caught.value.code == "F02"
+    rounds.iteration()
+    rounds.between()
+    rounds.iteration()
+    rounds.end_shape()
+    rounds.reduces(7, captured=False, staged=True)  # between shapes
 
 
 def test_inputs_that_sglang_holds_and_nobody_saw_are_an_error(rounds, monkeypatch):

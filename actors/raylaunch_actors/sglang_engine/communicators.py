@@ -37,6 +37,11 @@ def active() -> list[Any]:
     return [one for one in custom_all_reduces() if not getattr(one, "disabled", True)]
 
 
+def in_capture_context(pointer: int) -> bool:
+    """Whether sgl_kernel's all-reduce of this address is inside of its capture context."""
+    return any(getattr(one, "_ptr", 0) == pointer and one._IS_CAPTURING for one in active())
+
+
 class SetUpLog(logging.Handler):
     """Why SGLang makes no custom all-reduce: it only warns. A context, around what makes it; entered more than once.
 

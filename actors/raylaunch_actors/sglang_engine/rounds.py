@@ -137,13 +137,19 @@ class Rounds:
             raise RankFault("F02", f"rank {self.spec.rank}: an all-reduce is captured outside of a capture round")
         self.recorded.add(self._round.name, self._shape, nbytes, shape, str(dtype))
 
-    def staged_in_capture(self) -> None:
-        """An all-reduce is captured as if it ran at once: its address would never be recorded."""
-        raise RankFault(
-            "F02",
-            f"{self.where()}: an all-reduce is captured outside the custom all-reduce's capture context: its input "
-            "would never be registered with the peers",
-        )
+    def reduces(self, pointer: int, captured: bool, staged: bool) -> None:
+        """sgl_kernel's all-reduce of this address is called. Raises RankFault F02 outside of its capture context.
+
+        There it runs also in an iteration that warms up, where that of its peers only looks as if it did: they would
+        never meet. And captured as if it ran at once, its address would never be recorded.
+        """
+        in_iteration = self._round is not None and self._shape
+        if captured and staged or in_iteration and not communicators.in_capture_context(pointer):
+            raise RankFault(
+                "F02",
+                f"{self.where()}: an all-reduce outside the custom all-reduce's capture context: its input would "
+                "never be registered with the peers",
+            )
 
     def before_piece(self, piece: Any, *arguments: Any) -> None:
         """A piece is called. Raises RankFault F20 if it warms where it must be captured.

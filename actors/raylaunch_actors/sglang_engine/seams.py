@@ -279,9 +279,9 @@ def all_reduce_seams(rounds: Rounds) -> list[Seam]:
 def _sgl_kernel(rounds: Rounds) -> Wrapper:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def all_reduce(fa: int, inp: torch.Tensor, out: torch.Tensor, reg_buffer: int, reg_buffer_bytes: int) -> None:
-            if torch.cuda.is_current_stream_capturing():
-                if reg_buffer:
-                    rounds.staged_in_capture()
+            captured = torch.cuda.is_current_stream_capturing()
+            rounds.reduces(fa, captured, staged=bool(reg_buffer))
+            if captured:
                 rounds.record(inp.numel() * inp.element_size(), inp.shape, inp.dtype)
             original(fa, inp, out, reg_buffer, reg_buffer_bytes)
 
