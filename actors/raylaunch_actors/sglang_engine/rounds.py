@@ -144,7 +144,7 @@ class Rounds:
         never meet. And captured as if it ran at once, its address would never be recorded.
         """
         in_iteration = self._round is not None and self._shape
-        if captured and staged or in_iteration and not communicators.in_capture_context(pointer):
+        if (captured and staged) or (in_iteration and not communicators.in_capture_context(pointer)):
             raise RankFault(
                 "F02",
                 f"{self.where()}: an all-reduce outside the custom all-reduce's capture context: its input would "
