@@ -132,7 +132,8 @@ def test_true_and_false_are_no_numbers(sections, key):
         ("kill", "capture prefill 32 2 1", "must be connect"),
         ("extra_all_reduce", "capture prefill 32 1", "whatever the iteration: must be capture"),
         ("warm_again", "verify", "must be capture"),
-        ("zero_all_reduce", "verify", "zero_all_reduce has a place of its own: leave at out"),
+        ("skip_registration", "verify", "skip_registration has a place of its own: leave at out"),
+        ("zero_all_reduce", "verify", "must be capture"),
         ("other_version", "connect", "leave at out"),
     ],
 )
@@ -147,7 +148,7 @@ def test_a_fault_where_it_never_happens_is_refused(action, at, right):
     [("kill", place) for place in ("connect", "load", "warmup", "capture", "register", "register decode", "verify")]
     + [("sleep", "capture decode"), ("sleep", "capture decode 8"), ("sleep", "capture decode 8 2")]
     + [("warm_again", "capture decode 2"), ("extra_all_reduce", "capture prefill"), ("free_recorded", "capture")]
-    + [("zero_all_reduce", "capture")],
+    + [("zero_all_reduce", "capture"), ("stale_decode", "capture decode 2"), ("skip_registration", "capture")],
 )
 def test_a_fault_where_it_happens(action, at):
     assert config(faults=[{"action": action, "at": at}]).faults[0].at == at
