@@ -51,6 +51,8 @@ def test_defaults_of_every_section():
         ({"capture": {"granularity": "step"}}, "capture.granularity", "step", "'phase', 'shape' or 'iteration'"),
         ({"capture": {"compiler": "tvm"}}, "capture.compiler", "tvm", "'eager' or 'inductor'"),
         ({"engine": {"kv_tokens": 1}}, "engine.kv_tokens", 1, "auto or a number of tokens, at least 2"),
+        ({"capture": {"verify_first": -1}}, "capture.verify_first", -1, "all or a number of shapes, at least 0"),
+        ({"capture": {"verify_first": "some"}}, "capture.verify_first", "some", "all or a number of shapes"),
         ({"engine": {"kv_tokens": "all"}}, "engine.kv_tokens", "all", "auto or a number of tokens, at least 2"),
         ({"engine": {"max_context": 1}}, "engine.max_context", 1, "greater than or equal to 2"),
         ({"engine": {"memory_fraction": 1}}, "engine.memory_fraction", 1, "less than 1"),
