@@ -102,6 +102,7 @@ class LaunchReport:
         due: what it works towards, or did last.
         fetching: how much of a model on the Hub has arrived, while it does; else "".
         standby: what waits beside the group by now.
+        kernels: what was done so that none is built twice; "" for nothing.
         shapes: all that are captured, such as ``prefill 128``, once the launch is through.
     """
 
@@ -117,6 +118,7 @@ class LaunchReport:
     steps: list[StepRecord] = field(default_factory=list)
     due: Due | None = None
     standby: Standing = Standing()
+    kernels: str = ""
     shapes: tuple[str, ...] = ()
 
     # ---- what happened
@@ -223,7 +225,8 @@ class LaunchReport:
             adopted = sum(place.adopted for place in self.places)
             stood_by = f", {adopted} of which stood by" if adopted else ""
             where = f"{count(len(self.places), 'rank')} on {count(nodes, 'node')}{stood_by}"
-            return f"{where}{self._describe_interfaces()}{self._describe_niceness()}"
+            kernels = f"; {self.kernels}" if self.kernels else ""
+            return f"{where}{self._describe_interfaces()}{kernels}{self._describe_niceness()}"
         if phase is Phase.CONNECT and isinstance(facts := by_gate.get(Gate.CONNECTED), CommunicatorFacts):
             return _describe_all_reduce(facts)
         if phase is Phase.LOAD and isinstance(facts := by_gate.get(Gate.LOADED), LoadFacts):
