@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from raylaunch_actors.kernel_cache import holding, pack, unpack
 
 from raylaunch import Engine, LaunchConfig, LaunchError
-from raylaunch.protocol import CaptureFacts, CommunicatorFacts, Gate, RegisterFacts
+from raylaunch.protocol import CaptureFacts, CommunicatorFacts, Gate, Phase, RegisterFacts
 from raylaunch.report import LaunchReport
 from raylaunch.sglang.arguments import IN_PIECES, PIECE_COMPILER
 from raylaunch.sglang.source import installed_folder, known_arguments
@@ -310,3 +311,22 @@ def test_a_wrong_graph_that_is_verified_late_ends_the_group(action: str, tmp_pat
         assert "differs from eager at decode 8" in error.headline()
         assert (error.followers[0].code, error.followers[0].phase) == ("F12", "VERIFY")
         assert gone(pids)
+
+
+def kernels_in(root: Path) -> set[str]:
+    return {name for name in holding(str(root)).files if name.endswith((".so", ".cubin"))}
+
+
+def test_copied_kernels_are_not_built_again(tmp_path: Path) -> None:
+    """As on another node: the folder is another one, and nothing in it names the first."""
+    model, first, second = make_model(tmp_path / "m", MODELS[0], 2), tmp_path / "first", tmp_path / "second"
+    seconds = []
+    for root in (first, second):
+        with Engine(config_for(model, f"engine.sglang.cache_dir={root}", "deadlines.warmup=600")) as engine:
+            assert engine.generate([[7] * 1025], max_new_tokens=8, ignore_eos=True)[0].token_ids
+            seconds.append(engine.report.elapsed(Phase.WARMUP))
+        if root is first:
+            unpack(str(second), pack(str(first), list(holding(str(first)).files)))
+            assert kernels_in(second) == kernels_in(first) != set()
+    print(f"{len(kernels_in(first))} kernels; WARMUP took {seconds[0]:.1f} s without, {seconds[1]:.1f} s with copies")
+    assert kernels_in(second) - kernels_in(first) == set()
