@@ -22,7 +22,7 @@ from raylaunch.frontends.requests import Chunk, RequestTable
 from raylaunch.group.driver import StepListener
 from raylaunch.health import Condition, Health
 from raylaunch.model_check import resolve
-from raylaunch.protocol import Step
+from raylaunch.protocol import RoundName, Step
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
@@ -263,6 +263,12 @@ class Router:
 
     def trouble(self) -> str:
         return ""
+
+    def busy(self) -> bool:
+        return len(self) > 0
+
+    def verify(self, name: RoundName, shape: int) -> bool:
+        return False
 
     def close(self) -> None: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -22,6 +22,7 @@ from raylaunch.protocol import (
     RegisterFacts,
     RoundPlan,
     Route,
+    ShapeVerdict,
     Step,
     VerifyFacts,
     WarmupFacts,
@@ -101,6 +102,8 @@ class LaunchReport:
         due: what it works towards, or did last.
         fetching: how much of a model on the Hub has arrived, while it does; else "".
         standby: what waits beside the group by now.
+        kernels: what was done so that none is built twice; "" for nothing.
+        shapes: all that are captured, such as ``prefill 128``, once the launch is through.
     """
 
     name: str
@@ -115,6 +118,8 @@ class LaunchReport:
     steps: list[StepRecord] = field(default_factory=list)
     due: Due | None = None
     standby: Standing = Standing()
+    kernels: str = ""
+    shapes: tuple[str, ...] = ()
 
     # ---- what happened
 
@@ -160,6 +165,18 @@ class LaunchReport:
                     for shape, nbytes in sorted(arrival.facts.memory.items()):
                         memory.setdefault(f"{step.round} {shape}", []).append(nbytes)
         return memory
+
+    @property
+    def verdicts(self) -> dict[str, ShapeVerdict]:
+        """Rank 0's of each shape that is verified by now, in VERIFY or since."""
+        said = [arrivals[0].facts for gate in (Gate.VERIFIED, Gate.LATER) for _, arrivals in self.facts(gate)]
+        return {name: one for facts in said if isinstance(facts, VerifyFacts) for name, one in facts.shapes.items()}
+
+    @property
+    def unverified(self) -> tuple[str, ...]:
+        """Shapes that serve and are still to be verified."""
+        verified = self.verdicts
+        return tuple(name for name in self.shapes if name not in verified)
 
     @property
     def seconds(self) -> float:
@@ -208,7 +225,8 @@ class LaunchReport:
             adopted = sum(place.adopted for place in self.places)
             stood_by = f", {adopted} of which stood by" if adopted else ""
             where = f"{count(len(self.places), 'rank')} on {count(nodes, 'node')}{stood_by}"
-            return f"{where}{self._describe_interfaces()}{self._describe_niceness()}"
+            kernels = f"; {self.kernels}" if self.kernels else ""
+            return f"{where}{self._describe_interfaces()}{kernels}{self._describe_niceness()}"
         if phase is Phase.CONNECT and isinstance(facts := by_gate.get(Gate.CONNECTED), CommunicatorFacts):
             return _describe_all_reduce(facts)
         if phase is Phase.LOAD and isinstance(facts := by_gate.get(Gate.LOADED), LoadFacts):
@@ -222,7 +240,9 @@ class LaunchReport:
         if phase is Phase.REGISTER:
             return self._describe_register()
         if phase is Phase.VERIFY and isinstance(facts := by_gate.get(Gate.VERIFIED), VerifyFacts):
-            return _describe_verify(facts)
+            left = len(self.unverified)
+            later = f"; {count(left, 'shape')} left for when no request runs" if left else ""
+            return _describe_verify(self.verdicts, len(facts.request_tokens)) + later
         return ""
 
     def _describe_niceness(self) -> str:
@@ -280,6 +300,7 @@ class LaunchReport:
             "sampling": self.sampling,
             "capture_memory": self.capture_memory,
             "standby": asdict(self.standby),
+            "shapes": {"verified": len(self.verdicts), "left": list(self.unverified)},
             "all_reduce": self._all_reduce(),
             "steps": [
                 {
@@ -366,14 +387,12 @@ def describe_warmup(facts: WarmupFacts) -> str:
     return (f"{whole} as one graph each" if whole else "no graphs: eager") + cache
 
 
-def _describe_verify(facts: VerifyFacts) -> str:
-    verdicts = list(facts.shapes.values())
+def _describe_verify(verdicts: Mapping[str, ShapeVerdict], tokens: int) -> str:
     if not verdicts:
-        tokens = f" with {len(facts.request_tokens)} tokens" if facts.request_tokens else ""
-        return f"one request answered{tokens}"
-    worst = max(verdict.max_error for verdict in verdicts)
+        return "one request answered" + (f" with {tokens} tokens" if tokens else "")
+    worst = max(verdict.max_error for verdict in verdicts.values())
     same = "bitwise" if worst == 0 else f"within {worst:.2g}"
-    graphs = sum(verdict.graphs for verdict in verdicts)
+    graphs = sum(verdict.graphs for verdict in verdicts.values())
     return f"{count(len(verdicts), 'shape')}, {count(graphs, 'graph')}: replay equals eager ({same}), ranks agree"
 
 

@@ -94,11 +94,13 @@ def launch_of(config: LaunchConfig, shape: ModelShape, program: str = "") -> Res
 def plan_of(config: LaunchConfig) -> LaunchPlan:
     """The gates of a launch."""
     capture, world = config.capture, config.parallel.tensor_parallel_size
+    first = None if capture.verify_first == "all" else capture.verify_first
     if config.engine.kind == "sglang":
-        return LaunchPlan(world, granularity=capture.granularity, rounds_from_ranks=True)
-    rounds = (RoundPlan("prefill", capture.prefill_tokens), RoundPlan("decode", capture.decode_batch_sizes))
+        return LaunchPlan(world, (), capture.granularity, rounds_from_ranks=True, verify_first=first)
+    prefill, decode = RoundPlan("prefill", capture.prefill_tokens), RoundPlan("decode", capture.decode_batch_sizes)
     measures = config.communicator.kind == "auto" and world > 1
-    return LaunchPlan(world, rounds if capture.enabled else (), capture.granularity, measures=measures)
+    rounds = (prefill, decode) if capture.enabled else ()
+    return LaunchPlan(world, rounds, capture.granularity, measures=measures, verify_first=first)
 
 
 def gpus_per_rank(config: LaunchConfig, device: str) -> float:

@@ -17,6 +17,7 @@ from raylaunch.errors import LaunchError, launch_error, shut_down
 from raylaunch.frontends.base import Frontend
 from raylaunch.group.diagnosis import NODE_LOST
 from raylaunch.group.driver import StepListener
+from raylaunch.group.late_verify import LateVerification
 from raylaunch.group.launch import Launched, launch, span
 from raylaunch.group.ranks import RankGroup
 from raylaunch.group.serving import LostRanks, ServingWatch, explained
@@ -229,7 +230,8 @@ class Supervisor:
         # Where `auto` has led stays; what ranks have settled they settle anew.
         self._resolved = replace(self._resolved, device=launched.resolved.device, request=launched.resolved.request)
         assert self._session is not None
-        self._watch = ServingWatch(launched.group, self._session, self.config.deadlines)
+        late = LateVerification(launched.group, launched.resolved.plan, self.report, self.frontend)
+        self._watch = ServingWatch(launched.group, self._session, self.config.deadlines, late)
         self.error, self.condition = None, Condition.READY
         self._trace()
 
@@ -328,6 +330,8 @@ class Supervisor:
         self.condition = Condition.REBUILDING
         self._notify_frontend(known, self._may_be_rebuilt())  # callers need not wait for the explanation
         error = lost.explained(group)
+        if lost.violation is not None and self._resolved is not None:  # the next one has all verified first
+            self._resolved = replace(self._resolved, plan=replace(self._resolved.plan, verify_first=None))
         torn_down = self._tear_down(error)
         if why := self._gone():
             teardown = error.teardown

@@ -14,6 +14,8 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 Round = Literal["prefill", "decode"]
+SGLANG_VERIFY = "raylaunch_verify"
+"""Method of SGLang's scheduler that verifies a shape: told ``round_name`` and ``shape``, on all ranks in step."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,13 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Leave the serve loop."""
 
 
+class Verify(msgspec.Struct, frozen=True, tag="verify"):
+    """Replay a shape and compare it with eager, on all ranks, as soon as no request runs."""
+
+    round: Round
+    shape: int
+
+
 class Output(msgspec.Struct, frozen=True):
     """New tokens of one request; ``finish`` is set on its last message. ``logprobs`` has one entry per token.
 
@@ -182,18 +191,18 @@ class StepPlan(msgspec.Struct, frozen=True, tag="step"):
     sequences: list[SequencePart]
 
 
-_to_rank = msgspec.msgpack.Decoder(Submit | Abort | Stop)
+_to_rank = msgspec.msgpack.Decoder(Submit | Abort | Stop | Verify)
 _outputs = msgspec.msgpack.Decoder(list[Output])
-_plans = msgspec.msgpack.Decoder(StepPlan | Stop)
+_plans = msgspec.msgpack.Decoder(StepPlan | Stop | Verify)
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode(message: Submit | Abort | Stop | StepPlan | list[Output]) -> bytes:
+def encode(message: Submit | Abort | Stop | Verify | StepPlan | list[Output]) -> bytes:
     """The message as MessagePack."""
     return _encoder.encode(message)
 
 
-def decode_to_rank(data: bytes) -> Submit | Abort | Stop:
+def decode_to_rank(data: bytes) -> Submit | Abort | Stop | Verify:
     """A message from the driver. Raises ``msgspec.DecodeError`` if it is none."""
     return _to_rank.decode(data)
 
@@ -203,6 +212,6 @@ def decode_outputs(data: bytes) -> list[Output]:
     return _outputs.decode(data)
 
 
-def decode_plan(data: bytes) -> StepPlan | Stop:
+def decode_plan(data: bytes) -> StepPlan | Stop | Verify:
     """What a follower does next. Raises ``msgspec.DecodeError``."""
     return _plans.decode(data)

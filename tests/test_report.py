@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from raylaunch.protocol import CommunicatorFacts, Gate, LaunchPlan, MeasuredSize, Phase, Route
+from raylaunch.protocol import CommunicatorFacts, Gate, LaunchPlan, MeasuredSize, Phase, RoundPlan, Route, Step
 from raylaunch.report import LaunchReport, RankPlace, Span, StepRecord
-from tests.protocol.builders import MEASURING, PLAN, arrivals
+from tests.protocol.builders import DECODE, MEASURING, PLAN, arrivals
 
 START = 1_700_000_000.0
 
@@ -51,6 +51,35 @@ def test_times():
 )
 def test_what_a_phase_brought(phase, what):
     assert report_of().describe(phase) == what
+
+
+def test_shapes_that_are_left_and_verified_later():
+    plan = replace(PLAN, rounds=(RoundPlan("prefill", (8, 16, 24, 32)), DECODE), verify_first=0)
+    report = report_of(plan)
+    assert report.unverified == ()
+    report.shapes = tuple(f"{name} {shape}" for name, shape in plan.shapes)
+    report.steps = [
+        replace(one, arrivals=tuple(replace(a, facts=first_of(plan, a.facts)) for a in one.arrivals))
+        if one.step.gate is Gate.VERIFIED
+        else one
+        for one in report.steps
+    ]
+    assert report.unverified == ("prefill 24", "prefill 16")
+    what = "4 shapes, 8 graphs: replay equals eager (within 1e-06), ranks agree; 2 shapes left for when no request runs"
+    assert report.describe(Phase.VERIFY) == what
+    assert report.to_dict()["shapes"] == {"verified": 4, "left": ["prefill 24", "prefill 16"]}
+    step = Step(Gate.LATER, "prefill", 24)
+    report.steps.append(StepRecord(step, tuple(arrivals(plan, step)), report.ready + 9))
+    assert report.unverified == ("prefill 16",)
+    assert report.describe(Phase.VERIFY).endswith("ranks agree; 1 shape left for when no request runs")
+    assert round(sum(report.elapsed(phase) for phase in Phase if phase is not Phase.SERVE), 3) == round(
+        report.seconds, 3
+    )
+
+
+def first_of(plan, facts):
+    first = {f"{name} {shape}" for name, shape in plan.shapes if plan.verified_first(name, shape)}
+    return replace(facts, shapes={name: one for name, one in facts.shapes.items() if name in first})
 
 
 @pytest.mark.parametrize(

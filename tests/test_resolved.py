@@ -47,6 +47,8 @@ def test_before_anything_starts() -> None:
         (["communicator=auto"], LaunchPlan(2, ROUNDS, measures=True)),
         (["communicator=auto", "parallel.tensor_parallel_size=1"], LaunchPlan(1, ROUNDS)),
         (["capture.granularity=shape"], LaunchPlan(2, ROUNDS, "shape")),
+        (["capture.verify_first=3"], LaunchPlan(2, ROUNDS, verify_first=3)),
+        (["capture.verify_first=0", "engine=sglang"], LaunchPlan(2, rounds_from_ranks=True, verify_first=0)),
     ],
 )
 def test_the_gates(settings: list[str], plan: LaunchPlan) -> None:

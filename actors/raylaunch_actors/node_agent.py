@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raylaunch_actors import kernel_cache
 from raylaunch_actors.fetch import Fetching, Wanted
 from raylaunch_actors.node_gates import NodeGates
 from raylaunch_actors.process_state import process_state, threads_of
@@ -30,6 +31,7 @@ class NodeAgentBase(NodeGates):
         self._kills = KillCount()
         self._processes = ProcessWatch()
         self._fetching = Fetching()
+        self._building: kernel_cache.Building | None = None
         threading.Thread(target=self._keep_counting, name="oom-kills", daemon=True).start()
 
     def ready(self) -> bool:
@@ -75,6 +77,32 @@ class NodeAgentBase(NodeGates):
     def fetched(self) -> tuple[int, int]:
         """Bytes of it that are there, and that there will be; 0 where nobody knows."""
         return self._fetching.nbytes, self._fetching.total
+
+    def cached(self, root: str | None) -> kernel_cache.Holding:
+        """What this node's folder of compiled kernels has."""
+        return kernel_cache.holding(root)
+
+    def pack_cached(self, root: str | None, names: Sequence[str]) -> list[kernel_cache.Cached]:
+        """Copies of these files of it."""
+        return kernel_cache.pack(root, names)
+
+    def unpack_cached(self, root: str | None, files: Sequence[kernel_cache.Cached]) -> int:
+        """Adds copies to it. Returns how many were not there."""
+        return kernel_cache.unpack(root, files)
+
+    def built(self, root: str | None, launch: str) -> bool:
+        """Whether all that a launch needs is there."""
+        return kernel_cache.Building(root, launch).done
+
+    def begin_building(self, root: str | None, launch: str, patience_s: float) -> float:
+        """Waits for another launch that builds the same; see :class:`raylaunch_actors.kernel_cache.Building`."""
+        self._building = kernel_cache.Building(root, launch)
+        return self._building.begin(patience_s)
+
+    def end_building(self) -> None:
+        """All is built that this launch needs."""
+        if self._building is not None:
+            self._building.end()
 
     def follow(self, pids: Iterable[int]) -> None:
         """Watches these processes from now on."""

@@ -14,7 +14,7 @@ FaultAction = Literal[
 ]  # fmt: skip
 
 AT_A_GATE = ("raise", "exit", "kill", "segv", "stop", "sleep", "hold_gil", "illegal_access", "out_of_memory")
-AT_A_SHAPE = ("extra_all_reduce", "free_recorded", "warm_again")
+AT_A_SHAPE = ("extra_all_reduce", "free_recorded", "warm_again", "zero_all_reduce", "stale_decode")
 OF_GRAPHS = (
     "third_iteration", "no_capture_context", "extra_all_reduce", "skip_registration", "strip_symbols",
     "zero_all_reduce", "warm_again", "stale_decode", "free_recorded",
@@ -43,7 +43,7 @@ def place_of(action: str, at: str) -> str:
     elif action in AT_A_SHAPE:
         if not SHAPE.fullmatch(at):
             raise ValueError(
-                f"{action} happens once a shape is captured, whatever the iteration: must be capture, which may be "
+                f"{action} happens to shapes that are captured, whatever the iteration: must be capture, which may be "
                 "followed by prefill or decode and a shape (capture prefill 128)"
             )
     elif at != EVERYWHERE:

@@ -191,6 +191,10 @@ class CaptureConfig(Section):
         granularity: barriers inside CAPTURE: before every ``iteration``, every ``shape``, or none (``phase``).
         compiler: what becomes of a piece before it is captured: ``eager`` leaves its operations as they are,
             ``inductor`` has torch compile them (GPUs only).
+        verify_first: which shapes are verified before the launch is ready: ``all``, or a number. Then it is the edges
+            of each round (smallest, largest, where the distance between shapes changes) and so many others; the rest
+            is verified while it serves, whenever no request runs. A difference that is found then ends the group, as
+            F12. With the engine ``sglang`` models with states or windows have all verified first.
     """
 
     enabled: bool = True
@@ -198,6 +202,14 @@ class CaptureConfig(Section):
     decode_batch_sizes: tuple[PositiveInt, ...] = (2, 8, 32)
     granularity: Literal["phase", "shape", "iteration"] = "iteration"
     compiler: Literal["eager", "inductor"] = "eager"
+    verify_first: int | Literal["all"] = "all"
+
+    @field_validator("verify_first", mode="before")
+    @classmethod
+    def _all_or_some(cls, value: Any) -> Any:
+        if value == "all" or (type(value) is int and value >= 0):
+            return value
+        raise ValueError("must be all or a number of shapes, at least 0")
 
     @field_validator("prefill_tokens", "decode_batch_sizes")
     @classmethod

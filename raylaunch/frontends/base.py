@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError
 from raylaunch.frontends.requests import Chunk
+from raylaunch.protocol import RoundName
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
 from raylaunch.wire import SglangSockets
@@ -132,6 +133,13 @@ class Frontend(Protocol):
 
     def abort(self, request_id: str) -> bool:
         """Ends a request: its last chunk says ``abort``. Returns whether it was running."""
+
+    def busy(self) -> bool:
+        """Whether requests run, whichever way they came."""
+
+    def verify(self, name: RoundName, shape: int) -> bool:
+        """Has the ranks verify a shape in step as soon as they are idle: each comes to LATER. Returns at once, and
+        whether there are ranks to do so."""
 
     def __len__(self) -> int:
         """How many requests run."""

@@ -38,7 +38,7 @@ class RankZeroClient:
         self._thread = threading.Thread(target=self._receive, name="raylaunch-outputs", daemon=True)
         self._thread.start()
 
-    def send(self, message: wire.Submit | wire.Abort | wire.Stop) -> None:
+    def send(self, message: wire.Submit | wire.Abort | wire.Stop | wire.Verify) -> None:
         """Hands a message to the socket's own thread; never waits. Raises :class:`RequestFailed` once it is closed."""
         data = wire.encode(message)
         with self._lock:

@@ -17,10 +17,10 @@ from raylaunch.frontends.client import RankZeroClient
 from raylaunch.frontends.requests import RequestTable, RunningRequest
 from raylaunch.frontends.vocabulary import vocabulary_of
 from raylaunch.model.tokenizer import load_tokenizer
-from raylaunch.protocol import Phase
+from raylaunch.protocol import Phase, RoundName
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
-from raylaunch.wire import Abort, Output, Submit
+from raylaunch.wire import Abort, Output, Submit, Verify
 
 LOOK_S = 0.1  # at requests that may have waited for long enough
 
@@ -155,6 +155,15 @@ class ReferenceFrontend:
         if request is not None and client is None:
             request.receive(Output(request.wire_id, [], "abort"))
         return request is not None
+
+    def busy(self) -> bool:
+        return len(self._requests) > 0
+
+    def verify(self, name: RoundName, shape: int) -> bool:
+        with self._sending:
+            if self._client is not None:
+                self._client.send(Verify(name, shape))
+            return self._client is not None
 
     def __len__(self) -> int:
         return len(self._requests)

@@ -113,6 +113,7 @@ class Driver:
             if isinstance(facts := arrivals[0].facts, WarmupFacts):
                 self.resolved = replace(self.resolved, plan=self.protocol.plan, kv_tokens=facts.kv_tokens)
         assert release is not None
+        self.report.shapes = tuple(f"{name} {shape}" for name, shape in self.protocol.plan.shapes)
         self._finish(release)
         return self.protocol.history[release.step]
 

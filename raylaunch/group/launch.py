@@ -17,6 +17,7 @@ from raylaunch.cluster.placement import Placement, choose_device, cluster_nodes,
 from raylaunch.cluster.session import RaySession
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.frontends.base import Frontend, Meeting
+from raylaunch.group import kernels
 from raylaunch.group.debug import core_file, debug_environment
 from raylaunch.group.driver import Driver, StepListener
 from raylaunch.group.evidence import explain_failure
@@ -99,6 +100,9 @@ def launch(
                     if wanted is not None:
                         with span(report, "fetch"):
                             fetch(agents, wanted, config, report, stopped)
+                    if resolved.program == "sglang":
+                        with span(report, "kernels"):
+                            kernels.prepare(agents, config, report, stopped)
 
                 started = group.start(specs, standby or Standby(0, session, set()), stopped, prepare)
             report.places = [
@@ -116,6 +120,8 @@ def launch(
 
             driver = Driver(group, resolved, report, listener, stopped, attach)
             arrivals = driver.run()
+            if resolved.program == "sglang":
+                kernels.finish(group.agents)
         report.ready = time.time()
         return Launched(group, report, arrivals[0].offer, driver.resolved)
     except BaseException as error:

@@ -15,14 +15,15 @@ from raylaunch.cluster.session import RELEASE_PATIENCE_S, RaySession
 from raylaunch.config.sections import DeadlineConfig
 from raylaunch.errors import LaunchError
 from raylaunch.group.diagnosis import NODE_LOST, ended_by, ended_from_outside, stopped_by
-from raylaunch.group.evidence import explain_failure
+from raylaunch.group.evidence import explain_failure, explain_violation
+from raylaunch.group.late_verify import LateVerification
 from raylaunch.group.node_loss import explain_lost_nodes, nodes_lost
 from raylaunch.group.outcome import StepOutcome
 from raylaunch.group.rank_watch import RankWatch
 from raylaunch.group.ranks import RankGroup
 from raylaunch.group.ray_deaths import drivers_node_lost
 from raylaunch.health import Stall
-from raylaunch.protocol import Phase
+from raylaunch.protocol import Phase, Violation
 
 LOOK_EVERY_S = 0.5  # at the head, to which each look is a connection
 HEAD_BACK_S = 30.0  # how long ranks may serve without the head of a cluster; Ray ends this process after 60 s
@@ -37,30 +38,39 @@ class LostRanks:
     Attributes:
         outcome: ranks that have ended, or that do not answer or work.
         nodes: ids of nodes that are gone with their ranks.
+        violation: the rule that a shape has broken which was verified late: the ranks are there, and must not go on.
         for_good: why no other group can take its place; None if one may.
     """
 
     outcome: StepOutcome = field(default_factory=StepOutcome)
     nodes: frozenset[str] = frozenset()
+    violation: Violation | None = None
     for_good: LaunchError | None = None
 
     def known(self, group: RankGroup) -> LaunchError:
         """What can be said without asking anybody."""
         if self.nodes:
             return nodes_lost(group, self.nodes)
+        if self.violation is not None:
+            return explain_violation(group, self.violation)
         gone = self.outcome.deaths or self.outcome.failures or any(one.ended for one in self.outcome.seen.values())
         return LaunchError(known_of(self.outcome), "F07" if gone else "F08", Phase.SERVE.name)
 
     def explained(self, group: RankGroup) -> LaunchError:
         """The same with every rank's evidence."""
-        return explain_lost_nodes(group, self.nodes) if self.nodes else explained(group, self.outcome, Phase.SERVE)
+        if self.nodes or self.violation is not None:
+            return explain_lost_nodes(group, self.nodes) if self.nodes else self.known(group)
+        return explained(group, self.outcome, Phase.SERVE)
 
 
 class ServingWatch:
-    """Watches one group. Used by one thread."""
+    """Watches one group, and what ``late`` finds in it. Used by one thread."""
 
-    def __init__(self, group: RankGroup, session: RaySession, deadlines: DeadlineConfig) -> None:
-        self.group, self._session = group, session
+    def __init__(
+        self, group: RankGroup, session: RaySession, deadlines: DeadlineConfig, late: LateVerification
+    ) -> None:
+        self.group, self._session, self._late = group, session, late
+        late.start()
         self._stall = Stall(deadlines.health, deadlines.collective)
         self._ranks = RankWatch(group, [member.rank for member in group.members], deadlines.health)
         self._raylets = raylets_around(group)
@@ -91,6 +101,8 @@ class ServingWatch:
             return _for_good(why or f"the Ray session ended: {type(error).__name__}: {error}")
         if (failed := failure()) is not None:
             return LostRanks(for_good=failed)
+        if outcome.complete and self._late.violation is not None:
+            return LostRanks(violation=self._late.violation)
         if why := drivers_node_lost(outcome.deaths.values()):
             return _for_good(why)
         # Of a raylet that is lost as well the next look tells: that is the cause.
@@ -98,6 +110,7 @@ class ServingWatch:
 
     def close(self) -> None:
         """Gives back what it holds."""
+        self._late.stop()
         self._raylets.close()
 
     def _ask(self, outcome: StepOutcome) -> StepOutcome:

@@ -199,7 +199,8 @@ class ShapeVerdict:
 
 @dataclass(frozen=True)
 class VerifyFacts:
-    """VERIFIED: verdicts by ``"prefill 128"`` and so on; tokens of the one real request; graphs held."""
+    """VERIFIED: verdicts by ``"prefill 128"`` and so on; tokens of the one real request; graphs held. LATER has the
+    verdict of one shape, or none if requests run."""
 
     shapes: Mapping[str, ShapeVerdict] = field(default_factory=dict)
     request_tokens: tuple[int, ...] = ()

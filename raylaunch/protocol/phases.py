@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from raylaunch.protocol.facts import Facts
-from raylaunch.protocol.rounds import RoundName, RoundPlan
+from raylaunch.protocol.rounds import RoundName, RoundPlan, first_verified
 
 Granularity = Literal["phase", "shape", "iteration"]
 
@@ -41,6 +41,7 @@ class Gate(enum.Enum):
     REGISTERED = ("registered", Phase.REGISTER)
     VERIFIED = ("verified", Phase.VERIFY)
     READY = ("ready", Phase.VERIFY)  # rank 0 offers the sockets that requests go through
+    LATER = ("verified later", Phase.SERVE)  # one shape, between requests; no step of the launch
 
     def __init__(self, label: str, phase: Phase) -> None:
         self.label, self.phase = label, phase
@@ -80,6 +81,7 @@ class LaunchPlan:
         granularity: which barriers CAPTURE has: one per ``iteration``, per ``shape``, or none (``phase``).
         rounds_from_ranks: only the ranks' engine knows the rounds: they say so at WARMED.
         measures: whether ranks time the all-reduces that are possible before they choose.
+        verify_first: how many shapes of each round are verified before READY beside its edges; None is all.
     """
 
     world_size: int
@@ -87,6 +89,7 @@ class LaunchPlan:
     granularity: Granularity = "iteration"
     rounds_from_ranks: bool = False
     measures: bool = False
+    verify_first: int | None = None
 
     def with_rounds(self, rounds: tuple[RoundPlan, ...]) -> LaunchPlan:
         """The plan once the ranks have said which rounds there are."""
@@ -94,6 +97,16 @@ class LaunchPlan:
 
     def round(self, name: str | None) -> RoundPlan | None:
         return next((plan for plan in self.rounds if plan.name == name), None)
+
+    @property
+    def shapes(self) -> tuple[tuple[RoundName, int], ...]:
+        """Every round and shape that is captured, in the order in which they are verified."""
+        return tuple((plan.name, shape) for plan in self.rounds for shape in sorted(plan.shapes, reverse=True))
+
+    def verified_first(self, round_name: str, shape: int) -> bool:
+        """Whether a shape is verified before READY; the others are between requests."""
+        plan = self.round(round_name)
+        return plan is None or shape in first_verified(plan.shapes, self.verify_first)
 
     def steps(self) -> Iterator[Step]:
         """Every barrier of this launch, in order."""

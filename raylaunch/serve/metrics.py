@@ -217,6 +217,7 @@ class GroupCollector(Collector):
         yield from self._of_ranks(health.replicas or (health,))
         yield from self._of_phases()
         yield from self._of_spares()
+        yield from self._of_shapes()
         yield self._build_info()
 
     def _of_replicas(self, healths: Sequence[Health]) -> Iterator[Metric]:
@@ -266,6 +267,14 @@ class GroupCollector(Collector):
             ranks.add_metric(self._value(number), engine.report.standby.ranks)
             nbytes.add_metric(self._value(number), engine.report.standby.nbytes)
         yield from (ranks, nbytes)
+
+    def _of_shapes(self) -> Iterator[Metric]:
+        done = GaugeMetricFamily("raylaunch_shapes_verified", "Shapes that were replayed rightly.", labels=self._label)
+        left = GaugeMetricFamily("raylaunch_shapes_left", "Shapes still to be verified.", labels=self._label)
+        for number, engine in enumerate(self._engines):
+            done.add_metric(self._value(number), len(engine.report.verdicts))
+            left.add_metric(self._value(number), len(engine.report.unverified))
+        yield from (done, left)
 
     def _of_phases(self) -> tuple[Metric, ...]:
         reports = [engine.report for engine in self._engines]

@@ -149,12 +149,13 @@ def _failure(engine: Engine) -> dict[str, Any] | None:
 
 def _launch(report: LaunchReport) -> dict[str, Any]:
     """The report with times in seconds since the start of the launch; all of it JSON."""
-    records = list(report.steps)
+    records = [one for one in list(report.steps) if one.step.phase is not Phase.SERVE]
     return {
         "started": report.started,
         "seconds": report.seconds if report.ready else None,
         "total": max(0.0, (report.ready or _last_moment(report)) - report.started),
         "attempts": report.attempts,
+        "shapes": {"verified": len(report.verdicts), "left": len(report.unverified)},
         "phases": [
             {
                 "name": phase.name,

@@ -17,7 +17,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Meeting, Prepared, Prompt, Running, ids_of
 from raylaunch.frontends.requests import Chunk, RequestTable, notify
-from raylaunch.protocol import Phase
+from raylaunch.protocol import Phase, RoundName
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.arguments import (
@@ -238,6 +238,15 @@ class SglangFrontend:
         if request is None or side is None or runs is None:
             return False
         runs.soon(side.abort, request_id)
+        return True
+
+    def busy(self) -> bool:
+        return len(self._requests) > 0 or (self.side is not None and bool(self.side.manager.rid_to_state))
+
+    def verify(self, name: RoundName, shape: int) -> bool:
+        if not self._up or self.side is None or self.runs is None:
+            return False
+        self.runs.soon(self.side.verify, name, shape)
         return True
 
     def __len__(self) -> int:

@@ -29,7 +29,10 @@ EVERY = (
     Hook(MANAGER, "ServerStatus"),
     *(
         Hook(f"{SRT}.managers.io_struct", name)
-        for name in ("GenerateReqInput", "AbortReq.finished_reason", "SessionParams")
+        for name in (
+            "GenerateReqInput", "AbortReq.finished_reason", "SessionParams", "RpcReqInput.method",
+            "RpcReqInput.parameters",
+        )
     ),
     Hook(f"{SRT}.managers.utils", "is_health_check_generate_req", "recv_req, ..."),
     *(

@@ -15,6 +15,7 @@ import zmq
 from raylaunch.config.sections import RecoveryConfig
 from raylaunch.errors import RequestFailed
 from raylaunch.frontends.base import Prepared
+from raylaunch.protocol import RoundName
 from raylaunch.sglang import versions
 from raylaunch.sglang.fields import FieldLimits, check_fields, embeds_problem
 from raylaunch.sglang.listeners import Doors, Listeners
@@ -22,6 +23,7 @@ from raylaunch.sglang.mapping import logprob_arguments, note, sampling_parameter
 from raylaunch.sglang.replay import Replay
 from raylaunch.sglang.sampling import check_parameters
 from raylaunch.tracing.spans import of_request
+from raylaunch.wire import SGLANG_VERIFY
 
 PROBE_TOKENS = 4
 LAST_WORDS_S = 1.0  # for answers that say that the ranks are lost
@@ -191,6 +193,12 @@ class TokenizerSide:
         from sglang.srt.entrypoints.http_server import HEALTH_CHECK_TIMEOUT
 
         return float(HEALTH_CHECK_TIMEOUT)
+
+    def verify(self, name: RoundName, shape: int) -> None:
+        """Has all ranks verify a shape, behind what they were sent before."""
+        from sglang.srt.managers.io_struct import RpcReqInput
+
+        self.replay.send(RpcReqInput(method=SGLANG_VERIFY, parameters={"round_name": name, "shape": shape}))
 
     def abort(self, request_id: str = "", *, everything: bool = False) -> None:
         """Asks rank 0 to end a request, or all."""

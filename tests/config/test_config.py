@@ -51,6 +51,8 @@ def test_defaults_of_every_section():
         ({"capture": {"granularity": "step"}}, "capture.granularity", "step", "'phase', 'shape' or 'iteration'"),
         ({"capture": {"compiler": "tvm"}}, "capture.compiler", "tvm", "'eager' or 'inductor'"),
         ({"engine": {"kv_tokens": 1}}, "engine.kv_tokens", 1, "auto or a number of tokens, at least 2"),
+        ({"capture": {"verify_first": -1}}, "capture.verify_first", -1, "all or a number of shapes, at least 0"),
+        ({"capture": {"verify_first": "some"}}, "capture.verify_first", "some", "all or a number of shapes"),
         ({"engine": {"kv_tokens": "all"}}, "engine.kv_tokens", "all", "auto or a number of tokens, at least 2"),
         ({"engine": {"max_context": 1}}, "engine.max_context", 1, "greater than or equal to 2"),
         ({"engine": {"memory_fraction": 1}}, "engine.memory_fraction", 1, "less than 1"),
@@ -132,7 +134,8 @@ def test_true_and_false_are_no_numbers(sections, key):
         ("kill", "capture prefill 32 2 1", "must be connect"),
         ("extra_all_reduce", "capture prefill 32 1", "whatever the iteration: must be capture"),
         ("warm_again", "verify", "must be capture"),
-        ("zero_all_reduce", "verify", "zero_all_reduce has a place of its own: leave at out"),
+        ("skip_registration", "verify", "skip_registration has a place of its own: leave at out"),
+        ("zero_all_reduce", "verify", "must be capture"),
         ("other_version", "connect", "leave at out"),
     ],
 )
@@ -147,7 +150,7 @@ def test_a_fault_where_it_never_happens_is_refused(action, at, right):
     [("kill", place) for place in ("connect", "load", "warmup", "capture", "register", "register decode", "verify")]
     + [("sleep", "capture decode"), ("sleep", "capture decode 8"), ("sleep", "capture decode 8 2")]
     + [("warm_again", "capture decode 2"), ("extra_all_reduce", "capture prefill"), ("free_recorded", "capture")]
-    + [("zero_all_reduce", "capture")],
+    + [("zero_all_reduce", "capture"), ("stale_decode", "capture decode 2"), ("skip_registration", "capture")],
 )
 def test_a_fault_where_it_happens(action, at):
     assert config(faults=[{"action": action, "at": at}]).faults[0].at == at

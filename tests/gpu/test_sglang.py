@@ -13,9 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from raylaunch_actors.kernel_cache import holding, pack, unpack
 
 from raylaunch import Engine, LaunchConfig, LaunchError
-from raylaunch.protocol import CaptureFacts, CommunicatorFacts, Gate, RegisterFacts
+from raylaunch.protocol import CaptureFacts, CommunicatorFacts, Gate, Phase, RegisterFacts
 from raylaunch.report import LaunchReport
 from raylaunch.sglang.arguments import IN_PIECES, PIECE_COMPILER
 from raylaunch.sglang.source import installed_folder, known_arguments
@@ -274,3 +275,68 @@ def test_a_rank_that_dies_while_serving(tmp_path: Path) -> None:
         pids = lose_rank_1(engine, running, running_s=1, rebuilt_s=240)
         assert gone(pids)
         assert engine.generate([[3] * 100], max_new_tokens=8, ignore_eos=True)[0].token_ids == before
+
+
+EVEN = ("capture.prefill_tokens=[64, 128, 192, 256]", "capture.decode_batch_sizes=[2, 4, 6, 8, 10, 12]")
+LATE = (*EVEN, "capture.verify_first=0", "engine.sglang.args.disable_radix_cache=false")
+FIRST = {"prefill 64", "prefill 256", "decode 2", "decode 12"}
+
+
+@pytest.mark.parametrize("page", [1, 64])
+def test_shapes_that_are_left_are_verified_between_requests(page: int, tmp_path: Path) -> None:
+    """In step on all ranks, in rows of the cache that hold no prefix."""
+    model = save("qwen3_wide", tmp_path)
+    config = config_for(model, "model.load_format=auto", *LATE, f"engine.sglang.args.page_size={page}")
+    with Engine(config) as engine:
+        assert set(engine.report.facts(Gate.VERIFIED)[0][1][0].facts.shapes) == FIRST  # type: ignore[union-attr]
+        prompts = [[start + i % 300 for i in range(200)] for start in range(1, 600, 100)]
+        before = [one.token_ids for one in engine.generate(prompts, max_new_tokens=16, ignore_eos=True)]
+        end = time.monotonic() + 60
+        while engine.report.unverified and time.monotonic() < end:
+            again = [one.token_ids for one in engine.generate(prompts, max_new_tokens=16, ignore_eos=True)]
+            assert again == before, engine.report.unverified
+            time.sleep(0.5)
+        print(engine.report.table(200))
+        assert engine.report.unverified == ()
+        later = engine.report.facts(Gate.LATER)
+        assert {f"{step.round} {step.shape}" for step, _ in later} == set(engine.report.shapes) - FIRST
+        print("seconds of a shape:", *(f"{one.arrived - one.started:.3f}" for _, (one, *_) in later))
+        assert [one.token_ids for one in engine.generate(prompts, max_new_tokens=16, ignore_eos=True)] == before
+
+
+@pytest.mark.parametrize("action", ["zero_all_reduce", "stale_decode"])
+def test_a_wrong_graph_that_is_verified_late_ends_the_group(action: str, tmp_path: Path) -> None:
+    """F12. The next group has all shapes verified first: the launch ends by the same."""
+    faults = [{"action": action, "rank": 1, "at": "capture decode 8"}]
+    config = config_for(save("qwen3_wide", tmp_path), "model.load_format=auto", *LATE, "recovery.rebuilds=2")
+    with Engine(config.replace({"faults": faults})) as engine:
+        assert len(engine.generate([[7] * 100], max_new_tokens=4, ignore_eos=True)[0].token_ids) == 4
+        pids = [place.pid for place in engine.report.places]
+        end = time.monotonic() + 200
+        while engine.health(ask_ranks=False).condition != "failed" and time.monotonic() < end:
+            time.sleep(0.1)
+        (_, error), *_ = engine.failures
+        print(error)
+        assert (error.code, error.phase, error.round, error.shape) == ("F12", "SERVE", "decode", 8)
+        assert "differs from eager at decode 8" in error.headline()
+        assert (error.followers[0].code, error.followers[0].phase) == ("F12", "VERIFY")
+        assert gone(pids)
+
+
+def kernels_in(root: Path) -> set[str]:
+    return {name for name in holding(str(root)).files if name.endswith((".so", ".cubin"))}
+
+
+def test_copied_kernels_are_not_built_again(tmp_path: Path) -> None:
+    """As on another node: the folder is another one, and nothing in it names the first."""
+    model, first, second = make_model(tmp_path / "m", MODELS[0], 2), tmp_path / "first", tmp_path / "second"
+    seconds = []
+    for root in (first, second):
+        with Engine(config_for(model, f"engine.sglang.cache_dir={root}", "deadlines.warmup=600")) as engine:
+            assert engine.generate([[7] * 1025], max_new_tokens=8, ignore_eos=True)[0].token_ids
+            seconds.append(engine.report.elapsed(Phase.WARMUP))
+        if root is first:
+            unpack(str(second), pack(str(first), list(holding(str(first)).files)))
+            assert kernels_in(second) == kernels_in(first) != set()
+    print(f"{len(kernels_in(first))} kernels; WARMUP took {seconds[0]:.1f} s without, {seconds[1]:.1f} s with copies")
+    assert kernels_in(second) - kernels_in(first) == set()

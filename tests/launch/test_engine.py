@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,15 +19,17 @@ import ray
 from raylaunch_actors.priority import BEHIND
 
 from raylaunch import Engine, LaunchConfig, LaunchError, RequestError, RequestFailed
+from raylaunch.group.late_verify import QUIET_S
 from raylaunch.group.launch import launch
 from raylaunch.model_check import resolve
+from raylaunch.protocol import Gate, Phase
 from raylaunch.report import LaunchReport
 from tests.busy import patient
 
 
 @pytest.fixture(scope="module")
 def engine(session: None) -> Iterator[Engine]:
-    with Engine(LaunchConfig.default()) as engine:
+    with Engine(LaunchConfig.default(["capture.prefill_tokens=[8,48,88,128]", "capture.verify_first=0"])) as engine:
         yield engine
 
 
@@ -144,10 +147,22 @@ def test_report_and_health(engine: Engine) -> None:
     for phase in ("PLACE", "CONNECT", "LOAD", "WARMUP", "CAPTURE", "REGISTER", "VERIFY"):
         assert phase in table
     assert "shared-memory" in table
-    assert "24 all-reduce inputs per rank, none pending" in table
+    assert "28 all-reduce inputs per rank, none pending" in table
     health = engine.health()
     assert health.ready
     assert [rank.answers for rank in health.ranks] == [True, True]
+
+
+def test_shapes_that_are_left_are_verified_between_requests(engine: Engine) -> None:
+    end = time.monotonic() + patient(10)
+    while engine.report.unverified and time.monotonic() < end:
+        assert engine.generate("12+30=", max_new_tokens=8).text == "42"
+        time.sleep(2 * QUIET_S)
+    assert [step.shape for step, _ in engine.report.facts(Gate.LATER)] == [88, 48]
+    assert re.search(
+        r"7 shapes, \d+ graphs: replay equals eager \(bitwise\), ranks agree$", engine.report.describe(Phase.VERIFY)
+    )
+    assert engine.report.unverified == ()
 
 
 def test_ranks_on_cpus_and_no_other_workers_of_a_private_cluster_are_behind(engine: Engine) -> None:

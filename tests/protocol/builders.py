@@ -31,6 +31,7 @@ from raylaunch.protocol import (
 
 PREFILL, DECODE = RoundPlan("prefill", (32, 8)), RoundPlan("decode", (4, 2))
 PLAN = LaunchPlan(2, (PREFILL, DECODE))
+VERDICT = ShapeVerdict(max_error=1e-6, tolerance=1e-5, digest="same", graphs=2, eager={1: "attention"})
 MEASURING = replace(PLAN, measures=True)
 SIZES = (4096, 4096, 8192)
 INPUTS = ShapeInputs(len(SIZES), sum(SIZES), "alike")
@@ -41,7 +42,6 @@ def facts(plan: LaunchPlan, step: Step, rank: int) -> Facts:
     of_round = plan.round(step.round)
     shapes = of_round.shapes if of_round else ()
     captured = [shape for shape in shapes if step.shape is not None and shape > step.shape]
-    verdict = ShapeVerdict(max_error=1e-6, tolerance=1e-5, digest="same", graphs=2, eager={1: "attention"})
     return {
         Gate.MEET: Identity(
             "node", 100 + rank, f"cuda:{rank}", rank, f"uuid {rank}", {"torch": "2.11", "dtype": "bfloat16"}
@@ -69,9 +69,10 @@ def facts(plan: LaunchPlan, step: Step, rank: int) -> Facts:
         ),
         Gate.REGISTERED: RegisterFacts(pending=0, registered=12),
         Gate.VERIFIED: VerifyFacts(
-            {f"{one.name} {shape}": verdict for one in plan.rounds for shape in one.shapes}, (5, 6), graphs=12
+            {f"{one.name} {shape}": VERDICT for one in plan.rounds for shape in one.shapes}, (5, 6), graphs=12
         ),
         Gate.READY: ReadyFacts(graphs=12, memory=1 << 20),
+        Gate.LATER: VerifyFacts({f"{step.round} {step.shape}": VERDICT}, graphs=12),
     }[step.gate]
 
 

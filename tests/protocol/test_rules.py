@@ -16,14 +16,16 @@ from raylaunch.protocol import (
     Step,
     Violation,
 )
+from raylaunch.protocol.rounds import first_verified
 from raylaunch.protocol.rules import RULES, check
 from raylaunch.protocol.rules.arrivals import FACTS
 from raylaunch.protocol.rules.capture import first_difference
 from raylaunch.protocol.rules.common import human_bytes, named_shape, odd_one
 from raylaunch.protocol.rules.connect import table_is_large_enough
-from tests.protocol.builders import DECODE, INPUTS, MEASURING, MUTATIONS, PLAN, SIZES, arrivals, say, submit
+from tests.protocol.builders import DECODE, INPUTS, MEASURING, MUTATIONS, PLAN, SIZES, VERDICT, arrivals, say, submit
 
 THREE = replace(PLAN, world_size=3)
+OF_A_LAUNCH = tuple(gate for gate in Gate if gate is not Gate.LATER)
 
 
 def every(**changes):
@@ -35,7 +37,7 @@ def every(**changes):
     return change
 
 
-@pytest.mark.parametrize("gate", Gate)
+@pytest.mark.parametrize("gate", OF_A_LAUNCH)
 def test_good_arrivals_break_no_rule(gate):
     assert isinstance(submit(gate, lambda ranks: ranks, MEASURING), Release)
 
@@ -47,7 +49,7 @@ ALONE = {rule for rules in RULES.values() for rule in rules} - {table_is_large_e
 def test_every_rule_passes_and_is_broken_by_something(rule):
     step = {step.gate: step for step in PLAN.steps()}
     history = {step[gate]: arrivals(PLAN, step[gate]) for gate in (Gate.CONNECTED, Gate.WARMED, Gate.VERIFIED)}
-    for gate in (gate for gate in Gate if rule in RULES[gate]):
+    for gate in (gate for gate in OF_A_LAUNCH if rule in RULES[gate]):
         assert rule(PLAN, step[gate], arrivals(PLAN, step[gate]), history) is None
         assert any(
             rule(PLAN, step[gate], mutation.change(arrivals(PLAN, step[gate]), 1, PLAN), history)
@@ -243,6 +245,68 @@ def test_f20_piece_without_graph():
 def test_f20_shape_not_replayed():
     found = submit(Gate.VERIFIED, say(1, shapes={}))
     assert (found.code, found.rank, found.summary) == ("F20", 1, "rank 1 did not replay decode 2")
+
+
+LATE = replace(PLAN, verify_first=0, rounds=(RoundPlan("prefill", (8, 16, 24, 32, 40)), DECODE))
+
+
+def test_f20_only_what_is_due_first_must_be_verified_before_ready():
+    early, decode = LATE.shapes[0], {f"decode {shape}" for shape in DECODE.shapes}
+    assert early == ("prefill", 40)
+    verdict = ShapeVerdict(0.0, 0.0, "d", 2, {1: "attention"})
+    said = dict.fromkeys({"prefill 8", "prefill 40", *decode}, verdict)
+    assert isinstance(submit(Gate.VERIFIED, every(shapes=said), LATE), Release)
+    found = submit(Gate.VERIFIED, every(shapes={name: said[name] for name in decode}), LATE)
+    assert (found.code, found.summary) == ("F20", "rank 0 did not replay prefill 40")
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "rank"),
+    [
+        ({}, None, None),
+        ({"max_error": 1.0}, "F12", 1),
+        ({"digest": "other"}, "F12", 1),
+        ({"graphs": 1}, "F20", 1),
+    ],
+)
+def test_f12_a_shape_that_is_verified_later(change, code, rank):
+    step = Step(Gate.LATER, "prefill", 24)
+    history = {Step(Gate.WARMED): arrivals(LATE, Step(Gate.WARMED))}
+    good = arrivals(LATE, step)
+    assert check(LATE, step, good, history) is None
+    found = check(LATE, step, say(1, shapes={"prefill 24": replace(VERDICT, **change)})(good), history)
+    assert (found and (found.code, found.rank, found.step)) == (code and (code, rank, step))
+
+
+def test_ranks_that_have_something_else_to_do_all_say_so():
+    step = Step(Gate.LATER, "prefill", 24)
+    good = arrivals(LATE, step)
+    assert check(LATE, step, every(shapes={})(good), {Step(Gate.WARMED): arrivals(LATE, Step(Gate.WARMED))}) is None
+    found = check(LATE, step, say(1, shapes={})(good), {Step(Gate.WARMED): arrivals(LATE, Step(Gate.WARMED))})
+    assert (found.code, found.rank) == ("F12", 1)
+
+
+SGLANG = (*range(4, 33, 4), *range(48, 257, 16), *range(288, 513, 32))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "others", "first"),
+    [
+        ((5, 3, 9), None, {3, 5, 9}),
+        ((), 4, set()),
+        ((7,), 0, {7}),
+        ((7, 9), 0, {7, 9}),
+        ((8, 16, 24, 32), 0, {8, 32}),
+        ((32, 24, 16, 8), 1, {8, 24, 32}),
+        ((8, 16, 24, 32), 2, {8, 16, 24, 32}),
+        ((8, 16, 24, 32), 9, {8, 16, 24, 32}),
+        ((1, 2, 4, 8, 16), 0, {1, 2, 4, 8, 16}),
+        (SGLANG, 0, {4, 32, 48, 256, 288, 512}),
+        (SGLANG, 3, {4, 32, 48, 256, 288, 512, 24, 160, 384}),
+    ],
+)
+def test_edges_and_a_sample_are_verified_first(shapes, others, first):
+    assert first_verified(shapes, others) == first
 
 
 def test_f20_graph_after_register():

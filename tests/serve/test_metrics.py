@@ -121,8 +121,11 @@ def test_a_request_that_never_started_changes_nothing(client: TestClient, metric
 def test_the_group(client: TestClient, engine: FakeEngine) -> None:
     engine.restarts, engine.continued = 1, 4
     engine.report.standby = Standing(2, 3 << 30)
+    engine.report.shapes = (*engine.report.verdicts, "prefill 9")
     values = scraped(client)
     assert (values["raylaunch_standby_ranks",], values["raylaunch_standby_bytes",]) == (2, 3 << 30)
+    verified = len(engine.report.verdicts)
+    assert (values["raylaunch_shapes_verified",], values["raylaunch_shapes_left",]) == (verified, 1) != (0, 1)
     assert values["raylaunch_ready",] == 1
     assert values["raylaunch_condition", "condition=ready"] == 1
     assert values["raylaunch_condition", "condition=failed"] == 0

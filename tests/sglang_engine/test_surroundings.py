@@ -7,6 +7,7 @@ import os
 import types
 
 import pytest
+from raylaunch_actors import kernel_cache
 from raylaunch_actors.sglang_engine import environment, launch, versions
 
 from raylaunch import LaunchConfig
@@ -35,7 +36,7 @@ def test_caches_lie_in_one_folder_for_a_set_of_versions(tmp_path, monkeypatch):
     mine = spec(f"engine.sglang.cache_dir={tmp_path}")
     first = environment.variables(mine)
     assert {first[name].startswith(str(tmp_path)) for name in environment.CACHES} == {True}
-    monkeypatch.setattr(environment, "package_version", lambda name: "other")
+    monkeypatch.setattr(kernel_cache, "package_version", lambda name: "other")
     assert environment.variables(mine)["TRITON_CACHE_DIR"] != first["TRITON_CACHE_DIR"]
 
 

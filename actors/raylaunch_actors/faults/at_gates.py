@@ -319,11 +319,13 @@ def _zero_all_reduce(fault: FaultConfig) -> None:
 
     def run(self: SharedMemoryCall) -> None:
         original(self)
-        self.out.zero_()
+        if _named(fault, self.label.round, self.label.shape):
+            self.out.zero_()
 
     def zeroed(self: SglKernelAllReduce, x: torch.Tensor) -> torch.Tensor:
         out = reduce(self, x)
-        return out.zero_() if torch.cuda.is_current_stream_capturing() else out
+        fits = fault.at.split()[2:3] in ([], [str(len(x))])
+        return out.zero_() if fits and torch.cuda.is_current_stream_capturing() else out
 
     SharedMemoryCall.run = run  # type: ignore[method-assign]
     SglKernelAllReduce._reduce = zeroed  # type: ignore[method-assign]
@@ -337,7 +339,7 @@ def _stale_decode(fault: FaultConfig) -> None:
     original = ModelRunner.hidden
 
     def hidden(self: ModelRunner, plan: Any, mode: Mode) -> Any:
-        if plan.round == "decode" and mode is Mode.REPLAY:
+        if plan.round == "decode" and mode is Mode.REPLAY and _named(fault, plan.round, plan.shape):
             alone = [msgspec.structs.replace(part, kv_length=0) for part in plan.sequences]
             plan = msgspec.structs.replace(plan, positions=[0] * len(alone), sequences=alone)
         return original(self, plan, mode)

@@ -88,7 +88,7 @@ class RankZeroSockets:
             raise RankFault(None, f"rank 0 cannot bind a socket on {self.host}: {error}") from error
         return Offer(requests, outputs, plans, server_public, client_public, client_secret)
 
-    def receive(self, wait: bool) -> wire.Submit | wire.Abort | wire.Stop | None:
+    def receive(self, wait: bool) -> wire.Submit | wire.Abort | wire.Stop | wire.Verify | None:
         """The next message from the driver; None if there is none, at once or (``wait``) after ``POLL_MS``.
 
         Raises msgspec.DecodeError for bytes that are no message.
@@ -101,7 +101,7 @@ class RankZeroSockets:
         """Sends outputs to the driver. Waits for it until ``stop`` is set, then ``LAST_WORD_MS`` at most."""
         _send(self._outputs, wire.encode(outputs), stop)
 
-    def send_plan(self, plan: wire.StepPlan | wire.Stop, stop: threading.Event) -> None:
+    def send_plan(self, plan: wire.StepPlan | wire.Stop | wire.Verify, stop: threading.Event) -> None:
         """Sends what to do next to every follower; waits as :meth:`send_outputs` does."""
         data = wire.encode(plan)
         for socket in self._plans.values():
@@ -146,7 +146,7 @@ class FollowerSocket:
         self._context = zmq.Context()
         self._plans = connect(self._context, zmq.PULL, self.offer.plans[self.rank], self.offer)
 
-    def receive(self, stop: threading.Event) -> wire.StepPlan | wire.Stop | None:
+    def receive(self, stop: threading.Event) -> wire.StepPlan | wire.Stop | wire.Verify | None:
         """The next plan; waits for it. None if ``stop`` is set and rank 0 has nothing more to say.
 
         While plans keep coming they are returned although ``stop`` is set: rank 0 would wait in the

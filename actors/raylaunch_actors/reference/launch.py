@@ -19,6 +19,7 @@ from raylaunch.protocol import (
     VerifyFacts,
     WarmupFacts,
 )
+from raylaunch.wire import Verify
 from raylaunch_actors.communicator.base import AllReduce, pending_inputs, register_inputs, registered_inputs
 from raylaunch_actors.device import memory_in_use, rank_device
 from raylaunch_actors.fingerprint import commit_of
@@ -38,7 +39,7 @@ from raylaunch_actors.reference.memory import free_memory, limits_of
 from raylaunch_actors.reference.model import LoadedModel, load_model
 from raylaunch_actors.reference.runner import ModelRunner
 from raylaunch_actors.reference.scheduler import Scheduler
-from raylaunch_actors.reference.verify import answer_one_request, verify_shapes
+from raylaunch_actors.reference.verify import answer_one_request, verify_shape, verify_shapes
 from raylaunch_actors.reference.worker import FollowerWorker, RankZeroWorker, Worker
 from raylaunch_actors.spec import RankSpec
 
@@ -186,11 +187,19 @@ def make_worker(runner: ModelRunner, connection: Connection) -> Worker:
 
 
 def verify(spec: RankSpec, gate: RankGate, runner: ModelRunner, capture: CaptureRunner, worker: Worker) -> None:
-    """VERIFY: every shape replayed and compared with eager, then one real request through the serve loop."""
-    compiled = spec.plan.rounds and spec.config.capture.compiler != "eager"
-    verdicts = verify_shapes(runner, capture, gate.progress, compiled=bool(compiled))
+    """VERIFY: each shape that is due replayed and compared with eager, then one real request through the serve loop,
+    which verifies the others when it is told to."""
+    plan, compiled = spec.plan, bool(spec.plan.rounds) and spec.config.capture.compiler != "eager"
+    verdicts = verify_shapes(runner, capture, gate.progress, compiled=compiled, due=plan.verified_first)
     tokens = answer_one_request(worker, runner.limits)
     gate.arrive(Gate.VERIFIED, VerifyFacts(verdicts, tokens, len(graphs_of(capture))))
+
+    def later(one: Verify) -> None:
+        verdict = verify_shape(runner, capture, one.round, one.shape, compiled)
+        facts = VerifyFacts({f"{one.round} {one.shape}": verdict}, graphs=len(graphs_of(capture)))
+        gate.arrive(Gate.LATER, facts, round=one.round, shape=one.shape)
+
+    worker.verify = later
 
 
 def graphs_of(capture: CaptureRunner) -> list[tuple[str, str, int]]:

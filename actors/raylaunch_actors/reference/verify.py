@@ -26,34 +26,47 @@ CAPTURED_UNITS, COMPILED_UNITS = 16, 32
 
 
 def verify_shapes(
-    runner: ModelRunner, capture: CaptureRunner, progress: Callable[[str], None], *, compiled: bool = False
+    runner: ModelRunner,
+    capture: CaptureRunner,
+    progress: Callable[[str], None],
+    *,
+    compiled: bool = False,
+    due: Callable[[Round, int], bool] = lambda *_: True,
 ) -> dict[str, ShapeVerdict]:
-    """A verdict for every round and shape: replay against eager on random tokens, and a digest for the peers.
+    """A verdict for every round and shape that is ``due``, by name: see :func:`verify_shape`."""
+    verdicts = {}
+    for round_name in ROUNDS:
+        for shape in runner.limits.shapes_of(round_name):
+            if due(round_name, shape):
+                progress(f"verifying {round_name} {shape}")
+                verdicts[f"{round_name} {shape}"] = verify_shape(runner, capture, round_name, shape, compiled)
+    return verdicts
+
+
+def verify_shape(
+    runner: ModelRunner, capture: CaptureRunner, round_name: Round, shape: int, compiled: bool = False
+) -> ShapeVerdict:
+    """Replay against eager on random tokens, and a digest for the peers. No request may have keys in the cache.
 
     A replay finds neither what capture left behind nor the keys and values that eager has written: one that does not
     write its own reads, or leaves, NaN. Without graphs, eager is run twice; the digests still show whether ranks agree.
     ``compiled`` says that the graphs hold other kernels than eager runs.
     """
-    verdicts = {}
-    for round_name in ROUNDS:
-        for shape in runner.limits.shapes_of(round_name):
-            progress(f"verifying {round_name} {shape}")
-            plan = sample_plan(round_name, shape, runner.limits)
-            fill_prefixes(runner.cache, plan)
-            eager = runner.hidden(plan, Mode.EAGER).clone()
-            again = Mode.REPLAY if runner.use_graphs else Mode.EAGER
-            for piece in capture.pieces:
-                piece.pool.poison()
-            poison_written(runner.cache, plan)
-            replayed = runner.hidden(plan, again).clone()
-            error = float((eager.double() - replayed.double()).abs().max())
-            verdicts[f"{round_name} {shape}"] = ShapeVerdict(
-                max_error=error if all_written(runner.cache, plan) else math.nan,
-                tolerance=tolerance(eager, compiled),
-                digest=digest(replayed),
-                graphs=sum((round_name, shape) in piece.graphs() for piece in capture.pieces_of(round_name)),
-            )
-    return verdicts
+    plan = sample_plan(round_name, shape, runner.limits)
+    fill_prefixes(runner.cache, plan)
+    eager = runner.hidden(plan, Mode.EAGER).clone()
+    again = Mode.REPLAY if runner.use_graphs else Mode.EAGER
+    for piece in capture.pieces:
+        piece.pool.poison()
+    poison_written(runner.cache, plan)
+    replayed = runner.hidden(plan, again).clone()
+    error = float((eager.double() - replayed.double()).abs().max())
+    return ShapeVerdict(
+        max_error=error if all_written(runner.cache, plan) else math.nan,
+        tolerance=tolerance(eager, compiled),
+        digest=digest(replayed),
+        graphs=sum((round_name, shape) in piece.graphs() for piece in capture.pieces_of(round_name)),
+    )
 
 
 def tolerance(eager: torch.Tensor, compiled: bool = False) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raylaunch.errors import CollectiveAborted
-from raylaunch.wire import Abort, Output, Stop, Submit, TokenLogprob
+from raylaunch.wire import Abort, Output, Stop, Submit, TokenLogprob, Verify
 from raylaunch_actors.communicator.streams import wait_for
 from raylaunch_actors.reference.channel import FollowerSocket, RankZeroSockets
 from raylaunch_actors.reference.runner import ModelRunner
@@ -21,6 +22,13 @@ from raylaunch_actors.reference.scheduler import ScheduledBatch, ScheduledReques
 log = logging.getLogger(__name__)
 
 MESSAGES_PER_STEP = 256  # so that a flood of requests cannot keep the running ones from their next token
+
+
+Verifier = Callable[[Verify], None]
+
+
+def _nothing(_: Verify) -> None:
+    """What a worker does that was not told how to verify."""
 
 
 @dataclass
@@ -50,11 +58,16 @@ class RankZeroWorker:
         runner: this rank's model, prepared.
         scheduler: of the group.
         sockets: opened; None only where there is neither a driver nor a follower to talk to.
+
+    Attributes:
+        verify: replays a shape on this rank and reports it.
     """
 
     def __init__(self, runner: ModelRunner, scheduler: Scheduler, sockets: RankZeroSockets | None) -> None:
         self.runner, self.scheduler, self.sockets = runner, scheduler, sockets
         self.counters = WorkerCounters()
+        self.verify: Verifier = _nothing
+        self._to_verify: list[Verify] = []
         self._generators: dict[str, torch.Generator | None] = {}
         self._prompts: dict[str, list[TokenLogprob]] = {}  # of prompts that are being computed
 
@@ -92,6 +105,8 @@ class RankZeroWorker:
         try:
             while not (leave or stop.is_set()):
                 outputs, leave = self._receive(wait=self.scheduler.idle)
+                if self._to_verify and self.scheduler.idle and not leave:
+                    self._verify(self._to_verify.pop(0), stop)
                 if not leave:
                     outputs += self._step(stop)
                 if outputs:
@@ -121,7 +136,10 @@ class RankZeroWorker:
                 break
             if isinstance(message, Stop):
                 return outputs, True
-            outputs += self.abort(message.request_id) if isinstance(message, Abort) else self.submit(message)
+            if isinstance(message, Verify):
+                self._to_verify.append(message)
+            else:
+                outputs += self.abort(message.request_id) if isinstance(message, Abort) else self.submit(message)
         self._count()
         return outputs, False
 
@@ -139,6 +157,13 @@ class RankZeroWorker:
         outputs += self._with_prompts(_with_logprobs(step, logits, tokens, self.scheduler.complete(step, tokens)))
         self.counters.steps += 1
         return self._book(outputs)
+
+    def _verify(self, message: Verify, stop: threading.Event) -> None:
+        assert self.sockets is not None
+        self.counters.running = 1  # whoever looks for ranks that do not move must see that something runs
+        self.sockets.send_plan(message, stop)
+        self.verify(message)
+        self._count()
 
     def _score(self, step: ScheduledBatch, scored: list[Tensor]) -> None:
         """Keeps the log probabilities of prompts of which this step has computed a part."""
@@ -230,10 +255,14 @@ class FollowerWorker:
     Args:
         runner: this rank's model, prepared.
         socket: opened.
+
+    Attributes:
+        verify: replays a shape on this rank and reports it.
     """
 
     def __init__(self, runner: ModelRunner, socket: FollowerSocket) -> None:
         self.runner, self.socket = runner, socket
+        self.verify: Verifier = _nothing
         self.counters = WorkerCounters()
 
     def run_until_idle(self, stop: threading.Event | None = None) -> list[Output]:
@@ -245,6 +274,9 @@ class FollowerWorker:
         """Follows until rank 0 says stop, or ``stop`` is set and rank 0 silent. Raises what a pass raises."""
         try:
             while (plan := self.socket.receive(stop)) is not None and not isinstance(plan, Stop):
+                if isinstance(plan, Verify):
+                    self.verify(plan)
+                    continue
                 hidden, scored = self.runner.forward_scored(plan)
                 for rows in (hidden, *scored):
                     self.runner.logits(rows)  # a collective where the head is divided

@@ -18,10 +18,9 @@ from raylaunch.sglang.arguments import (
     implementation,
     metrics_enabled,
 )
-from raylaunch_actors.fingerprint import package_version
+from raylaunch_actors import kernel_cache
 from raylaunch_actors.spec import RankSpec
 
-CACHED_BY = ("sglang", "sglang-kernel", "torch", "triton", "flashinfer-python")
 CACHES = {
     "TVM_FFI_CACHE_DIR": "tvm-ffi",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
@@ -120,6 +119,5 @@ def caches(root: str | None) -> dict[str, str]:
     Args:
         root: what ``engine.sglang.cache_dir`` says.
     """
-    base = Path(root).expanduser() if root else Path.home() / ".cache" / "raylaunch"
-    folder = base / "_".join(f"{name}-{package_version(name)}" for name in CACHED_BY)
+    folder = kernel_cache.folder_of(root)
     return {name: str(folder / below) for name, below in CACHES.items()}

@@ -56,6 +56,9 @@ USED = (
     Hook(SCHEDULER, "Scheduler.__init__", "self, server_args, port_args, ..."),
     Hook(SCHEDULER, "Scheduler.get_init_info", "self, ..."),
     Hook(SCHEDULER, "Scheduler.run_event_loop", "self, ..."),
+    Hook(SCHEDULER, "Scheduler.handle_rpc_request", "self, recv_req"),
+    Hook(SCHEDULER, "Scheduler.is_fully_idle", "self, ..."),
+    Hook(f"{SRT}.mem_cache.common", "evict_from_tree_cache", "tree_cache, num_tokens"),
     Hook(SCHEDULER, "configure_scheduler_process", "server_args, gpu_id, ..."),
     *(
         Hook(SCHEDULER, f"Scheduler.{name}")
@@ -67,6 +70,9 @@ USED = (
             "forward_ct",
             "watchdog",
             "_engine_paused",
+            "token_to_kv_pool_allocator",
+            "tree_cache",
+            "weight_updater",
         )
     ),
     Hook(WATCHDOG.module, "WatchdogRaw.parent_process"),

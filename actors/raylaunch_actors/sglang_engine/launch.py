@@ -16,10 +16,10 @@ from typing import Any
 from raylaunch.config import ModelConfig
 from raylaunch.errors import RankFault
 from raylaunch.model import hub
-from raylaunch.protocol import Gate, ReadyFacts, VerifyFacts
+from raylaunch.protocol import Gate, ReadyFacts, RoundName, VerifyFacts
 from raylaunch.sglang.arguments import server_arguments
 from raylaunch.sglang.source import installed_version
-from raylaunch.wire import SglangSettled
+from raylaunch.wire import SGLANG_VERIFY, SglangSettled
 from raylaunch_actors.communicator.process_group import StoreServer, open_store
 from raylaunch_actors.device import identity, memory_in_use, rank_device
 from raylaunch_actors.fingerprint import fingerprint
@@ -59,10 +59,12 @@ def run(spec: RankSpec, gate: RankGate) -> None:
         rounds.warmed()  # where nothing is captured, no round has said so
         verify(gate, rounds)
         versions.watch_unless_paused(scheduler)
-        gate.read_counters = versions.SchedulerCounters(scheduler, compilers_work).read
+        counters = versions.SchedulerCounters(scheduler, compilers_work)
+        gate.read_counters = counters.read
         facts = ReadyFacts(rounds.pieces.count(), memory_in_use(rank_device(spec)))
         gate.arrive(Gate.READY, facts, offer=scheduler.get_init_info())
         hooks.remove()
+        verify_on_demand(rounds, scheduler, hooks, counters)
         serve(spec, scheduler, gate.stop_requested)
     finally:
         hooks.remove()
@@ -124,11 +126,33 @@ def require_alike(theirs: Mapping[str, str], here: Mapping[str, str]) -> None:
 
 
 def verify(gate: RankGate, rounds: Rounds) -> None:
-    """VERIFY: every shape replayed and compared with eager. The real request is sent by the driver's side."""
+    """VERIFY: each shape that is due is replayed and compared with eager. The driver's side sends the real request."""
     from raylaunch_actors.sglang_engine.verify import verify_shapes
 
     verdicts = verify_shapes(rounds)
     gate.arrive(Gate.VERIFIED, VerifyFacts(verdicts, (), rounds.pieces.count()))
+
+
+def verify_on_demand(rounds: Rounds, scheduler: Any, hooks: Hooks, counters: versions.SchedulerCounters) -> None:
+    """Lets the driver have the other shapes verified, by a call that SGLang's scheduler makes on all ranks in step."""
+    from raylaunch_actors.sglang_engine.verify import verify_later
+
+    def verify(round_name: RoundName, shape: int) -> None:
+        gate, counters.verifying = rounds.gate, True
+        try:
+            hooks.install(seams.all_seams(rounds))
+            try:
+                verdicts = verify_later(rounds, scheduler, round_name, shape)
+            finally:
+                hooks.remove()
+            gate.arrive(Gate.LATER, VerifyFacts(verdicts, (), rounds.pieces.count()), round=round_name, shape=shape)
+        except Exception as error:  # SGLang would log it and go on
+            gate.fail(error)
+            raise SystemExit(1) from error
+        finally:
+            counters.verifying = False
+
+    setattr(scheduler, SGLANG_VERIFY, verify)
 
 
 def serve(spec: RankSpec, scheduler: Any, stop: threading.Event) -> None:

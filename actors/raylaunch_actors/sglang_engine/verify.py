@@ -1,4 +1,4 @@
-"""VERIFY under SGLang: every captured shape is replayed as a request would, and compared with SGLang's eager runner."""
+"""VERIFY under SGLang: a captured shape is replayed as a request would, and compared with SGLang's eager runner."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from raylaunch.protocol import ShapeVerdict
 from raylaunch.protocol.rounds import RoundName
 from raylaunch_actors.sglang_engine.rounds import Rounds
-from raylaunch_actors.sglang_engine.slots import Slots, decode_rows
-from raylaunch_actors.sglang_engine.versions import forward_context
+from raylaunch_actors.sglang_engine.slots import Slots, decode_rows, wanted_rows
+from raylaunch_actors.sglang_engine.versions import forward_context, is_idle, lends_rows, lent_rows
 
 TOKENS_BELOW = 1000  # ids that every vocabulary has
 WORDS_AT_ONCE = 1 << 22
@@ -19,22 +19,34 @@ MIX = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9)  # odd, so that nothing is lost w
 
 
 def verify_shapes(rounds: Rounds) -> dict[str, ShapeVerdict]:
-    """A verdict for every round and shape. Ranks run them in the same order: there are collectives inside."""
-    model_runner = rounds.model_runner
-    runners = {"prefill": model_runner.prefill_cuda_graph_runner, "decode": model_runner.decode_cuda_graph_runner}
-    verdicts = {}
-    for plan in rounds.plans or ():
-        runner = runners[plan.name]
-        for shape in sorted(plan.shapes, reverse=True):
-            rounds.gate.progress(f"verifying {plan.name} {shape}")
-            verdicts[f"{plan.name} {shape}"] = _verify(rounds, runner, plan.name, shape)
+    """A verdict for every round and shape that is due before READY. Ranks run them in the same order: there are
+    collectives inside."""
+    plan, verdicts = rounds.gate.plan, {}
+    all_first = not lends_rows(rounds.model_runner)
+    for name, shape in plan.shapes:
+        if all_first or plan.verified_first(name, shape):
+            rounds.gate.progress(f"verifying {name} {shape}")
+            verdicts[f"{name} {shape}"] = _verify(rounds, name, shape, Slots(rounds.model_runner))
     return verdicts
 
 
-@torch.no_grad()
-def _verify(rounds: Rounds, runner: Any, name: RoundName, shape: int) -> ShapeVerdict:
+def verify_later(rounds: Rounds, scheduler: Any, name: RoundName, shape: int) -> dict[str, ShapeVerdict]:
+    """The verdict on one shape while SGLang serves, in rows that its scheduler lends; none where requests run, or the
+    cache is not there. All ranks decide that alike, as their schedulers are."""
     model_runner = rounds.model_runner
-    with Slots(model_runner).borrowed() as slots, forward_context(model_runner):
+    if not is_idle(scheduler):
+        return {}
+    with lent_rows(scheduler, wanted_rows(name, shape, int(model_runner.page_size))) as rows:
+        if not len(rows):
+            return {}
+        return {f"{name} {shape}": _verify(rounds, name, shape, Slots(model_runner, rows))}
+
+
+@torch.no_grad()
+def _verify(rounds: Rounds, name: RoundName, shape: int, places: Slots) -> ShapeVerdict:
+    model_runner = rounds.model_runner
+    runner = model_runner.prefill_cuda_graph_runner if name == "prefill" else model_runner.decode_cuda_graph_runner
+    with places.borrowed() as slots, forward_context(model_runner):
         sample = sample_prefill if name == "prefill" else sample_decode
         batch = sample(runner, shape, slots, again=False)
         with forward_context(model_runner, batch):
@@ -89,8 +101,9 @@ def sample_prefill(runner: Any, shape: int, slots: Slots, *, again: bool) -> Any
     batch = runner.capture_prepare(shape)[0]
     device = batch.input_ids.device
     # Prompts may be longer than the cache is in a launch with little memory: then rows are used more than once.
-    rows = slots.first + torch.arange(shape, device=device) % (slots.last - slots.first)
+    rows = slots.rows[torch.arange(shape, device=device) % len(slots.rows)]
     lengths = [int(length) for length in batch.extend_seq_lens_cpu if length]
+    slots.take(len(lengths), max(lengths))
     slots.clear_states(len(lengths))
     start = 0
     for request, length in enumerate(lengths):
@@ -108,12 +121,13 @@ def sample_decode(runner: Any, shape: int, slots: Slots, *, again: bool) -> Any:
     """
     batch = runner.capture_prepare(shape)[0]
     device = batch.input_ids.device
-    prefix, lengths, new = decode_rows(shape, slots.page, slots.first, slots.last, slots.context, again=again)
+    prefix, lengths, new = decode_rows(shape, slots.page, len(slots.rows), slots.context, again=again)
     before = torch.tensor(lengths, device=device)
-    rows = torch.tensor(new, device=device)
+    rows = slots.rows[torch.tensor(new, device=device)]
     requests = torch.arange(shape, device=device)
+    slots.take(shape, prefix + 1)
     slots.clear_states(shape)
-    slots.table[:shape, :prefix] = slots.first + torch.arange(prefix, device=device, dtype=slots.table.dtype)
+    slots.table[:shape, :prefix] = slots.rows[:prefix].to(slots.table.dtype)
     slots.table[requests, before] = rows.to(slots.table.dtype)
     lengths_now = (before + 1).to(batch.seq_lens.dtype)
     changes = {

@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from raylaunch.errors import RankFault
 from raylaunch.wire import SglangSockets
 from raylaunch_actors.spec import RankSpec
+
+if TYPE_CHECKING:
+    import torch
 
 SHOWN = 3  # arguments in an error
 
@@ -206,17 +209,52 @@ def leave_loop(scheduler: Any) -> None:
     scheduler.gracefully_exit = True
 
 
+def is_idle(scheduler: Any) -> bool:
+    """Whether a scheduler that serves has nothing to do, and all that it has is in memory."""
+    return scheduler.is_fully_idle() and not is_paused(scheduler) and not scheduler.weight_updater.offload_tags
+
+
+def lends_rows(model_runner: Any) -> bool:
+    """Whether rows of its cache can be had for a while, and are all that a token needs: one pool, no states."""
+    plain = type(model_runner.token_to_kv_pool_allocator).__name__ in PLAIN_POOLS
+    return plain and not hasattr(model_runner.req_to_token_pool, "req_index_to_mamba_index_mapping")
+
+
+@contextmanager
+def lent_rows(scheduler: Any, wanted: int) -> Iterator[torch.Tensor]:
+    """Rows of its cache that nobody uses, in whole pages: as many as are wanted, or as there are once nothing is kept
+    that no request uses."""
+    from sglang.srt.mem_cache.common import evict_from_tree_cache
+
+    pool = scheduler.token_to_kv_pool_allocator
+    evict_from_tree_cache(scheduler.tree_cache, wanted)
+    there = min(wanted, int(pool.available_size())) // int(pool.page_size) * int(pool.page_size)
+    rows = pool.alloc(there)
+    assert rows is not None  # it has just said so
+    try:
+        yield rows
+    finally:
+        pool.free(rows)
+
+
+PLAIN_POOLS = ("TokenToKVPoolAllocator", "PagedTokenToKVPoolAllocator")
+
+
 class SchedulerCounters:
     """Counters of a scheduler that serves, read on control threads without a lock.
 
     Args:
         compilers: CPU seconds of compilers at work. It looks through all processes, so it is asked only where requests
             run and no step was made since they were read last.
+
+    Attributes:
+        verifying: whether a shape is verified now, which counts as a request that runs: it may not hang either.
     """
 
     def __init__(self, scheduler: Any, compilers: Callable[[], float]) -> None:
         self._scheduler, self._compilers = scheduler, compilers
         self._steps = -1
+        self.verifying = False
 
     def read(self) -> dict[str, int]:
         """``running``, ``waiting``, ``steps``, and ``compiling``: a number that changes while a step has to wait for a
@@ -229,6 +267,7 @@ class SchedulerCounters:
         waiting, steps = len(scheduler.waiting_queue), int(scheduler.forward_ct)
         if is_paused(scheduler):
             running, waiting = 0, waiting + running
+        running += self.verifying
         self._steps = steps
         stands = running and steps == before
         compiling = int(100 * self._compilers()) if stands else 0

@@ -69,4 +69,5 @@ RULES: Mapping[Gate, tuple[Rule, ...]] = {
     Gate.REGISTERED: (no_replay_yet, all_registered),
     Gate.VERIFIED: (every_shape_verified, every_piece_replayed, replay_equals_eager, same_request),
     Gate.READY: (no_graph_after_register,),
+    Gate.LATER: (every_piece_replayed, replay_equals_eager),
 }

@@ -66,4 +66,5 @@ FACTS: Mapping[Gate, type] = {
     Gate.REGISTERED: RegisterFacts,
     Gate.VERIFIED: VerifyFacts,
     Gate.READY: ReadyFacts,
+    Gate.LATER: VerifyFacts,
 }

@@ -35,8 +35,8 @@ def replay_equals_eager(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival
 
 
 def every_shape_verified(plan: LaunchPlan, step: Step, arrivals: Sequence[Arrival], _: History) -> Violation | None:
-    """F20: every captured shape was replayed on every rank."""
-    wanted = {f"{one.name} {shape}" for one in plan.rounds for shape in one.shapes}
+    """F20: every captured shape that is due before READY was replayed on every rank."""
+    wanted = {f"{name} {shape}" for name, shape in plan.shapes if plan.verified_first(name, shape)}
     for rank, mine in facts_of(arrivals, VerifyFacts).items():
         absent = sorted(wanted - set(mine.shapes))
         if absent:
