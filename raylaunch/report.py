@@ -87,6 +87,15 @@ class Standing:
     nbytes: int = 0
 
 
+@dataclass(frozen=True)
+class KeptWeights:
+    """On how many nodes weights are kept in memory, how many bytes together, and whether the kernel may take none."""
+
+    nodes: int = 0
+    nbytes: int = 0
+    locked: bool = True
+
+
 @dataclass
 class LaunchReport:
     """Everything a launch has said. Grows while the launch goes on; read it at any time.
@@ -101,6 +110,7 @@ class LaunchReport:
         due: what it works towards, or did last.
         fetching: how much of a model on the Hub has arrived, while it does; else "".
         standby: what waits beside the group by now.
+        kept: weights that are kept in memory by now.
     """
 
     name: str
@@ -115,6 +125,7 @@ class LaunchReport:
     steps: list[StepRecord] = field(default_factory=list)
     due: Due | None = None
     standby: Standing = Standing()
+    kept: KeptWeights = KeptWeights()
 
     # ---- what happened
 
@@ -280,6 +291,7 @@ class LaunchReport:
             "sampling": self.sampling,
             "capture_memory": self.capture_memory,
             "standby": asdict(self.standby),
+            "kept_weights": asdict(self.kept),
             "all_reduce": self._all_reduce(),
             "steps": [
                 {
