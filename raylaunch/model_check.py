@@ -89,7 +89,7 @@ def check_weights(config: LaunchConfig) -> None:
         raise ConfigError("recovery.keep_weights", True, expected)
     weights = weights_of(config, range(config.parallel.tensor_parallel_size))
     here = name not in OF_REFERENCE and not cluster_to_join(config.placement.address)
-    if here and (problem := problem_with(weights)):
+    if here and (problem := problem_with(weights, fetched=False)):
         raise ConfigError("model.load_format", name, problem)
 
 

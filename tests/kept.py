@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from raylaunch import Engine, LaunchConfig
@@ -21,22 +22,28 @@ PROMPT = [list(range(3, 20))]
 KEEP = ("recovery.rebuilds=9", "recovery.keep_weights=true", "capture.enabled=false", "engine.kv_tokens=1024")
 
 
-def checkpoint(folder: Path) -> list[Path]:
-    """Half a gigabyte of random weights in several files; returns those."""
+def checkpoint(folder: Path, *, layers: int = 8, wide: int = 1, dtype: torch.dtype = torch.float32) -> list[Path]:
+    """Random weights in several files, half a gigabyte unless told otherwise; returns the files."""
     config = Qwen3Config(
         vocab_size=1024,
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        hidden_size=1024 * wide,
+        intermediate_size=4096 * wide,
+        num_hidden_layers=layers,
+        num_attention_heads=8 * wide,
+        num_key_value_heads=4 * wide,
         head_dim=128,
         max_position_embeddings=4096,
         bos_token_id=1,
         eos_token_id=None,
         tie_word_embeddings=True,
+        dtype=dtype,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder, max_shard_size="150MB")
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(config).to(dtype)
+    model.to_empty(device="cpu").tie_weights()
+    for weight in model.parameters():
+        weight.data.uniform_(-0.05, 0.05) if weight.dim() > 1 else weight.data.fill_(1.0)
+    model.save_pretrained(folder, max_shard_size="150MB" if wide == 1 else "2GB")
     return sorted(folder.glob("*.safetensors"))
 
 

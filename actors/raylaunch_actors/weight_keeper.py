@@ -71,7 +71,7 @@ class WeightKeeperBase:
         try:
             self._files = weight_files_of(weights)
             self._total = sum(file.stat().st_size for file in self._files)
-        except (LookupError, RankFault, OSError) as error:
+        except (LookupError, RankFault, OSError, ValueError) as error:
             return Kept(os.getpid(), problem=str(error).splitlines()[0])
         if not self._files:
             return Kept(os.getpid(), problem="there are no files with weights")

@@ -166,7 +166,7 @@ def _examine_kept_weights(plan: Examination, config: LaunchConfig, available: in
     try:
         weights = weights_of(config, range(config.parallel.tensor_parallel_size))
         size = sum(file.stat().st_size for file in weight_files_of(weights))
-    except (LookupError, RankFault, OSError):  # which is a problem of the model's
+    except (LookupError, RankFault, OSError, ValueError):  # which is a problem of the model's
         size = 0
     plan.facts["kept weights"] = f"{human_bytes(size)} of memory on a node" if size else "their files are not here"
     if available is not None and size > available:

@@ -112,15 +112,19 @@ class WeightKeepers:
         """Has those that were just made begin to read, once the files are there.
 
         Raises:
-            LaunchError: a node has not the memory, before any group has served; later the group goes on without.
+            LaunchError: a node has not the memory, or no process in time, before any group has served; later the group
+                goes on without.
         """
         self._ask_new()
         end, asked = time.monotonic() + deadline_s, [one for one in self.keepers.values() if one.held is None]
         while waiting := [one.asked for one in asked if one in self.keepers.values() and one.held is None]:
             if stopped():
                 raise shut_down(Phase.PLACE.name)
+            if time.monotonic() > end and self._served:
+                return
             if time.monotonic() > end:
-                raise LaunchError(f"recovery.keep_weights: no answer within {deadline_s:g} s", "F08", Phase.PLACE.name)
+                text = f"recovery.keep_weights: no process on {count(len(waiting), 'node')} within {deadline_s:g} s"
+                raise LaunchError(f"{text}; deadlines.place allows more", "F08", Phase.PLACE.name, retryable=True)
             ray.wait(waiting, num_returns=len(waiting), timeout=LOOK_S)
             self._listen(time.monotonic())
 

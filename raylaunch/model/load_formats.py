@@ -111,13 +111,18 @@ def is_checkpoint(load_format: str) -> bool:
     return FORMATS.get(load_format, FORMATS["auto"]).files[:1] == _SAFETENSORS and load_format != "sharded_state"
 
 
-def problem_with(weights: Weights) -> str:
-    """What this node lacks to load them, in a line; "" if it is nothing, or nobody can say."""
+def problem_with(weights: Weights, *, fetched: bool = True) -> str:
+    """What this node lacks to load them, in a line; "" if it is nothing, or nobody can say.
+
+    Args:
+        fetched: whether files are here that the Hub has.
+    """
     package, name = weights.format.package
     if package and importlib.util.find_spec(package) is None:
         return f"needs the package {package}, which {_here()} has not: pip install {name}"
     try:
-        files_of(weights)
+        if fetched or Path(weights.path).is_absolute():
+            files_of(weights)
     except LookupError as error:
         return str(error)
     return ""

@@ -126,6 +126,16 @@ def test_a_node_without_the_memory_ends_the_first_launch_and_no_later_one(
     assert "the group goes on without" in caplog.text
 
 
+def test_one_that_does_not_start_delays_no_later_launch_for_ever(made: Made) -> None:
+    made.coming = [Actor(), Actor()]
+    made.keepers.make(on("a"), {})
+    with pytest.raises(LaunchError, match="no process on 1 node within 0 s") as caught:
+        made.keepers.begin(0.0)
+    assert (caught.value.code, caught.value.retryable) == ("F08", True)
+    made.tend()
+    made.keepers.begin(0.0)
+
+
 @pytest.mark.parametrize(("load_format", "asked"), [("sharded_state", True), ("auto", False)])
 def test_what_a_node_lacks_is_said_before_ranks_begin(made: Made, load_format: str, asked: bool) -> None:
     its = {node: SimpleNamespace(load_format=load_format) for node in "ab"}

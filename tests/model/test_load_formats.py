@@ -91,6 +91,13 @@ def test_a_node_needs_the_shards_of_its_own_ranks_by_their_pattern(tmp_path: Pat
     assert "needs r0p*.safetensors" in problem_with(replace(mine, ranks=(0,)))
 
 
+def test_files_on_the_hub_are_missed_once_they_should_be_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raylaunch.model.hub.cached", lambda path, revision: tmp_path)
+    named = replace(weights(tmp_path, "sharded_state"), path="some/model")
+    assert problem_with(named, fetched=False) == ""
+    assert "needs model-rank-0-part-*" in problem_with(named)
+
+
 @pytest.mark.parametrize("extra", ["{pattern: 'x{rank}.st'}", '\'{"pattern": "x{rank}.st"}\''])
 def test_the_pattern_is_sglangs(extra: str) -> None:
     config = LaunchConfig.default([f"engine.sglang.args={{model_loader_extra_config: {extra}}}"])
