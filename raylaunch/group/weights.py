@@ -39,12 +39,12 @@ def by_node(config: LaunchConfig, placement: Placement) -> dict[str, Weights]:
 
 
 def require_loadable(agents: Mapping[str, Any], weights: Mapping[str, Weights], deadline_s: float) -> None:
-    """Has every node look whether it has what its ranks need. Raises :class:`LaunchError` F22, before they begin."""
+    """Has every node look whether it has what its ranks need. Raises :class:`LaunchError` F19, before they begin."""
     asked = {node: one for node, one in weights.items() if one.load_format not in OF_REFERENCE}  # of which LOAD says it
     calls = [agents[node].problem_with.remote(one) for node, one in asked.items()]
     for one, problem in zip(asked.values(), ray.get(calls, timeout=deadline_s), strict=True):
         if problem:
-            raise LaunchError(f"model.load_format = {one.load_format} {problem}", "F22", Phase.PLACE.name)
+            raise LaunchError(f"model.load_format = {one.load_format} {problem}", "F19", Phase.PLACE.name)
 
 
 @dataclass(eq=False)
@@ -105,7 +105,8 @@ class WeightKeepers:
     def _make_missing(self) -> None:
         from raylaunch.group.remote import weight_keeper_on
 
-        for node in [node for node in self._weights if self.wanted and node not in self.keepers]:
+        there = self.keepers.keys() | self.lost_nodes
+        for node in [node for node in self._weights if self.wanted and node not in there]:
             self.keepers[node] = Keeper(node, self._weights[node], weight_keeper_on(node, self._environment))
 
     def begin(self, deadline_s: float, stopped: Callable[[], bool] = lambda: False) -> None:
@@ -186,9 +187,7 @@ class WeightKeepers:
         if keeper.held is None:
             keeper.held = keeper.actor.hold.remote()
         elif kept.nbytes >= kept.total:
-            how = (
-                "" if kept.locked else ", which the kernel may take back: raise the limit of locked memory (ulimit -l)"
-            )
+            how = "" if kept.locked else ", unless the kernel takes them back: the limit of locked memory is lower"
             log.info("%s of weights are kept on node %s%s", human_bytes(kept.nbytes), keeper.node_id[:8], how)
         keeper.kept = kept
 

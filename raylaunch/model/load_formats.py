@@ -72,7 +72,7 @@ class Weights:
         path, revision: a folder or a name on the Hub, as in the configuration.
         engine, load_format: which decide what is read of it.
         pattern: of the names of the files of ``sharded_state``.
-        ranks: on that node.
+        ranks: on that node, where each reads files of its own.
         of: in the group.
     """
 
@@ -98,7 +98,8 @@ def weights_of(config: LaunchConfig, ranks: Iterable[int]) -> Weights:
     except (TypeError, ValueError):  # SGLang says so
         pattern = PATTERN
     model, world = config.model, config.parallel.tensor_parallel_size
-    return Weights(model.path, model.revision, config.engine.kind, model.load_format, pattern, tuple(ranks), world)
+    own = tuple(ranks) if model.load_format == "sharded_state" else ()
+    return Weights(model.path, model.revision, config.engine.kind, model.load_format, pattern, own, world)
 
 
 def reads_files(load_format: str) -> bool:
