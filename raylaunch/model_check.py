@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.config import LaunchConfig
+from raylaunch.config.address import cluster_to_join
 from raylaunch.config.faults import AT_A_GATE, OF_GPUS, OF_GRAPHS, OF_THE_REFERENCE_ENGINE
 from raylaunch.errors import ConfigError, RankFault
+from raylaunch.model.load_formats import KEPT, OF_REFERENCE, problem_with, weights_of
 from raylaunch.model.shape import ModelShape, overridden_by_sglang, read_model_config, shape_of, with_context
 from raylaunch.model.tokenizer import check_tokenizer
 from raylaunch.protocol import RoundPlan
@@ -62,6 +64,7 @@ def check_model(config: LaunchConfig) -> ModelShape:
         check_sglang(config)
     else:
         check_reference(config, data)
+    check_weights(config)
     if not config.engine.sglang.args.get("skip_tokenizer_init"):
         check_tokenizer(config.model)
     return shape
@@ -77,6 +80,19 @@ def check_context(config: LaunchConfig, shape: ModelShape) -> None:
             raise ConfigError(key, context, f"is beyond the longest context: {shape.limit()}")
 
 
+def check_weights(config: LaunchConfig) -> None:
+    """Whether weights can be kept, and loaded where the ranks will be on this machine: nodes of a cluster are asked
+    before their ranks begin. Raises :class:`ConfigError`."""
+    name = config.model.load_format
+    if config.recovery.keep_weights and name not in KEPT:
+        expected = f"has no files that can be kept with model.load_format = {name}; there are with {', '.join(KEPT)}"
+        raise ConfigError("recovery.keep_weights", True, expected)
+    weights = weights_of(config, range(config.parallel.tensor_parallel_size))
+    here = name not in OF_REFERENCE and not cluster_to_join(config.placement.address)
+    if here and (problem := problem_with(weights, fetched=False)):
+        raise ConfigError("model.load_format", name, problem)
+
+
 def check_reference(config: LaunchConfig, data: Mapping[str, Any]) -> None:
     """Whether the reference engine runs this model, and has weights to read. Raises :class:`ConfigError`.
 
@@ -84,6 +100,9 @@ def check_reference(config: LaunchConfig, data: Mapping[str, Any]) -> None:
         data: the model's ``config.json``. What it leaves out is known only where transformers has been imported, which
             takes seconds: ranks ask again before they load.
     """
+    if config.model.load_format not in OF_REFERENCE:
+        expected = f"the engine 'reference' has {', '.join(OF_REFERENCE)}; engine.kind=sglang has more"
+        raise ConfigError("model.load_format", config.model.load_format, expected)
     from raylaunch_actors.reference.installed import why_missing
     from raylaunch_actors.reference.supported import why_unsupported
     from raylaunch_actors.reference.weight_files import weight_files
@@ -92,7 +111,7 @@ def check_reference(config: LaunchConfig, data: Mapping[str, Any]) -> None:
     if why := why_unsupported(data, ranks) or (None if own_code else why_missing(data, ranks)):
         raise ConfigError("model.path", config.model.path, f"{why}; engine.kind=sglang may run it")
     folder = Path(config.model.path).expanduser()
-    if config.model.load_format == "auto" and folder.is_dir():
+    if config.model.load_format != "dummy" and folder.is_dir():
         try:
             weight_files(folder, data)
         except RankFault as error:

@@ -88,6 +88,15 @@ class Standing:
     nbytes: int = 0
 
 
+@dataclass(frozen=True)
+class KeptWeights:
+    """On how many nodes weights are kept in memory, how many bytes together, and whether the kernel may take none."""
+
+    nodes: int = 0
+    nbytes: int = 0
+    locked: bool = True
+
+
 @dataclass
 class LaunchReport:
     """Everything a launch has said. Grows while the launch goes on; read it at any time.
@@ -104,6 +113,7 @@ class LaunchReport:
         standby: what waits beside the group by now.
         kernels: what was done so that none is built twice; "" for nothing.
         shapes: all that are captured, such as ``prefill 128``, once the launch is through.
+        kept: weights that are kept in memory by now.
     """
 
     name: str
@@ -120,6 +130,7 @@ class LaunchReport:
     standby: Standing = Standing()
     kernels: str = ""
     shapes: tuple[str, ...] = ()
+    kept: KeptWeights = KeptWeights()
 
     # ---- what happened
 
@@ -301,6 +312,7 @@ class LaunchReport:
             "capture_memory": self.capture_memory,
             "standby": asdict(self.standby),
             "shapes": {"verified": len(self.verdicts), "left": list(self.unverified)},
+            "kept_weights": asdict(self.kept),
             "all_reduce": self._all_reduce(),
             "steps": [
                 {

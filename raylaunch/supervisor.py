@@ -22,6 +22,7 @@ from raylaunch.group.launch import Launched, launch, span
 from raylaunch.group.ranks import RankGroup
 from raylaunch.group.serving import LostRanks, ServingWatch, explained
 from raylaunch.group.standby import Standby
+from raylaunch.group.weights import WeightKeepers
 from raylaunch.health import Condition, Health, RankHealth, readiness
 from raylaunch.logs import about, about_error
 from raylaunch.protocol import Phase
@@ -72,6 +73,7 @@ class Supervisor:
         self._session: RaySession | None = None
         self._launched: Launched | None = None
         self._standby: Standby | None = None
+        self._keepers: WeightKeepers | None = None
         self._stopping = threading.Event()
         self._starter: threading.Thread | None = None
         self._idle = threading.Event()  # whether no start is under way
@@ -102,6 +104,8 @@ class Supervisor:
             placement, cpus = resolved.config.placement, resolved.request.cpus
             self._session = enter(placement.address, cpus, placement.namespace, self._stopping.is_set)
             self._ray_span = Span("Ray session", began, time.time())
+            keep = resolved.config.recovery.keep_weights and self.budget.rebuilds > 0
+            self._keepers = WeightKeepers(keep, self._session, self._lost_nodes)
             self._standby = Standby(resolved.config.recovery.standby, self._session, self._lost_nodes)
             self._launch(began)
         except BaseException as error:
@@ -211,7 +215,7 @@ class Supervisor:
                 launched = launch(
                     self._resolved, self.report, self.listener,
                     avoid=self._lost_nodes, stopped=self._cancelled, session=self._session, frontend=self.frontend,
-                    standby=self._standby,
+                    standby=self._standby, keepers=self._keepers,
                 )  # fmt: skip
                 self._hand_over(launched)
                 break
@@ -317,6 +321,8 @@ class Supervisor:
             if lost is None or self._stopping.is_set():
                 if self._standby is not None and not self._stopping.is_set() and self.restarts_left:
                     self.report.standby = self._standby.tend(self._launched.group)
+                    if self._keepers is not None:
+                        self.report.kept = self._keepers.tend()
                 continue
             if lost.for_good is not None:
                 self._give_up(lost.for_good)
@@ -383,11 +389,12 @@ class Supervisor:
         self._notify_frontend(error)
 
     def _end_spares(self) -> None:
-        if self._standby is not None:
+        for beside in (self._standby, self._keepers):
             try:
-                self._standby.close(self.config.deadlines.shutdown)
+                if beside is not None:
+                    beside.close(self.config.deadlines.shutdown)
             except (Exception, SystemExit):  # the second of Ray, where it is shut down meanwhile
-                log.exception("standby ranks could not be ended")
+                log.exception("processes beside the ranks could not be ended")
 
     def _may_be_rebuilt(self) -> bool:
         return self.restarts_left > 0 and not self._stopping.is_set()

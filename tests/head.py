@@ -132,8 +132,9 @@ class Head:
         return found
 
     def ranks(self) -> list[psutil.Process]:
-        """Processes that run a rank or watch a node for one: Ray names an actor's process after its class."""
-        return self.processes("ray::Rank") + self.processes("ray::NodeAgent")
+        """Processes that run a rank, or do something on a node for one: Ray names an actor's process after its
+        class."""
+        return [one for name in ("Rank", "NodeAgent", "WeightKeeper") for one in self.processes(f"ray::{name}")]
 
     def run(self, *command: str, timeout_s: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
         """A command of this cluster's user, from the repository's root."""

@@ -78,6 +78,7 @@ def test_the_ranks_side_imports_only_what_both_sides_share(file):
         "raylaunch.package",
         "raylaunch.resolved",
         "raylaunch.model.hub",
+        "raylaunch.model.load_formats",
         "raylaunch.wire",
         "raylaunch.sglang.arguments",
         "raylaunch.sglang.source",

@@ -27,11 +27,13 @@ class Wanted:
     Attributes:
         revision: a commit, or None for what is newest.
         patterns: of the files' names.
+        whole: whether safetensors must be there, all those that an index names.
     """
 
     path: str
     revision: str | None
     patterns: tuple[str, ...]
+    whole: bool = True
 
 
 class Fetching:
@@ -73,7 +75,7 @@ def main() -> None:
     from raylaunch.model import hub
 
     given = json.loads(sys.stdin.readline())
-    wanted = Wanted(given["path"], given["revision"], tuple(given["patterns"]))
+    wanted = Wanted(given["path"], given["revision"], tuple(given["patterns"]), given["whole"])
     out, sys.stdout = sys.stdout, sys.stderr  # where the library may print
     threading.Thread(target=_end_with, args=(sys.stdin.read,), daemon=True).start()
     done = threading.Event()
@@ -81,7 +83,7 @@ def main() -> None:
     saying.start()
     problem = ""
     try:
-        hub.snapshot(wanted.path, wanted.revision, wanted.patterns, weights=True)
+        hub.snapshot(wanted.path, wanted.revision, wanted.patterns, weights=wanted.whole)
     except (hub.HubError, ValueError) as error:
         problem = hub.one_line(error)
     done.set()

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raylaunch.model.load_formats import Weights, problem_with
 from raylaunch_actors import kernel_cache
 from raylaunch_actors.fetch import Fetching, Wanted
 from raylaunch_actors.node_gates import NodeGates
@@ -73,6 +74,10 @@ class NodeAgentBase(NodeGates):
     def fetch(self, wanted: Wanted, environment: dict[str, str]) -> str:
         """Fetches a model into this node's cache. Returns why it cannot be had; "" once it is there."""
         return self._fetching.run(wanted, environment)
+
+    def problem_with(self, weights: Weights) -> str:
+        """What this node lacks to load them, in a line; "" if it is nothing."""
+        return problem_with(weights)
 
     def fetched(self) -> tuple[int, int]:
         """Bytes of it that are there, and that there will be; 0 where nobody knows."""

@@ -56,7 +56,9 @@ def examine(
     # Ranks on GPUs are where those are: what this machine lacks says nothing then.
     ranks = next((one for one in (machine, *known.values()) if device == "cuda" and one["gpus"]), machine)
     _examine_communicator(plan, config, device, ranks["gpu_links"])
-    _examine_standby(plan, config, None if nodes is not None else machine["memory"]["available"])
+    available = None if nodes is not None else machine["memory"]["available"]
+    _examine_standby(plan, config, available)
+    _examine_kept_weights(plan, config, available)
     plan.facts["sglang"] = _sglang(machine["packages"]["sglang"])
     if config.engine.kind == "sglang":
         plan.problems += other_versions(machine, known)
@@ -150,6 +152,25 @@ def _examine_standby(plan: Examination, config: LaunchConfig, available: int | N
     plan.facts["standby"] = f"{count(number, 'rank')}, at least {human_bytes(each)} of memory each"
     if available is not None and number * each > available:
         text = f"recovery.standby = {config.recovery.standby} takes {human_bytes(number * each)} of memory or more"
+        plan.problems.append(f"{text}, and {human_bytes(available)} are available")
+
+
+def _examine_kept_weights(plan: Examination, config: LaunchConfig, available: int | None) -> None:
+    """The memory of weights that are kept. ``available`` are bytes of this machine, if all of it will be here."""
+    if not config.recovery.keep_weights:
+        return
+    from raylaunch_actors.weight_keeper import weight_files_of
+
+    from raylaunch.model.load_formats import weights_of
+
+    try:
+        weights = weights_of(config, range(config.parallel.tensor_parallel_size))
+        size = sum(file.stat().st_size for file in weight_files_of(weights))
+    except (LookupError, RankFault, OSError, ValueError):  # which is a problem of the model's
+        size = 0
+    plan.facts["kept weights"] = f"{human_bytes(size)} of memory on a node" if size else "their files are not here"
+    if available is not None and size > available:
+        text = f"recovery.keep_weights takes {human_bytes(size)} of memory"
         plan.problems.append(f"{text}, and {human_bytes(available)} are available")
 
 

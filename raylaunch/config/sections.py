@@ -82,7 +82,9 @@ class ModelConfig(Section):
         path: a folder or a Hub name such as ``Qwen/Qwen3-8B``. What looks like a folder (``./m``, ``../m``, ``~/m``,
             ``m/``) is one, there or not; another name is if there is a folder of that name.
         dtype: of weights and activations; ``auto`` takes the checkpoint's.
-        load_format: ``auto`` reads the checkpoint; ``dummy`` draws seeded random weights of the configured shapes.
+        load_format: how weights are read: ``auto`` and ``safetensors`` read the checkpoint, ``dummy`` draws seeded
+            random weights of the configured shapes. With the engine ``sglang`` also what the installed version knows,
+            such as ``sharded_state``, ``fastsafetensors``, ``runai_streamer`` and ``remote_instance``.
         tokenizer: folder or Hub name of the tokenizer, if it is not the model's own.
         trust_remote_code: run Python code that comes with the checkpoint.
         revision: of a Hub model.
@@ -90,7 +92,7 @@ class ModelConfig(Section):
 
     path: FolderOrName
     dtype: Dtype = "auto"
-    load_format: Literal["auto", "dummy"] = "auto"
+    load_format: Annotated[str, Field(pattern="^[a-z_]+$")] = "auto"
     tokenizer: FolderOrName | None = None
     trust_remote_code: bool = False
     revision: str | None = None
@@ -380,6 +382,9 @@ class RecoveryConfig(Section):
         give_up_s: seconds that a request waits for the group at most.
         standby: spare processes for each rank, which wait on its node and have imported everything: the next group
             adopts them, so that it serves sooner. They take memory (``raylaunch doctor`` says how much), no GPU.
+        keep_weights: a process on each node holds the files with weights in memory for as long as the engine is there,
+            so that a rebuild reads none of them from a disk again. It takes memory of their size; a node that has not
+            so much ends the launch.
     """
 
     rebuilds: Annotated[Int, Field(ge=0, le=100)] | None = None
@@ -388,6 +393,7 @@ class RecoveryConfig(Section):
     while_rebuilding: Literal["wait", "fail"] = "wait"
     give_up_s: Seconds = 120
     standby: Annotated[Int, Field(ge=0, le=8)] = 0
+    keep_weights: bool = False
 
     @field_validator("standby")
     @classmethod
@@ -395,6 +401,13 @@ class RecoveryConfig(Section):
         if standby and info.data.get("rebuilds") == 0:
             raise ValueError("must be 0 where recovery.rebuilds is 0: no group would adopt them")
         return standby
+
+    @field_validator("keep_weights")
+    @classmethod
+    def _read_again_by_somebody(cls, keep: bool, info: ValidationInfo) -> bool:
+        if keep and info.data.get("rebuilds") == 0:
+            raise ValueError("must be false where recovery.rebuilds is 0: no group would read them again")
+        return keep
 
     def of_server(self) -> RecoveryConfig:
         """As it is for ``raylaunch serve``."""

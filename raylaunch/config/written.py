@@ -12,9 +12,9 @@ from raylaunch.errors import ConfigError
 from raylaunch.values.masking import looks_secret
 
 TEXTS = (
-    "debug_folder", "engine.sglang.cache_dir", "model.path", "model.revision", "model.tokenizer", "name",
-    "placement.address", "placement.namespace", "placement.placement_group", "serve.api_key", "serve.chat_template",
-    "serve.host", "serve.served_model_name",
+    "debug_folder", "engine.sglang.cache_dir", "model.load_format", "model.path", "model.revision", "model.tokenizer",
+    "name", "placement.address", "placement.namespace", "placement.placement_group", "serve.api_key",
+    "serve.chat_template", "serve.host", "serve.served_model_name",
 )  # fmt: skip
 """Settings that are text, whatever it looks like; so are all of ``environment``."""
 

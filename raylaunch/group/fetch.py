@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.model import hub
+from raylaunch.model.load_formats import FORMATS, is_checkpoint, reads_files
 from raylaunch.protocol import Phase
 from raylaunch.protocol.rules.common import human_bytes
 from raylaunch.report import LaunchReport
@@ -28,10 +29,12 @@ def wanted_of(config: LaunchConfig) -> Wanted | None:
     from raylaunch_actors.fetch import Wanted
 
     model = config.model
-    if Path(model.path).is_absolute() or model.load_format != "auto":
+    if Path(model.path).is_absolute() or not reads_files(model.load_format):
         return None
     code = ("*.py",) if model.trust_remote_code else ()
-    return Wanted(model.path, model.revision, (*hub.SETTINGS, hub.WEIGHTS, *code))
+    whole = is_checkpoint(model.load_format)
+    weights = (hub.WEIGHTS,) if whole else FORMATS[model.load_format].files
+    return Wanted(model.path, model.revision, (*hub.SETTINGS, *weights, *code), whole)
 
 
 def fetch(

@@ -24,6 +24,7 @@ from raylaunch.group.evidence import explain_failure
 from raylaunch.group.fetch import fetch, wanted_of
 from raylaunch.group.ranks import RankGroup
 from raylaunch.group.standby import Standby
+from raylaunch.group.weights import WeightKeepers, by_node, require_loadable
 from raylaunch.model_check import on_device
 from raylaunch.package import package_files
 from raylaunch.protocol import Phase
@@ -62,6 +63,7 @@ def launch(
     session: RaySession | None = None,
     frontend: Frontend | None = None,
     standby: Standby | None = None,
+    keepers: WeightKeepers | None = None,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
@@ -73,6 +75,7 @@ def launch(
         session: that this process is in, abandoned if its head is found to be gone.
         frontend: that requests will go through.
         standby: whose spare ranks it may adopt.
+        keepers: who keep the weights on its nodes meanwhile.
     Raises:
         LaunchError: with its cause and evidence, or because it was stopped; everything that was made has been given
             back.
@@ -86,6 +89,7 @@ def launch(
         placement = place(resolved, name, avoid or (), stopped)
     session = session or RaySession()
     group = RankGroup(placement, session=session)
+    keepers = keepers or WeightKeepers(False, session, set())
     try:
         with _ray_errors_named():
             if resolved.program == "sglang":
@@ -95,6 +99,8 @@ def launch(
             with span(report, "actors"):
                 wanted = wanted_of(config) if resolved.program in ENGINES else None
                 specs = specs_of(resolved, placement, name)
+                weights = by_node(config, placement) if resolved.program in ENGINES else {}
+                keepers.make(weights, config.environment)
 
                 def prepare(agents: Mapping[str, Any]) -> None:
                     if wanted is not None:
@@ -103,6 +109,9 @@ def launch(
                     if resolved.program == "sglang":
                         with span(report, "kernels"):
                             kernels.prepare(agents, config, report, stopped)
+                    require_loadable(agents, weights, config.deadlines.place)
+                    keepers.begin(config.deadlines.place, stopped)
+                    report.kept = keepers.standing()
 
                 started = group.start(specs, standby or Standby(0, session, set()), stopped, prepare)
             report.places = [

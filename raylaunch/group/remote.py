@@ -7,11 +7,12 @@ class before anything else of ours, so the classes that Ray is given live here.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from raylaunch_actors import endings, node_agent, rank
+from raylaunch_actors import endings, node_agent, rank, weight_keeper
 from raylaunch_actors.spec import RankSpec
 
 from raylaunch import ray_private
@@ -38,6 +39,10 @@ class NodeAgent(node_agent.NodeAgentBase):
     """The agent of one node."""
 
 
+class WeightKeeper(weight_keeper.WeightKeeperBase):
+    """Keeps the weights of one node in memory."""
+
+
 class Holder:
     """Keeps the GPUs of a rank whose process was started without: Ray gives none to an actor that there is already."""
 
@@ -58,6 +63,7 @@ for name in ("advance", "attach"):
 RankActor = ray.remote(**NEVER_AGAIN, concurrency_groups={"control": 2, "gate": 1})(Rank)
 # One call waits for news as long as the group lives, another steps ranks.
 NodeAgentActor = ray.remote(**NEVER_AGAIN, max_concurrency=6)(NodeAgent)
+WeightKeeperActor = ray.remote(**NEVER_AGAIN, max_concurrency=2)(WeightKeeper)
 HolderActor = ray.remote(**NEVER_AGAIN, max_concurrency=2)(Holder)
 
 
@@ -83,6 +89,12 @@ def rank_actor(spec: RankSpec, name: str, where: Any, *, has_gpus: bool = True, 
 def agent_on(node_id: str) -> Any:
     """The agent of a node."""
     return NodeAgentActor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote()
+
+
+def weight_keeper_on(node_id: str, environment: Mapping[str, str]) -> Any:
+    """What keeps weights on a node. ``environment`` is that of the ranks."""
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return WeightKeeperActor.options(scheduling_strategy=there).remote(environment)
 
 
 def holder_in(bundle: Any, spec: RankSpec) -> Any:

@@ -87,7 +87,7 @@ def _from_hub(config: LaunchConfig) -> Path:
     path, revision = config.model.path, config.model.revision
     sglang = config.engine.kind == "sglang"
     here = not cluster_to_join(config.placement.address)  # else the ranks' nodes have caches of their own
-    weights = here and not sglang and config.model.load_format == "auto"
+    weights = here and not sglang and config.model.load_format != "dummy"
     try:
         answer = hub.ask(path, revision)
         folder = hub.snapshot(path, revision, ["config.json"], weights=weights and answer.commit is None)

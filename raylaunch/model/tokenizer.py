@@ -12,6 +12,7 @@ from typing import Any
 from raylaunch.config import LaunchConfig, ModelConfig, ServeConfig
 from raylaunch.errors import ConfigError
 from raylaunch.model import hub
+from raylaunch.model.load_formats import reads_files
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def check_tokenizer(model: ModelConfig) -> None:
         raise ConfigError("model.tokenizer", model.tokenizer, "no such folder; give a tokenizer's, or a Hub name")
     folder = Path(model.tokenizer or model.path)
     bare = model.tokenizer is None and folder.is_dir() and not has_tokenizer(model)
-    if bare and model.load_format == "auto" and not _has_weights(folder):
+    if bare and reads_files(model.load_format) and not _has_weights(folder):
         expected = (
             f"has no tokenizer on the driver's node, {platform.node()}: it needs one of {', '.join(FILES)} there, "
         )

@@ -82,7 +82,14 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
         raise ConfigError("parallel.replicas", config.parallel.replicas, expected)
     resolved = on_device(resolve(config), _device(config))
     settled, request = (
-        config.replace({"engine.device": resolved.device, "recovery.rebuilds": 0, "recovery.standby": 0}),
+        config.replace(
+            {
+                "engine.device": resolved.device,
+                "recovery.rebuilds": 0,
+                "recovery.standby": 0,
+                "recovery.keep_weights": False,
+            }
+        ),
         resolved.request,
     )
     # Rank 0 and the replica share the first bundle: the group then spans no more nodes than its ranks need.

@@ -266,7 +266,10 @@ class GroupCollector(Collector):
         for number, engine in enumerate(self._engines):
             ranks.add_metric(self._value(number), engine.report.standby.ranks)
             nbytes.add_metric(self._value(number), engine.report.standby.nbytes)
-        yield from (ranks, nbytes)
+        kept = GaugeMetricFamily("raylaunch_kept_weights_bytes", "Weights kept in memory.", labels=self._label)
+        for number, engine in enumerate(self._engines):
+            kept.add_metric(self._value(number), engine.report.kept.nbytes)
+        yield from (ranks, nbytes, kept)
 
     def _of_shapes(self) -> Iterator[Metric]:
         done = GaugeMetricFamily("raylaunch_shapes_verified", "Shapes that were replayed rightly.", labels=self._label)

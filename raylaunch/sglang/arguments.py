@@ -10,9 +10,17 @@ from typing import Any
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError
+from raylaunch.model.load_formats import FORMATS, OF_REFERENCE
 from raylaunch.model.tokenizer import has_tokenizer
 from raylaunch.sglang import hooked
-from raylaunch.sglang.source import TESTED, installed_folder, installed_version, known_arguments, misfits
+from raylaunch.sglang.source import (
+    TESTED,
+    installed_folder,
+    installed_version,
+    known_arguments,
+    known_load_formats,
+    misfits,
+)
 
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus_client looks for the folder that processes leave their metrics in."""
@@ -71,6 +79,10 @@ OF_ITS_SERVER = (
 them."""
 
 
+REMOTE, SEED = (
+    "remote_instance_weight_loader_",
+    ("seed_instance_ip", "seed_instance_service_port", "send_weights_group_ports"),
+)
 IN_PIECES = "tc_piecewise"
 PIECE_COMPILER = "cuda_graph_tc_compiler"
 FUSED = (
@@ -184,6 +196,7 @@ def check_sglang(config: LaunchConfig) -> None:
             raise ConfigError(f"communicator.{name}", getattr(config.communicator, name), expected)
     if ":" in (name := config.serve.served_model_name or ""):
         raise ConfigError("serve.served_model_name", name, "must have no colon: SGLang looks for an adapter behind it")
+    check_load_format(config, folder)
     known = known_arguments(folder)
     if PIECE_COMPILER not in known and "compiler" in config.capture.model_fields_set:
         expected = f"sglang {version} makes no pieces of a model that could be compiled; leave it out"
@@ -204,6 +217,24 @@ def check_sglang(config: LaunchConfig) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "see sglang.launch_server --help, with _ in place of -"
             raise ConfigError(key, value, f"sglang {version} has no such argument; {hint}")
+
+
+def check_load_format(config: LaunchConfig, folder: Path) -> None:
+    """Whether the SGLang in ``folder`` can load as is asked. Raises :class:`ConfigError`."""
+    name, args = config.model.load_format, config.engine.sglang.args
+    if name in OF_REFERENCE:
+        return
+    known = known_load_formats(folder) or tuple(FORMATS)
+    if name not in known:
+        able = ", ".join(one for one in known if not (one in FORMATS and FORMATS[one].refused))
+        raise ConfigError("model.load_format", name, f"sglang {installed_version()} has no such format; it has {able}")
+    if name in FORMATS and (why := FORMATS[name].refused):
+        raise ConfigError("model.load_format", name, why)
+    if name == "remote_instance":  # without these SGLang would read the folder instead
+        nccl = args.get(f"{REMOTE}backend", "nccl") == "nccl"
+        needed = [f"{REMOTE}{one}" for one in SEED[: 3 if nccl else 2]]
+        if missing := [one for one in needed if args.get(one) is None]:
+            raise ConfigError("model.load_format", name, f"needs engine.sglang.args.{' and '.join(missing)}")
 
 
 def misfit(folder: Path) -> list[str]:

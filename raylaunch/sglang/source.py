@@ -72,6 +72,16 @@ def known_arguments(folder: Path) -> tuple[str, ...]:
 
 
 @functools.cache
+def known_load_formats(folder: Path) -> tuple[str, ...]:
+    """What it takes as ``load_format``; nothing where its source does not say so."""
+    files = [folder / "srt" / name for name in ("arg_groups/choices.py", "server_args.py")]
+    for node in (node for file in files if file.is_file() for node in _tree(file).body if isinstance(node, ast.Assign)):
+        if [ast.unparse(target) for target in node.targets] == ["LOAD_FORMAT_CHOICES"]:
+            return tuple(ast.literal_eval(node.value))
+    return ()
+
+
+@functools.cache
 def argument_classes(folder: Path) -> tuple[ast.ClassDef, ...]:
     """``ServerArgs``, and since 0.5.20 the classes that have its fields, as they are written.
 

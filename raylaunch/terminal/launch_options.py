@@ -64,7 +64,7 @@ class Launch:
         int | None, _option("--max-context", "TOKENS", "Most tokens of a prompt and its answer together.")
     ] = None
     load_format: Annotated[
-        str | None, _option("--load-format", "auto|dummy", "dummy draws random weights, and reads none.")
+        str | None, _option("--load-format", "FORMAT", "How weights are read; dummy draws random ones, and reads none.")
     ] = None
     settings: Annotated[
         list[str] | None,

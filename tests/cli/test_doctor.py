@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +15,14 @@ from raylaunch.cluster.placement import Node
 from raylaunch.commands import examine as examination
 from raylaunch.commands.doctor import show
 from raylaunch.commands.examine import examine, other_versions
-from raylaunch.config import LaunchConfig
+from raylaunch.config import LaunchConfig, shipped_configs
+from raylaunch.protocol.rules.common import human_bytes
 from raylaunch.sglang.source import TESTED
 from raylaunch.terminal.machine import describe_machine
 from tests.cli.runner import run
+
+MODEL = shipped_configs() / "models" / "tiny-adder"
+WEIGHTS = (MODEL / "model.safetensors").stat().st_size
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +95,7 @@ def test_addresses_of_no_cluster(address: str, code: int, said: str, monkeypatch
         ("parallel.nodes=2", "all-reduce", "gloo (the group spans 2 nodes)"),
         ("capture.enabled=false", "shapes", "eager, nothing is captured"),
         ("recovery.standby=1", "standby", "2 ranks, at least 400.0 MiB of memory each"),
+        ("recovery.keep_weights=true", "kept weights", f"{human_bytes(WEIGHTS)} of memory on a node"),
         ("placement.placement_group=mine", "placement", "the placement group 'mine'"),
     ],
 )
@@ -124,6 +132,14 @@ def test_a_node_that_cannot_be_asked_or_has_another_sglang_is_a_problem() -> Non
     assert other_versions(here, {"10.0.0.2": here}) == []
     plan = examine(LaunchConfig.default(), here, NODES, {"10.0.0.2": "does not say what it has: no raylaunch"})
     assert "node 10.0.0.2 does not say what it has: no raylaunch" in plan.problems
+
+
+def test_memory_that_weights_would_not_find_is_a_problem(tmp_path: Path) -> None:
+    shutil.copytree(MODEL, tmp_path, dirs_exist_ok=True)
+    os.truncate(tmp_path / "model.safetensors", 4 << 40)  # takes nothing of the disk
+    ran = run("doctor", "--set", f"model.path={tmp_path}", "--set", "recovery.keep_weights=true")
+    assert ran.code == 1
+    assert "recovery.keep_weights takes 4096.0 GiB of memory, and " in ran.stdout.partition("\nproblems\n")[2]
 
 
 def test_memory_that_spares_would_not_find_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,8 @@ def test_defaults_of_every_section():
         ({"recovery": {"rebuilds": -1}}, "recovery.rebuilds", -1, "greater than or equal to 0"),
         ({"recovery": {"standby": 9}}, "recovery.standby", 9, "less than or equal to 8"),
         ({"recovery": {"standby": 1, "rebuilds": 0}}, "recovery.standby", 1, "must be 0 where recovery.rebuilds is 0"),
+        ({"recovery": {"keep_weights": True, "rebuilds": 0}}, "recovery.keep_weights", True, "must be false where"),
+        ({"model": {"path": "m", "load_format": "A b"}}, "model.load_format", "A b", "match pattern"),
         ({"recovery": {"standby": 1}, "debug": "cuda"}, "debug", "cuda", "must be off with recovery.standby"),
         ({"faults": [{"action": "explode"}]}, "faults.0.action", "explode", "'raise'"),
         ({"model": {"path": "m", "dtype": "int4"}}, "model.dtype", "int4", "'bfloat16'"),

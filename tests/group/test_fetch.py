@@ -20,6 +20,9 @@ from raylaunch.terminal.progress import LaunchProgress
         (["model.path=a/b", "model.revision=v1", "engine=sglang"], ("*.json",)),
         (["model.path=a/b", "model.trust_remote_code=true"], ("*.py", "*.safetensors")),
         (["model.path=a/b", "model.load_format=dummy"], None),
+        (["model.path=a/b", "engine=sglang", "model.load_format=remote_instance"], None),
+        (["model.path=a/b", "engine=sglang", "model.load_format=sharded_state"], ("*.safetensors",)),
+        (["model.path=a/b", "engine=sglang", "model.load_format=pt"], ("*.pt",)),
         ([], None),  # a folder
     ],
 )
@@ -31,6 +34,7 @@ def test_what_is_fetched(overrides: list[str], patterns: tuple[str, ...] | None)
         return
     assert wanted is not None
     assert (wanted.path, wanted.revision) == ("a/b", config.model.revision)
+    assert wanted.whole == (config.model.load_format == "auto")  # shards are in no index
     assert set(patterns) <= set(wanted.patterns)
     assert ("*.py" in wanted.patterns) == config.model.trust_remote_code
 

@@ -23,6 +23,7 @@ LATE = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # try for a minute to re
 STOPS = {
     "serving": (),
     "serving, ranks stand by": ("recovery.rebuilds=1", "recovery.standby=1"),
+    "serving, weights are kept": ("recovery.rebuilds=1", "recovery.keep_weights=true"),
     "capturing, rank 0 in a collective": ("faults=[{action: sleep, rank: 1, at: capture prefill 8 1}]",),
     "capturing, rank 1 in native code": ("faults=[{action: hold_gil, rank: 1, at: capture prefill 8 1}]",),
 }
@@ -40,14 +41,17 @@ def head() -> Iterator[Head]:
 @pytest.mark.parametrize("settings", STOPS.values(), ids=STOPS.keys())
 def test_ranks_and_placement_group_end_with_their_driver(settings: tuple[str, ...], head: Head) -> None:
     with RemoteDriver(partial(Popen, env=head.environment, cwd=ROOT), head.folder, *settings) as remote:
-        stand_by = "recovery.standby=1" in settings
-        if settings and not stand_by:
+        stand_by, keep = "recovery.standby=1" in settings, "recovery.keep_weights=true" in settings
+        if settings and not stand_by and not keep:
             remote.hear("step", phase="CAPTURE")
             time.sleep(1)  # they are in it by now
         else:
             remote.hear("ready")
-        expected, end = 6 if stand_by else 3, time.monotonic() + 60  # two ranks and the agent of their node, and spares
-        while len(held := head.ranks()) < expected and stand_by and time.monotonic() < end:
+        expected, end = (
+            6 if stand_by else 4 if keep else 3,
+            time.monotonic() + 60,
+        )  # two ranks and the agent of their node, and spares
+        while len(held := head.ranks()) < expected and (stand_by or keep) and time.monotonic() < end:
             time.sleep(0.1)
         assert len(held) == expected
         remote.process.kill()

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
 from raylaunch.health import Condition, Health, RankHealth
-from raylaunch.report import Standing
+from raylaunch.report import KeptWeights, Standing
 from raylaunch.serve import metrics as module
 from raylaunch.serve.metrics import Metrics, running_and_waiting
 from tests.serve.fake_engine import FakeEngine, lost
@@ -120,10 +120,11 @@ def test_a_request_that_never_started_changes_nothing(client: TestClient, metric
 
 def test_the_group(client: TestClient, engine: FakeEngine) -> None:
     engine.restarts, engine.continued = 1, 4
-    engine.report.standby = Standing(2, 3 << 30)
+    engine.report.standby, engine.report.kept = Standing(2, 3 << 30), KeptWeights(1, 5 << 30)
     engine.report.shapes = (*engine.report.verdicts, "prefill 9")
     values = scraped(client)
     assert (values["raylaunch_standby_ranks",], values["raylaunch_standby_bytes",]) == (2, 3 << 30)
+    assert values["raylaunch_kept_weights_bytes",] == 5 << 30
     verified = len(engine.report.verdicts)
     assert (values["raylaunch_shapes_verified",], values["raylaunch_shapes_left",]) == (verified, 1) != (0, 1)
     assert values["raylaunch_ready",] == 1

@@ -29,6 +29,7 @@ SHIPPED = [
     for config in map(LaunchConfig.from_yaml, sorted(shipped_configs().glob("*.yaml")))
     if config.engine.kind == "sglang"
 ]
+FORMATS_OF_IT = ("auto", "dummy", "sharded_state", "remote", "remote_instance", "of_its_own")
 BASE = {"model": {"path": "some/model"}, "engine": "sglang"}
 
 
@@ -97,6 +98,7 @@ def installed(tmp_path, monkeypatch):
     monkeypatch.setattr(arguments, "installed_version", lambda: TESTED[0])
     monkeypatch.setattr(arguments, "known_arguments", lambda folder: known)
     monkeypatch.setattr(arguments, "misfit", lambda folder: [])
+    monkeypatch.setattr(arguments, "known_load_formats", lambda folder: FORMATS_OF_IT)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,13 @@ def installed(tmp_path, monkeypatch):
         ("engine.sglang.args.is_embedding=true", "engine.sglang.args.is_embedding", "is not supported"),
         ("engine.sglang.args.weight_cache_mode=daemon", "engine.sglang.args.weight_cache_mode", "is not supported"),
         ("engine.sglang.args.enable_http2=true", "engine.sglang.args.enable_http2", "is not heeded"),
+        (
+            "model.load_format=instanttensor",
+            "model.load_format",
+            f"sglang {TESTED[0]} has no such format; it has auto, ",
+        ),
+        ("model.load_format=remote", "model.load_format", "reads a model.path that is no folder"),
+        ("model.load_format=remote_instance", "model.load_format", "needs engine.sglang.args.remote_instance_weight_"),
         ("engine.sglang.args.page_sise=16", "engine.sglang.args.page_sise", "did you mean page_size?"),
     ],
 )
@@ -117,6 +126,23 @@ def test_what_is_refused_before_anything_is_started(installed, setting, key, sai
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         check_sglang(LaunchConfig.from_dict(BASE).override(setting))
     assert caught.value.key == key
+
+
+def test_formats_of_the_installed_version_are_taken(installed, tmp_path):
+    seed = {"seed_instance_ip": "10.0.0.1", "seed_instance_service_port": 30000}
+    args = {f"remote_instance_weight_loader_{name}": value for name, value in seed.items()}
+
+    def given(load_format, **more):
+        data = {**BASE, "engine": {"kind": "sglang", "sglang": {"args": args | more}}}
+        config = LaunchConfig.from_dict(data).replace({"model.load_format": load_format})
+        arguments.check_load_format(config, tmp_path)
+        return server_arguments(config)["load_format"]
+
+    assert given("of_its_own") == "of_its_own"
+    assert given("remote_instance", remote_instance_weight_loader_backend="transfer_engine") == "remote_instance"
+    assert given("remote_instance", remote_instance_weight_loader_send_weights_group_ports=[1, 2]) == "remote_instance"
+    with pytest.raises(ConfigError, match="loader_send_weights_group_ports"):
+        given("remote_instance")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.arguments import installed_folder
 from raylaunch.sglang.detokenizer_keeper import RESTARTS
 from tests.gpu.shapes import IMAGE, add_tokenizer
+from tests.kept import KEEP, checkpoint, rebuilds_read_nothing
 from tests.models import save
 from tests.sglang.loss import lose_rank_1
 from tests.standing import lose, pids_of, said, spare_pids, streaming, without_spares
@@ -90,6 +91,21 @@ def test_yarn_makes_the_context_longer(tmp_path: Path) -> None:
         assert len(answer.token_ids) == 8
         with pytest.raises(RequestError, match="together at most 256"):
             engine.generate(prompt, max_new_tokens=57)
+
+
+def test_a_format_that_writes_shards_and_reads_them_in_the_next_launch(tmp_path: Path) -> None:
+    save("qwen3_tied", tmp_path)
+    prompt, answers = [list(range(3, 20))], []
+    for name in ("auto", "presharded", "presharded"):
+        with Engine(config_of(f"model.path={tmp_path}", f"model.load_format={name}")) as engine:
+            answers.append(engine.generate(prompt, max_new_tokens=8)[0].token_ids)
+    assert list(tmp_path.glob("presharded/TP-2-*/READY"))
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_a_rebuild_reads_no_weights_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = checkpoint(tmp_path)
+    rebuilds_read_nothing(config_of(f"model.path={tmp_path}", *KEEP), files, caplog)
 
 
 def test_it_answers_and_survives_the_loss_of_a_rank() -> None:

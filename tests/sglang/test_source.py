@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raylaunch.errors import ConfigError
-from raylaunch.sglang.source import Hook, argument_classes, known_arguments, misfits
+from raylaunch.sglang.source import Hook, argument_classes, known_arguments, known_load_formats, misfits
 
 MODULE = """
 try:
@@ -34,6 +34,15 @@ def folder(tmp_path):
     (tmp_path / "sglang" / "srt" / "module.py").write_text(MODULE)
     (tmp_path / "sglang" / "srt" / "broken.py").write_text("def (")
     return tmp_path / "sglang"
+
+
+@pytest.mark.parametrize("file", ["server_args.py", "arg_groups/choices.py"])
+def test_load_formats_are_found_where_the_version_has_them(file, folder):
+    assert known_load_formats(folder) == ()
+    (folder / "srt" / file).parent.mkdir(exist_ok=True)
+    (folder / "srt" / file).write_text('OTHER = []\nLOAD_FORMAT_CHOICES = ["auto", "pt"]\n')
+    known_load_formats.cache_clear()
+    assert known_load_formats(folder) == ("auto", "pt")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool, commit: s
         where = f"there is no folder {model.path} on node {platform.node()}"
         raise RankFault(None, f"{where}: a model's folder must exist on every node that has a rank")
     patterns = [*hub.SETTINGS]
-    weights = weights and model.load_format == "auto"
+    weights = weights and model.load_format != "dummy"
     if weights:
         patterns.append(hub.WEIGHTS)  # no pickled ones
     if model.trust_remote_code:
