@@ -47,6 +47,8 @@ class Replicas(Engine):
             Engine(one_of(self.config, number), listener=self._listener_of(number))
             for number in range(self.config.parallel.replicas)
         )
+        if self.config.engine.kind == "sglang":  # its HTTP application runs on one loop
+            self._share_loop()
         self.frontend = self._router = Router(self.engines)
         self._listener = listener
         self._indices = [0] * len(self.engines)
@@ -103,6 +105,14 @@ class Replicas(Engine):
         asked = [Background(engine.health) for engine in self.engines]  # each may wait a second for a rank
         return joined([one.result() for one in asked])
 
+    def best(self) -> int:
+        """Number of the replica for one more request: as :meth:`Router.choose` says, or where none can take it that
+        which can do most."""
+        try:
+            return self._router.choose(set())
+        except RequestFailed:
+            return min(range(len(self.engines)), key=lambda number: standing(self.engines[number].health(False)))
+
     @property
     def failures(self) -> tuple[tuple[float, LaunchError], ...]:
         found = [(when, _of(error, number)) for number, one in enumerate(self.engines) for when, error in one.failures]
@@ -140,6 +150,16 @@ class Replicas(Engine):
     def _submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
         return self._router.submit(prepared, listener, request_id)
 
+    def _share_loop(self) -> None:
+        from raylaunch.sglang.frontend import SglangFrontend
+
+        frontends = [engine.frontend for engine in self.engines]
+        first = frontends[0]
+        for one in frontends:
+            assert isinstance(one, SglangFrontend)
+            assert isinstance(first, SglangFrontend)
+            one.loop = first.loop
+
     def _listener_of(self, number: int) -> StepListener:
         def step(step: Step, index: int, steps: int) -> None:
             """Tells of the replica that is furthest behind."""
@@ -167,9 +187,14 @@ def replicas_of(engine: Engine) -> tuple[Engine, ...]:
     return engine.engines if isinstance(engine, Replicas) else (engine,)
 
 
+def standing(health: Health) -> tuple[bool, int]:
+    """The least is that of the group which can do most for a request."""
+    return not health.ready, BEST_FIRST.index(health.condition)
+
+
 def joined(healths: Sequence[Health]) -> Health:
     """The health of all replicas: that of the one which can do most for a request, with the counts of all."""
-    best = min(healths, key=lambda one: (not one.ready, BEST_FIRST.index(one.condition)))
+    best = min(healths, key=standing)
     left, requests = sum(one.restarts_left for one in healths), sum(one.requests for one in healths)
     return replace(best, ranks=(), restarts_left=left, requests=requests, replicas=tuple(healths))
 
@@ -189,7 +214,8 @@ class Router:
     def __init__(self, engines: Sequence[Engine]) -> None:
         self.engines = engines
         config = engines[0].config.engine
-        self.requests = RequestTable[Routed](len(engines) * (config.max_running_requests + config.max_waiting_requests))
+        most = len(engines) * (config.max_running_requests + config.max_waiting_requests)
+        self.requests = RequestTable[Routed](None if config.kind == "sglang" else most)  # SGLang queues them itself
         self._last = -1
         self._moved, self._lock = 0, threading.Lock()
 

@@ -285,7 +285,11 @@ def test_the_bar_shows_the_replica_that_is_furthest_behind() -> None:
 @pytest.mark.parametrize(
     ("settings", "key", "text"),
     [
-        (["engine=sglang"], "parallel.replicas", "SGLang keeps its tokenizer manager in a variable of the process"),
+        (
+            ["engine=sglang", "engine.sglang.args={enable_metrics: true}"],
+            "engine.sglang.args.enable_metrics",
+            "SGLang's metrics are of one engine",
+        ),
         (["placement.placement_group=mine"], "parallel.replicas", "a placement group of its own"),
         (["parallel.rendezvous_port=7000"], "parallel.rendezvous_port", "binds a port of its own"),
     ],

@@ -102,7 +102,7 @@ class ParallelConfig(Section):
     Attributes:
         tensor_parallel_size: ranks in the group.
         replicas: groups that serve the model behind one port, each with ranks of its own. A request goes to the one
-            that has the fewest; while one is lost the others go on. With the engine ``reference`` only.
+            that has the fewest; while one is lost the others go on.
         nodes: nodes to spread them over, equally; 1 packs them on one node.
         rendezvous_port: TCP port that rank 0 binds; 0 lets the system choose a free one.
     """

@@ -90,7 +90,7 @@ class TokenizerSide:
     def share_images(self, one_node: bool) -> None:
         """Whether images can be handed to the ranks in memory that they share with this process."""
         self._images_whole = not one_node
-        versions.send_images_whole(self._images_whole)
+        versions.published.images_whole(self, self._images_whole)
 
     async def probe(self, info: Mapping[str, Any] | None = None) -> None:
         """One real request, from its tokens to its answer.
