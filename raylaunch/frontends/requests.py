@@ -75,6 +75,7 @@ class RunningRequest:
         wire_id: what the ranks know it by. They may still run a request whose caller has its end, and gives its id to
             another; and each group that it is sent to knows it by another.
         given: tokens that were passed on.
+        client: of the ranks that answer it, or did last.
         waits_until: while there are no ranks, how long it waits for others, on the monotonic clock.
         on_end: called once, before the listener hears of the end.
     """
@@ -88,6 +89,7 @@ class RunningRequest:
     on_end: Callable[[], object] = lambda: None
     finished: bool = False
     given: list[int] = field(default_factory=list)
+    client: Any = None
     waits_until: float = 0.0
     _ending: threading.Lock = field(default_factory=threading.Lock)
     _text: AnswerText | None = None  # made with the first output: the tokenizer may fail, as a request does

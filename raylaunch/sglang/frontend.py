@@ -70,6 +70,7 @@ class SglangFrontend:
     Attributes:
         loop: that everything of SGLang is to run on, its HTTP application too. Another one, such as that of another
             frontend, may be put in its place until :meth:`begin`.
+        others: frontends on the same loop whose groups are ready, the least loaded first: there requests go on.
         runs: the same while it runs.
         side: SGLang's objects; None until they are made.
     """
@@ -92,6 +93,7 @@ class SglangFrontend:
         self._gone = "it has no ranks"
         self._settled: Mapping[str, str] = {}
         self.loop: Loop = LoopThread(_new_loop, "raylaunch-sglang")
+        self.others: Callable[[], Sequence[Any]] = lambda: ()
         self.runs: Loop | None = None
         self.side: TokenizerSide | None = None
 
@@ -156,10 +158,10 @@ class SglangFrontend:
 
     def down(self, error: LaunchError, rebuilding: bool = False) -> None:
         self._up, self._rebuilding, self._gone = False, rebuilding, error.headline()
-        if not rebuilding:
+        if not rebuilding and (self._closing or not self.others()):
             self._fail_requests(error.headline())
         elif self.side is not None and self.runs is not None:
-            self.runs.soon(functools.partial(self.side.lose, error.headline(), rebuilding=True))
+            self.runs.soon(functools.partial(self.side.lose, error.headline(), rebuilding=rebuilding))
 
     def trouble(self) -> str:
         return self._detokenizer.trouble
@@ -323,6 +325,7 @@ class SglangFrontend:
             value = self._config.model.tokenizer or self._config.model.path
             text = f"SGLang cannot load its tokenizer: {type(error).__name__}: {error}"
             raise ConfigError(key, value, text) from error
+        side.replay.others = lambda: [one.side.replay for one in self.others()]
         self.side = side
 
     def _share_metrics(self) -> None:

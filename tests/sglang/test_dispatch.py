@@ -39,7 +39,9 @@ def answers(healths, asks, statuses=(200, 200), chosen=1):
         manager.said.append(body.decode())
         await JSONResponse({"at": manager.number}, manager.status)(scope, receive, send)
 
-    dispatch = Dispatch(engines, [theirs] * len(healths), lambda: chosen, lambda scope: scope["path"] == "/flush_cache")
+    dispatch = Dispatch(
+        engines, [theirs] * len(healths), lambda prompt: chosen, lambda scope: scope["path"] == "/flush_cache"
+    )
 
     async def ask():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(dispatch), base_url="http://x") as client:

@@ -168,5 +168,5 @@ def test_serve_status_says_why_a_replica_fails(served: SglangServed) -> None:
     served.deploy(broken={"settings": ["faults=[{action: raise, rank: 0, at: load}]"]})
     served.wait(lambda: served.status("broken").get("status") == "DEPLOY_FAILED", READY_S)
     message = served.status("broken")["deployments"]["broken"]["message"]
-    assert "LaunchError [LOAD, rank 0]" in message, message
+    assert "LaunchError [LOAD] rank 0 failed: ValueError: raised on purpose" in message, message
     served.wait(lambda: served.held() == set(), 60)

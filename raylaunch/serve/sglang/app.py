@@ -63,7 +63,8 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     guards = [Guard(one, side, app) for one, side in zip(replicas_of(engine), sides, strict=True)]
     app = guards[0]
     if isinstance(engine, Replicas):
-        app = Dispatch(engine.engines, guards, engine.best, _of_operators(theirs))
+        reads = LIMITED_PATHS if engine.config.parallel.routing == "prefix" else ()
+        app = Dispatch(engine.engines, guards, engine.best, _of_operators(theirs), reads)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
     routes, counters = metrics.build(engine, settings, paths=(metrics.OWN,))
@@ -122,7 +123,7 @@ def own_application(
         # SGLang's own may go on with 200 after its ranks have died: https://github.com/sgl-project/sglang/issues/6624
         if request.url.path == "/health" and not sides[0].health_generates():
             return await ready()
-        at = engine.best() if isinstance(engine, Replicas) else 0
+        at = engine.best("") if isinstance(engine, Replicas) else 0
         side, before = sides[at], sides[at].heard_at()
         asked = replicas_of(engine)[at]
         await require_answer(asked, side.one_token, lambda: side.heard_at() != before, side.health_seconds())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylaunch.engine import Engine
 from raylaunch.health import Condition
+from raylaunch.routing import prompt_in
 from raylaunch.serve.errors import ApiError
 
 SESSIONS = ("/open_session", "/close_session")
@@ -40,7 +41,9 @@ class Dispatch:
 
     Args:
         engines, apps: of each replica; an application answers for its own.
-        choose: number of the replica for one more request; the best there is, if none can take it.
+        choose: number of the replica for one more request, by its prompt if that counts; the best there is, if none can
+            take it.
+        reads: paths of the requests whose prompt counts.
         of_operators: whether a request changes or profiles the server: that is done at each replica that is there.
     """
 
@@ -48,10 +51,11 @@ class Dispatch:
         self,
         engines: Sequence[Engine],
         apps: Sequence[ASGIApp],
-        choose: Callable[[], int],
+        choose: Callable[[str | Sequence[int]], int],
         of_operators: Callable[[Scope], bool],
+        reads: Collection[str] = (),
     ) -> None:
-        self.engines, self.apps = engines, apps
+        self.engines, self.apps, self.reads = engines, apps, reads
         self.choose, self.of_operators = choose, of_operators
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,8 +65,12 @@ class Dispatch:
             await ApiError(400, NO_SESSIONS, code="several_replicas").response()(scope, receive, send)
         elif self.of_operators(scope):
             await self._at_each(scope, receive, send)
+        elif scope["path"] in self.reads:
+            body = await _body(receive)
+            prompt = prompt_in(b"".join(one.get("body", b"") for one in body))
+            await self._at(self.choose(prompt), scope, _again(body, receive), send)
         else:
-            await self._at(self.choose(), scope, receive, send)
+            await self._at(self.choose(""), scope, receive, send)
 
     async def _at(self, number: int, scope: Scope, receive: Receive, send: Send) -> None:
         token = _chosen.set(number)
@@ -74,21 +82,34 @@ class Dispatch:
     async def _at_each(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The answer is the last one, or the first that says that it was not done."""
         conditions = [engine.health(ask_ranks=False).condition for engine in self.engines]
-        there = [number for number, one in enumerate(conditions) if one is Condition.READY] or [self.choose()]
-        body: list[Message] = []
-        while not body or body[-1].get("more_body"):
-            body.append(await receive())
+        there = [number for number, one in enumerate(conditions) if one is Condition.READY] or [self.choose("")]
+        body = await _body(receive)
         for number in there:
-            left, answer = list(body), list[Message]()
-
-            async def again(left: list[Message] = left) -> Message:
-                return left.pop(0) if left else await receive()
+            answer = list[Message]()
 
             async def keep(message: Message, answer: list[Message] = answer) -> None:
                 answer.append(message)
 
-            await self._at(number, dict(scope), again, keep)
+            await self._at(number, dict(scope), _again(body, receive), keep)
             if answer[0]["status"] >= 400:
                 break
         for message in answer:
             await send(message)
+
+
+async def _body(receive: Receive) -> list[Message]:
+    """All of a request, as it came."""
+    body = [await receive()]
+    while body[-1].get("more_body"):
+        body.append(await receive())
+    return body
+
+
+def _again(body: Sequence[Message], receive: Receive) -> Receive:
+    """Says what was received, and goes on."""
+    left = list(body)
+
+    async def again() -> Message:
+        return left.pop(0) if left else await receive()
+
+    return again
