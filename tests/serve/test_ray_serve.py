@@ -23,7 +23,8 @@ import yaml
 pytest.importorskip("ray.serve.scripts", exc_type=ImportError, reason="needs the serve extra")
 
 from raylaunch import ConfigError, LaunchConfig
-from raylaunch.serve.deployment import BelowPrefix, app, application
+from raylaunch.config import shipped_configs
+from raylaunch.serve.deployment import ARGUMENTS, AUTOSCALING, BelowPrefix, app, application
 from tests.busy import patient
 from tests.head import ROOT, Head, free_ports
 
@@ -287,6 +288,15 @@ def test_between_how_many_and_by_what() -> None:
     assert made.target_ongoing_requests == 32, "as many as a replica decodes at the same time"
     other = app({"max_replicas": 2, "target_ongoing_requests": 5})._bound_deployment
     assert other._deployment_config.autoscaling_config.target_ongoing_requests == 5
+
+
+@pytest.mark.parametrize("name", ["tiny.yaml", "qwen3-8b.yaml"])
+def test_files_that_ship_say_what_is_known(name: str) -> None:
+    (one,) = yaml.safe_load(EXAMPLE.with_name(name).read_text())["applications"]
+    assert set(one["args"]) <= set(ARGUMENTS)
+    assert (shipped_configs() / one["args"]["config"]).is_file()
+    options = {key: value for key, value in one["args"].items() if key in AUTOSCALING}
+    assert not options or application(LaunchConfig.default(), autoscaling=options)
 
 
 @pytest.mark.parametrize(

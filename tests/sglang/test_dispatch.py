@@ -88,3 +88,27 @@ def test_what_a_replica_holds_is_set_at_that_replica():
     managers = [Manager(0), Manager(1)]
     OfReplica(managers).status = 503
     assert [one.status for one in managers] == [503, 200]
+
+
+def test_where_prompts_count_the_body_is_read_and_goes_on_whole():
+    engines, manager, prompts = [FakeEngine(), FakeEngine()], [], []
+    for engine in engines:
+        engine.now = READY
+
+    async def theirs(scope, receive, send):
+        manager.append(await Request(scope, receive).body())
+        await JSONResponse({})(scope, receive, send)
+
+    def choose(prompt):
+        prompts.append(prompt)
+        return 0
+
+    async def ask():
+        dispatch = Dispatch(engines, [theirs] * 2, choose, lambda scope: False, reads=("/generate",))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(dispatch), base_url="http://x") as client:
+            for path in ("/generate", "/v1/models"):
+                await client.post(path, content=b'{"text": "12+30="}')
+
+    asyncio.run(ask())
+    assert prompts == ["12+30=", ""]
+    assert manager == [b'{"text": "12+30="}'] * 2
