@@ -263,7 +263,8 @@ class Router:
         if not prompt or self.engines[0].config.parallel.routing == "least_loaded":
             self._last = least_loaded(loads, self._last)
         else:
-            self._last = self._by_prefix(blocks_of(prompt), loads)
+            with self._lock:
+                self._last = self._by_prefix(blocks_of(prompt), loads)
         return self._last
 
     def _by_prefix(self, blocks: Sequence[int], loads: Mapping[int, int]) -> int:

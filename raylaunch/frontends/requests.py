@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from raylaunch.errors import EngineBusy, RaylaunchError, RequestError, RequestFailed
+from raylaunch.frontends.client import RankZeroClient
 from raylaunch.frontends.text import AnswerText
 from raylaunch.sampling import SamplingParams
 from raylaunch.wire import FinishReason, Output, TokenLogprob
@@ -89,7 +90,7 @@ class RunningRequest:
     on_end: Callable[[], object] = lambda: None
     finished: bool = False
     given: list[int] = field(default_factory=list)
-    client: Any = None
+    client: RankZeroClient | None = None
     waits_until: float = 0.0
     _ending: threading.Lock = field(default_factory=threading.Lock)
     _text: AnswerText | None = None  # made with the first output: the tokenizer may fail, as a request does
