@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from raylaunch.health import Condition, Health
+from raylaunch.serve.limits import LimitBody
 from raylaunch.serve.sglang.replicas import Dispatch, OfReplica
 from tests.serve.fake_engine import FakeEngine
 
@@ -88,6 +89,26 @@ def test_what_a_replica_holds_is_set_at_that_replica():
     managers = [Manager(0), Manager(1)]
     OfReplica(managers).status = 503
     assert [one.status for one in managers] == [503, 200]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/flush_cache"])
+def test_a_body_that_is_too_large_is_refused(path):
+    engine = FakeEngine()
+    engine.now = READY
+    dispatch = Dispatch(
+        [engine], [None], lambda prompt: 0, lambda scope: scope["path"] == "/flush_cache", ("/generate",)
+    )
+
+    async def chunks():
+        for _ in range(3):
+            yield b"12345"
+
+    async def ask():
+        transport = httpx.ASGITransport(LimitBody(dispatch, max_bytes=14))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.post(path, content=chunks())
+
+    assert asyncio.run(ask()).status_code == 413
 
 
 def test_where_prompts_count_the_body_is_read_and_goes_on_whole():

@@ -59,7 +59,13 @@ class Dispatch:
         self.choose, self.of_operators = choose, of_operators
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the life of all of SGLang's application
+        try:
+            await self._dispatch(scope, receive, send)
+        except ApiError as error:  # of a limit, met while the body was read
+            await error.response()(scope, receive, send)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":  # of SGLang's application, which all have
             await self.apps[0](scope, receive, send)
         elif scope["path"] in SESSIONS:
             await ApiError(400, NO_SESSIONS, code="several_replicas").response()(scope, receive, send)
