@@ -168,6 +168,9 @@ def check_ignored(config: LaunchConfig) -> None:
     if nodes > 1 and placement.strategy == "STRICT_PACK":
         expected = f"packs all ranks on one node, and parallel.nodes is {nodes}: must be auto, which spreads them"
         raise ConfigError("placement.strategy", placement.strategy, expected)
+    if config.parallel.routing == "prefix" and config.parallel.replicas == 1:
+        expected = "chooses between replicas: set parallel.replicas above 1, or leave it out"
+        raise ConfigError("parallel.routing", "prefix", expected)
 
 
 def check_device(config: LaunchConfig, device: str) -> None:

@@ -1,7 +1,7 @@
 """Several groups of ranks that serve the same model behind one port; each is an :class:`Engine` of its own.
 
-A request goes to the ready group that has the fewest. When its group is lost before it has brought a token it goes on
-at another one; the loss of a group is that group's alone.
+A request goes to the ready group that has the fewest, or the beginning of its prompt. When its group is lost it goes on
+at another one, as ``recovery.replay`` says; the loss of a group is that group's alone.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from raylaunch.engine import Engine
 from raylaunch.errors import LaunchError, RaylaunchError, ReplicaLost, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Meeting, Prepared, Prompt, Running
 from raylaunch.frontends.generation_config import SamplingDefaults
-from raylaunch.frontends.requests import Chunk, RequestTable
+from raylaunch.frontends.reference import ReferenceFrontend
+from raylaunch.frontends.requests import Chunk, RequestTable, RunningRequest
 from raylaunch.group.driver import StepListener
 from raylaunch.health import Condition, Health
 from raylaunch.model_check import resolve
 from raylaunch.protocol import RoundName, Step
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import ResolvedLaunch
+from raylaunch.routing import Remembered, blocks_of, by_prefix, least_loaded
 from raylaunch.sampling import SamplingParams
 from raylaunch.tracing.export import Tracer
 
@@ -48,6 +50,8 @@ class Replicas(Engine):
             for number in range(self.config.parallel.replicas)
         )
         self.frontend = self._router = Router(self.engines)
+        for number in range(len(self.engines)):
+            self._router.join(number)
         self._listener = listener
         self._indices = [0] * len(self.engines)
         self._sampling = SamplingDefaults()
@@ -83,6 +87,7 @@ class Replicas(Engine):
 
     def shutdown(self) -> None:
         self._stopping.set()
+        self._router.closed = True
         try:
             for ending in [Background(engine.shutdown) for engine in self.engines]:
                 ending.result()
@@ -102,6 +107,14 @@ class Replicas(Engine):
             return joined([engine.health(ask_ranks=False) for engine in self.engines])
         asked = [Background(engine.health) for engine in self.engines]  # each may wait a second for a rank
         return joined([one.result() for one in asked])
+
+    def best(self, prompt: str | Sequence[int]) -> int:
+        """Number of the replica for one more request: as :meth:`Router.choose` says, or where none can take it that
+        which can do most."""
+        try:
+            return self._router.choose(set(), prompt)
+        except RequestFailed:
+            return min(range(len(self.engines)), key=lambda number: standing(self.engines[number].health(False)))
 
     @property
     def failures(self) -> tuple[tuple[float, LaunchError], ...]:
@@ -167,31 +180,47 @@ def replicas_of(engine: Engine) -> tuple[Engine, ...]:
     return engine.engines if isinstance(engine, Replicas) else (engine,)
 
 
+def standing(health: Health) -> tuple[bool, int]:
+    """The least is that of the group which can do most for a request."""
+    return not health.ready, BEST_FIRST.index(health.condition)
+
+
 def joined(healths: Sequence[Health]) -> Health:
     """The health of all replicas: that of the one which can do most for a request, with the counts of all."""
-    best = min(healths, key=lambda one: (not one.ready, BEST_FIRST.index(one.condition)))
+    best = min(healths, key=standing)
     left, requests = sum(one.restarts_left for one in healths), sum(one.requests for one in healths)
     return replace(best, ranks=(), restarts_left=left, requests=requests, replicas=tuple(healths))
 
 
-def least_loaded(loads: Mapping[int, int], after: int) -> int:
-    """The replica with the fewest requests; of several the next ``after`` the one that was chosen last.
-
-    Args:
-        loads: requests of each replica that may be chosen; one at least.
-    """
-    return min(loads, key=lambda number: (loads[number], number <= after, number))
-
-
 class Router:
-    """Takes requests to the groups. What :class:`Engine` asks of a frontend, in front of those of all replicas."""
+    """Takes requests to the groups. What :class:`Engine` asks of a frontend, in front of those of all replicas.
+
+    Attributes:
+        closed: no request goes on elsewhere any more.
+    """
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         self.engines = engines
         config = engines[0].config.engine
-        self.requests = RequestTable[Routed](len(engines) * (config.max_running_requests + config.max_waiting_requests))
+        most = len(engines) * (config.max_running_requests + config.max_waiting_requests)
+        self.requests = RequestTable[Routed](None if config.kind == "sglang" else most)  # SGLang queues them itself
         self._last = -1
+        self._remembered = [(Remembered(), 0) for _ in engines]  # each with the restarts of its group by then
         self._moved, self._lock = 0, threading.Lock()
+        self.closed = False
+
+    def join(self, number: int) -> None:
+        """Lets the frontend of a replica hand its requests to the others when its ranks are lost."""
+        own, first = self.engines[number].frontend, self.engines[0].frontend
+        if isinstance(own, ReferenceFrontend):
+            own.elsewhere = self.take_elsewhere
+            return
+        from raylaunch.sglang.frontend import SglangFrontend
+
+        assert isinstance(own, SglangFrontend)
+        assert isinstance(first, SglangFrontend)
+        own.loop = first.loop  # on which the HTTP application of all runs
+        own.others = lambda: [self.engines[one].frontend for one in self.others(number)]
 
     @property
     def continued(self) -> int:
@@ -214,9 +243,15 @@ class Router:
             raise
         return request
 
-    def choose(self, without: set[int]) -> int:
+    def choose(self, without: set[int], prompt: str | Sequence[int] = "") -> int:
         """The replica for one more request: a ready one, or one that is rebuilt, if requests wait for that.
-        Raises :class:`RequestFailed` if there is none."""
+
+        Args:
+            without: not these.
+            prompt: whose beginning counts, where ``parallel.routing`` says so.
+        Raises:
+            RequestFailed: there is none.
+        """
         healths = [engine.health(ask_ranks=False) for engine in self.engines]
         left = {number: one for number, one in enumerate(healths) if number not in without}
         ready = {number: one.requests for number, one in left.items() if one.ready}
@@ -225,8 +260,32 @@ class Router:
         loads = ready or rebuilt
         if not loads:
             raise RequestFailed(f"the engine is not ready: {joined(healths).reason or 'every replica has lost it'}")
-        self._last = least_loaded(loads, self._last)
+        if not prompt or self.engines[0].config.parallel.routing == "least_loaded":
+            self._last = least_loaded(loads, self._last)
+        else:
+            with self._lock:
+                self._last = self._by_prefix(blocks_of(prompt), loads)
         return self._last
+
+    def _by_prefix(self, blocks: Sequence[int], loads: Mapping[int, int]) -> int:
+        for number, (one, restarts) in enumerate(self._remembered):
+            if restarts != (now := self.engines[number].restarts):
+                one.clear()
+                self._remembered[number] = (one, now)
+        chosen = by_prefix({at: self._remembered[at][0].found(blocks) for at in loads}, loads, self._last)
+        self._remembered[chosen][0].add(blocks, self.engines[chosen].kv_tokens)
+        return chosen
+
+    def others(self, number: int) -> list[int]:
+        """The replicas beside this one that are ready, the least loaded first."""
+        beside = [one for one in range(len(self.engines)) if one != number and not self.closed]
+        healths = {one: self.engines[one].health(ask_ranks=False) for one in beside}
+        return sorted((one for one in beside if healths[one].ready), key=lambda one: healths[one].requests)
+
+    def take_elsewhere(self, request: RunningRequest) -> bool:
+        """Has a request whose ranks are lost go on at another replica. Whether it does."""
+        routed = self.requests.get(request.request_id)
+        return routed is not None and routed.move(request)
 
     def forget(self, request: Running) -> None:
         assert isinstance(request, Routed)
@@ -295,7 +354,7 @@ class Routed:
     def go_on(self) -> None:
         """At the replica that has the fewest requests, of those that it was not lost at. Raises as ``submit``."""
         while True:
-            self.at = self._router.choose(self._lost_at)
+            self.at = self._router.choose(self._lost_at, self._prepared.text or self._prepared.ids)
             try:
                 running = self._router.engines[self.at]._submit(self._prepared, self._hear, self.request_id)
                 break
@@ -305,6 +364,18 @@ class Routed:
             self._running, left = running, self._left
         if left:
             self._router.engines[self.at].frontend.forget(running)
+
+    def move(self, request: RunningRequest) -> bool:
+        """What it has begun goes on at another replica. Whether it does."""
+        was = self.at
+        for number in self._router.others(was):
+            other = self._router.engines[number].frontend
+            assert isinstance(other, ReferenceFrontend)
+            self.at = number
+            if other.take(request):
+                return True
+        self.at = was
+        return False
 
     def leave(self) -> None:
         """The caller has left."""

@@ -110,6 +110,7 @@ def test_shapes_beyond_the_positions(check):
             "placement.strategy",
             "packs all ranks on one node, and parallel.nodes is 2: must be auto",
         ),
+        (["parallel.routing=prefix"], "parallel.routing", "chooses between replicas: set parallel.replicas above 1"),
         (["capture.prefill_tokens=[1,8]"], "capture.prefill_tokens", "at least 2"),
         (["capture.decode_batch_sizes=[1]"], "capture.decode_batch_sizes", "at least 2"),
         (["engine.max_context=2049"], "engine.max_context", "2048"),

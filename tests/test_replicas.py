@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,30 +13,12 @@ from raylaunch.errors import EngineBusy, RaylaunchError, ReplicaLost
 from raylaunch.frontends.base import Listener, Prepared
 from raylaunch.frontends.requests import Chunk
 from raylaunch.health import Health
-from raylaunch.replicas import Router, joined, least_loaded, one_of, replicas_of
+from raylaunch.replicas import Router, joined, one_of, replicas_of
 from raylaunch.sampling import SamplingParams
 
 READY = Health(True, "ready", "", (), restarts_left=1, requests=0)
 LOST = replace(READY, ready=False, condition="launching", reason="rank 1 died")
 PREPARED = Prepared([1, 2], SamplingParams())
-
-
-@pytest.mark.parametrize(
-    ("loads", "after", "chosen"),
-    [
-        ({0: 0, 1: 0}, -1, 0),
-        ({0: 0, 1: 0}, 0, 1),
-        ({0: 0, 1: 0}, 1, 0),
-        ({0: 3, 1: 2, 2: 2}, 1, 2),
-        ({0: 3, 1: 2, 2: 2}, 2, 1),
-        ({0: 1, 1: 2}, 0, 0),
-        ({2: 9}, 2, 2),
-    ],
-)
-def test_the_one_with_the_fewest_requests_is_chosen_and_equal_ones_in_turn(
-    loads: Mapping[int, int], after: int, chosen: int
-) -> None:
-    assert least_loaded(loads, after) == chosen
 
 
 def of(condition: str, ready: bool = False) -> Health:
@@ -78,6 +59,8 @@ class Group:
     now: Health = READY
     refuses: RaylaunchError | None = None
     continued: int = 0
+    restarts: int = 0
+    kv_tokens: int = 4096
     running: dict[str, Running] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
 
@@ -137,6 +120,16 @@ def test_requests_are_shared_out(router: Router, groups: list[Group]) -> None:
         groups[0].give(name, "x", end=True)
     assert len(router) == 4
     assert router.submit(PREPARED, Client().append, "r6").at == 0
+
+
+def test_a_prompt_goes_where_its_beginning_was_until_that_group_is_another(router: Router, groups: list[Group]) -> None:
+    groups[0].config = LaunchConfig.default(["parallel.routing=prefix"])
+    long, other = Prepared(list(range(50)), SamplingParams()), Prepared(list(range(1, 50)), SamplingParams())
+    for number, (prepared, at) in enumerate([(long, 0), (other, 1), (long, 0), (other, 1), (other, 1), (long, 0)]):
+        assert router.submit(prepared, Client().append, f"r{number}").at == at
+    groups[1].restarts = 1
+    groups[0].give("r0", "x", end=True)
+    assert router.submit(other, Client().append, "forgotten").at == 0, "by the load"
 
 
 def test_a_group_that_is_not_ready_gets_none(router: Router, groups: list[Group]) -> None:
@@ -285,7 +278,11 @@ def test_the_bar_shows_the_replica_that_is_furthest_behind() -> None:
 @pytest.mark.parametrize(
     ("settings", "key", "text"),
     [
-        (["engine=sglang"], "parallel.replicas", "SGLang keeps its tokenizer manager in a variable of the process"),
+        (
+            ["engine=sglang", "engine.sglang.args={enable_metrics: true}"],
+            "engine.sglang.args.enable_metrics",
+            "SGLang's metrics are of one engine",
+        ),
         (["placement.placement_group=mine"], "parallel.replicas", "a placement group of its own"),
         (["parallel.rendezvous_port=7000"], "parallel.rendezvous_port", "binds a port of its own"),
     ],

@@ -42,7 +42,7 @@ def serve(
     with reported():
         chosen = launch.config()
         try:
-            from raylaunch.serve.run import bind, require_key_for_code
+            from raylaunch.serve.run import bind, exposed, require_key_for_code
             from raylaunch.serve.run import serve as run
         except ModuleNotFoundError as error:
             raise ConfigError("serve", error.name, "is not installed; pip install 'raylaunch[serve]'") from None
@@ -54,7 +54,7 @@ def serve(
         require_writable("--trace", trace)
         console = stderr_console()
         with bind(chosen.serve) as listener:
-            require_key_for_code(chosen, chosen.serve, listener)  # before a launch of minutes
+            require_key_for_code(chosen, exposed=exposed(chosen.serve, listener))  # before a launch of minutes
             with launched(chosen, show_report=report, trace=trace) as engine:
                 run(engine, chosen.serve, listener, say=lambda text: console.print(text, markup=False, soft_wrap=True))
 

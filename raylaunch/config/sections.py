@@ -103,14 +103,17 @@ class ParallelConfig(Section):
 
     Attributes:
         tensor_parallel_size: ranks in the group.
-        replicas: groups that serve the model behind one port, each with ranks of its own. A request goes to the one
-            that has the fewest; while one is lost the others go on. With the engine ``reference`` only.
+        replicas: groups that serve the model behind one port, each with ranks of its own; while one is lost the others
+            go on.
+        routing: which of several replicas a request goes to: ``least_loaded``, or that which is likely to have the
+            longest beginning of its prompt in its cache (``prefix``), unless it is much more loaded than another.
         nodes: nodes to spread them over, equally; 1 packs them on one node.
         rendezvous_port: TCP port that rank 0 binds; 0 lets the system choose a free one.
     """
 
     tensor_parallel_size: PositiveInt = 1
     replicas: PositiveInt = 1
+    routing: Literal["least_loaded", "prefix"] = "least_loaded"
     nodes: PositiveInt = 1
     rendezvous_port: Annotated[Int, Field(ge=0, le=65_535)] = 0
 
@@ -374,10 +377,11 @@ class RecoveryConfig(Section):
         rebuilds: how often the group is launched again within ``window_s``; None is 5 for ``raylaunch serve``, and 0
             in Python, for all other commands and for Ray Serve, which replaces the replica.
         window_s: seconds after which a launch no longer counts.
-        replay: requests that run when the group is lost wait for the next one, and go on there behind the tokens that
-            they have given out; False ends them. Those that cannot go on end in any case: with the engine ``sglang``
-            requests with images or a session, and those that have begun to answer with structured output, penalties, a
-            stop expression, embeddings in their prompt, a logit processor, or hidden states in their answer.
+        replay: requests that run when the group is lost wait for the next one, or go to another replica at once, and go
+            on there behind the tokens that they have given out; False ends them. Those that cannot go on end in any
+            case: with the engine ``sglang`` requests with images or a session, and those that have begun to answer with
+            structured output, penalties, a stop expression, embeddings in their prompt, a logit processor, or hidden
+            states in their answer.
         while_rebuilding: whether requests that come meanwhile ``wait``, or ``fail`` at once.
         give_up_s: seconds that a request waits for the group at most.
         standby: spare processes for each rank, which wait on its node and have imported everything: the next group
@@ -420,6 +424,10 @@ class RecoveryConfig(Section):
             has_output: whether tokens of it were given out.
         """
         return self.replay or (not has_output and self.while_rebuilding == "wait")
+
+    def lets_move(self, has_output: bool) -> bool:
+        """Whether a request goes on at another replica, if there is one."""
+        return self.replay or not has_output
 
 
 class LogConfig(Section):

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raylaunch.background import Background
@@ -26,7 +26,11 @@ LOOK_S = 0.1  # at requests that may have waited for long enough
 
 
 class ReferenceFrontend:
-    """Turns text into ids and back on the driver; ranks see ids only. A :class:`raylaunch.frontends.base.Frontend`."""
+    """Turns text into ids and back on the driver; ranks see ids only. A :class:`raylaunch.frontends.base.Frontend`.
+
+    Attributes:
+        elsewhere: has a request of ranks that are lost go on with those of another replica. Whether it does.
+    """
 
     def __init__(self, config: LaunchConfig) -> None:
         self._config = config
@@ -39,6 +43,7 @@ class ReferenceFrontend:
         self._rebuilding, self._gone = False, "it has no ranks"
         self._numbers = itertools.count()
         self.continued = 0
+        self.elsewhere: Callable[[RunningRequest], bool] = lambda request: False
         self.tokenizer: Any = None
 
     # ---- life
@@ -82,7 +87,10 @@ class ReferenceFrontend:
             client.close()  # what it has not delivered by now is computed again
         recovery = self._config.recovery
         for request in self._requests.all():
-            if not (rebuilding and recovery.lets_wait(bool(request.given))):
+            had_ranks = bool(request.wire_id)
+            if recovery.lets_move(bool(request.given)) and self.elsewhere(request):
+                self.continued += had_ranks  # others have only waited
+            elif not (rebuilding and recovery.lets_wait(bool(request.given))):
                 request.fail(RequestFailed(f"request {request.request_id} was lost: {error.headline()}"))
             elif not request.waits_until:
                 request.waits_until = time.monotonic() + recovery.give_up_s
@@ -142,6 +150,29 @@ class ReferenceFrontend:
                     raise
         return request
 
+    def take(self, request: RunningRequest) -> bool:
+        """Goes on with a request of another replica. Whether that can be."""
+        with self._sending:
+            client, left = self._client, request.on_end
+            if client is None or request.finished:
+                return False
+            try:
+                self._requests.add(request)
+            except RequestError:
+                return False
+            request.on_end = lambda: self._requests.remove(request.request_id)
+            try:
+                self._send(client, request)
+            except RequestFailed:
+                request.on_end()
+                request.on_end = left
+                return False
+        left()
+        if request.finished:  # its caller has left meanwhile
+            request.on_end()
+            self._abort(request)
+        return True
+
     def forget(self, request: Running) -> None:
         assert isinstance(request, RunningRequest)
         if request.end():
@@ -173,6 +204,7 @@ class ReferenceFrontend:
     def _send(self, client: RankZeroClient, request: RunningRequest) -> None:
         """Has rank 0 answer a request from its beginning, or go on with it. Raises :class:`RequestFailed`."""
         request.wire_id, request.waits_until = f"{request.request_id}#{next(self._numbers)}", 0.0
+        request.client = client
         ends = vocabulary_of(self.tokenizer).ends if self.tokenizer is not None else ()
         sampling = request.params.on_wire(ends, len(request.given))
         client.send(Submit(request.wire_id, [*request.prompt, *request.given], sampling))
@@ -195,6 +227,6 @@ class ReferenceFrontend:
 
     def _abort(self, request: RunningRequest) -> None:
         """Tells rank 0 that nobody waits for a request any more."""
-        if self._client is not None:
+        if request.client is not None:
             with contextlib.suppress(RequestFailed):  # closed meanwhile: the ranks are gone
-                self._client.send(Abort(request.wire_id))
+                request.client.send(Abort(request.wire_id))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from raylaunch.errors import EngineBusy, RaylaunchError, RequestError, RequestFailed
+from raylaunch.frontends.client import RankZeroClient
 from raylaunch.frontends.text import AnswerText
 from raylaunch.sampling import SamplingParams
 from raylaunch.wire import FinishReason, Output, TokenLogprob
@@ -75,6 +76,7 @@ class RunningRequest:
         wire_id: what the ranks know it by. They may still run a request whose caller has its end, and gives its id to
             another; and each group that it is sent to knows it by another.
         given: tokens that were passed on.
+        client: of the ranks that answer it, or did last.
         waits_until: while there are no ranks, how long it waits for others, on the monotonic clock.
         on_end: called once, before the listener hears of the end.
     """
@@ -88,6 +90,7 @@ class RunningRequest:
     on_end: Callable[[], object] = lambda: None
     finished: bool = False
     given: list[int] = field(default_factory=list)
+    client: RankZeroClient | None = None
     waits_until: float = 0.0
     _ending: threading.Lock = field(default_factory=threading.Lock)
     _text: AnswerText | None = None  # made with the first output: the tokenizer may fail, as a request does

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raylaunch.cluster.placement import choose_device, cluster_nodes
 from raylaunch.config import LaunchConfig
@@ -21,12 +23,18 @@ from raylaunch.config.api_key import key_of_environment
 from raylaunch.engine import Engine
 from raylaunch.errors import ConfigError
 from raylaunch.model_check import on_device, resolve
+from raylaunch.serve import run
 from raylaunch.serve.limits import MAX_CONCURRENT
 
 REPLICA_CPUS = 1.0
 HEALTH_PERIOD_S = 0.5
 CONSTRUCTOR_ATTEMPTS = 3
-ARGUMENTS = ("config", "set", "replicas")
+AUTOSCALING = (
+    "min_replicas", "initial_replicas", "max_replicas", "target_ongoing_requests", "upscale_delay_s",
+    "downscale_delay_s", "downscale_to_zero_delay_s", "metrics_interval_s", "look_back_period_s",
+)  # fmt: skip
+"""Ray Serve's own options of an application that grows and shrinks."""
+ARGUMENTS = ("config", "set", "replicas", *AUTOSCALING)
 
 
 @serve.ingress()
@@ -46,12 +54,18 @@ class Replica:
         """
         self._config = config
         self._engine = Engine(config, placement_group=ray.util.get_current_placement_group())
+        if config.engine.kind == "sglang":
+            from raylaunch.sglang.frontend import SglangFrontend
+            from raylaunch.sglang.loop import Loop
+
+            assert isinstance(self._engine.frontend, SglangFrontend)
+            self._engine.frontend.loop = Loop(asyncio.get_running_loop())  # on which Serve runs the application
         await asyncio.to_thread(self._engine.start)
 
-    def __serve_build_asgi_app__(self) -> Any:
-        from raylaunch.serve.reference.app import build_app
-
-        return build_app(self._engine, self._config.serve, title=f"raylaunch {self._config.name}")
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        # Where Serve's proxies listen is not known here: an operator needs a key.
+        app, _ = run.application(self._engine, self._config.serve, exposed=self._config.serve.api_key is None)
+        return BelowPrefix(app)
 
     async def check_health(self) -> None:
         """The group's health. Raises ``RuntimeError`` with the reason: Serve replaces a replica that goes on so."""
@@ -65,18 +79,35 @@ class Replica:
             await asyncio.to_thread(engine.shutdown)
 
 
-def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
+class BelowPrefix:
+    """Takes the application's route prefix off the path, which a request through Serve has in full."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if prefix := scope.get("root_path", ""):
+            path = scope["path"].removeprefix(prefix) or "/"
+            scope = {**scope, "path": path, "root_path": "" if path.startswith(prefix) else prefix}
+        await self.app(scope, receive, send)
+
+
+def application(
+    config: LaunchConfig, *, replicas: int = 1, autoscaling: Mapping[str, Any] | None = None
+) -> Application:
     """What ``serve.run`` takes.
 
     A group that is lost is not rebuilt inside its replica: ``recovery.rebuilds`` is for ``raylaunch serve``, here
     Serve replaces the replica. The address and port of ``serve`` are Ray Serve's own.
 
+    Args:
+        replicas: how many there are.
+        autoscaling: or between how many, and by what: Serve's options by name. The requests of a replica that are aimed
+            at are ``engine.max_running_requests`` unless they are said.
     Raises:
         ConfigError: it cannot be launched.
     """
-    if config.engine.kind == "sglang":
-        expected = "Ray Serve's replicas run the reference engine only; run raylaunch serve as a Ray job instead"
-        raise ConfigError("engine.kind", "sglang", expected)
+    run.require_key_for_code(config, exposed=config.serve.api_key is None)
     if config.parallel.replicas > 1:
         expected = "Ray Serve has replicas of its own: leave it at 1, and set the application's replicas"
         raise ConfigError("parallel.replicas", config.parallel.replicas, expected)
@@ -97,7 +128,8 @@ def application(config: LaunchConfig, *, replicas: int = 1) -> Application:
     deployment = serve.deployment(
         Replica,
         name=config.name,
-        num_replicas=replicas,
+        num_replicas=None if autoscaling else replicas,
+        autoscaling_config=_checked(autoscaling, config.engine.max_running_requests) if autoscaling else None,
         ray_actor_options={"num_cpus": REPLICA_CPUS},
         placement_group_bundles=[first, *request.bundles[1:]],
         placement_group_strategy=request.strategy,
@@ -117,7 +149,8 @@ def app(args: Mapping[str, Any]) -> Application:
 
     Args:
         args: ``config``, a YAML file or the name of one that ships; ``set``, a list of KEY=VALUE, or several in one
-            text with ``;`` between; ``replicas``.
+            text with ``;`` between; ``replicas``, or Serve's options of autoscaling, such as ``min_replicas`` and
+            ``max_replicas``.
     Raises:
         ConfigError: an argument is unknown or wrong; nothing was deployed.
     """
@@ -132,7 +165,21 @@ def app(args: Mapping[str, Any]) -> Application:
     secret = key_of_environment() if config.serve.api_key is None else None
     if secret is not None:
         config = config.replace({"serve.api_key": SecretStr(secret)})
-    return application(config, replicas=_count(args.get("replicas", 1)))
+    autoscaling = {key: args[key] for key in AUTOSCALING if key in args}
+    if autoscaling and "replicas" in args:
+        expected = f"says how many there are, and {next(iter(autoscaling))} between how many: leave one of them out"
+        raise ConfigError("replicas", args["replicas"], expected)
+    return application(config, replicas=_count(args.get("replicas", 1)), autoscaling=autoscaling)
+
+
+def _checked(autoscaling: Mapping[str, Any], target: int) -> dict[str, Any]:
+    try:
+        made = AutoscalingConfig(**{"target_ongoing_requests": target, **autoscaling})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else "max_replicas"
+        raise ConfigError(key, autoscaling.get(key), first["msg"].removeprefix("Value error, ")) from None
+    return made.model_dump(include={"target_ongoing_requests", *autoscaling})
 
 
 def _count(value: Any) -> int:

@@ -18,6 +18,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from raylaunch.errors import ConfigError, LaunchError
 from raylaunch.health import Condition
+from raylaunch.replicas import replicas_of
 from raylaunch.startup.signals import answered_by
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from raylaunch.config import LaunchConfig, ServeConfig
     from raylaunch.engine import Engine
-    from raylaunch.sglang.loop import LoopThread
+    from raylaunch.sglang.loop import Loop
 
 WATCH_S = 0.2
 EXPLAIN_S = 60.0
@@ -158,9 +159,13 @@ def exposed(settings: ServeConfig, listener: socket.socket) -> bool:
     return settings.api_key is None and not all(ipaddress.ip_address(host).is_loopback for host in hosts)
 
 
-def require_key_for_code(config: LaunchConfig, settings: ServeConfig, listener: socket.socket) -> None:
-    """Raises :class:`ConfigError` if other machines could have their code run on the ranks without a key."""
-    if config.engine.kind == "sglang" and config.engine.sglang.args.get(RUNS_CODE) and exposed(settings, listener):
+def require_key_for_code(config: LaunchConfig, *, exposed: bool) -> None:
+    """Raises :class:`ConfigError` if other machines could have their code run on the ranks without a key.
+
+    Args:
+        exposed: they can reach the server without one.
+    """
+    if config.engine.kind == "sglang" and config.engine.sglang.args.get(RUNS_CODE) and exposed:
         expected = "lets clients run code of theirs on the ranks: set serve.api_key, or serve.host=127.0.0.1"
         raise ConfigError(f"engine.sglang.args.{RUNS_CODE}", True, expected)
 
@@ -184,7 +189,7 @@ def serve(
         LaunchError: the group was lost, and no restarts are left.
     """
     listener = bind(settings) if listener is None else listener
-    require_key_for_code(engine.config, settings, listener)
+    require_key_for_code(engine.config, exposed=exposed(settings, listener))
     app, loop = application(engine, settings, exposed=exposed(settings, listener))
     for one in sockets_of(listener):
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that it leaves closed do not block
@@ -213,7 +218,7 @@ def serve(
         raise server.lost
 
 
-def application(engine: Engine, settings: ServeConfig, *, exposed: bool) -> tuple[ASGIApp, LoopThread | None]:
+def application(engine: Engine, settings: ServeConfig, *, exposed: bool) -> tuple[ASGIApp, Loop | None]:
     """The engine's HTTP application, and the loop that it must run on; None for any.
 
     Raises:
@@ -223,8 +228,9 @@ def application(engine: Engine, settings: ServeConfig, *, exposed: bool) -> tupl
         from raylaunch.serve.sglang import app
         from raylaunch.sglang.frontend import SglangFrontend
 
-        assert isinstance(engine.frontend, SglangFrontend)
-        return app.build_app(engine, settings, exposed=exposed), engine.frontend.runs
+        frontend = replicas_of(engine)[0].frontend
+        assert isinstance(frontend, SglangFrontend)
+        return app.build_app(engine, settings, exposed=exposed), frontend.runs
     from raylaunch.serve.reference.app import build_app
 
     return build_app(engine, settings, title=f"raylaunch {engine.config.name}"), None
@@ -258,7 +264,7 @@ class _Server(uvicorn.Server):
             yield
 
     @contextlib.contextmanager
-    def signals_from_main_thread(self, loop: LoopThread) -> Iterator[None]:
+    def signals_from_main_thread(self, loop: Loop) -> Iterator[None]:
         """The same where the server runs on another thread: Python gives signals to the main thread only."""
 
         def handle(number: int, _: object) -> None:

@@ -30,7 +30,7 @@ from raylaunch.sglang.arguments import (
 from raylaunch.sglang.detokenizer_keeper import DetokenizerKeeper
 from raylaunch.sglang.detokenizer_process import DetokenizerProcess
 from raylaunch.sglang.environment import switches
-from raylaunch.sglang.loop import LoopThread
+from raylaunch.sglang.loop import Loop, LoopThread
 from raylaunch.sglang.manager import TokenizerSide
 from raylaunch.sglang.mapping import StreamedAnswer, image_data, sampling_parameters
 from raylaunch.sglang.metrics import SharedMetrics
@@ -42,6 +42,7 @@ from raylaunch.wire import SglangSettled, SglangSockets
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
 CLOSE_S = 5.0
 LOOK_S = 0.05
+_importing = threading.Lock()
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,10 @@ class SglangFrontend:
     """Keeps SGLang's side of the driver while groups come and go. A :class:`raylaunch.frontends.base.Frontend`.
 
     Attributes:
-        runs: the loop that everything of SGLang runs on, its HTTP application too.
+        loop: that everything of SGLang is to run on, its HTTP application too. Another one, such as that of another
+            frontend, may be put in its place until :meth:`begin`.
+        others: frontends on the same loop whose groups are ready, the least loaded first: there requests go on.
+        runs: the same while it runs.
         side: SGLang's objects; None until they are made.
     """
 
@@ -88,7 +92,9 @@ class SglangFrontend:
         self._ports: SglangSockets  # as rank 0 was told them
         self._gone = "it has no ranks"
         self._settled: Mapping[str, str] = {}
-        self.runs: LoopThread | None = None
+        self.loop: Loop = LoopThread(_new_loop, "raylaunch-sglang")
+        self.others: Callable[[], Sequence[Any]] = lambda: ()
+        self.runs: Loop | None = None
         self.side: TokenizerSide | None = None
 
     @property
@@ -152,10 +158,10 @@ class SglangFrontend:
 
     def down(self, error: LaunchError, rebuilding: bool = False) -> None:
         self._up, self._rebuilding, self._gone = False, rebuilding, error.headline()
-        if not rebuilding:
+        if not rebuilding and (self._closing or not self.others()):
             self._fail_requests(error.headline())
         elif self.side is not None and self.runs is not None:
-            self.runs.soon(functools.partial(self.side.lose, error.headline(), rebuilding=True))
+            self.runs.soon(functools.partial(self.side.lose, error.headline(), rebuilding=rebuilding))
 
     def trouble(self) -> str:
         return self._detokenizer.trouble
@@ -250,7 +256,7 @@ class SglangFrontend:
         return True
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._requests) + (len(self.side.patient) if self.side is not None else 0)
 
     # ---- on the loop
 
@@ -287,21 +293,21 @@ class SglangFrontend:
 
     def _import(self) -> None:
         """Imports SGLang, while the ranks do. Raises :class:`ConfigError` if that cannot be."""
-        policy = asyncio.get_event_loop_policy()
-        try:
-            import uvloop  # noqa: F401
-            from sglang.srt.entrypoints import engine, http_server  # noqa: F401  # http_server takes seconds
-        except (ImportError, OSError, RuntimeError, AttributeError) as error:
-            text = f"cannot be imported by the driver: {type(error).__name__}: {error}"
-            raise ConfigError("engine.kind", "sglang", text) from error
-        finally:
-            asyncio.set_event_loop_policy(policy)  # SGLang sets its own for the whole process
+        with _importing:
+            policy = asyncio.get_event_loop_policy()
+            try:
+                import uvloop  # noqa: F401
+                from sglang.srt.entrypoints import engine, http_server  # noqa: F401  # http_server takes seconds
+            except (ImportError, OSError, RuntimeError, AttributeError) as error:
+                text = f"cannot be imported by the driver: {type(error).__name__}: {error}"
+                raise ConfigError("engine.kind", "sglang", text) from error
+            finally:
+                asyncio.set_event_loop_policy(policy)  # SGLang sets its own for the whole process
 
     def _make(self, settled: SglangSettled) -> None:
         """Makes SGLang's objects of what rank 0 has settled. Raises :class:`ConfigError` for what cannot be used."""
         assert self._importing is not None
         self._importing.result()
-        import uvloop
         from raylaunch_actors.sglang_engine.versions import port_args as port_args_of
 
         server_args = adopt(settled.arguments, {**of_the_server(self._config), "skip_server_warmup": True})
@@ -315,8 +321,8 @@ class SglangFrontend:
                 return
             published.join(self, server_args)
             self._detokenizer.configure(server_args, port_args, settled.variables)
-            self.runs = LoopThread(uvloop.new_event_loop, "raylaunch-sglang")
-            self.runs.start()
+            self.loop.start()
+            self.runs = self.loop
         if metrics_enabled(self._config):
             self._share_metrics()
         side = TokenizerSide(server_args, port_args, self._config.recovery, listeners)
@@ -328,6 +334,7 @@ class SglangFrontend:
             value = self._config.model.tokenizer or self._config.model.path
             text = f"SGLang cannot load its tokenizer: {type(error).__name__}: {error}"
             raise ConfigError(key, value, text) from error
+        side.replay.others = lambda: [one.side.replay for one in self.others()]
         self.side = side
 
     def _share_metrics(self) -> None:
@@ -390,6 +397,12 @@ class SglangFrontend:
         log_file, stopped_s = Path(self._folder.path) / "detokenizer.log", self._config.deadlines.stopped
         listeners = self._folder.listeners.only(self.sockets.detokenizer) if self._folder.listeners else None
         return DetokenizerProcess(log_file, on_death, environment, stopped_s, listeners)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
 
 
 def _cancel(request: SglangRequest) -> None:

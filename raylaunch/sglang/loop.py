@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own: everything of SGLang's tokenizer manager must run on one loop."""
+"""The event loop of SGLang's tokenizer managers: all that touches one of them must run on its loop."""
 
 from __future__ import annotations
 
@@ -13,23 +13,14 @@ T = TypeVar("T")
 CLOSE_S = 5.0
 
 
-class LoopThread:
-    """Runs coroutines that other threads hand to it.
+class Loop:
+    """A loop that others run, such as Ray Serve's of a replica. Runs coroutines that other threads hand to it."""
 
-    Args:
-        new_loop: makes the loop, on the thread.
-    """
-
-    def __init__(self, new_loop: Callable[[], asyncio.AbstractEventLoop], name: str) -> None:
-        self._new_loop = new_loop
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self.loop: asyncio.AbstractEventLoop | None = None
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.loop = loop
 
     def start(self) -> None:
         """Returns when coroutines are taken."""
-        self._thread.start()
-        self._ready.wait()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Runs a coroutine there."""
@@ -45,8 +36,35 @@ class LoopThread:
             return
 
     def close(self) -> None:
-        """Cancels what still runs and ends the thread. May be called more than once, from any other thread."""
-        if self._thread.is_alive():
+        """Once for each start: nothing is handed over any more."""
+
+
+class LoopThread(Loop):
+    """One on a thread of its own, from its first start to the last close.
+
+    Args:
+        new_loop: makes the loop, on the thread.
+    """
+
+    def __init__(self, new_loop: Callable[[], asyncio.AbstractEventLoop], name: str) -> None:
+        super().__init__()
+        self._new_loop = new_loop
+        self._users, self._lock = 0, threading.Lock()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._thread.start()
+        self._ready.wait()
+
+    def close(self) -> None:
+        """The last one cancels what still runs and ends the thread. From any other thread."""
+        with self._lock:
+            self._users -= 1
+        if self._users == 0:
             self.soon(self._stop)
             self._thread.join(CLOSE_S)
 

@@ -92,7 +92,7 @@ class TokenizerSide:
     def share_images(self, one_node: bool) -> None:
         """Whether images can be handed to the ranks in memory that they share with this process."""
         self._images_whole = not one_node
-        versions.send_images_whole(self._images_whole)
+        versions.published.images_whole(self, self._images_whole)
 
     async def probe(self, info: Mapping[str, Any] | None = None) -> None:
         """One real request, from its tokens to its answer.
@@ -210,24 +210,26 @@ class TokenizerSide:
 
         Args:
             ranks_go_on: they are there, and must be told not to go on with the requests.
-            rebuilding: others may take their place: requests that can go on there wait for them.
+            rebuilding: others may take their place: requests that can go on there, and not at another replica, wait
+                for them.
         """
         from sglang.srt.managers.tokenizer_manager import ServerStatus
 
         self.manager.server_status = ServerStatus.Starting
-        if not rebuilding:
+        if not rebuilding and (ranks_go_on or not self.replay.others()):
             self._fail_all(reason, ranks_go_on)
             return
         from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 
         for request_id in [one for one in self.manager.rid_to_state if one.startswith(HEALTH_CHECK_RID_PREFIX)]:
             self._fail(request_id, reason)
-        self.replay.hold(reason)
+        self.replay.hold(reason, rebuilding)
         self._end_other_callers(self.callers - self.patient, reason)
 
     def _fail_all(self, reason: str, ranks_go_on: bool) -> None:
         if ranks_go_on:
             self.abort(everything=True)
+        self.replay.return_guests(reason)
         for request_id in list(self.manager.rid_to_state):
             self._fail(request_id, reason)
         self._end_other_callers(self.callers, reason)

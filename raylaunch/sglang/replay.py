@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -119,6 +119,15 @@ class SecondPart:
         return new
 
 
+def _only(outputs: Any, wanted: Collection[str]) -> Any:
+    """An output of several requests without those that are not wanted: the manager passes over them."""
+    from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+
+    part = copy.copy(outputs)
+    part.rids = [one if one in wanted else HEALTH_CHECK_RID_PREFIX for one in outputs.rids]
+    return part
+
+
 class Replay:
     """Stands between the tokenizer manager and the ranks. All methods are called on the manager's loop.
 
@@ -130,6 +139,8 @@ class Replay:
         holding: what was lost, while requests wait for other ranks; "" while there are some.
         probes: ids of requests that are sent all the same.
         continued: how many requests have gone on with other ranks.
+        others: those of other replicas that are ready, the least loaded first: with their ranks requests go on.
+        guests: of the requests of others that are with our ranks, whose each is.
     """
 
     def __init__(self, manager: Any, recovery: RecoveryConfig, fail: Callable[[str, str], None]) -> None:
@@ -138,38 +149,37 @@ class Replay:
         self._seconds: dict[str, SecondPart] = {}
         self._fresh = set[str]()  # of those that wait, such as no rank has seen
         self._waits: dict[str, object] = {}
+        self._hosts: dict[str, Replay] = {}  # whose ranks have those that are not with our own
+        self._rebuilding = True
+        self.others: Callable[[], Sequence[Replay]] = lambda: ()
+        self.guests: dict[str, Replay] = {}
         self.holding, self.continued = "", 0
         self.probes: set[str] = set()
         self._dispatch, self._handle = manager._dispatch_to_scheduler, manager._handle_batch_output
         manager._dispatch_to_scheduler, manager._handle_batch_output = self.dispatch, self.handle
 
-    def hold(self, reason: str) -> None:
-        """The ranks are lost: requests that can go on wait for :meth:`resume`, the others end."""
-        self.holding = reason
+    def hold(self, reason: str, rebuilding: bool = True) -> None:
+        """The ranks are lost: requests that can go on do so at another replica, or wait for :meth:`resume` if there is
+        to be another group; the others end."""
+        self.holding, self._rebuilding = reason, rebuilding
         for request_id in self._running():
-            given = bool(self._manager.rid_to_state[request_id].output_ids)
-            problem = self._problem(request_id, given)
-            if problem or not self._recovery.lets_wait(given):
-                self._fail(request_id, f"{reason}; {problem}" if problem else reason)
-            else:
-                self._wait(request_id)
+            if request_id not in self._hosts:
+                self._go_on(request_id, reason)
+        self.return_guests(reason)
 
     def resume(self) -> None:
         """Others are there, and all that the lost ones had said has arrived: sends what waits."""
         self.holding, reason = "", self.holding
         for request_id in self._running():
-            request, state = self._sent[request_id], self._manager.rid_to_state[request_id]
-            given = list(state.output_ids)
-            if problem := self._problem(request_id, bool(given)):
-                self._fail(request_id, f"{reason}; {problem}")
-                continue
-            if given:
-                tokenizer = None if self._manager.server_args.skip_tokenizer_init else self._manager.tokenizer
-                self._seconds[request_id] = SecondPart(request, given, state.get_text(), tokenizer)
-            versions.send_again(self._dispatch, continued(request, given))
-            self.continued += request_id not in self._fresh
-        self._fresh.clear()
-        self._waits.clear()
+            if request_id not in self._hosts:
+                self._go_on(request_id, reason)
+
+    def return_guests(self, reason: str) -> None:
+        """Our ranks cannot go on with what others have sent them."""
+        for request_id, owner in list(self.guests.items()):
+            owner._leave_host(request_id)
+            if request_id in owner._running():
+                owner._go_on(request_id, reason)
 
     def send(self, message: Any) -> None:
         """To the ranks that are there, whatever is held."""
@@ -191,19 +201,35 @@ class Replay:
         for one in requests:
             self._drop(one.rid)  # of a request before it that had the same id
             self._sent[one.rid] = one
+        aborted = isinstance(message, AbortReq)
+        for request_id in [one for one in self._sent if aborted and (message.abort_all or one == message.rid)]:
+            if host := self._hosts.get(request_id):
+                host.send(AbortReq(rid=request_id, abort_all=False))
+            elif self.holding:
+                self._manager._handle_abort_req(AbortReq(rid=request_id, abort_message="Aborted"))
         if not self.holding or probe:
             self._dispatch(message)
-        elif isinstance(message, AbortReq):
-            for request_id in [one for one in self._sent if message.abort_all or one == message.rid]:
-                self._manager._handle_abort_req(AbortReq(rid=request_id, abort_message="Aborted"))
-        elif not requests:
+        elif not aborted and not (requests and (self._rebuilding or self.others())):
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, self.holding)
         for one in requests if self.holding else ():
             self._fresh.add(one.rid)
-            self._wait(one.rid)
+            if not self._move(one.rid, given=False):
+                self._wait(one.rid)
 
     async def handle(self, outputs: Any) -> None:
-        """In place of the manager's own: takes in what the ranks say."""
+        """In place of the manager's own: takes in what the ranks say, and what they say of others' requests goes there.
+        Of a request that has moved on since only its new ranks are heard."""
+        if not (self._hosts or self.guests):
+            await self._take_in(outputs)
+            return
+        of = {one: self.guests.get(one, self) for one in outputs.rids}
+        for owner in dict.fromkeys(of.values()):
+            theirs = {one for one in of if of[one] is owner and (owner is not self or one not in self._hosts)}
+            await owner._take_in(_only(outputs, theirs))
+
+    # ---- inside
+
+    async def _take_in(self, outputs: Any) -> None:
         if self._seconds:
             self._mend(outputs)
         await self._handle(outputs)
@@ -211,7 +237,49 @@ class Replay:
             if reason:
                 self._drop(request_id)
 
-    # ---- inside
+    def _go_on(self, request_id: str, reason: str) -> None:
+        """What becomes of a request that no ranks have: sends it to our own, to another replica's, or lets it wait."""
+        given = bool(self._manager.rid_to_state[request_id].output_ids)
+        if problem := self._problem(request_id, given):
+            self._fail(request_id, f"{reason}; {problem}")
+            return
+        if not self.holding:
+            self._send_on(request_id, self)
+            return
+        if self._move(request_id, given):
+            return
+        if self._rebuilding and self._recovery.lets_wait(given):
+            self._wait(request_id)
+        else:
+            self._fail(request_id, reason)
+
+    def _move(self, request_id: str, given: bool) -> bool:
+        """Sends a request to another replica's ranks. Whether there are some."""
+        for other in self.others() if self._recovery.lets_move(given) else ():
+            if not other.has(request_id):
+                self._send_on(request_id, other)
+                self._hosts[request_id], other.guests[request_id] = other, self
+                return True
+        return False
+
+    def has(self, request_id: str) -> bool:
+        """Whether our ranks may know a request by this id."""
+        return request_id in self._manager.rid_to_state or request_id in self.guests
+
+    def _send_on(self, request_id: str, ranks: Replay) -> None:
+        request, state = self._sent[request_id], self._manager.rid_to_state[request_id]
+        given = list(state.output_ids)
+        if given:
+            tokenizer = None if self._manager.server_args.skip_tokenizer_init else self._manager.tokenizer
+            self._seconds[request_id] = SecondPart(request, given, state.get_text(), tokenizer)
+        versions.send_again(ranks._dispatch, continued(request, given))
+        self.continued += request_id not in self._fresh
+        self._fresh.discard(request_id)
+        self._waits.pop(request_id, None)
+
+    def _leave_host(self, request_id: str) -> None:
+        if host := self._hosts.pop(request_id, None):
+            host.guests.pop(request_id, None)
 
     def _problem(self, request_id: str, has_output: bool) -> str:
         return "" if request_id in self._fresh else obstacle(self._sent[request_id], has_output)
@@ -237,6 +305,7 @@ class Replay:
         for each in (self._sent, self._seconds, self._waits):
             each.pop(request_id, None)
         self._fresh.discard(request_id)
+        self._leave_host(request_id)
 
     def _mend(self, outputs: Any) -> None:
         from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
@@ -261,4 +330,4 @@ class Replay:
                 values = getattr(outputs, name, None) or []
                 values[at : at + 1] = [[]] if at < len(values) else []  # said with the first token
             if reason is not before:
-                self._dispatch(AbortReq(rid=request_id, abort_all=False))
+                self._hosts.get(request_id, self)._dispatch(AbortReq(rid=request_id, abort_all=False))

@@ -43,6 +43,7 @@ class Published:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._engines: dict[object, Mapping[str, str]] = {}
+        self._whole = set[object]()
 
     def join(self, engine: object, server_args: Any) -> None:
         """An engine will work by these, until it leaves. Raises :class:`ConfigError` if another works by others."""
@@ -63,6 +64,15 @@ class Published:
         with self._lock:
             publish(server_args, "tokenizer")
             yield
+
+    def images_whole(self, engine: object, whole: bool) -> None:
+        """Whether images go to an engine's ranks as they are, or by the name of shared memory, which is of one node:
+        SGLang asks that once for all."""
+        from sglang.srt.managers import mm_utils
+
+        with self._lock:
+            (self._whole.add if whole else self._whole.discard)(engine)
+            mm_utils._is_default_tensor_transport = True if self._whole else None
 
     def leave(self, engine: object) -> None:
         """The engine is gone. May be called more than once, and without :meth:`join`."""
@@ -99,14 +109,6 @@ def adopt(arguments: bytes, values: Mapping[str, Any]) -> Any:
         declare_resolution(args, "raylaunch", **values)
     resolve_auto_parsers(args)
     return args
-
-
-def send_images_whole(whole: bool) -> None:
-    """Whether images go to the ranks as they are, or by the name of shared memory, which is of one node: that is asked
-    once for all engines of a process."""
-    from sglang.srt.managers import mm_utils
-
-    mm_utils._is_default_tensor_transport = True if whole else None
 
 
 def receive_loads(manager: Any, doors: Doors, name: str) -> None:

@@ -49,10 +49,9 @@ def _require_replicable(config: LaunchConfig) -> None:
     count = config.parallel.replicas
     if count == 1:
         return
-    if config.engine.kind == "sglang":
-        expected = "SGLang keeps its tokenizer manager in a variable of the process, so there is one group in each: "
-        expected += "use 1 and start more servers, each on a port of its own, or engine.kind=reference"
-        raise ConfigError("parallel.replicas", count, expected)
+    if config.engine.kind == "sglang" and config.engine.sglang.args.get("enable_metrics"):
+        expected = "SGLang's metrics are of one engine in a process: leave it out; /raylaunch/metrics has each's"
+        raise ConfigError("engine.sglang.args.enable_metrics", True, expected)
     if config.placement.placement_group is not None:
         expected = "each replica has a placement group of its own: leave placement.placement_group out"
         raise ConfigError("parallel.replicas", count, expected)

@@ -96,6 +96,7 @@ WAYS: dict[str, Way] = {
     "ray start --head --port=6379        # on one node": NODES,
     "serve run --working-dir . raylaunch.serve.deployment:app \\": RAY_SERVE,
     "serve deploy examples/serve/tiny.yaml": RAY_SERVE,
+    "serve deploy examples/serve/qwen3-8b.yaml": GPUS,
     "serve deploy examples/serve/none.yaml    # running answers end first, within `serve.drain`": RAY_SERVE,
     "docker build -f examples/kuberay/Dockerfile -t raylaunch:0.1 .": KUBERNETES,
     'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)': read("needs SLURM"),

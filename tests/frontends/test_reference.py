@@ -292,3 +292,62 @@ def test_one_that_waits_can_be_aborted_and_left(frontend: ReferenceFrontend) -> 
     assert frontend.abort("b")
     assert (none, aborted) == ([], [Chunk("b", "", (), "abort")])
     assert len(frontend) == 0
+
+
+@pytest.fixture
+def beside(rank: Rank, frontend: ReferenceFrontend) -> Iterator[tuple[Rank, ReferenceFrontend]]:
+    """Another replica, to which requests go when the first is lost."""
+    other, one = Rank(), ReferenceFrontend(LaunchConfig.default())
+    one.up(other.offer, RESOLVED)
+    frontend.elsewhere = one.take
+    yield other, one
+    one.close()
+    other.sockets.close()
+
+
+@pytest.mark.parametrize("rebuilding", [True, False])
+def test_a_request_goes_on_at_another_replica(
+    rank: Rank, frontend: ReferenceFrontend, beside: tuple[Rank, ReferenceFrontend], rebuilding: bool
+) -> None:
+    other, one = beside
+    _, arrived = submit(frontend, "a")
+    began = rank.receive().request_id
+    frontend._deliver([Output(began, [5, 6])])
+    frontend.down(LOST, rebuilding=rebuilding)
+    assert (len(frontend), len(one), frontend.continued) == (0, 1, 1)
+    went_on = other.submitted()
+    assert went_on.prompt == [1, 2, 5, 6]
+    frontend._deliver([Output(began, [7])])  # of the group that is lost
+    one._deliver([Output(went_on.request_id, [8], "length")])
+    assert text_of(arrived)[1:] == ((5, 6, 8), "length")
+    assert len(one) == 0
+
+
+def test_what_a_replica_has_taken_is_its_own(
+    frontend: ReferenceFrontend, beside: tuple[Rank, ReferenceFrontend]
+) -> None:
+    other, one = beside
+    left, none = submit(frontend, "a")
+    _, aborted = submit(frontend, "b")
+    frontend.down(LOST, rebuilding=True)
+    names = [other.submitted().request_id for _ in range(2)]
+    frontend.forget(left)  # whoever is asked
+    assert one.abort("b")
+    assert [other.receive() for _ in range(2)] == [Abort(name) for name in names]
+    assert (none, aborted, len(one)) == ([], [], 1)
+    one.down(LOST)
+    assert "request b was lost" in str(aborted[0])
+
+
+def test_what_another_replica_cannot_take_waits(
+    frontend: ReferenceFrontend, beside: tuple[Rank, ReferenceFrontend]
+) -> None:
+    _, one = beside
+    _, own = submit(one, "a")
+    _, same = submit(frontend, "a")
+    frontend.down(LOST, rebuilding=True)
+    assert (len(frontend), len(one), own, same) == (1, 1, [], [])
+    one.down(LOST)
+    _, late = submit(frontend, "b")
+    frontend.down(LOST)
+    assert [str(one[0]) for one in (same, late)] == [f"request {one} was lost: {LOST.headline()}" for one in "ab"]

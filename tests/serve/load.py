@@ -49,9 +49,11 @@ async def pieces(client: httpx.AsyncClient, prompt: str) -> AsyncIterator[str]:
             raise RuntimeError("the stream broke off")
 
 
-async def one_client(url: str, number: int, began: float, seconds: float, tally: Tally, goes_on: bool) -> None:
+async def one_client(
+    url: str, number: int, began: float, seconds: float, tally: Tally, goes_on: bool, patience_s: float = 60
+) -> None:
     draw = random.Random(number)
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=patience_s) as client:
         while time.monotonic() - began < seconds:
             a, b = draw.randrange(100), draw.randrange(100)
             sent, last, text = time.monotonic(), None, ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -22,7 +23,8 @@ import yaml
 pytest.importorskip("ray.serve.scripts", exc_type=ImportError, reason="needs the serve extra")
 
 from raylaunch import ConfigError, LaunchConfig
-from raylaunch.serve.deployment import app, application
+from raylaunch.config import shipped_configs
+from raylaunch.serve.deployment import ARGUMENTS, AUTOSCALING, BelowPrefix, app, application
 from tests.busy import patient
 from tests.head import ROOT, Head, free_ports
 
@@ -251,7 +253,13 @@ def test_serve_run_from_a_folder() -> None:
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        ({"confg": "tiny-cpu"}, "confg = 'tiny-cpu': unknown argument; known: config, set, replicas"),
+        ({"confg": "tiny-cpu"}, "confg = 'tiny-cpu': unknown argument; known: config, set, replicas, min_replicas"),
+        ({"min_replicas": "few"}, "min_replicas = 'few': Input should be a valid integer"),
+        ({"min_replicas": 3, "max_replicas": 2}, r"max_replicas = 2: max_replicas \(2\) must be greater"),
+        (
+            {"replicas": 2, "max_replicas": 2},
+            "replicas = 2: says how many there are, and max_replicas between how many",
+        ),
         ({"replicas": "no"}, "replicas = 'no': must be a number of replicas"),
         ({"replicas": 0}, "replicas = 0: must be a number of replicas"),
         ({"config": "nowhere.yaml"}, "no such file; configurations that ship"),
@@ -267,9 +275,47 @@ def test_wrong_arguments_are_told_before_anything_starts(
         app(args)
 
 
-def test_the_engine_sglang_is_not_for_ray_serve() -> None:
-    with pytest.raises(ConfigError, match="run raylaunch serve as a Ray job instead"):
-        application(LaunchConfig.default(["engine=sglang"]))
+def test_code_of_clients_needs_a_key_wherever_serve_listens() -> None:
+    runs_code = ["engine=sglang", "engine.sglang.args={enable_custom_logit_processor: true}"]
+    with pytest.raises(ConfigError, match=r"set serve\.api_key"):
+        application(LaunchConfig.default(runs_code))
+
+
+def test_between_how_many_and_by_what() -> None:
+    deployment = app({"min_replicas": "0", "max_replicas": "4", "downscale_delay_s": "60"})._bound_deployment
+    made = deployment._deployment_config.autoscaling_config
+    assert (made.min_replicas, made.max_replicas, made.downscale_delay_s) == (0, 4, 60)
+    assert made.target_ongoing_requests == 32, "as many as a replica decodes at the same time"
+    other = app({"max_replicas": 2, "target_ongoing_requests": 5})._bound_deployment
+    assert other._deployment_config.autoscaling_config.target_ongoing_requests == 5
+
+
+@pytest.mark.parametrize("name", ["tiny.yaml", "qwen3-8b.yaml"])
+def test_files_that_ship_say_what_is_known(name: str) -> None:
+    (one,) = yaml.safe_load(EXAMPLE.with_name(name).read_text())["applications"]
+    assert set(one["args"]) <= set(ARGUMENTS)
+    assert (shipped_configs() / one["args"]["config"]).is_file()
+    options = {key: value for key, value in one["args"].items() if key in AUTOSCALING}
+    assert not options or application(LaunchConfig.default(), autoscaling=options)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path", "seen"),
+    [
+        ("", "/generate", ("/generate", "")),
+        ("/tiny", "/tiny/generate", ("/generate", "/tiny")),
+        ("/tiny", "/tiny", ("/", "/tiny")),
+        ("/v1", "/v1/v1/models", ("/v1/models", "")),  # or it would be taken off twice
+    ],
+)
+def test_a_route_prefix_is_taken_off(prefix: str, path: str, seen: tuple[str, str]) -> None:
+    scopes: list[Any] = []
+
+    async def asked(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append((scope["path"], scope["root_path"]))
+
+    asyncio.run(BelowPrefix(asked)({"type": "http", "path": path, "root_path": prefix}, None, None))  # type: ignore[arg-type]
+    assert scopes == [seen]
 
 
 def test_what_serve_is_asked_for() -> None:

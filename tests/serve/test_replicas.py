@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from dataclasses import replace
-from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +15,6 @@ from fastapi.testclient import TestClient
 
 from raylaunch import LaunchConfig, Replicas
 from raylaunch.config import ServeConfig
-from raylaunch.errors import RaylaunchError
 from raylaunch.serve import metrics, status
 from tests.serve.conftest import Live, served
 from tests.serve.fake_engine import SETTINGS, FakeEngine, lost
@@ -80,21 +78,7 @@ def test_the_page_is_told_of_each_replica_and_shows_one(
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_rank_of_one_replica_is_killed_under_load(capsys: pytest.CaptureFixture[str]) -> None:
-    """The server stays ready, no request of the other replica fails, and the lost one is back."""
-    failed_at: list[tuple[int, float]] = []
-
-    def watched(replicas: Replicas) -> None:
-        for number, engine in enumerate(replicas.engines):
-
-            def submit(prepared: Any, listener: Any, name: str, of: int = number, real: Any = engine._submit) -> Any:
-                def hear(item: Any) -> None:
-                    if isinstance(item, RaylaunchError):
-                        failed_at.append((of, time.monotonic()))
-                    listener(item)
-
-                return real(prepared, hear, name)
-
-            engine._submit = submit  # type: ignore[method-assign]
+    """The server stays ready, no request fails, what the lost one had begun goes on at the other, and it is back."""
 
     async def scene(live: Live, replicas: Replicas) -> tuple[Tally, float, list[int]]:
         tally, began, codes = Tally(), time.monotonic(), []
@@ -118,20 +102,18 @@ def test_a_rank_of_one_replica_is_killed_under_load(capsys: pytest.CaptureFixtur
     settings = ("parallel.tensor_parallel_size=1", "parallel.replicas=2", "recovery.rebuilds=1")
     config = LaunchConfig.default(["capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,16]", *settings])
     with Replicas(config) as replicas:
-        watched(replicas)
         with served(replicas, ServeConfig(port=0)) as live:
             tally, back, codes = asyncio.run(scene(live, replicas))
         assert [one.restarts for one in replicas.engines] == [0, 1]
         assert replicas.failures[0][1].replica == 1
+        continued = replicas.continued
     meanwhile = [at for at in tally.answers_at if 5 < at < 5 + back]
     with capsys.disabled():
         print(
             f"\nback after {back:.1f} s, {len(meanwhile)} answers meanwhile, {tally.answered} in all, "
-            f"{len(tally.failed)} of {len(failed_at)} requests at the lost replica failed"
+            f"{continued} went on elsewhere, {len(tally.failed)} failed"
         )
-    assert {number for number, _ in failed_at} == {1}
     assert set(codes) == {200}
-    assert tally.wrong == []
+    assert (tally.wrong, tally.failed) == ([], [])
     assert len(meanwhile) > 20
-    assert len(tally.failed) <= len(failed_at) <= 16
-    assert all(at < 7 for at in tally.failed), "nothing fails once the loss is known"
+    assert 0 < continued <= 16

@@ -53,10 +53,11 @@ def test_clients_run_no_code_where_anybody_is_one():
     everywhere, here = ServeConfig(host="0.0.0.0", port=0), ServeConfig(port=0)
     with bind(everywhere) as open_to_all, bind(here) as local:
         with pytest.raises(ConfigError, match=rf"{key}.*: lets clients run code .*: set serve\.api_key"):
-            require_key_for_code(asked, everywhere, open_to_all)
-        require_key_for_code(asked, everywhere.model_copy(update={"api_key": SecretStr(KEY)}), open_to_all)
-        require_key_for_code(asked, here, local)
-        require_key_for_code(LaunchConfig.default(["engine.kind=sglang"]), everywhere, open_to_all)
+            require_key_for_code(asked, exposed=exposed(everywhere, open_to_all))
+        with_key = everywhere.model_copy(update={"api_key": SecretStr(KEY)})
+        require_key_for_code(asked, exposed=exposed(with_key, open_to_all))
+        require_key_for_code(asked, exposed=exposed(here, local))
+        require_key_for_code(LaunchConfig.default(["engine.kind=sglang"]), exposed=exposed(everywhere, open_to_all))
 
 
 def test_a_port_that_closed_connections_still_hold_is_free():

@@ -15,7 +15,7 @@ from raylaunch.errors import RequestFailed
 from raylaunch.frontends.answers import Waiter, joined
 from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.sglang.replay import SecondPart, continued, obstacle
-from tests.sglang.conftest import LOST, RESOLVED, needs_sglang, start, wait_until
+from tests.sglang.conftest import CONFIG, LOST, RESOLVED, needs_sglang, place_ranks, start, wait_until
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 
 NOTHING = {
@@ -136,6 +136,12 @@ def scripted(frontend, answer, prompt):
     return rank
 
 
+def cut_off(rank, frontend, waiter, tokens):
+    """Waits until so many tokens of a request have come, the last of them from this rank."""
+    name, states = waiter._request.request_id, frontend.side.manager.rid_to_state
+    wait_until(lambda: any(one.rid == name for one in rank.seen) and len(states[name].output_ids) >= tokens)
+
+
 def ask_over_losses(frontend, cuts, **params):
     """An answer of 14 tokens that is cut off behind each of ``cuts`` tokens, and how often it was sent to ranks."""
     prompt, answer = "12+30=", "42+17=59+3=62"
@@ -183,7 +189,7 @@ def test_what_cannot_go_on_ends_at_the_loss_and_says_why(frontend):
         rank.most = 3
         thread, got, waiter = begin(frontend, "12+30=", max_new_tokens=20, extra={"regex": "[0-9+=]*"})
         state = frontend.side.manager.rid_to_state
-        wait_until(lambda: len(state[waiter._request.request_id].output_ids) >= 3)
+        cut_off(rank, frontend, waiter, 3)
         frontend.down(LOST, rebuilding=True)
         thread.join(10)
     assert "rank 1 is lost; with regex a request cannot go on in another group" in str(got[-1])
@@ -210,3 +216,99 @@ def test_those_that_come_meanwhile_wait_and_can_be_aborted(frontend):
     frontend.down(LOST)
     assert frontend.continued == before, "no group had seen them"
     assert frontend.side.replay._sent == {}
+
+
+# ---- at another replica
+
+
+@pytest.fixture
+def beside(frontend):
+    """The frontend of another replica, on the same loop."""
+    from raylaunch.sglang.frontend import SglangFrontend
+
+    one = SglangFrontend(CONFIG)
+    one.loop = frontend.loop
+    one.begin(RESOLVED)
+    try:
+        place_ranks(one)
+        yield one
+    finally:
+        frontend.others = one.others = lambda: ()
+        one.close()
+        frontend.down(LOST)
+
+
+@pytest.mark.slow
+@needs_sglang
+@pytest.mark.parametrize("rebuilding", [True, False])
+def test_an_answer_goes_on_at_another_replica_and_back(frontend, beside, rebuilding):
+    """Beside requests of the other's own; back once that one is lost too and the first has a group again."""
+    prompt, answer, before = "12+30=", "42+17=59+3=62", frontend.continued
+    whole, _ = ask_over_losses(frontend, [], max_new_tokens=20, logprobs=2)
+    frontend.others, beside.others = (lambda: [beside]), (lambda: [frontend])
+    with scripted(frontend, answer, prompt) as first, scripted(beside, answer, prompt) as second:
+        frontend.up(OFFER, RESOLVED)
+        beside.up(OFFER, RESOLVED)
+        first.most, second.most = 3, 5
+        thread, got, waiter = begin(frontend, prompt, max_new_tokens=20, logprobs=2)
+        cut_off(first, frontend, waiter, 3)
+        own, theirs, its_waiter = begin(beside, prompt, max_new_tokens=20)
+        cut_off(second, beside, its_waiter, 5)
+        frontend.down(LOST, rebuilding=rebuilding)
+        cut_off(second, frontend, waiter, 8)
+        assert list(beside.side.replay.guests) == [waiter._request.request_id]
+    with scripted(frontend, answer, prompt) as third:
+        frontend.others, third.most = (lambda: ()), 1 << 30
+        frontend.up(OFFER, RESOLVED)
+        beside.down(LOST, rebuilding=True)
+        for one in (thread, own):
+            one.join(20)
+            assert not one.is_alive()
+    assert replace(joined(got, 6), request_id="") == replace(joined(whole, 6), request_id="")
+    assert "".join(one.text for one in theirs) == answer
+    assert (frontend.continued - before, beside.continued) == (2, 1)
+    for each in (frontend, beside):
+        assert (each.side.replay.guests, each.side.replay._hosts) == ({}, {})
+
+
+@pytest.mark.slow
+@needs_sglang
+def test_who_leaves_is_aborted_where_the_request_is(frontend, beside):
+    frontend.others = lambda: [beside]
+    with scripted(frontend, "42+17=59", "12+30=") as first, scripted(beside, "42+17=59", "12+30=") as second:
+        frontend.up(OFFER, RESOLVED)
+        beside.up(OFFER, RESOLVED)
+        first.most, second.most = 2, 2
+        thread, got, waiter = begin(frontend, "12+30=", max_new_tokens=20)
+        cut_off(first, frontend, waiter, 2)
+        frontend.down(LOST, rebuilding=True)
+        cut_off(second, frontend, waiter, 4)
+        late, heard, _ = begin(frontend, "12+30=", max_new_tokens=1)  # meanwhile
+        late.join(10)
+        assert heard[-1].finish_reason == "length"
+        assert frontend.abort(waiter._request.request_id)
+        thread.join(10)
+        assert got[-1].finish_reason == "abort"
+        assert waiter._request.request_id in second.aborted
+    assert beside.side.replay.guests == {}
+
+
+@pytest.mark.slow
+@needs_sglang
+def test_a_replica_that_is_lost_for_good_hands_on_what_can_go_on(frontend, beside):
+    frontend.others = lambda: [beside]
+    with scripted(frontend, "42+17=59", "12+30=") as first, scripted(beside, "42+17=59", "12+30="):
+        frontend.up(OFFER, RESOLVED)
+        beside.up(OFFER, RESOLVED)
+        first.most = 2
+        plain, structured = (
+            begin(frontend, "12+30=", max_new_tokens=20, extra=extra) for extra in ({}, {"regex": "[0-9+=]*"})
+        )
+        for one in (plain, structured):
+            cut_off(first, frontend, one[2], 2)
+        frontend.down(LOST)
+        for one in (plain, structured):
+            one[0].join(10)
+            assert not one[0].is_alive()
+    assert "".join(one.text for one in plain[1]) == "42+17=59"
+    assert "with regex a request cannot go on" in str(structured[1][-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raylaunch import __version__
 from raylaunch.errors import ConfigError
 from raylaunch.health import Condition
+from raylaunch.replicas import Replicas, replicas_of
 from raylaunch.serve import errors, metrics, status
 from raylaunch.serve.cors import HideOrigin, with_cors
 from raylaunch.serve.errors import ApiError, unavailable
@@ -18,6 +20,7 @@ from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_
 from raylaunch.serve.reference.health import require_answer, require_ready
 from raylaunch.serve.sglang.first_event import FirstEvent
 from raylaunch.serve.sglang.known_fields import KnownFields, dropped, request_kinds
+from raylaunch.serve.sglang.replicas import Dispatch, OfReplica
 from raylaunch.serve.sglang.surrogates import RefuseLoneSurrogates
 from raylaunch.serve.watched import Watched
 from raylaunch.sglang.frontend import SglangFrontend
@@ -52,32 +55,41 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     Raises:
         ConfigError: the frontend is not SGLang's, or is not up.
     """
-    frontend = engine.frontend
-    if not isinstance(frontend, SglangFrontend) or frontend.side is None:
-        raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
-    theirs = sglang_application(frontend)
+    sides = [_side_of(one) for one in replicas_of(engine)]
+    theirs = sglang_application(sides)
     app: ASGIApp = FirstEvent(HideOrigin(_operators_only(theirs) if exposed else theirs))
-    app = KnownFields(app, request_kinds(), dropped(frontend.side.settled.completion_template))
+    app = KnownFields(app, request_kinds(), dropped(sides[0].settled.completion_template))
     app = RefuseLoneSurrogates(app)
-    app = Guard(engine, frontend.side, app)
+    guards = [Guard(one, side, app) for one, side in zip(replicas_of(engine), sides, strict=True)]
+    app = guards[0]
+    if isinstance(engine, Replicas):
+        reads = LIMITED_PATHS if engine.config.parallel.routing == "prefix" else ()
+        app = Dispatch(engine.engines, guards, engine.best, _of_operators(theirs), reads)
     app = LimitConcurrency(app, limit=max_concurrent(engine.config, settings), paths=LIMITED_PATHS)
     app = LimitBody(app, max_bytes=settings.max_body_bytes)
     routes, counters = metrics.build(engine, settings, paths=(metrics.OWN,))
-    app = OwnPagesFirst(own_application(engine, settings, frontend.side, routes, counters), app)
+    app = OwnPagesFirst(own_application(engine, settings, sides, routes, counters), app)
     if settings.api_key is not None:
         app = RequireKey(app, key=settings.api_key, open_paths=OPEN_PATHS, open_methods=OPEN_METHODS)
     app = app if settings.api_key is None and not exposed else _without_websockets(app)
     return with_cors(Watched(app, engine, counters, LIMITED_PATHS), settings.cors_origins)
 
 
-def sglang_application(frontend: SglangFrontend) -> FastAPI:
-    """SGLang's application over the frontend's tokenizer manager; its own warm-up finds nothing to do."""
+def _side_of(engine: Engine) -> TokenizerSide:
+    frontend = engine.frontend
+    if not isinstance(frontend, SglangFrontend) or frontend.side is None:
+        raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
+    return frontend.side
+
+
+def sglang_application(sides: Sequence[TokenizerSide]) -> FastAPI:
+    """SGLang's application over the tokenizer manager of each replica; its own warm-up finds nothing to do."""
     from sglang.srt.entrypoints import http_server
 
-    side = frontend.side
-    assert side is not None
+    side = sides[0]
+    manager = side.manager if len(sides) == 1 else OfReplica([one.manager for one in sides])
     state = http_server._GlobalState(
-        tokenizer_manager=side.manager, template_manager=side.templates, scheduler_info=side.scheduler_info
+        tokenizer_manager=manager, template_manager=side.templates, scheduler_info=side.scheduler_info
     )
     http_server.set_global_state(state)
     app: Any = http_server.app
@@ -90,7 +102,7 @@ def sglang_application(frontend: SglangFrontend) -> FastAPI:
 
 
 def own_application(
-    engine: Engine, settings: ServeConfig, side: TokenizerSide, routes: APIRouter, counters: metrics.Metrics
+    engine: Engine, settings: ServeConfig, sides: Sequence[TokenizerSide], routes: APIRouter, counters: metrics.Metrics
 ) -> FastAPI:
     """The pages that are this package's own. Health is: SGLang's would wait for ranks that are lost, and leave its
     question to them to nobody."""
@@ -109,10 +121,12 @@ def own_application(
     async def health(request: Request) -> dict[str, str]:
         """200 when the ranks have given out anything since the question; 503 with the reason if they do not."""
         # SGLang's own may go on with 200 after its ranks have died: https://github.com/sgl-project/sglang/issues/6624
-        if request.url.path == "/health" and not side.health_generates():
+        if request.url.path == "/health" and not sides[0].health_generates():
             return await ready()
-        before = side.heard_at()
-        await require_answer(engine, side.one_token, lambda: side.heard_at() != before, side.health_seconds())
+        at = engine.best("") if isinstance(engine, Replicas) else 0
+        side, before = sides[at], sides[at].heard_at()
+        asked = replicas_of(engine)[at]
+        await require_answer(asked, side.one_token, lambda: side.heard_at() != before, side.health_seconds())
         return {"status": "ready"}
 
     errors.install(app)
@@ -187,18 +201,27 @@ class Guard:
 
 def _operators_only(app: FastAPI) -> ASGIApp:
     """Refuses what changes or profiles the server, as SGLang marks it: without a key nobody is its operator."""
-    from sglang.srt.utils import auth
+    of_operators = _of_operators(app)
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            level = auth._get_auth_level_from_app_and_scope(app, scope)
-            if level is not auth.AuthLevel.NORMAL or scope["path"] in UNMARKED:
-                text = f"{scope['path']} is for operators: start the server with an API key to use it from elsewhere"
-                await ApiError(403, text, code="key_required").response()(scope, receive, send)
-                return
+        if scope["type"] == "http" and of_operators(scope):
+            text = f"{scope['path']} is for operators: start the server with an API key to use it from elsewhere"
+            await ApiError(403, text, code="key_required").response()(scope, receive, send)
+            return
         await app(scope, receive, send)
 
     return guarded
+
+
+def _of_operators(app: FastAPI) -> Callable[[Scope], bool]:
+    """Whether a request is for what changes or profiles the server."""
+    from sglang.srt.utils import auth
+
+    def asked(scope: Scope) -> bool:
+        level = auth._get_auth_level_from_app_and_scope(app, scope)
+        return level is not auth.AuthLevel.NORMAL or scope["path"] in UNMARKED
+
+    return asked
 
 
 def _without_websockets(app: ASGIApp) -> ASGIApp:
