@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 import zmq
+from raylaunch_actors.communicator.single import SingleRank
+from raylaunch_actors.graphs.capture import CaptureRunner
 from raylaunch_actors.reference import worker as worker_module
 from raylaunch_actors.reference.channel import RankZeroSockets, connect
 from raylaunch_actors.reference.runner import ModelRunner
 from raylaunch_actors.reference.scheduler import Scheduler
+from raylaunch_actors.reference.verify import verify_shape
 from raylaunch_actors.reference.worker import RankZeroWorker
 
 from raylaunch import wire
-from raylaunch.wire import Abort, Output, Sampling, Stop, Submit
+from raylaunch.wire import Abort, Output, Sampling, Stop, Submit, Verify
 from tests.busy import patient
 from tests.models import save
 from tests.reference.engines import make_runner, prompt_scores, prompts, submits, tokens
@@ -46,7 +49,7 @@ class Driver:
         finally:
             sockets.close()
 
-    def send(self, *messages: Submit | Abort | Stop) -> None:
+    def send(self, *messages: Submit | Abort | Stop | Verify) -> None:
         for message in messages:
             self.requests.send(wire.encode(message))
 
@@ -119,6 +122,32 @@ def test_abort(driver: Driver) -> None:
     assert finishes(driver.read(1)) == {"a": "abort"}
     driver.send(Submit("a", [1], Sampling(max_new_tokens=1)))
     assert finishes(driver.read(1)) == {"a": "length"}
+
+
+def test_a_shape_is_verified_once_no_request_is_there(runner: ModelRunner, driver: Driver) -> None:
+    """Its tokens go to the cache that requests have: it waits for those before it, and those behind it wait."""
+    seen: list[tuple[str, int, int, int]] = []
+
+    def verify(one: Verify) -> None:
+        counters = driver.worker.counters
+        seen.append((one.round, one.shape, counters.running, driver.worker.scheduler.kv_used))
+        verdict = verify_shape(runner, CaptureRunner(SingleRank(), runner.dummy, {}), one.round, one.shape)
+        assert verdict.max_error == 0.0
+
+    driver.worker.verify = verify
+    before, after = submits(prompts(40, 20), Sampling(max_new_tokens=12, ignore_eos=True))
+    driver.send(before, Verify("prefill", 64), after, Verify("decode", 4))
+    outputs = driver.read(until=2)
+    end = time.monotonic() + patient(5)
+    while len(seen) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert seen == [("prefill", 64, 1, 0), ("decode", 4, 1, 0)]
+    driver.send(before, after)
+    again = driver.read(until=2)
+    for name in (before.request_id, after.request_id):
+        assert len(tokens(outputs, name)) == 12
+        assert tokens(again, name) == tokens(outputs, name)
+    assert driver.worker.counters.running == 0
 
 
 def test_one_request_whose_sampling_fails_does_not_take_the_others_with_it(
