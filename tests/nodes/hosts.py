@@ -22,7 +22,11 @@ from tests.head import ROOT, START_S
 
 MARK = "TEST_HOST"  # a variable of every process of a host
 CPUS, PORT = 2, 6379
-ALIVE = "import ray; ray.init(log_to_driver=False, logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
+STACKS = "import faulthandler; faulthandler.dump_traceback_later(20)"  # of one that hangs
+ALIVE = (
+    STACKS
+    + "; import ray; ray.init(log_to_driver=False, logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
+)
 
 
 @dataclass
@@ -83,7 +87,8 @@ class Hosts:
         end = time.monotonic() + START_S
         while self.alive() != believed + count:
             if time.monotonic() > end:
-                raise RuntimeError(f"the cluster knows {self.alive()} hosts, not {believed + count}")
+                known, complaint = self.alive(), self._asked.read_text()[-3000:]
+                raise RuntimeError(f"the cluster knows {known} hosts, not {believed + count}\n{complaint}")
 
     def _start(self) -> None:
         """One after the other: two that start at the same time take the same names for their logs and sockets."""
@@ -138,11 +143,17 @@ class Hosts:
 
     def ask(self, code: str) -> str:
         """What a Python program on host 0 prints; "" if it fails."""
-        process = self.popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        with self._asked.open("wb") as log:
+            process = self.popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=log)
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.communicate(timeout=patient(30))[0].decode()
         process.kill()
         return ""
+
+    @property
+    def _asked(self) -> Path:
+        """What the last program of :meth:`ask` had to complain of."""
+        return self.folder / "asked.log"
 
     def alive(self) -> int:
         """How many hosts the cluster believes to be alive."""
