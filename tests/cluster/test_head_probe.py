@@ -35,6 +35,11 @@ def test_what_is_no_head_is_given_up_at_a_deadline(listener: str) -> None:
     assert time.monotonic() - began < 5.0
 
 
+def test_one_that_had_no_time_to_look_has_not_said_that_there_is_no_cluster(listener: str) -> None:
+    with pytest.raises(ConnectionError, match=rf"what listens at {listener} does not answer .* within 0.01 s"):
+        head_of(listener, deadline_s=0.01)
+
+
 def test_the_question_ends_when_the_launch_is_stopped(listener: str) -> None:
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
