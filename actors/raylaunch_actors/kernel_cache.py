@@ -135,16 +135,25 @@ class Building:
         """Whether a launch has been through that needed the same."""
         return self._mark.exists()
 
-    def begin(self, patience_s: float) -> float:
-        """Waits while another launch builds, at most that long. Returns the seconds that it has waited. Raises
-        ``OSError``."""
+    def begin(self, patience_s: float, group: str = "") -> float:
+        """Waits while another group builds, at most that long. Returns the seconds that it has waited. Raises
+        ``OSError``.
+
+        Args:
+            group: unique name of this one, whose other nodes may share the folder; "" for none.
+        """
         began = time.monotonic()
         if self.done:
             return 0.0
         self._mark.parent.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self._mark.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        while not self._locked() and time.monotonic() - began < patience_s:
+        while not (held := self._locked()) and time.monotonic() - began < patience_s:
+            if group and os.pread(self._lock, 256, 0).decode() == group:
+                break
             time.sleep(LOOK_S)
+        if held:
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, group.encode(), 0)
         if self.done:
             self._unlock()
         return time.monotonic() - began

@@ -99,10 +99,10 @@ class NodeAgentBase(NodeGates):
         """Whether all that a launch needs is there."""
         return kernel_cache.Building(root, launch).done
 
-    def begin_building(self, root: str | None, launch: str, patience_s: float) -> float:
+    def begin_building(self, root: str | None, launch: str, group: str, patience_s: float) -> float:
         """Waits for another launch that builds the same; see :class:`raylaunch_actors.kernel_cache.Building`."""
         self._building = kernel_cache.Building(root, launch)
-        return self._building.begin(patience_s)
+        return self._building.begin(patience_s, group)
 
     def end_building(self) -> None:
         """All is built that this launch needs."""

@@ -131,7 +131,7 @@ def prepare(agents: Mapping[str, Any], config: LaunchConfig, report: LaunchRepor
         _share(agents, cold, root, asking)
     waited = 0.0
     for node in cold:  # one after the other: launches that wait for each other would for ever
-        call = agents[node].begin_building.remote(root, mark, BUILD_S)
+        call = agents[node].begin_building.remote(root, mark, report.group, BUILD_S)
         waited += sum(asking.answers({call: node}, BUILD_S + ANSWER_S).values())
     if waited > 1:
         asking.said.append(f"waited {waited:.0f} s for another launch that builds kernels")

@@ -90,6 +90,16 @@ def test_one_builds_and_the_others_find_it_built(tmp_path: Path) -> None:
     second.end()
 
 
+def test_nodes_of_one_group_that_share_the_folder_build_together(tmp_path: Path) -> None:
+    one, two, three = (Building(str(tmp_path), "a") for _ in range(3))
+    assert one.begin(30, "tiny-1") < 1
+    assert two.begin(30, "tiny-1") < patient(1)
+    assert 0.3 <= three.begin(0.3, "tiny-2") < patient(2)
+    two.end()
+    assert three.done
+    one.end()
+
+
 def test_who_dies_or_takes_long_is_not_waited_for(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDS.format(str(tmp_path))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -38,7 +38,7 @@ for one in files:
     assert ray.get(first.unpack_cached.remote(root, [one])) == 1
 config = LaunchConfig.default([f"engine.sglang.cache_dir={root}"])
 before = [len(ray.get(one.cached.remote(root)).files) for one in agents.values()]
-report = LaunchReport("first")
+report = LaunchReport("tiny", group="first")
 began = time.monotonic()
 cold = {node: agents[node] for node in list(agents)[1:]}
 kernels.prepare(cold, config, report, lambda: False)
@@ -46,9 +46,9 @@ took = time.monotonic() - began
 held = [ray.get(one.cached.remote(root)) for one in agents.values()]
 (copy,) = ray.get(second.pack_cached.remote(root, ["tvm-ffi/7/lib.so"]))
 
-others, late = {node: agent_on(node) for node in cold}, LaunchReport("second")
+others, late = {node: agent_on(node) for node in cold}, LaunchReport("tiny", group="third")
 ray.get([one.ready.remote() for one in others.values()])
-waiting = [one.begin_building.remote(root, kernels.launch_mark(config), 60.0) for one in others.values()]
+waiting = [one.begin_building.remote(root, kernels.launch_mark(config), "second", 60.0) for one in others.values()]
 early, _ = ray.wait(waiting, timeout=3.0)
 kernels.finish(cold)
 waited = ray.get(waiting, timeout=30)
