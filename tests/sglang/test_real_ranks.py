@@ -94,12 +94,12 @@ def test_yarn_makes_the_context_longer(tmp_path: Path) -> None:
 
 
 def test_a_format_that_writes_shards_and_reads_them_in_the_next_launch(tmp_path: Path) -> None:
-    save("qwen3_tied", tmp_path)
-    prompt, answers = [list(range(3, 20))], []
+    folder, answers = save("qwen3_tied", tmp_path), []
+    prompt = [list(range(3, 20))]
     for name in ("auto", "presharded", "presharded"):
-        with Engine(config_of(f"model.path={tmp_path}", f"model.load_format={name}")) as engine:
+        with Engine(config_of(f"model.path={folder}", f"model.load_format={name}")) as engine:
             answers.append(engine.generate(prompt, max_new_tokens=8)[0].token_ids)
-    assert list(tmp_path.glob("presharded/TP-2-*/READY"))
+    assert list(folder.glob("presharded/TP-2-*/READY"))
     assert answers[0] == answers[1] == answers[2]
 
 
