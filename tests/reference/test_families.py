@@ -160,6 +160,7 @@ def test_others_are_refused_in_one_line_before_ranks_start(name: str, models: Pa
     if name == "gpt2":  # names all sizes otherwise
         text = json.loads((path / "config.json").read_text())
         sizes = {"num_attention_heads": text["n_head"], "max_position_embeddings": text["n_positions"]}
+        sizes |= {"num_hidden_layers": text["n_layer"], "hidden_size": text["n_embd"]}
         (path / "config.json").write_text(json.dumps({**text, **sizes}))
     assert refusal(path, WORLD).startswith(said)
     assert refusal(path, 1).startswith(said)
