@@ -463,6 +463,10 @@ class FaultConfig(Section):
     def _can_happen(cls, at: str, info: ValidationInfo) -> str:
         return place_of(info.data["action"], at) if "action" in info.data else at
 
+    def fits(self, shape: int) -> bool:
+        """Whether it is to happen to a shape; a fault that names none happens to all."""
+        return self.at.split()[2:3] in ([], [str(shape)])
+
 
 class LaunchConfig(Section):
     """Everything that decides a launch. ``LaunchConfig.default()`` is the model that ships with raylaunch.

@@ -324,8 +324,7 @@ def _zero_all_reduce(fault: FaultConfig) -> None:
 
     def zeroed(self: SglKernelAllReduce, x: torch.Tensor) -> torch.Tensor:
         out = reduce(self, x)
-        fits = fault.at.split()[2:3] in ([], [str(len(x))])
-        return out.zero_() if fits and torch.cuda.is_current_stream_capturing() else out
+        return out.zero_() if fault.fits(len(x)) and torch.cuda.is_current_stream_capturing() else out
 
     SharedMemoryCall.run = run  # type: ignore[method-assign]
     SglKernelAllReduce._reduce = zeroed  # type: ignore[method-assign]

@@ -60,7 +60,7 @@ def _extra_all_reduce(fault: FaultConfig) -> list[Seam]:
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def custom_all_reduce(self: Any, inp: torch.Tensor) -> Any:
-            if _fits(fault, len(inp)) and not done and torch.cuda.is_current_stream_capturing():
+            if fault.fits(len(inp)) and not done and torch.cuda.is_current_stream_capturing():
                 done.append(True)
                 original(self, inp)
             return original(self, inp)
@@ -78,7 +78,7 @@ def _zero_all_reduce(fault: FaultConfig) -> list[Seam]:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def all_reduce(self: Any, inp: torch.Tensor, registered: bool) -> torch.Tensor:
             out: torch.Tensor = original(self, inp, registered)
-            return out.zero_() if _fits(fault, len(inp)) and torch.cuda.is_current_stream_capturing() else out
+            return out.zero_() if fault.fits(len(inp)) and torch.cuda.is_current_stream_capturing() else out
 
         return all_reduce
 
@@ -90,7 +90,7 @@ def _stale_decode(fault: FaultConfig) -> list[Seam]:
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def execute(self: Any, batch: Any, *rest: Any, **options: Any) -> Any:
-            if not _fits(fault, len(batch.seq_lens)):
+            if not fault.fits(len(batch.seq_lens)):
                 return original(self, batch, *rest, **options)
             ones = {"seq_lens": torch.ones_like(batch.seq_lens), "seq_lens_cpu": torch.ones_like(batch.seq_lens_cpu)}
             zeros = {"positions": torch.zeros_like(batch.positions), "seq_lens_sum": len(batch.seq_lens)}
@@ -115,11 +115,6 @@ def _warm_again(fault: FaultConfig) -> list[Seam]:
         return call
 
     return [Seam(hooked.CALL_PIECE, wrap)]
-
-
-def _fits(fault: FaultConfig, shape: int) -> bool:
-    """Whether the fault is to happen to a shape; one that names none happens to all."""
-    return fault.at.split()[2:3] in ([], [str(shape)])
 
 
 def _nothing(_: Callable[..., Any]) -> Callable[..., Any]:
