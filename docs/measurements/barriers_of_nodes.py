@@ -33,7 +33,7 @@ def measure(file: Path) -> None:
     """One launch whose barriers are taken by turns; then the parts of a barrier by themselves."""
     with tempfile.TemporaryDirectory(prefix="rl-", dir="/tmp") as folder:
         os.environ |= {"HOME": folder, "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
-        from raylaunch.commands.machine import describe_machine
+        from raylaunch.terminal.machine import describe_machine
 
         figures: dict[str, Any] = {"machine": describe_machine()}
         figures["agent_ms"] = {ranks: agent_times(ranks) for ranks in (1, 2, 4, 8, 16)}
