@@ -244,6 +244,11 @@ def launch_error(error: BaseException, phase: str = "") -> LaunchError:
     return LaunchError(text, None, phase)
 
 
+def one_line(error: BaseException) -> str:
+    """An error's first line, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shut_down(phase: str) -> LaunchError:
     """A launch that its own user has ended, in ``phase``."""
     return LaunchError("the engine was shut down", None, phase)

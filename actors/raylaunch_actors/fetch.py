@@ -72,6 +72,7 @@ class Fetching:
 
 def main() -> None:
     """The process: reads what is wanted, says how far it is, and at last ``{"problem": ""}`` or why it has failed."""
+    from raylaunch.errors import one_line
     from raylaunch.model import hub
 
     given = json.loads(sys.stdin.readline())
@@ -85,7 +86,7 @@ def main() -> None:
     try:
         hub.snapshot(wanted.path, wanted.revision, wanted.patterns, weights=wanted.whole)
     except (hub.HubError, ValueError) as error:
-        problem = hub.one_line(error)
+        problem = one_line(error)
     done.set()
     saying.join()
     print(json.dumps({"problem": problem}), file=out, flush=True)

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylaunch.cluster.placement import Placement, gpus_seen
 from raylaunch.cluster.session import RaySession
+from raylaunch.errors import one_line
 from raylaunch.group.ranks import RankGroup, kill
 from raylaunch.group.spares import Spare, chosen, dealt, in_order, missing, pause_after
 from raylaunch.protocol.rules.common import count, human_bytes
@@ -81,7 +82,7 @@ class Standby:
                 self._make(group)
         except (Exception, SystemExit) as error:  # the second of Ray, where it is shut down meanwhile
             cause = error.cause if isinstance(error, RayTaskError) else error
-            log.warning("no ranks stand by any more: %s", (str(cause) or type(cause).__name__).splitlines()[0])
+            log.warning("no ranks stand by any more: %s", one_line(cause))
             self.per_rank = 0
             for spare in self.spares if self.session.current() else ():
                 kill(spare.actor)
@@ -107,7 +108,7 @@ class Standby:
                 if not spare.ended:
                     spare.ended, self._deaths = True, self._deaths + 1
                     self._make_at = now + pause_after(self._deaths)
-                    log.info("a standby rank has ended and is replaced: %s", str(error).splitlines()[0])
+                    log.info("a standby rank has ended and is replaced: %s", one_line(error))
         self.spares = [one for one in self.spares if not one.ended and one.node_id not in self.lost_nodes]
         self.agents = {node: agent for node, agent in self.agents.items() if node not in self.lost_nodes}
 

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from raylaunch.cluster.placement import Placement
 from raylaunch.cluster.session import RaySession
 from raylaunch.config import LaunchConfig
-from raylaunch.errors import LaunchError, shut_down
+from raylaunch.errors import LaunchError, one_line, shut_down
 from raylaunch.group.ranks import kill
 from raylaunch.group.spares import pause_after
 from raylaunch.logs import about
@@ -150,7 +150,7 @@ class WeightKeepers:
                     if keeper.asked is None and keeper.kept is not None and keeper.kept.nbytes < keeper.kept.total:
                         keeper.asked = keeper.actor.kept.remote()
             except (Exception, SystemExit) as error:  # the second of Ray, where it is shut down meanwhile
-                log.warning("weights are kept no more: %s", _first_line(error))
+                log.warning("weights are kept no more: %s", one_line(error))
                 self.wanted = False
         return self.standing()
 
@@ -197,7 +197,7 @@ class WeightKeepers:
         self._deaths += 1
         self._make_at = now + pause_after(self._deaths)
         process = f"process {keeper.kept.pid}" if keeper.kept is not None else "the process"
-        text = f"F25: {process}, which keeps the weights on node {keeper.node_id[:8]}, has ended: {_first_line(why)}"
+        text = f"F25: {process}, which keeps the weights on node {keeper.node_id[:8]}, has ended: {one_line(why)}"
         log.warning("%s; the group goes on, and another one is made", text, extra=about(fault="F25"))
 
     # ---- ending
@@ -213,7 +213,3 @@ class WeightKeepers:
         _, left = ray.wait(ends, num_returns=len(ends), timeout=deadline_s) if ends else ([], [])
         if left and not self.session.lost():
             log.warning("%s of kept weights could not be seen to end", count(len(left), "keeper"))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

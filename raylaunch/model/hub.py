@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raylaunch.background import Background
+from raylaunch.errors import one_line
 
 ASK_S = 5.0
 ASK_AGAIN_S = 60.0
@@ -194,8 +195,3 @@ def problem_of(error: BaseException, path: str) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"there is no room left in {constants.HF_HUB_CACHE}: make some, or set HF_HUB_CACHE to another folder"
     return one_line(error)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's first line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
