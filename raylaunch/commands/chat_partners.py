@@ -14,8 +14,8 @@ from raylaunch.errors import ConfigError, RequestError, RequestFailed
 from raylaunch.model.tokenizer import chat_template_of
 
 if TYPE_CHECKING:
-    from raylaunch.engine import Engine
-    from raylaunch.sampling import SamplingParams
+    from raylaunch.engine import EngineBase
+    from raylaunch.frontends.sampling import SamplingParams
 
 Messages = list[dict[str, str]]
 ANSWER_TOKENS = 1024
@@ -42,7 +42,7 @@ class Partner(Protocol):
 class Launched:
     """An engine of this process."""
 
-    def __init__(self, engine: Engine, params: SamplingParams) -> None:
+    def __init__(self, engine: EngineBase, params: SamplingParams) -> None:
         self._engine, self._params = engine, params
         self._template = chat_template_of(engine.config.serve)
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError
 from raylaunch.frontends.requests import Chunk
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.protocol import RoundName
 from raylaunch.resolved import ResolvedLaunch
-from raylaunch.sampling import SamplingParams
 from raylaunch.wire import SglangSockets
 
 Prompt = str | Sequence[int]

@@ -19,10 +19,9 @@ from raylaunch.group.evidence import explain_failure, explain_violation
 from raylaunch.group.late_verify import LateVerification
 from raylaunch.group.node_loss import explain_lost_nodes, nodes_lost
 from raylaunch.group.outcome import StepOutcome
-from raylaunch.group.rank_watch import RankWatch
+from raylaunch.group.rank_watch import RankWatch, Stall
 from raylaunch.group.ranks import RankGroup
 from raylaunch.group.ray_deaths import drivers_node_lost
-from raylaunch.health import Stall
 from raylaunch.protocol import Phase, Violation
 
 LOOK_EVERY_S = 0.5  # at the head, to which each look is a connection

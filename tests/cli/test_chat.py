@@ -17,8 +17,8 @@ from raylaunch.commands.chat import converse
 from raylaunch.commands.chat_partners import Launched, Server
 from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import ConfigError, RequestError, RequestFailed
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model.tokenizer import require_chat_template
-from raylaunch.sampling import SamplingParams
 from raylaunch.serve import build_app
 from tests.serve.answering_engine import AnsweringEngine
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.serve.reference.fields import Reasons, Unsupported
 
 MAX_STOPS = 64

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.serve.reference.common_schema import (
     UNSUPPORTED,
     UNSUPPORTED_SAMPLING,

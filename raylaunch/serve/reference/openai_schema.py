@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.serve.reference.common_schema import (
     UNSUPPORTED,
     UNSUPPORTED_SAMPLING,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from raylaunch.background import Background
 from raylaunch.cluster.session import RELEASE_PATIENCE_S, RaySession, enter
 from raylaunch.config import LaunchConfig
+from raylaunch.engine.health import Condition, Health, RankHealth, readiness
+from raylaunch.engine.recovery import Budget, Loss, launches_left, restart_policy
 from raylaunch.errors import LaunchError, launch_error, shut_down
 from raylaunch.frontends.base import Frontend
 from raylaunch.group.diagnosis import NODE_LOST
@@ -23,10 +25,8 @@ from raylaunch.group.ranks import RankGroup
 from raylaunch.group.serving import LostRanks, ServingWatch, explained
 from raylaunch.group.standby import Standby
 from raylaunch.group.weights import WeightKeepers
-from raylaunch.health import Condition, Health, RankHealth, readiness
 from raylaunch.logs import about, about_error
 from raylaunch.protocol import Phase
-from raylaunch.recovery import Budget, Loss, launches_left, restart_policy
 from raylaunch.report import LaunchReport, Span
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.tracing.export import Tracer, open_tracer

@@ -1,195 +1,21 @@
-"""Several groups of ranks that serve the same model behind one port; each is an :class:`Engine` of its own.
-
-A request goes to the ready group that has the fewest, or the beginning of its prompt. When its group is lost it goes on
-at another one, as ``recovery.replay`` says; the loss of a group is that group's alone.
-"""
+"""Takes each request to one of several groups, and on to another one when its group is lost."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from raylaunch.background import LOOK_S, Background
-from raylaunch.cluster.session import RaySession, enter
-from raylaunch.config import LaunchConfig
-from raylaunch.engine import Engine
+from raylaunch.engine.engine import Engine
+from raylaunch.engine.health import joined
+from raylaunch.engine.routing import Remembered, blocks_of, by_prefix, least_loaded
 from raylaunch.errors import LaunchError, RaylaunchError, ReplicaLost, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Meeting, Prepared, Prompt, Running
-from raylaunch.frontends.generation_config import SamplingDefaults
 from raylaunch.frontends.reference import ReferenceFrontend
 from raylaunch.frontends.requests import Chunk, RequestTable, RunningRequest
-from raylaunch.group.driver import StepListener
-from raylaunch.health import Condition, Health
-from raylaunch.model_check import resolve
-from raylaunch.protocol import RoundName, Step
-from raylaunch.report import LaunchReport
+from raylaunch.frontends.sampling import SamplingParams
+from raylaunch.protocol import RoundName
 from raylaunch.resolved import ResolvedLaunch
-from raylaunch.routing import Remembered, blocks_of, by_prefix, least_loaded
-from raylaunch.sampling import SamplingParams
-from raylaunch.tracing.export import Tracer
-
-BEST_FIRST = (
-    Condition.READY, Condition.REBUILDING, Condition.LAUNCHING, Condition.NEW, Condition.STOPPED, Condition.FAILED,
-)  # fmt: skip
-
-
-class Replicas(Engine):
-    """``parallel.replicas`` groups in one process, used as one engine.
-
-    Attributes:
-        engines: one for each replica, in order.
-    """
-
-    def __init__(self, config: LaunchConfig | ResolvedLaunch, *, listener: StepListener | None = None) -> None:
-        self._resolved = config if isinstance(config, ResolvedLaunch) else None
-        self.config = config.config if isinstance(config, ResolvedLaunch) else config
-        self.engines = tuple(
-            Engine(one_of(self.config, number), listener=self._listener_of(number))
-            for number in range(self.config.parallel.replicas)
-        )
-        self.frontend = self._router = Router(self.engines)
-        for number in range(len(self.engines)):
-            self._router.join(number)
-        self._listener = listener
-        self._indices = [0] * len(self.engines)
-        self._sampling = SamplingDefaults()
-        self._session: RaySession | None = None
-        self._stopping = threading.Event()
-
-    # ---- life
-
-    def start(self) -> Replicas:
-        """Launches all groups at the same time. Returns when each can answer requests; one that cannot be launched ends
-        the others.
-
-        Raises:
-            ConfigError, LaunchError: as :meth:`Engine.start`.
-        """
-        if self._session is not None:
-            raise RaylaunchError("an Engine is started once; make a new one")
-        self._resolved = resolved = self._resolved or resolve(self.config)
-        for number, engine in enumerate(self.engines):
-            engine._resolved = replace(resolved, config=one_of(resolved.config, number))
-        placement, cpus = resolved.config.placement, resolved.request.cpus * len(self.engines)
-        self._session = enter(placement.address, cpus, placement.namespace, self._stopping.is_set)
-        try:
-            starting = [Background(engine.start) for engine in self.engines]
-            while not all(one.done(LOOK_S) for one in starting):
-                self._raise_first(starting)
-            self._raise_first(starting)
-        except BaseException:
-            self.shutdown()
-            raise
-        self._sampling = self.engines[0]._sampling
-        return self
-
-    def shutdown(self) -> None:
-        self._stopping.set()
-        self._router.closed = True
-        try:
-            for ending in [Background(engine.shutdown) for engine in self.engines]:
-                ending.result()
-        finally:
-            if self._session is not None:
-                self._session.close()
-
-    @property
-    def report(self) -> LaunchReport:
-        """That of the first replica that is ready, or of the first one."""
-        ready = (engine for engine in self.engines if engine.health(ask_ranks=False).ready)
-        return next(ready, self.engines[0]).report
-
-    def health(self, ask_ranks: bool = True) -> Health:
-        """Ready if one replica is; ``replicas`` has each."""
-        if not ask_ranks:
-            return joined([engine.health(ask_ranks=False) for engine in self.engines])
-        asked = [Background(engine.health) for engine in self.engines]  # each may wait a second for a rank
-        return joined([one.result() for one in asked])
-
-    def best(self, prompt: str | Sequence[int]) -> int:
-        """Number of the replica for one more request: as :meth:`Router.choose` says, or where none can take it that
-        which can do most."""
-        try:
-            return self._router.choose(set(), prompt)
-        except RequestFailed:
-            return min(range(len(self.engines)), key=lambda number: standing(self.engines[number].health(False)))
-
-    @property
-    def failures(self) -> tuple[tuple[float, LaunchError], ...]:
-        found = [(when, _of(error, number)) for number, one in enumerate(self.engines) for when, error in one.failures]
-        return tuple(sorted(found, key=lambda one: one[0]))
-
-    @property
-    def last_error(self) -> LaunchError | None:
-        """One that is being explained, or else the last one."""
-        failures = self.failures
-        last = [(number, engine.last_error) for number, engine in enumerate(self.engines)]
-        known = [error for _, error in failures]
-        new = [_of(error, number) for number, error in last if error is not None and error not in known]
-        return [*known, *new][-1] if known or new else None
-
-    @property
-    def restarts(self) -> int:
-        """How often groups were rebuilt, all of them together."""
-        return sum(engine.restarts for engine in self.engines)
-
-    @property
-    def tracer(self) -> Tracer | None:
-        return self.engines[0].tracer
-
-    @property
-    def kv_tokens(self) -> int:
-        """Tokens that the KV cache of each replica's ranks holds; 0 while there are no ranks."""
-        return self.engines[0].kv_tokens
-
-    # ---- inside
-
-    @property
-    def _launch(self) -> ResolvedLaunch:
-        return self.engines[0]._launch
-
-    def _submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
-        return self._router.submit(prepared, listener, request_id)
-
-    def _listener_of(self, number: int) -> StepListener:
-        def step(step: Step, index: int, steps: int) -> None:
-            """Tells of the replica that is furthest behind."""
-            self._indices[number] = index
-            if self._listener is not None and index == min(self._indices):
-                self._listener(step, index, steps)
-
-        return step
-
-    def _raise_first(self, starting: Sequence[Background]) -> None:
-        for number, one in enumerate(starting):
-            try:
-                one.raise_if_failed()
-            except LaunchError as error:
-                raise _of(error, number) from None
-
-
-def one_of(config: LaunchConfig, number: int) -> LaunchConfig:
-    """What one replica launches."""
-    return config.replace({"name": f"{config.name}-{number}", "parallel.replicas": 1})
-
-
-def replicas_of(engine: Engine) -> tuple[Engine, ...]:
-    """The groups behind an engine, each as one."""
-    return engine.engines if isinstance(engine, Replicas) else (engine,)
-
-
-def standing(health: Health) -> tuple[bool, int]:
-    """The least is that of the group which can do most for a request."""
-    return not health.ready, BEST_FIRST.index(health.condition)
-
-
-def joined(healths: Sequence[Health]) -> Health:
-    """The health of all replicas: that of the one which can do most for a request, with the counts of all."""
-    best = min(healths, key=standing)
-    left, requests = sum(one.restarts_left for one in healths), sum(one.requests for one in healths)
-    return replace(best, ranks=(), restarts_left=left, requests=requests, replicas=tuple(healths))
 
 
 class Router:
@@ -356,7 +182,7 @@ class Routed:
         while True:
             self.at = self._router.choose(self._lost_at, self._prepared.text or self._prepared.ids)
             try:
-                running = self._router.engines[self.at]._submit(self._prepared, self._hear, self.request_id)
+                running = self._router.engines[self.at].submit(self._prepared, self._hear, self.request_id)
                 break
             except RequestFailed:  # lost just now
                 self._lost_at.add(self.at)
@@ -399,8 +225,3 @@ class Routed:
         if not isinstance(item, Chunk) or item.finish_reason is not None:
             self._router.requests.remove(self.request_id)
         self._listener(ReplicaLost(*item.args) if lost and isinstance(item, RaylaunchError) else item)
-
-
-def _of(error: LaunchError, number: int) -> LaunchError:
-    error.replica = number
-    return error
