@@ -39,7 +39,7 @@ class Partner(Protocol):
         """Raises :class:`RequestFailed` if nothing will ever be answered again."""
 
 
-class Launched:
+class OwnEngine:
     """An engine of this process."""
 
     def __init__(self, engine: EngineBase, params: SamplingParams) -> None:
