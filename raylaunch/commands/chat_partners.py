@@ -63,7 +63,7 @@ class OwnEngine:
 
     def require_alive(self) -> None:
         health = self._engine.health(ask_ranks=False)
-        if health.condition in ("failed", "stopped"):
+        if health.condition.final:
             raise RequestFailed(health.reason)
 
     def _prompt(self, messages: Messages) -> list[int]:

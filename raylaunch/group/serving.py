@@ -164,7 +164,7 @@ def known_of(outcome: StepOutcome) -> str:
     seen = sorted(outcome.seen.items())
     died = [f"rank {rank} died: {ended_by(one.status or 0)}" for rank, one in seen if ended_from_outside(one)]
     stopped = [f"rank {rank} does not run: {stopped_by(one.status)}" for rank, one in seen if not one.ended]
-    own = [failure for _, failure in sorted(outcome.failures.items()) if not failure.victim]
+    own = [failure for _, failure in sorted(outcome.failures.items()) if not failure.secondary]
     failed = [f"rank {one.rank} is lost: {one.error}: {next(iter(one.message.splitlines()), '')}" for one in own]
     return "; ".join(died or stopped or failed) or "a rank of the group is lost"
 
