@@ -48,7 +48,7 @@ class EngineBase(ABC):
 
     @abstractmethod
     def shutdown(self) -> None:
-        """Ends what was launched. May be called twice."""
+        """Ends the ranks, fails the requests that still run, leaves Ray as it was found. May be called twice."""
 
     def __enter__(self) -> Self:
         return self.start()
@@ -75,17 +75,17 @@ class EngineBase(ABC):
     @property
     @abstractmethod
     def failures(self) -> tuple[tuple[float, LaunchError], ...]:
-        """The losses since it first served: when (seconds since the epoch) and why."""
+        """The losses of a group since it first served: when (seconds since the epoch) and why."""
 
     @property
     @abstractmethod
     def last_error(self) -> LaunchError | None:
-        """The last failure, also after what was lost was rebuilt; None if there was none."""
+        """The last failure of a group, also after it was rebuilt; None if none failed."""
 
     @property
     @abstractmethod
     def restarts(self) -> int:
-        """How often what was lost was rebuilt."""
+        """How often a group was rebuilt."""
 
     @property
     @abstractmethod

@@ -71,52 +71,41 @@ class Engine(EngineBase):
         return self
 
     def shutdown(self) -> None:
-        """Ends the ranks, fails the requests that still run, leaves Ray as it was found. May be called twice."""
         self._supervisor.stop()
 
     @property
     def report(self) -> LaunchReport:
-        """What the launch did; grows while it goes on."""
         return self._supervisor.report
 
     def health(self, ask_ranks: bool = True) -> Health:
-        """Whether requests are answered now; asks every rank unless told not to. Never raises."""
         return self._supervisor.health(ask_ranks)
 
     @property
     def failures(self) -> tuple[tuple[float, LaunchError], ...]:
-        """The losses of the group since it first served: when (seconds since the epoch) and why."""
         return tuple(self._supervisor.failures)
 
     @property
     def last_error(self) -> LaunchError | None:
-        """The last failure of the group, also after it was rebuilt; None if it never failed."""
         lost = self._supervisor.failures[-1][1] if self._supervisor.failures else None
         return self._supervisor.error or self.frontend.failure() or lost
 
     @property
     def restarts(self) -> int:
-        """How often the group was rebuilt."""
         return self._supervisor.rebuilds
 
     @property
     def tracer(self) -> Tracer | None:
-        """Takes spans to where they are wanted; None before the start, and for nowhere."""
         return self._supervisor.tracer
 
     @property
     def resolved(self) -> ResolvedLaunch | None:
-        """What is decided of the launch: by the ranks that there are, or before there were any; None before the
-        start."""
         return self._supervisor.resolved or self._resolved
 
     @property
     def sampling_defaults(self) -> Mapping[str, Any]:
-        """Sampling parameters that hold where a request says nothing of them, as the model wants them."""
         return self._sampling.values
 
     def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
-        """Starts a request that the frontend has checked. Raises as :meth:`Frontend.submit`."""
         if refusal := self.health(ask_ranks=False).refusal(self.config.recovery.while_rebuilding == "wait"):
             raise RequestFailed(refusal)
         return self.frontend.submit(prepared, listener, request_id)
