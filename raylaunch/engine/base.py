@@ -14,7 +14,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.engine.health import Health
 from raylaunch.errors import LaunchError, RequestError
 from raylaunch.frontends.answers import AsyncWaiter, Start, Waiter
-from raylaunch.frontends.base import Frontend, Image, Listener, Prepared, Prompt, Running
+from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, TakesRequests
 from raylaunch.frontends.requests import Chunk, Completion
 from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.group.driver import StepListener
@@ -33,7 +33,7 @@ class EngineBase(ABC):
         frontend: takes requests to the ranks.
     """
 
-    frontend: Frontend
+    frontend: TakesRequests
 
     def __init__(self, config: LaunchConfig | ResolvedLaunch, listener: StepListener | None) -> None:
         self._resolved = config if isinstance(config, ResolvedLaunch) else None

@@ -36,6 +36,8 @@ class Engine(EngineBase):
         listener: told before each step of the launch: the step, its index, the number of steps.
     """
 
+    frontend: Frontend
+
     def __init__(
         self,
         config: LaunchConfig | ResolvedLaunch,

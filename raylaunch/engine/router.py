@@ -9,17 +9,15 @@ from typing import Any
 from raylaunch.engine.engine import Engine
 from raylaunch.engine.health import joined
 from raylaunch.engine.routing import Remembered, blocks_of, by_prefix, least_loaded
-from raylaunch.errors import LaunchError, RaylaunchError, ReplicaLost, RequestFailed
-from raylaunch.frontends.base import Image, Listener, Meeting, Prepared, Prompt, Running
+from raylaunch.errors import RaylaunchError, ReplicaLost, RequestFailed
+from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running
 from raylaunch.frontends.reference import ReferenceFrontend
 from raylaunch.frontends.requests import Chunk, RequestTable, RunningRequest
 from raylaunch.frontends.sampling import SamplingParams
-from raylaunch.protocol import RoundName
-from raylaunch.resolved import ResolvedLaunch
 
 
 class Router:
-    """Takes requests to the groups. What :class:`Engine` asks of a frontend, in front of those of all replicas.
+    """Takes requests to the groups. A :class:`TakesRequests` in front of the frontends of all replicas.
 
     Attributes:
         closed: no request goes on elsewhere any more.
@@ -121,9 +119,6 @@ class Router:
         request = self.requests.get(request_id)
         return request is not None and self.engines[request.at].abort(request_id)
 
-    def failure(self) -> None:
-        return None
-
     def moved(self) -> None:
         """A request has gone on at another replica."""
         with self._lock:
@@ -131,31 +126,6 @@ class Router:
 
     def __len__(self) -> int:
         return len(self.requests)
-
-    # What concerns one group is asked of its own frontend.
-
-    def begin(self, resolved: ResolvedLaunch) -> None: ...
-
-    def meet(self, where: Meeting) -> None: ...
-
-    def attach(self, offer: Any) -> None: ...
-
-    def raise_if_failed(self) -> None: ...
-
-    def up(self, offer: Any, resolved: ResolvedLaunch) -> None: ...
-
-    def down(self, error: LaunchError, rebuilding: bool = False) -> None: ...
-
-    def trouble(self) -> str:
-        return ""
-
-    def busy(self) -> bool:
-        return len(self) > 0
-
-    def verify(self, name: RoundName, shape: int) -> bool:
-        return False
-
-    def close(self) -> None: ...
 
 
 class Routed:
