@@ -72,12 +72,11 @@ def bench_decode(
             lines = [machine_line(machine), *comparison(title, "requests", speeds, faster_is_less=False)]
             lines += comparison("the same: ms of a step", "requests", steps, faster_is_less=True)
             data = {"config": masked("", wanted.model_dump(mode="json")), "decode": plain(results)}
-
-            def draw_all() -> None:
-                if plot is not None:
-                    draw(plot, lines_of(speeds), title, "requests", "tokens per second")
-
-            deliver("\n".join(lines), lambda: write_results(json_file, machine, data), draw_all)
+            deliver(
+                "\n".join(lines),
+                lambda: write_results(json_file, machine, data),
+                lambda: draw(plot, lines_of(speeds), title, "requests", "tokens per second"),
+            )
 
         measure_all(
             chosen,

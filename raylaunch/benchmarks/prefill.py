@@ -61,12 +61,11 @@ def bench_prefill(
             title = f"prefill of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: ms to the first token"
             data = {"config": masked("", wanted.model_dump(mode="json")), "prefill": plain(results)}
             text = "\n".join([machine_line(machine), *comparison(title, "tokens", medians, faster_is_less=True)])
-
-            def draw_all() -> None:
-                if plot is not None:
-                    draw(plot, lines_of(medians), title, "prompt tokens", "ms")
-
-            deliver(text, lambda: write_results(json_file, machine, data), draw_all)
+            deliver(
+                text,
+                lambda: write_results(json_file, machine, data),
+                lambda: draw(plot, lines_of(medians), title, "prompt tokens", "ms"),
+            )
 
         measure_all(chosen, lengths, refusal, lambda engine, length: time_prefill(engine, length, repeat), show)
 
