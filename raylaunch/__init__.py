@@ -11,10 +11,10 @@ from raylaunch.errors import ConfigError, EngineBusy, LaunchError, RaylaunchErro
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
     from raylaunch.engine import Engine
+    from raylaunch.engine.replicas import Replicas
     from raylaunch.frontends.requests import Chunk, Completion
-    from raylaunch.replicas import Replicas
+    from raylaunch.frontends.sampling import SamplingParams
     from raylaunch.report import LaunchReport
-    from raylaunch.sampling import SamplingParams
 
     __version__: str
 
@@ -41,8 +41,8 @@ _HOMES = {
     "Engine": "engine",
     "LaunchConfig": "config",
     "LaunchReport": "report",
-    "Replicas": "replicas",
-    "SamplingParams": "sampling",
+    "Replicas": "engine.replicas",
+    "SamplingParams": "frontends.sampling",
 }
 
 

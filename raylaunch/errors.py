@@ -78,7 +78,7 @@ class CaptureError(RankFault):
 
 
 class CollectiveAborted(RankFault):
-    """This rank left a collective because a peer aborted it or never arrived: a victim's error, not a cause."""
+    """This rank left a collective because a peer aborted it or never arrived: a secondary failure, not a cause."""
 
 
 @dataclass(frozen=True)

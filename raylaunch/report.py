@@ -413,13 +413,5 @@ def _named_track(track: int, name: str) -> dict[str, Any]:
 
 
 def _slice(track: int, name: str, start: float, end: float, category: str) -> dict[str, Any]:
-    micro = 1e6
-    return {
-        "ph": "X",
-        "name": name,
-        "cat": category,
-        "pid": 1,
-        "tid": track,
-        "ts": start * micro,
-        "dur": max(0.0, end - start) * micro,
-    }
+    times = {"ts": start * 1e6, "dur": max(0.0, end - start) * 1e6}
+    return {"ph": "X", "name": name, "cat": category, "pid": 1, "tid": track, **times}

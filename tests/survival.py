@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from signal import Signals
 
 from raylaunch import Engine, RaylaunchError
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 
 CLIENTS = 16
 AGAIN_S = 150.0

@@ -70,7 +70,7 @@ def test_nothing_is_changed_where_nothing_is_said(out: io.StringIO) -> None:
 
 def test_what_a_record_says(out: io.StringIO) -> None:
     set_up(LogConfig(format="json"), out, launch="tiny-012345", rank=0)
-    log = logging.getLogger("raylaunch.supervisor")
+    log = logging.getLogger("raylaunch.engine.supervisor")
     error = LaunchError("rank 1 died", "F07", "SERVE", rank=1)
     log.error("lost: %s", "ü\n2", extra=about_error(error, launch="tiny-6789ab"))
     try:
@@ -80,7 +80,7 @@ def test_what_a_record_says(out: io.StringIO) -> None:
     first, second = lines(out)
     assert first.pop("time").endswith("+00:00")
     assert first == {
-        "level": "error", "logger": "raylaunch.supervisor", "message": "lost: ü\n2", "launch": "tiny-6789ab",
+        "level": "error", "logger": "raylaunch.engine.supervisor", "message": "lost: ü\n2", "launch": "tiny-6789ab",
         "rank": 1, "fault": "F07", "phase": "SERVE",
     }  # fmt: skip
     assert (second["rank"], second["launch"], "fault" in second) == (0, "tiny-012345", False)

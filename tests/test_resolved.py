@@ -12,12 +12,12 @@ from raylaunch_actors.spec import RankSpec
 from raylaunch import model_check
 from raylaunch.config import LaunchConfig
 from raylaunch.engine import Engine
+from raylaunch.engine.supervisor import Supervisor
 from raylaunch.errors import ConfigError
 from raylaunch.model.shape import ModelShape
 from raylaunch.model_check import on_device, resolve
 from raylaunch.protocol import LaunchPlan, RoundPlan
 from raylaunch.resolved import BundleRequest, launch_of
-from raylaunch.supervisor import Supervisor
 
 SHAPE = ModelShape("tiny", 2048, 16, 4, 4)
 SHAPES = ["capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2]"]

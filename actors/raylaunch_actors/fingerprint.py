@@ -39,7 +39,7 @@ def fingerprint(spec: RankSpec, model: Path) -> dict[str, str]:
     prints["version of python"] = platform.python_version()
     prints["processor"] = platform.machine()
     prints["configuration"] = hashlib.sha256(spec.config.model_dump_json().encode()).hexdigest()[:16]
-    return prints | model_prints(model) | environment_prints(spec.surroundings, spec.group)
+    return prints | model_prints(model) | environment_prints(spec.initial_environment, spec.group)
 
 
 def environment_prints(variables: Mapping[str, str], group: str) -> dict[str, str]:

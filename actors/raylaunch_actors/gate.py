@@ -124,7 +124,7 @@ class RankGate:
             error=type(error).__name__,
             message=message if message.strip() else repr(error),
             code=code,
-            victim=not scarce and lost_its_peers(error),
+            secondary=not scarce and lost_its_peers(error),
             traceback="".join(traceback.format_exception(error)),
             when=time.time(),
         )

@@ -56,7 +56,6 @@ class RankProcess:
     pid: int
     node_id: str
     address: str
-    hostname: str
     log_files: tuple[str, ...]
     gpus: tuple[str, ...] = ()
     born: str = ""
@@ -81,7 +80,7 @@ class RankBase:
             self._adopted.set()
         self._boot_thread: int | None = None
         os.environ.update(spec.environment)
-        self._take(replace(spec, surroundings=dict(os.environ)))
+        self._take(replace(spec, initial_environment=dict(os.environ)))
         faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=False)
 
     def _take(self, spec: RankSpec) -> None:
@@ -154,7 +153,7 @@ class RankBase:
 
     def adopt(self, spec: RankSpec) -> None:
         """Makes a spare rank the one of ``spec``, whose environment must be that of the spare's own."""
-        self._take(replace(spec, surroundings=self.spec.surroundings))
+        self._take(replace(spec, initial_environment=self.spec.initial_environment))
         self._adopted.set()
 
     def whoami(self) -> RankProcess:
@@ -165,7 +164,6 @@ class RankBase:
             pid=os.getpid(),
             node_id=context.get_node_id(),
             address=ray.util.get_node_ip_address(),
-            hostname=platform.node(),
             log_files=log_files(context.get_worker_id()),
             gpus=tuple(context.get_accelerator_ids().get("GPU", ())),
             born=born(),

@@ -22,7 +22,7 @@ class RankSpec(ResolvedLaunch):
         node, nodes: index of its node among those of the group, and how many they are.
         device_index: index of its GPU among those of the group on this node, which all its ranks there see; told at
             boot, when it is known which GPUs Ray gave.
-        surroundings: the process's variables before it has imported anything heavy; it notes them itself.
+        initial_environment: the process's variables before it has imported anything heavy; it notes them itself.
     """
 
     rank: int
@@ -35,4 +35,4 @@ class RankSpec(ResolvedLaunch):
     node: int = 0
     nodes: int = 1
     device_index: int = 0
-    surroundings: dict[str, str] = field(default_factory=dict, repr=False)  # has secrets
+    initial_environment: dict[str, str] = field(default_factory=dict, repr=False)  # has secrets

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import mmap
 import os
 import resource
@@ -118,9 +117,7 @@ def weight_files_of(weights: Weights) -> list[Path]:
     from raylaunch_actors.reference.weight_files import weight_files
 
     folder = Path(weights.path) if Path(weights.path).is_absolute() else cached(weights.path, weights.revision)
-    if folder is None:
-        return []
-    return weight_files(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return [] if folder is None else weight_files(folder)
 
 
 def available_bytes(cgroup: Path = CGROUP) -> int:

@@ -74,15 +74,14 @@ def bench_allreduce(
             done = run_program(measuring, "bench_all_reduce")
         about, results = results_of(done.report, done.offer)
         data = {**about, "figures": [asdict(result) for result in results]}
-
-        def draw_all() -> None:
-            if plot is not None:
-                lines = {result.variant: [(f.nbytes, f.microseconds) for f in results if f.variant == result.variant]
-                         for result in results}  # fmt: skip
-                draw(plot, lines, f"all-reduce of {ranks} ranks, {about['dtype']}", "bytes", "microseconds")
-
-        text = "\n".join(show(machine, about, results))
-        deliver(text, lambda: write_results(json_file, machine, data), draw_all)
+        lines = {result.variant: [(f.nbytes, f.microseconds) for f in results if f.variant == result.variant]
+                 for result in results}  # fmt: skip
+        title = f"all-reduce of {ranks} ranks, {about['dtype']}"
+        deliver(
+            "\n".join(show(machine, about, results)),
+            lambda: write_results(json_file, machine, data),
+            lambda: draw(plot, lines, title, "bytes", "microseconds"),
+        )
 
 
 def bench_config(config: LaunchConfig, sizes: Sequence[int], repeats: int) -> LaunchConfig:

@@ -21,7 +21,7 @@ from raylaunch.terminal.printed import deliver
 from raylaunch.values.masking import masked
 
 if TYPE_CHECKING:
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
 
 PROMPT = 16
 Arrivals = Sequence[tuple[float, int]]
@@ -72,12 +72,11 @@ def bench_decode(
             lines = [machine_line(machine), *comparison(title, "requests", speeds, faster_is_less=False)]
             lines += comparison("the same: ms of a step", "requests", steps, faster_is_less=True)
             data = {"config": masked("", wanted.model_dump(mode="json")), "decode": plain(results)}
-
-            def draw_all() -> None:
-                if plot is not None:
-                    draw(plot, lines_of(speeds), title, "requests", "tokens per second")
-
-            deliver("\n".join(lines), lambda: write_results(json_file, machine, data), draw_all)
+            deliver(
+                "\n".join(lines),
+                lambda: write_results(json_file, machine, data),
+                lambda: draw(plot, lines_of(speeds), title, "requests", "tokens per second"),
+            )
 
         measure_all(
             chosen,
@@ -88,7 +87,7 @@ def bench_decode(
         )
 
 
-def refusal(engine: Engine, requests: int, new_tokens: int) -> str:
+def refusal(engine: EngineBase, requests: int, new_tokens: int) -> str:
     """Why so many requests cannot be measured together, or ""."""
     if PROMPT + new_tokens > engine.max_context:
         return f"{PROMPT} prompt tokens and {new_tokens} new ones are more than the context of {engine.max_context}"
@@ -99,7 +98,7 @@ def refusal(engine: Engine, requests: int, new_tokens: int) -> str:
     return ""
 
 
-def time_decode(engine: Engine, requests: int, new_tokens: int, repeat: int) -> DecodeResult:
+def time_decode(engine: EngineBase, requests: int, new_tokens: int, repeat: int) -> DecodeResult:
     """Runs ``requests`` requests together ``repeat`` times, after once that is not timed."""
     draw_token = random.Random(requests)
     rates = []
@@ -128,7 +127,7 @@ def common_rate(answers: Sequence[Arrivals]) -> float:
     return sum(sum(count for _, count in own[1:]) / (own[-1][0] - own[0][0]) for own in common)
 
 
-async def _run_together(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Arrivals]:
+async def _run_together(engine: EngineBase, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Arrivals]:
     async def one(prompt: Sequence[int]) -> Arrivals:
         return [
             (time.perf_counter(), len(chunk.token_ids))

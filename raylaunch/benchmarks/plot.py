@@ -20,11 +20,11 @@ def require_drawable(file: Path) -> None:
         raise ConfigError("--plot", "matplotlib", 'is not installed: pip install "raylaunch[bench]"')
 
 
-def draw(file: Path, lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str) -> None:
-    """Draws named lines of (x, y) points over logarithmic axes; the ending of ``file`` says in which format.
-
-    Raises :class:`Unwritten`.
-    """
+def draw(file: Path | None, lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str) -> None:
+    """Draws named lines of (x, y) points over logarithmic axes; the ending of ``file`` says in which format. Nothing if
+    no file was asked for. Raises :class:`Unwritten`."""
+    if file is None:
+        return
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -19,7 +19,7 @@ from raylaunch.terminal.printed import deliver
 from raylaunch.values.masking import masked
 
 if TYPE_CHECKING:
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
 
 WARM_UP = 3
 
@@ -61,24 +61,23 @@ def bench_prefill(
             title = f"prefill of {wanted.name}, {wanted.parallel.tensor_parallel_size} ranks: ms to the first token"
             data = {"config": masked("", wanted.model_dump(mode="json")), "prefill": plain(results)}
             text = "\n".join([machine_line(machine), *comparison(title, "tokens", medians, faster_is_less=True)])
-
-            def draw_all() -> None:
-                if plot is not None:
-                    draw(plot, lines_of(medians), title, "prompt tokens", "ms")
-
-            deliver(text, lambda: write_results(json_file, machine, data), draw_all)
+            deliver(
+                text,
+                lambda: write_results(json_file, machine, data),
+                lambda: draw(plot, lines_of(medians), title, "prompt tokens", "ms"),
+            )
 
         measure_all(chosen, lengths, refusal, lambda engine, length: time_prefill(engine, length, repeat), show)
 
 
-def refusal(engine: Engine, tokens: int) -> str:
+def refusal(engine: EngineBase, tokens: int) -> str:
     """Why prompts of this length cannot be measured, or ""."""
     if tokens + 1 > engine.max_context:
         return f"a prompt and one token may have {engine.max_context} tokens together (the context, or the KV cache)"
     return ""
 
 
-def time_prefill(engine: Engine, tokens: int, repeat: int) -> PrefillResult:
+def time_prefill(engine: EngineBase, tokens: int, repeat: int) -> PrefillResult:
     """Times ``repeat`` prompts of ``tokens`` random tokens, one after another, after a few that are not timed."""
     draw_token = random.Random(tokens)
     took = []

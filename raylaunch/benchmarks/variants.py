@@ -13,7 +13,7 @@ from raylaunch.terminal.session import launched
 
 if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
     from raylaunch.resolved import ResolvedLaunch
 
 Result = TypeVar("Result")
@@ -44,8 +44,8 @@ def variants_of(text: str, config: LaunchConfig) -> dict[str, ResolvedLaunch]:
 def measure_all(
     variants: dict[str, ResolvedLaunch],
     sizes: Sequence[int],
-    refusal: Callable[[Engine, int], str],
-    measure: Callable[[Engine, int], Result],
+    refusal: Callable[[EngineBase, int], str],
+    measure: Callable[[EngineBase, int], Result],
     show: Callable[[Results[Result]], None],
 ) -> None:
     """Launches each variant, measures it at each size, and shows all results.
@@ -77,7 +77,7 @@ def measure_all(
 
 
 @contextmanager
-def _launched(name: str, resolved: ResolvedLaunch) -> Iterator[Engine]:
+def _launched(name: str, resolved: ResolvedLaunch) -> Iterator[EngineBase]:
     console = stderr_console()
     console.print(f"{name}: launching", markup=False)
     with launched(resolved, show_report=False) as engine:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
     from raylaunch.frontends.requests import Completion
-    from raylaunch.sampling import SamplingParams
+    from raylaunch.frontends.sampling import SamplingParams
 
 
 def ask_all(
-    engine: Engine, prompts: Sequence[str], params: SamplingParams, at_once: int | None = None
+    engine: EngineBase, prompts: Sequence[str], params: SamplingParams, at_once: int | None = None
 ) -> list[Completion]:
     """The answers, in the order of the prompts. The first error ends the others.
 
@@ -25,7 +25,9 @@ def ask_all(
     return asyncio.run(_ask_all(engine, prompts, params, at_once or engine.config.engine.max_running_requests))
 
 
-async def _ask_all(engine: Engine, prompts: Sequence[str], params: SamplingParams, at_once: int) -> list[Completion]:
+async def _ask_all(
+    engine: EngineBase, prompts: Sequence[str], params: SamplingParams, at_once: int
+) -> list[Completion]:
     places = asyncio.Semaphore(at_once)
 
     async def ask(prompt: str) -> Completion:

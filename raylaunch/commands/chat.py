@@ -48,14 +48,14 @@ def chat(
 
             converse(Server.at(launch.model, params), system)
         else:
-            from raylaunch.commands.chat_partners import Launched
+            from raylaunch.commands.chat_partners import OwnEngine
             from raylaunch.model.tokenizer import require_chat_template
             from raylaunch.terminal.session import launched
 
             config = launch.config()
             require_chat_template(config)
             with launched(config, show_report=False) as engine:
-                converse(Launched(engine, params), system)
+                converse(OwnEngine(engine, params), system)
 
 
 def converse(partner: Partner, system: str | None, read: Callable[[], str] | None = None) -> None:

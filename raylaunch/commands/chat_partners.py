@@ -14,8 +14,8 @@ from raylaunch.errors import ConfigError, RequestError, RequestFailed
 from raylaunch.model.tokenizer import chat_template_of
 
 if TYPE_CHECKING:
-    from raylaunch.engine import Engine
-    from raylaunch.sampling import SamplingParams
+    from raylaunch.engine import EngineBase
+    from raylaunch.frontends.sampling import SamplingParams
 
 Messages = list[dict[str, str]]
 ANSWER_TOKENS = 1024
@@ -39,10 +39,10 @@ class Partner(Protocol):
         """Raises :class:`RequestFailed` if nothing will ever be answered again."""
 
 
-class Launched:
+class OwnEngine:
     """An engine of this process."""
 
-    def __init__(self, engine: Engine, params: SamplingParams) -> None:
+    def __init__(self, engine: EngineBase, params: SamplingParams) -> None:
         self._engine, self._params = engine, params
         self._template = chat_template_of(engine.config.serve)
 
@@ -63,7 +63,7 @@ class Launched:
 
     def require_alive(self) -> None:
         health = self._engine.health(ask_ranks=False)
-        if health.condition in ("failed", "stopped"):
+        if health.condition.final:
             raise RequestFailed(health.reason)
 
     def _prompt(self, messages: Messages) -> list[int]:

@@ -19,8 +19,8 @@ from raylaunch.terminal.printed import require_stdout, say
 from raylaunch.terminal.session import launched
 
 if TYPE_CHECKING:
-    from raylaunch.engine import Engine
-    from raylaunch.sampling import SamplingParams
+    from raylaunch.engine import EngineBase
+    from raylaunch.frontends.sampling import SamplingParams
 
 
 def generate(
@@ -87,7 +87,7 @@ def generate(
 
 def sampling_of(given: dict[str, Any]) -> SamplingParams:
     """Sampling parameters from the options that were given. Raises :class:`ConfigError`: nothing was launched yet."""
-    from raylaunch.sampling import SamplingParams
+    from raylaunch.frontends.sampling import SamplingParams
 
     try:
         return SamplingParams.of(None, {name: value for name, value in given.items() if value is not None})
@@ -97,7 +97,7 @@ def sampling_of(given: dict[str, Any]) -> SamplingParams:
         raise ConfigError("--" + key.replace("_", "-"), value, expected) from None
 
 
-def _print_stream(engine: Engine, prompt: str, params: SamplingParams) -> None:
+def _print_stream(engine: EngineBase, prompt: str, params: SamplingParams) -> None:
     for chunk in engine.stream(prompt, params):
         say(chunk.text, end="")
     say("")

@@ -7,7 +7,7 @@ import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from raylaunch.errors import RaylaunchError
-from raylaunch.frontends.base import Frontend, Listener, Running
+from raylaunch.frontends.base import Listener, Running, TakesRequests
 from raylaunch.frontends.requests import Chunk, Completion
 
 Start = Callable[[Listener], Running]
@@ -17,7 +17,7 @@ Start = Callable[[Listener], Running]
 class Waiter:
     """A caller that blocks for its request's chunks."""
 
-    def __init__(self, frontend: Frontend, start: Start) -> None:
+    def __init__(self, frontend: TakesRequests, start: Start) -> None:
         self._frontend = frontend
         self._arrived: queue.SimpleQueue[Chunk | RaylaunchError] = queue.SimpleQueue()
         self._request = start(self._arrived.put)
@@ -46,7 +46,7 @@ class Waiter:
 class AsyncWaiter:
     """A caller that awaits its request's chunks. Made on the event loop that it is used on."""
 
-    def __init__(self, frontend: Frontend, start: Start) -> None:
+    def __init__(self, frontend: TakesRequests, start: Start) -> None:
         self._frontend = frontend
         self._arrived = asyncio.Queue[Chunk | RaylaunchError]()
         loop = asyncio.get_running_loop()

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError
 from raylaunch.frontends.requests import Chunk
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.protocol import RoundName
 from raylaunch.resolved import ResolvedLaunch
-from raylaunch.sampling import SamplingParams
 from raylaunch.wire import SglangSockets
 
 Prompt = str | Sequence[int]
@@ -63,8 +63,8 @@ class Running(Protocol):
         """Length of its prompt; of one with images known when its first chunk is there."""
 
 
-class Frontend(Protocol):
-    """Takes requests to rank 0. All methods may be called from any thread.
+class TakesRequests(Protocol):
+    """What an engine asks of whatever takes its requests. All methods may be called from any thread.
 
     Attributes:
         tokenizer: the model's, or None if it has none or is not loaded yet.
@@ -76,6 +76,27 @@ class Frontend(Protocol):
 
     @property
     def tokenizer(self) -> Any: ...
+
+    def prepare(self, prompt: Prompt, params: SamplingParams, images: Sequence[Image] = ()) -> Prepared:
+        """Checks a request. Raises :class:`RequestError`."""
+
+    def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
+        """Starts a request.
+
+        Raises:
+            RequestError: the id is in use, or too many requests run.
+            RequestFailed: there are no ranks, and none are waited for.
+        """
+
+    def forget(self, request: Running) -> None:
+        """The caller has left: the request ends wherever it is, without another word."""
+
+    def abort(self, request_id: str) -> bool:
+        """Ends a request: its last chunk says ``abort``. Returns whether it was running."""
+
+
+class Frontend(TakesRequests, Protocol):
+    """Takes requests to rank 0 of one group."""
 
     def begin(self, resolved: ResolvedLaunch) -> None:
         """Starts what needs no ranks, beside their own start. Returns at once."""
@@ -116,23 +137,6 @@ class Frontend(Protocol):
 
     def failure(self) -> LaunchError | None:
         """Why requests can never be answered again, whatever the ranks do; None if they can."""
-
-    def prepare(self, prompt: Prompt, params: SamplingParams, images: Sequence[Image] = ()) -> Prepared:
-        """Checks a request. Raises :class:`RequestError`."""
-
-    def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
-        """Starts a request.
-
-        Raises:
-            RequestError: the id is in use, or too many requests run.
-            RequestFailed: there are no ranks, and none are waited for.
-        """
-
-    def forget(self, request: Running) -> None:
-        """The caller has left: the request ends wherever it is, without another word."""
-
-    def abort(self, request_id: str) -> bool:
-        """Ends a request: its last chunk says ``abort``. Returns whether it was running."""
 
     def busy(self) -> bool:
         """Whether requests run, whichever way they came."""

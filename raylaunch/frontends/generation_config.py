@@ -10,8 +10,8 @@ from typing import Any
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, RequestError
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model import hub
-from raylaunch.sampling import SamplingParams
 
 FILE = "generation_config.json"
 OF_BOTH = ("temperature", "top_k", "top_p")

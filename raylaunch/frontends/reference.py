@@ -15,11 +15,11 @@ from raylaunch.errors import LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Meeting, Prepared, Prompt, Running, ids_of
 from raylaunch.frontends.client import RankZeroClient
 from raylaunch.frontends.requests import RequestTable, RunningRequest
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.frontends.vocabulary import vocabulary_of
 from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.protocol import Phase, RoundName
 from raylaunch.resolved import ResolvedLaunch
-from raylaunch.sampling import SamplingParams
 from raylaunch.wire import Abort, Output, Submit, Verify
 
 LOOK_S = 0.1  # at requests that may have waited for long enough

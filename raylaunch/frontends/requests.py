@@ -10,8 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from raylaunch.errors import EngineBusy, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.client import RankZeroClient
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.frontends.text import AnswerText
-from raylaunch.sampling import SamplingParams
 from raylaunch.wire import FinishReason, Output, TokenLogprob
 
 log = logging.getLogger(__name__)

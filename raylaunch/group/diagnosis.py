@@ -1,6 +1,6 @@
 """Which rank is to blame and in which words: decided from what was seen of every rank, apart from how it was seen.
 
-The first error the driver sees is often a victim's: a peer's collective breaks within milliseconds of the death
+The first error the driver sees is often a secondary one: a peer's collective breaks within milliseconds of the death
 that caused it, seconds before a process that was killed is gone, and when a node dies seconds before Ray says so. So
 causes are ranked first, and timed only among those of one kind.
 """
@@ -43,7 +43,7 @@ class Fate(enum.Enum):
     STOPPED = "stopped"
     SILENT = "silent"
     HUNG = "hung"
-    VICTIM = "victim"
+    SECONDARY = "secondary"  # it has failed for want of a peer
     WAITING = "waiting"
     ARRIVED = "arrived"
 
@@ -106,24 +106,24 @@ class Observation:
 
 def observe(seen: Seen) -> Observation:
     """What became of a rank. What is certain comes first, whatever was seen first: a lost node, the rank's own error,
-    the end of its process, a process that is stopped; only then that it is a victim or says nothing."""
+    the end of its process, a process that is stopped; only then that its failure is secondary or it says nothing."""
     rank, process, failure, state = seen.rank, seen.process, seen.failure, seen.state
     if seen.node_lost:
         return Observation(rank, Fate.DIED, "its node does not answer", code=NODE_LOST)
-    if failure is not None and not failure.victim:
+    if failure is not None and not failure.secondary:
         return _reported(failure, Fate.FAILED)
     ended = process is not None and process.ended
     if ended or seen.death is not None:
         when = process.when if process is not None and process.ended else 0.0
         if ended_by_watchdog(seen.log):
             detail = "NCCL's watchdog ended it: a peer did not come to a collective"
-            return Observation(rank, Fate.VICTIM, detail, when)
+            return Observation(rank, Fate.SECONDARY, detail, when)
         status = process.status if process is not None and process.ended else None
         return Observation(rank, Fate.DIED, cause_of_death(seen.death or "", seen.log, seen.oom_kills, status), when)
     if process is not None:
         return Observation(rank, Fate.STOPPED, stopped_by(process.status), process.when)
     if failure is not None:
-        return _reported(failure, Fate.VICTIM)
+        return _reported(failure, Fate.SECONDARY)
     if seen.arrival is not None:
         step = seen.arrival.step
         return Observation(rank, Fate.ARRIVED, f"arrived at {step}", seen.arrival.arrived, step)
@@ -172,7 +172,7 @@ def sentence(observations: Sequence[Observation], cause: Observation | None, wai
         text = f"{name} made no progress{waited}: {cause.detail}"
     elif cause.fate is Fate.DIED:
         text = f"{name} died: {cause.detail}"
-    elif cause.fate is Fate.VICTIM:
+    elif cause.fate is Fate.SECONDARY:
         return f"{name} lost its peers and no rank says why: {cause.detail}"
     else:
         text = f"{name} failed: {cause.detail}"
@@ -252,7 +252,7 @@ def ended_by(status: int, oom_kills: int = 0, crash: str = "") -> str:
 
 
 def ended_from_outside(process: Sighting) -> bool:
-    """Whether a process ends by a signal that no process gets for what it or its peers do: it is nobody's victim."""
+    """Whether a process ends by a signal that no process gets for what it or its peers do."""
     return process.ended and (process.status or 0) & 0x7F not in (0, *CRASHES)
 
 
@@ -270,7 +270,7 @@ def signal_name(number: int) -> str:
 
 
 def ended_by_watchdog(log_tail: str) -> bool:
-    """Whether a process was ended by PyTorch because a peer did not come to NCCL's collective: a victim's death."""
+    """Whether a process was ended by PyTorch because a peer did not come to NCCL's collective: it is secondary."""
     return "Watchdog caught collective operation timeout" in log_tail
 
 

@@ -45,8 +45,8 @@ def explain_failure(
     """
     _take_in_ended(group, outcome)
     observations, stacks, tails = _observe_all(group, outcome)
-    if all(one.fate in (Fate.VICTIM, Fate.ARRIVED, Fate.WAITING) for one in observations) and outcome.pending:
-        # Only victims so far: when a node dies its peers notice seconds before Ray does. Ask again, longer.
+    if all(one.fate in (Fate.SECONDARY, Fate.ARRIVED, Fate.WAITING) for one in observations) and outcome.pending:
+        # Only secondary failures so far: when a node dies its peers notice seconds before Ray does. Ask again, longer.
         time.sleep(VICTIM_PROBE_S)
         if _take_in_ended(group, outcome):
             observations, stacks, tails = _observe_all(group, outcome)
@@ -58,7 +58,7 @@ def explain_failure(
         error.round, error.shape, error.iteration = where.round, where.shape, where.iteration
     if cause is not None:
         error.rank, error.code = cause.rank, fault_code(cause, phase)
-    proven = cause is not None and cause.fate in (Fate.DIED, Fate.FAILED)  # else a victim may know more than the cause
+    proven = cause is not None and cause.fate in (Fate.DIED, Fate.FAILED)  # else another may know more than the cause
     for one in observations:
         failure = outcome.failures.get(one.rank)
         error.ranks.append(
@@ -66,7 +66,7 @@ def explain_failure(
                 group,
                 one.rank,
                 state=one.detail,
-                traceback=own_frames(failure.traceback) if failure and not (failure.victim and proven) else "",
+                traceback=own_frames(failure.traceback) if failure and not (failure.secondary and proven) else "",
                 stacks=own_frames(stacks.get(one.rank, "")),
                 log_tail=tails.get(one.rank, ""),
             )

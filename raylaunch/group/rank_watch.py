@@ -1,8 +1,8 @@
-"""Notices ranks that live and do not answer: stuck in native code, stopped, or cut off."""
+"""Notices ranks that live and do not answer: stuck in native code, stopped, or cut off; and those that do no work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -64,3 +64,35 @@ class RankWatch:
             self._calls = {}
             return self._states
         return None
+
+
+@dataclass
+class Stall:
+    """Notices that requests run and nothing moves: no step is made, and no kernel is compiled for one.
+
+    Attributes:
+        unready_s: seconds without a step after which the group is not ready.
+        lost_s: seconds after which it is lost.
+        reason: why the group is not ready, or "".
+    """
+
+    unready_s: float
+    lost_s: float
+    reason: str = ""
+    _moved: Sequence[tuple[int, int]] = ()
+    _since: float = 0.0
+
+    def observe(self, now: float, counters: Sequence[Mapping[str, int]]) -> bool:
+        """Takes note of all ranks' counters, rank 0's first. Returns whether the group must be given up."""
+        moved = [(rank.get("steps", 0), rank.get("compiling", 0)) for rank in counters]
+        running = counters[0].get("running", 0)
+        if running == 0 or moved != self._moved:
+            self._moved, self._since, self.reason = moved, now, ""
+            return False
+        stuck = now - self._since
+        self.reason = f"no step for {stuck:.0f} s while {running} requests run" if stuck >= self.unready_s else ""
+        return stuck >= self.lost_s
+
+    def lasts(self, now: float) -> float:
+        """Seconds since the last step, or since there was nothing to do."""
+        return now - self._since

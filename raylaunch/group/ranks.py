@@ -364,7 +364,7 @@ class RankGroup:
             kill(member.actor)
             kill(member.holder)
         unseen = self._unseen()
-        forced, left = prove_ended(self._processes(), self._existing, self._force, began + deadline_s)
+        left = prove_ended(self._processes(), self._existing, self._force, began + deadline_s)
         for agent in agents.values():
             kill(agent)
         removed = 0
@@ -372,7 +372,7 @@ class RankGroup:
             with contextlib.suppress(RayError):
                 removed = 1 if release(self.placement.group) else 0
             self.placement.owned = False
-        done = Teardown(len(members), removed, forced, left, unseen, time.monotonic() - began)
+        done = Teardown(len(members), removed, left, unseen, time.monotonic() - began)
         self.members, self.agents, self.news = [], {}, {}
         return done
 

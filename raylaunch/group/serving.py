@@ -19,10 +19,9 @@ from raylaunch.group.evidence import explain_failure, explain_violation
 from raylaunch.group.late_verify import LateVerification
 from raylaunch.group.node_loss import explain_lost_nodes, nodes_lost
 from raylaunch.group.outcome import StepOutcome
-from raylaunch.group.rank_watch import RankWatch
+from raylaunch.group.rank_watch import RankWatch, Stall
 from raylaunch.group.ranks import RankGroup
 from raylaunch.group.ray_deaths import drivers_node_lost
-from raylaunch.health import Stall
 from raylaunch.protocol import Phase, Violation
 
 LOOK_EVERY_S = 0.5  # at the head, to which each look is a connection
@@ -165,7 +164,7 @@ def known_of(outcome: StepOutcome) -> str:
     seen = sorted(outcome.seen.items())
     died = [f"rank {rank} died: {ended_by(one.status or 0)}" for rank, one in seen if ended_from_outside(one)]
     stopped = [f"rank {rank} does not run: {stopped_by(one.status)}" for rank, one in seen if not one.ended]
-    own = [failure for _, failure in sorted(outcome.failures.items()) if not failure.victim]
+    own = [failure for _, failure in sorted(outcome.failures.items()) if not failure.secondary]
     failed = [f"rank {one.rank} is lost: {one.error}: {next(iter(one.message.splitlines()), '')}" for one in own]
     return "; ".join(died or stopped or failed) or "a rank of the group is lost"
 

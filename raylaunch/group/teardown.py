@@ -20,7 +20,6 @@ class Teardown:
     Attributes:
         actors: rank actors ended.
         placement_groups: placement groups removed.
-        forced: processes that needed a SIGKILL of our own.
         left: processes that could not be seen to end (their node is unreachable, or they are stuck in the kernel).
         unseen: ranks whose process had not said which one it is, so that nobody could look whether it has ended.
         seconds: how long it took.
@@ -28,7 +27,6 @@ class Teardown:
 
     actors: int = 0
     placement_groups: int = 0
-    forced: tuple[int, ...] = ()
     left: tuple[int, ...] = ()
     unseen: tuple[int, ...] = ()
     seconds: float = 0.0
@@ -49,7 +47,7 @@ def prove_ended(
     existing: Callable[[str, set[int], float], set[int] | None],
     force: Callable[[str, set[int]], None],
     end: float,
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+) -> tuple[int, ...]:
     """Waits until no process exists; has those killed that are there after a second.
 
     Args:
@@ -60,10 +58,10 @@ def prove_ended(
         end: when to give up, on the monotonic clock.
 
     Returns:
-        The processes that were killed here, and those that were not seen to end; both ascending.
+        The processes that were not seen to end, ascending.
     """
     alive = {node: set(pids) for node, pids in processes.items() if pids}
-    forced, left = set[int](), set[int]()
+    left = set[int]()
     force_at = time.monotonic() + FORCE_AFTER_S
     while True:
         for node, pids in list(alive.items()):
@@ -75,12 +73,11 @@ def prove_ended(
             if found is None:
                 continue  # a busy node's late answer is no proof of anything
             if found and time.monotonic() > force_at:
-                forced |= found
                 force(node, found)
             if found:
                 alive[node] = found
             else:
                 del alive[node]
         if not alive or time.monotonic() > end:
-            return tuple(sorted(forced)), tuple(sorted(left.union(*alive.values())))
+            return tuple(sorted(left.union(*alive.values())))
         time.sleep(PAUSE_S)

@@ -161,7 +161,7 @@ class Failure:
         error: name of the exception's type.
         message: its text.
         code: fault number, if the rank knows it.
-        victim: whether the error only says that a peer did not answer.
+        secondary: whether the error only says that a peer did not answer.
         traceback: the rank's own.
         when: seconds since the epoch.
     """
@@ -171,7 +171,7 @@ class Failure:
     error: str
     message: str
     code: str | None = None
-    victim: bool = False
+    secondary: bool = False
     traceback: str = ""
     when: float = 0.0
 

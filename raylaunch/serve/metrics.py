@@ -21,10 +21,10 @@ from prometheus_client.registry import Collector
 
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
-from raylaunch.engine import Engine
-from raylaunch.health import Condition, Health
+from raylaunch.engine import EngineBase
+from raylaunch.engine.health import Condition, Health
+from raylaunch.engine.replicas import replicas_of
 from raylaunch.protocol import Phase
-from raylaunch.replicas import replicas_of
 from raylaunch.serve.limits import max_concurrent
 from raylaunch.serve.watch import GroupWatch
 from raylaunch.tracing.spans import of_request
@@ -40,7 +40,9 @@ FIRST_TOKEN_WINDOW_S = 60.0
 REMEMBERED_FIRST_TOKENS = 1000
 
 
-def build(engine: Engine, settings: ServeConfig, paths: Sequence[str] = (METRICS, OWN)) -> tuple[APIRouter, Metrics]:
+def build(
+    engine: EngineBase, settings: ServeConfig, paths: Sequence[str] = (METRICS, OWN)
+) -> tuple[APIRouter, Metrics]:
     """Routes that answer ``paths``, and the metrics behind them, whose :meth:`Metrics.observe` the requests tell."""
     metrics = Metrics(engine, settings)
     router = APIRouter()
@@ -65,7 +67,7 @@ class Metrics:
         in_flight: requests that the application is answering, or holding back while the group is rebuilt.
     """
 
-    def __init__(self, engine: Engine, settings: ServeConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, engine: EngineBase, settings: ServeConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.registry = CollectorRegistry()
         self.watch = GroupWatch(engine)
@@ -185,7 +187,7 @@ class Recent:
 class GroupCollector(Collector):
     """What the group says of itself, collected when it is asked for."""
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, engine: EngineBase, metrics: Metrics) -> None:
         self._engine, self._metrics = engine, metrics
         self._engines = replicas_of(engine)
         self._label = REPLICA if len(self._engines) > 1 else ()

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
+from raylaunch.engine.health import Condition
+from raylaunch.engine.replicas import replicas_of
 from raylaunch.errors import ConfigError, LaunchError
-from raylaunch.health import Condition
-from raylaunch.replicas import replicas_of
 from raylaunch.startup.signals import answered_by
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from raylaunch.config import LaunchConfig, ServeConfig
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
     from raylaunch.sglang.loop import Loop
 
 WATCH_S = 0.2
@@ -171,7 +171,7 @@ def require_key_for_code(config: LaunchConfig, *, exposed: bool) -> None:
 
 
 def serve(
-    engine: Engine,
+    engine: EngineBase,
     settings: ServeConfig,
     listener: socket.socket | None = None,
     *,
@@ -218,7 +218,7 @@ def serve(
         raise server.lost
 
 
-def application(engine: Engine, settings: ServeConfig, *, exposed: bool) -> tuple[ASGIApp, Loop | None]:
+def application(engine: EngineBase, settings: ServeConfig, *, exposed: bool) -> tuple[ASGIApp, Loop | None]:
     """The engine's HTTP application, and the loop that it must run on; None for any.
 
     Raises:
@@ -244,7 +244,7 @@ class _Server(uvicorn.Server):
         self.say = say
         self.lost: LaunchError | None = None
 
-    async def run_until_stopped(self, listener: socket.socket, engine: Engine) -> None:
+    async def run_until_stopped(self, listener: socket.socket, engine: EngineBase) -> None:
         watch = asyncio.create_task(self._watch(engine, listener))
         try:
             await self.serve(sockets=sockets_of(listener))
@@ -281,7 +281,7 @@ class _Server(uvicorn.Server):
         seconds = self.config.timeout_graceful_shutdown
         self.say(f"{number.name}: no new requests; those that run may end, for at most {seconds} s")
 
-    async def _watch(self, engine: Engine, listener: socket.socket) -> None:
+    async def _watch(self, engine: EngineBase, listener: socket.socket) -> None:
         while not self.started:
             if self.should_exit:  # the application's own start has failed, and uvicorn has logged why
                 self.lost = LaunchError("the HTTP application could not be started")

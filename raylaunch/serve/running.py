@@ -13,9 +13,9 @@ from raylaunch.errors import ReplicaLost, RequestError, RequestFailed
 
 if TYPE_CHECKING:
     from raylaunch.config import ServeConfig
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
     from raylaunch.frontends.requests import Chunk
-    from raylaunch.sampling import SamplingParams
+    from raylaunch.frontends.sampling import SamplingParams
 
 
 class Observer(Protocol):
@@ -56,7 +56,7 @@ class Serving:
         pulse: when the ranks last gave out tokens.
     """
 
-    engine: Engine
+    engine: EngineBase
     settings: ServeConfig
     observe: Callable[[], Observer]
     created: int

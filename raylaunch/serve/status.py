@@ -12,10 +12,10 @@ from fastapi.responses import JSONResponse
 
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
-from raylaunch.engine import Engine
-from raylaunch.health import Condition, Health
+from raylaunch.engine import EngineBase
+from raylaunch.engine.health import Condition, Health
+from raylaunch.engine.replicas import replicas_of
 from raylaunch.protocol import Gate, LoadFacts, Phase, ReadyFacts, RegisterFacts
-from raylaunch.replicas import replicas_of
 from raylaunch.report import LaunchReport, StepRecord
 from raylaunch.serve.limits import max_concurrent
 from raylaunch.serve.metrics import Metrics, running_and_waiting
@@ -35,7 +35,7 @@ PAGE_HEADERS = {
 DATA_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
-def build(engine: Engine, settings: ServeConfig, metrics: Metrics) -> APIRouter:
+def build(engine: EngineBase, settings: ServeConfig, metrics: Metrics) -> APIRouter:
     """Routes of the page, its assets, and ``/status.json``.
 
     The page and its assets hold no data and are served to anybody; the data needs the API key, if there is one.
@@ -60,7 +60,7 @@ def build(engine: Engine, settings: ServeConfig, metrics: Metrics) -> APIRouter:
 
 
 def describe(
-    engine: Engine, settings: ServeConfig, metrics: Metrics, have: str = "", replica: int = 0
+    engine: EngineBase, settings: ServeConfig, metrics: Metrics, have: str = "", replica: int = 0
 ) -> dict[str, Any]:
     """Everything the page shows, as plain data. Asks the ranks: blocks up to a second.
 
@@ -129,7 +129,7 @@ def _step_in_progress(report: LaunchReport, health: Health) -> dict[str, Any] | 
     return {"phase": due.phase.name, "text": due.what, "done": due.done, "of": due.of, "since": due.since}
 
 
-def _failure(engine: Engine) -> dict[str, Any] | None:
+def _failure(engine: EngineBase) -> dict[str, Any] | None:
     error = engine.last_error
     if error is None:
         return None

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
 
-from raylaunch.engine import Engine
-from raylaunch.health import Health
+from raylaunch.engine import EngineBase
+from raylaunch.engine.health import Health
 
 FRESH_S = 1.0
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class GroupWatch:
         clock: seconds, monotonic.
     """
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, engine: EngineBase, clock: Callable[[], float] = time.monotonic) -> None:
         self.engine = engine
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raylaunch-group-watch")

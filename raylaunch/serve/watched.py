@@ -8,7 +8,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raylaunch.engine import Engine
+from raylaunch.engine import EngineBase
 from raylaunch.serve.metrics import Metrics
 from raylaunch.serve.request_ids import HEADER
 from raylaunch.tracing.spans import RequestFacts, of_request, request_span
@@ -23,7 +23,7 @@ class Watched:
         paths: that are counted by their name and have spans; a client may ask for any other.
     """
 
-    def __init__(self, app: ASGIApp, engine: Engine, metrics: Metrics, paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, engine: EngineBase, metrics: Metrics, paths: Collection[str]) -> None:
         self.app, self.engine, self.metrics, self.paths = app, engine, metrics, frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

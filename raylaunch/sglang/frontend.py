@@ -17,9 +17,9 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Image, Listener, Meeting, Prepared, Prompt, Running, ids_of
 from raylaunch.frontends.requests import Chunk, RequestTable, notify
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.protocol import Phase, RoundName
 from raylaunch.resolved import ResolvedLaunch
-from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.arguments import (
     LOADS_BY_SOCKET,
     LONGER_CONTEXT,

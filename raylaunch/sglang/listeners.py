@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import zmq
@@ -65,7 +66,9 @@ class Doors:
         if context.underlying not in self._authenticators:
             authenticator = ThreadAuthenticator(context)
             authenticator.start()
-            authenticator.configure_curve_callback(credentials_provider=_OneKey(self._listeners.peer))
+            peer = self._listeners.peer
+            only_it = SimpleNamespace(callback=lambda domain, key: key == peer)
+            authenticator.configure_curve_callback(credentials_provider=only_it)
             self._authenticators[context.underlying] = authenticator
         # Of binds that follow alone: on this node the folder keeps others out.
         socket.curve_server, socket.curve_secretkey = True, self._listeners.secret
@@ -79,13 +82,3 @@ class Doors:
         """May be called more than once."""
         while self._authenticators:
             self._authenticators.popitem()[1].stop()
-
-
-class _OneKey:
-    """Lets peers with one key connect."""
-
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        return key == self._key

@@ -9,8 +9,8 @@ from typing import Any
 
 from raylaunch.errors import RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.requests import Chunk
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.frontends.text import StopScanner
-from raylaunch.sampling import SamplingParams
 from raylaunch.tracing.spans import RequestFacts
 from raylaunch.values.encodable import problem_of
 from raylaunch.wire import FinishReason, TokenLogprob

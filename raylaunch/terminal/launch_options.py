@@ -68,20 +68,15 @@ class Launch:
     ] = None
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a setting, such as capture.enabled=false. Repeatable.",
-            rich_help_panel=PANEL,
-        ),
+        _option("--set", "KEY=VALUE", "Change a setting, such as capture.enabled=false. Repeatable."),
     ] = None
     debug: Annotated[
         str | None,
-        typer.Option(
-            metavar="cuda",
-            help="Debug mode: a GPU writes a core dump where a kernel fails, and every kernel is waited for.",
-            show_default="off",
-            rich_help_panel=PANEL,
+        _option(
+            "--debug",
+            "cuda",
+            "Debug mode: a GPU writes a core dump where a kernel fails, and every kernel is waited for.",
+            "off",
         ),
     ] = None
     log_format: Annotated[

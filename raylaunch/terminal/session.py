@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from raylaunch.config import LaunchConfig
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
     from raylaunch.report import LaunchReport
     from raylaunch.resolved import ResolvedLaunch
 
@@ -37,7 +37,7 @@ def launched(
     show_report: bool = True,
     trace: Path | None = None,
     shown_by: LaunchProgress | None = None,
-) -> Iterator[Engine]:
+) -> Iterator[EngineBase]:
     """An engine that answers requests.
 
     Args:
@@ -56,7 +56,7 @@ def launched(
     resolved = resolve(config) if isinstance(config, LaunchConfig) else config
     quiet_libraries()
     from raylaunch.engine import Engine
-    from raylaunch.replicas import Replicas, replicas_of
+    from raylaunch.engine.replicas import Replicas, replicas_of
 
     with interruptible():
         console = stderr_console()
@@ -80,7 +80,7 @@ def launched(
         raise typer.Exit(LAUNCH_FAILED)
 
 
-def _start(engine: Engine, progress: LaunchProgress) -> None:
+def _start(engine: EngineBase, progress: LaunchProgress) -> None:
     """Starts it on a thread of its own, where no signal interrupts it; one ends it at its next step, in order."""
     starting = Background(engine.start)
     try:
@@ -102,7 +102,7 @@ def _show(report: LaunchReport, console: Console) -> None:
         console.print(report.rich_table())
 
 
-def _write_trace(engine: Engine, trace: Path | None, console: Console) -> bool:
+def _write_trace(engine: EngineBase, trace: Path | None, console: Console) -> bool:
     try:
         if trace is not None:
             with written("--trace", trace):

@@ -42,7 +42,7 @@ def test_f19_a_secret_is_compared_and_not_shown(name):
 def test_f19_a_print_has_every_key_and_each_key_shows_its_own_change(tmp_path, monkeypatch):
     def prints(*settings):
         config = LaunchConfig.default(settings)
-        spec = types.SimpleNamespace(config=config, group="group", surroundings=dict(os.environ))
+        spec = types.SimpleNamespace(config=config, group="group", initial_environment=dict(os.environ))
         return fingerprint(spec, tmp_path)
 
     def changed():

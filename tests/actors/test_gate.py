@@ -112,7 +112,7 @@ def test_a_failure_wakes_the_driver_and_says_what_it_was(pool, error, code, vict
         gate.fail(caught)
     failure = call.result(PATIENCE_S)
     assert isinstance(failure, Failure)
-    assert (failure.rank, failure.code, failure.victim, failure.message) == (1, code, victim, message)
+    assert (failure.rank, failure.code, failure.secondary, failure.message) == (1, code, victim, message)
     assert failure.error == type(error).__name__
     assert "test_gate.py" in failure.traceback
     assert gate.advance(Release(Step(Gate.MEET), ())) is failure, "nothing leads out of a failure"

@@ -161,7 +161,7 @@ def test_a_rank_that_runs_out_of_memory_is_no_victim_and_keeps_its_own_fault():
     gate = RankGate(1, PLAN)
     gate.out_of_memory = lambda plan, error, step: "no memory left" if "gloo" in str(error) else ""
     failure = gate.fail(RuntimeError("[1]gloo: Connection closed by peer"))
-    assert (failure.code, failure.victim) == ("F23", False)
+    assert (failure.code, failure.secondary) == ("F23", False)
     assert failure.message.splitlines() == ["no memory left", "[1]gloo: Connection closed by peer"]
     assert RankGate(0, PLAN).fail(RankFault("F16", "x")).code == "F16"
 

@@ -24,7 +24,8 @@ def imports(spec):
     yield "second_import"
 
 def run(spec, gate):
-    gate.progress(f"runs as rank {spec.rank} with {spec.surroundings.get('OF_SPARE')} {spec.surroundings.get('LATER')}")
+    first = spec.initial_environment
+    gate.progress(f"runs as rank {spec.rank} with {first.get('OF_SPARE')} {first.get('LATER')}")
 """
 
 

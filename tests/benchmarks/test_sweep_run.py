@@ -13,7 +13,7 @@ import pytest
 from raylaunch.benchmarks.sweep import run
 from raylaunch.benchmarks.sweep.cell import Job
 from raylaunch.benchmarks.sweep.plan import Cell, Measure
-from raylaunch.benchmarks.sweep.run import Running
+from raylaunch.benchmarks.sweep.run import RunningCell
 from raylaunch.config import LaunchConfig
 from raylaunch.model_check import resolve
 
@@ -37,7 +37,7 @@ def test_a_process_that_ends_without_a_result(
 ) -> None:
     monkeypatch.setattr(run, "GIVE_BACK_S", 0.5)  # the one that is stopped cannot be told anything
     job = Job(resolve(LaunchConfig.default()), Measure.model_validate("launch"), parent or os.getpid())
-    one = Running(Cell("id", {}, {}, None), 1, job, tmp_path / "log", deadline_s)
+    one = RunningCell(Cell("id", {}, {}, None), 1, job, tmp_path / "log", deadline_s)
     one.begin()
     process: Any = one._process
     for number in signals:

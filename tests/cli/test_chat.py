@@ -14,11 +14,11 @@ import pytest
 import uvicorn
 
 from raylaunch.commands.chat import converse
-from raylaunch.commands.chat_partners import Launched, Server
+from raylaunch.commands.chat_partners import OwnEngine, Server
 from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.errors import ConfigError, RequestError, RequestFailed
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model.tokenizer import require_chat_template
-from raylaunch.sampling import SamplingParams
 from raylaunch.serve import build_app
 from tests.serve.answering_engine import AnsweringEngine
 
@@ -128,7 +128,7 @@ class Streaming(AnsweringEngine):
 
 def test_an_engine_is_asked_with_its_own_template() -> None:
     engine = Streaming()
-    partner = Launched(engine, SamplingParams(temperature=0))  # type: ignore[arg-type]
+    partner = OwnEngine(engine, SamplingParams(temperature=0))  # type: ignore[arg-type]
     assert "".join(partner.answer([{"role": "user", "content": "What is 12 + 30?"}])) == "42"
     assert engine.asked_for[0][1].max_new_tokens == 1024
     with pytest.raises(RequestError, match=r"the chat template refuses this: .*adds two whole numbers"):

@@ -130,7 +130,7 @@ def test_f13_says_what_was_asked_beside_what_there_is():
 
 @pytest.mark.parametrize(("gpus", "device"), [((), "cpu"), (("1",), "gpu 1"), (("0", "1"), "gpu 0, 1")])
 def test_the_device_of_a_rank_in_words(gpus, device):
-    assert RankProcess(0, 1, "node", "10.0.0.4", "host", (), gpus).device == device
+    assert RankProcess(0, 1, "node", "10.0.0.4", (), gpus).device == device
 
 
 @st.composite

@@ -13,10 +13,10 @@ from raylaunch.engine import Engine
 from raylaunch.errors import ConfigError, RequestError
 from raylaunch.frontends.generation_config import OF_BOTH, OF_SGLANG, SamplingDefaults, read, sampling_defaults
 from raylaunch.frontends.requests import RunningRequest
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model_check import check_model
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import launch_of
-from raylaunch.sampling import SamplingParams
 from raylaunch.serve.reference.generate_schema import SglangSampling
 from raylaunch.serve.reference.openai_schema import CompletionRequest
 
@@ -170,7 +170,7 @@ def test_every_way_into_the_engine_fills_them_in():
         seen.append(prepared.params)
         return RunningRequest(request_id, prepared.ids, prepared.params, None, listener)
 
-    engine._submit = submit
+    engine.submit = submit
     engine._start([1], SamplingParams(), ())(print)
     engine._start([1], SamplingParams(temperature=0.0), ())(print)
     assert [(one.temperature, one.top_k) for one in seen] == [(0.6, 20), (0.0, 20)]

@@ -15,16 +15,16 @@ from raylaunch_actors.reference.channel import RankZeroSockets
 from raylaunch import LaunchConfig
 from raylaunch.background import Background
 from raylaunch.engine import Engine
+from raylaunch.engine.health import Condition
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Prepared
 from raylaunch.frontends.reference import ReferenceFrontend
 from raylaunch.frontends.requests import Chunk
-from raylaunch.health import Condition
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model.shape import ModelShape
 from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.model_check import check_model
 from raylaunch.resolved import launch_of
-from raylaunch.sampling import SamplingParams
 from raylaunch.wire import Abort, Output, Submit, TokenLogprob
 
 RESOLVED = replace(launch_of(LaunchConfig.default(), ModelShape("tiny", 2048, 16, 2, 2)), kv_tokens=100)
@@ -253,7 +253,7 @@ def test_which_requests_wait(rank: Rank, replay: str, while_rebuilding: str, kep
     engine._supervisor.condition = Condition.REBUILDING
     taken = pytest.raises(RequestFailed, match="not ready") if while_rebuilding == "fail" else contextlib.nullcontext()
     with taken:
-        engine._submit(Prepared([1], SamplingParams()), print, "c")
+        engine.submit(Prepared([1], SamplingParams()), print, "c")
     assert set(frontend._requests._running) == set(kept)  # type: ignore[attr-defined]
     assert [bool(told[1:]), bool(fresh)] == ["a" not in kept, "b" not in kept]
     frontend.close()

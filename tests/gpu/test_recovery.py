@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raylaunch import Engine
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from tests.gpu.conftest import gpus
 from tests.gpu.shapes import make_model
 from tests.gpu.test_sglang import LAYERS, MODELS, config_for, gone, installed

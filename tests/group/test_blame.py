@@ -53,7 +53,7 @@ def gone(status: int | None) -> dict[str, Any]:
 
 def failed(victim: bool) -> dict[str, Any]:
     text = "Connection closed by peer" if victim else "a bug"
-    return {"failure": Failure(0, None, "RuntimeError", text, victim=victim, when=9.0)}
+    return {"failure": Failure(0, None, "RuntimeError", text, secondary=victim, when=9.0)}
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ NOBODY = "a rank of the group is lost"
 @pytest.mark.parametrize(
     ("outcome", "text"),
     [
-        (StepOutcome(failures={1: Failure(1, None, "RuntimeError", "reset by peer", victim=True)}), NOBODY),
+        (StepOutcome(failures={1: Failure(1, None, "RuntimeError", "reset by peer", secondary=True)}), NOBODY),
         (StepOutcome(deaths={1: RAY_EOF}), NOBODY),
         (StepOutcome(pending=(1,)), NOBODY),
         (StepOutcome(seen={1: Sighting(True, None, 0.0)}), NOBODY),

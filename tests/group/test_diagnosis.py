@@ -16,7 +16,7 @@ from raylaunch.group.diagnosis import (
 )
 from raylaunch.protocol import Phase
 
-DIED, FAILED, STOPPED, SILENT, HUNG, VICTIM, WAITING, ARRIVED = Fate
+DIED, FAILED, STOPPED, SILENT, HUNG, SECONDARY, WAITING, ARRIVED = Fate
 
 
 def seen(*fates):
@@ -39,11 +39,11 @@ def seen(*fates):
         ([SILENT, STOPPED], 1),
         ([(STOPPED, 1.0), (FAILED, 9.0)], 1),
         ([FAILED, DIED], 1),
-        ([VICTIM, WAITING, ARRIVED], 0),
-        ([VICTIM, HUNG], 1),
+        ([SECONDARY, WAITING, ARRIVED], 0),
+        ([SECONDARY, HUNG], 1),
         ([(FAILED, 2.0), (FAILED, 1.0)], 1),
         ([(FAILED, 1.0), (FAILED, 1.0)], 0),
-        ([(VICTIM, 1.0), (DIED, 0.0), (VICTIM, 0.5)], 1),
+        ([(SECONDARY, 1.0), (DIED, 0.0), (SECONDARY, 0.5)], 1),
     ],
 )
 def test_root_cause(fates, blamed):
@@ -61,7 +61,7 @@ def test_of_ranks_that_do_the_same_the_one_behind_is_to_blame(fate, gates, blame
 @pytest.mark.parametrize("culprit", [DIED, FAILED, STOPPED, SILENT, HUNG])
 def test_a_healthy_rank_is_not_blamed_because_it_spoke_first(culprit):
     """When a node dies its peers' collectives break seconds before Ray says so."""
-    cause = root_cause(seen((VICTIM, 10.0), (culprit, 13.0), (WAITING, 9.0), (ARRIVED, 8.0)))
+    cause = root_cause(seen((SECONDARY, 10.0), (culprit, 13.0), (WAITING, 9.0), (ARRIVED, 8.0)))
     assert cause.rank == 1
 
 
@@ -91,7 +91,7 @@ def test_fault_code(fate, phase, code):
         (DIED, None, True),
         (HUNG, None, True),
         (STOPPED, None, True),
-        (VICTIM, None, True),
+        (SECONDARY, None, True),
         (FAILED, None, False),
         (DIED, "F02", False),
         (DIED, "F15", True),

@@ -39,7 +39,7 @@ class Node:
 @pytest.mark.parametrize(
     ("log", "kills", "fate", "detail"),
     [
-        ([WATCHDOG, "Fatal Python error: Aborted", *STACKS], 0, Fate.VICTIM, "NCCL's watchdog ended it"),
+        ([WATCHDOG, "Fatal Python error: Aborted", *STACKS], 0, Fate.SECONDARY, "NCCL's watchdog ended it"),
         (["Fatal Python error: Segmentation fault", *STACKS], 1, Fate.DIED, "crashed: Segmentation fault"),
     ],
 )
@@ -59,7 +59,7 @@ def test_a_kill_for_want_of_memory(process: Sighting | None) -> None:
 
 
 def test_the_rank_that_hangs_is_to_blame_and_not_the_one_that_the_watchdog_has_ended() -> None:
-    observations = [Observation(0, Fate.VICTIM), Observation(1, Fate.HUNG, "still busy: serving")]
+    observations = [Observation(0, Fate.SECONDARY), Observation(1, Fate.HUNG, "still busy: serving")]
     cause = root_cause(observations)
     assert sentence(observations, cause, 61.2) == "rank 1 made no progress for 61 s: still busy: serving"
     assert sentence(observations, cause, 0.0) == "rank 1 made no progress: still busy: serving"
@@ -112,7 +112,7 @@ def test_a_rank_that_says_why_is_to_blame_and_not_one_that_is_busy() -> None:
 
 
 def test_what_a_victim_says_is_dropped_only_where_another_rank_says_why() -> None:
-    victim = Failure(0, None, "RuntimeError", "reset by peer", victim=True, traceback="line of rank 0")
+    victim = Failure(0, None, "RuntimeError", "reset by peer", secondary=True, traceback="line of rank 0")
     assert explained(victim).ranks[0].traceback == "line of rank 0"
     error = explained(victim, Failure(1, None, "KeyError", "lm_head", traceback="line of rank 1"))
     assert (error.rank, error.ranks[0].traceback, error.ranks[1].traceback) == (1, "", "line of rank 1")
@@ -135,7 +135,7 @@ class Dying(Answering):
 
 def test_f27_a_dying_rank_is_to_blame_and_not_the_one_whose_error_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "LAST_WORDS_S", 0.05)
-    error = explained(Failure(1, None, "RuntimeError", "reset by peer", victim=True), group=Dying())
+    error = explained(Failure(1, None, "RuntimeError", "reset by peer", secondary=True), group=Dying())
     assert (error.rank, error.summary) == (0, "rank 0 died: killed by SIGKILL")
 
 
@@ -154,4 +154,4 @@ def test_ray_is_asked_whether_it_has_ended_a_rank_itself(status: int, said: str 
     group = Dying()
     group.seen = {0: Sighting(True, int(status), 5.0)}  # type: ignore[misc]
     group.said = {} if said is None else {0: said}  # type: ignore[misc]
-    assert explained(Failure(1, None, "RuntimeError", "reset by peer", victim=True), group=group).summary == summary
+    assert explained(Failure(1, None, "RuntimeError", "reset by peer", secondary=True), group=group).summary == summary

@@ -1,4 +1,5 @@
-"""Ranks that live and do not answer are noticed in time, and none that answers late but in time."""
+"""Ranks that live and do not answer are noticed in time, and none that answers late but in time. A group whose requests
+make no progress is unready first, and given up later."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raylaunch.group.rank_watch import LOOK_S, RankWatch
+from raylaunch.group.rank_watch import LOOK_S, RankWatch, Stall
 
 
 class Ranks:
@@ -68,3 +69,45 @@ def test_a_group_that_is_closed_meanwhile_has_nothing_to_tell() -> None:
 
     watch = RankWatch(Closed(), [0, 1], 10.0)
     assert [watch.poll(now) for now in (0.0, 5.0, 50.0)] == [None] * 3
+
+
+def both(**counters: int) -> list[dict[str, int]]:
+    """Two ranks that say the same."""
+    return [counters, counters]
+
+
+def test_no_step_while_requests_run() -> None:
+    stall = Stall(unready_s=10, lost_s=60)
+    working = both(steps=5, running=2)
+    assert not stall.observe(100, working)
+    assert not stall.observe(105, working)
+    assert stall.reason == ""
+    assert not stall.observe(111, working)
+    assert stall.reason == "no step for 11 s while 2 requests run"
+    assert stall.observe(160, working)
+    assert stall.lasts(160) == 60
+
+
+def test_a_step_or_an_idle_group_starts_anew() -> None:
+    stall = Stall(unready_s=10, lost_s=60)
+    stall.observe(0, both(steps=5, running=2))
+    stall.observe(50, both(steps=5, running=2))
+    assert stall.reason
+    assert not stall.observe(59, both(steps=6, running=2))
+    assert stall.reason == ""
+    assert not stall.observe(500, both(steps=6, running=0))
+    assert not stall.observe(505, both(steps=6, running=1))
+    assert stall.reason == ""
+
+
+def test_a_kernel_that_any_rank_compiles_is_no_stall() -> None:
+    """Ranks of one node compile a kernel once: those that wait for it have no compiler of their own."""
+    stall = Stall(unready_s=10, lost_s=60)
+    for seconds in range(0, 120, 5):
+        idle, busy = {"steps": 5, "running": 1}, {"steps": 5, "running": 1, "compiling": 100 * seconds}
+        assert not stall.observe(seconds, [idle, busy])
+        assert stall.reason == ""
+    hung = [{"steps": 5, "running": 1}, {"steps": 5, "running": 1, "compiling": 11_500}]
+    assert not stall.observe(130, hung)
+    assert stall.reason == "no step for 15 s while 1 requests run"
+    assert stall.observe(180, hung)

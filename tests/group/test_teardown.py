@@ -69,14 +69,14 @@ def test_proof(
     monkeypatch.setattr(teardown, "PAUSE_S", 0.001)
     monkeypatch.setattr(teardown, "FORCE_AFTER_S", 0.01)
     nodes = Nodes(**answers)
-    assert prove_ended(processes, nodes.existing, nodes.force, time.monotonic() + 0.1) == (forced, left)
+    assert prove_ended(processes, nodes.existing, nodes.force, time.monotonic() + 0.1) == left
     assert nodes.killed == set(forced)
 
 
 def test_a_process_that_outlives_a_kill_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teardown, "FORCE_AFTER_S", 0.0)
     stuck = prove_ended({"a": {7}}, lambda *_: {7}, lambda *_: None, time.monotonic() + 0.05)
-    assert stuck == ((7,), (7,))
+    assert stuck == (7,)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raylaunch import Engine, LaunchConfig
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from tests.survival import CLIENTS, survive
 
 LOSSES = 10

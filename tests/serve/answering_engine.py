@@ -10,10 +10,10 @@ from typing import Any
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RaylaunchError, RequestFailed
 from raylaunch.frontends.requests import Chunk
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model.shape import ModelShape
 from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.model_check import check_model
-from raylaunch.sampling import SamplingParams
 from raylaunch.wire import TokenLogprob
 from tests.serve.fake_engine import FakeEngine
 

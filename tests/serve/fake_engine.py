@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from raylaunch.config import LaunchConfig
+from raylaunch.engine.health import Condition, Health, RankHealth
 from raylaunch.errors import LaunchError, RankEvidence
-from raylaunch.health import Condition, Health, RankHealth
 from raylaunch.report import Due, LaunchReport
 from tests.protocol.builders import PLAN
 from tests.test_report import report_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from raylaunch.config import LaunchConfig, ServeConfig
+from raylaunch.engine.health import Condition, Health
 from raylaunch.errors import ConfigError
-from raylaunch.health import Condition, Health
 
 PAGE = "http://localhost:5173"
 ORIGIN = {"origin": PAGE}

@@ -15,8 +15,8 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from raylaunch.config import ServeConfig
+from raylaunch.engine.health import Condition
 from raylaunch.errors import RequestFailed
-from raylaunch.health import Condition
 from raylaunch.serve import build_app
 from raylaunch.serve.errors import ApiError
 from raylaunch.serve.reference.health import require_answer

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from raylaunch import __version__
 from raylaunch.config import ServeConfig
-from raylaunch.health import Condition, Health, RankHealth
+from raylaunch.engine.health import Condition, Health, RankHealth
 from raylaunch.report import KeptWeights, Standing
 from raylaunch.serve import metrics as module
 from raylaunch.serve.metrics import Metrics, running_and_waiting

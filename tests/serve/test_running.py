@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from raylaunch.config import ServeConfig
+from raylaunch.engine.health import Condition
 from raylaunch.errors import RequestError, RequestFailed
-from raylaunch.health import Condition
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.serve import build_app
 from raylaunch.serve.running import Call, GroupUnavailable, Serving, run, run_all
 from tests.serve.asgi import Exchange

@@ -23,9 +23,9 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from raylaunch.config import ServeConfig
+from raylaunch.engine.health import Condition, Health
 from raylaunch.group.driver import Driver
 from raylaunch.group.launch import span
-from raylaunch.health import Condition, Health
 from raylaunch.model.shape import ModelShape
 from raylaunch.protocol import LaunchPlan, Phase
 from raylaunch.report import LaunchReport

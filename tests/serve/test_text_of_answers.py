@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raylaunch.frontends.requests import Chunk, RunningRequest
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.wire import Output, TokenLogprob
 from tests.serve.answering_engine import AnsweringEngine
 from tests.serve.conftest import events_of

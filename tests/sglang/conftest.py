@@ -12,9 +12,9 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError
 from raylaunch.frontends.answers import Waiter
 from raylaunch.frontends.base import Meeting
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model_check import check_model
 from raylaunch.resolved import launch_of
-from raylaunch.sampling import SamplingParams
 from raylaunch.sglang.arguments import installed_folder, server_arguments
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 

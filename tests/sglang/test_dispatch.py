@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from raylaunch.health import Condition, Health
+from raylaunch.engine.health import Condition, Health
 from raylaunch.serve.limits import LimitBody
 from raylaunch.serve.sglang.replicas import Dispatch, OfReplica
 from tests.serve.fake_engine import FakeEngine

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from raylaunch import Engine, RequestFailed
-from raylaunch import supervisor as supervision
+from raylaunch.engine import supervisor as supervision
 from raylaunch.errors import LaunchError
 from raylaunch.group.launch import launch
 from raylaunch.protocol import Phase

@@ -13,7 +13,7 @@ import pytest
 
 from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.answers import AsyncWaiter, Waiter
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.sglang import frontend as frontends
 from raylaunch.sglang.frontend import SglangFrontend
 from raylaunch.sglang.versions import Published

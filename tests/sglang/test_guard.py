@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from raylaunch.health import Condition, Health
+from raylaunch.engine.health import Condition, Health
 from raylaunch.serve.sglang.app import Guard
 from tests.serve.fake_engine import FakeEngine
 

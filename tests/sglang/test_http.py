@@ -17,7 +17,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from raylaunch.health import Condition, Health
+from raylaunch.engine.health import Condition, Health
 from raylaunch.serve.run import bind, exposed, serve
 from tests.busy import patient
 from tests.serve.fake_engine import FakeEngine

@@ -6,7 +6,7 @@ import pytest
 
 from raylaunch.errors import RequestError, RequestFailed
 from raylaunch.frontends.requests import Chunk
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.sglang.mapping import (
     StreamedAnswer,
     failure_of,

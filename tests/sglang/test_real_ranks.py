@@ -22,7 +22,7 @@ import pytest
 
 from raylaunch import Engine, LaunchConfig, LaunchError, RequestError
 from raylaunch.config import shipped_configs
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.sglang.arguments import installed_folder
 from raylaunch.sglang.detokenizer_keeper import RESTARTS
 from tests.gpu.shapes import IMAGE, add_tokenizer

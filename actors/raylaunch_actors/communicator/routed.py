@@ -26,7 +26,7 @@ def routed(routes: Sequence[Route], members: Mapping[str, AllReduce]) -> AllRedu
 
 
 class RoutedAllReduce(CaptureContext):
-    """See the module, and :class:`raylaunch_actors.communicator.base.AllReduce`.
+    """Takes each message to the communicator that is chosen for its size.
 
     Args:
         routes: ascending; the last has no limit.

@@ -72,7 +72,7 @@ class GpuCall:
 
 
 class SglKernelAllReduce(CaptureContext):
-    """See the module, and :class:`raylaunch_actors.communicator.base.AllReduce`.
+    """The kernels of ``sgl_kernel``, and what was recorded of their inputs.
 
     Used in two verbs before anything else: `offer()`, then `attach()` with all ranks' offers.
 

@@ -100,7 +100,7 @@ class SharedMemoryCall:
 
 
 class SharedMemoryAllReduce(CaptureContext):
-    """See the module, and :class:`raylaunch_actors.communicator.base.AllReduce`.
+    """Staging slots and recorded inputs in an arena of each rank, which all have mapped.
 
     Used in two verbs before anything else: `offer()`, then `attach()` with all ranks' offers.
 

@@ -36,7 +36,7 @@ def missing_support() -> str:
 
 
 class SymmetricMemoryAllReduce(NothingRecorded):
-    """See the module, and :class:`raylaunch_actors.communicator.base.AllReduce`.
+    """PyTorch's kernels over a buffer that all ranks have mapped.
 
     Args:
         kind: ``symmetric-one-shot`` or ``symmetric-two-shot``.

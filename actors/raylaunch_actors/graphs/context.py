@@ -11,6 +11,10 @@ import enum
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Mode(enum.Enum):
@@ -27,6 +31,13 @@ class Mode(enum.Enum):
     REPLAY = "replay"
 
 
+class Attends(Protocol):
+    """What the batch of a forward context does."""
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layer: int) -> torch.Tensor:
+        """q [1, H, T, D], k and v [1, Hkv, T, D] to [1, T, H, D]."""
+
+
 @dataclass
 class ForwardContext:
     """One forward pass.
@@ -35,13 +46,13 @@ class ForwardContext:
         mode: what the pass is for.
         round: ``"prefill"`` or ``"decode"``.
         shape: padded token count; with ``round`` it names the graphs to use.
-        batch: the attention batch, with ``attend(q, k, v, scale, layer)``; None in a dummy pass.
+        batch: what computes attention; None in a dummy pass.
     """
 
     mode: Mode
     round: str
     shape: int
-    batch: object | None = None
+    batch: Attends | None = None
 
 
 _current: ContextVar[ForwardContext | None] = ContextVar("raylaunch_forward_context", default=None)

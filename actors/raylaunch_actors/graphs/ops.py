@@ -7,8 +7,6 @@ inside a piece is recorded by the graph backend; experts hide a loop that depend
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 
@@ -17,13 +15,6 @@ from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.graphs import context
 
 DEVICE_KEYS = ("CPU", "CUDA")
-
-
-class Attends(Protocol):
-    """What a forward context's batch must offer."""
-
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layer: int) -> torch.Tensor:
-        """q [1, H, T, D], k and v [1, Hkv, T, D] to [1, T, H, D]."""
 
 
 _groups: dict[str, AllReduce] = {}
@@ -67,7 +58,7 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, 
     if batch is None:  # a dummy pass: the cache must not be touched
         b, h, t, d = q.shape
         return q.new_zeros((b, t, h, d))
-    return batch.attend(q, k, v, scale, layer)  # type: ignore[attr-defined]  # opaque in the context, see Attends
+    return batch.attend(q, k, v, scale, layer)
 
 
 def _attention_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layer: int) -> torch.Tensor:

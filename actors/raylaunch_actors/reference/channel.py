@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
@@ -76,7 +77,8 @@ class RankZeroSockets:
         client_public, client_secret = zmq.curve_keypair()
         self._authenticator = ThreadAuthenticator(context)
         self._authenticator.start()
-        self._authenticator.configure_curve_callback(credentials_provider=_OneKey(client_public))
+        only_it = SimpleNamespace(callback=lambda domain, key: key == client_public)
+        self._authenticator.configure_curve_callback(credentials_provider=only_it)
         try:
             self._requests, requests = self._bind(context, zmq.PULL)
             self._outputs, outputs = self._bind(context, zmq.PUSH)
@@ -165,16 +167,6 @@ class FollowerSocket:
             context, self._context = self._context, None
             self._plans.close()
             context.term()
-
-
-class _OneKey:
-    """Lets clients with one key connect."""
-
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-
-    def callback(self, domain: str, key: bytes) -> bool:
-        return key == self._key
 
 
 def _send(socket: zmq.Socket[bytes], data: bytes, stop: threading.Event) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -61,8 +60,7 @@ def message_dtype(spec: RankSpec, path: Path) -> torch.dtype:
         if named in DTYPES:
             return DTYPES[named]
     try:
-        data = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        return Checkpoint(weight_files(path, data)).own_dtype() or torch.float32
+        return Checkpoint(weight_files(path)).own_dtype() or torch.float32
     except RankFault:  # LOAD says so, if weights are wanted
         return torch.float32
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +155,7 @@ def load_model(
 
 
 def _open(folder: Path) -> Checkpoint:
-    checkpoint = Checkpoint(weight_files(folder, json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+    checkpoint = Checkpoint(weight_files(folder))
     checkpoint.open()
     return checkpoint
 

@@ -23,12 +23,12 @@ _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _MOST_NAMED = 6
 
 
-def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+def weight_files(folder: Path, config: Mapping[str, Any] | None = None) -> list[Path]:
     """The safetensors files to read, in transformers' order: where two hold the same tensor, the last one counts.
 
     Args:
         folder: the model's.
-        config: its ``config.json``; ``transformers_weights`` there names the file.
+        config: its ``config.json``, None to read it; ``transformers_weights`` there names the file.
 
     Raises:
         RankFault: there are none, one is missing, or transformers would read others, which this engine cannot.
@@ -41,6 +41,8 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
         raise RankFault(
             None, f"{folder} holds a distributed checkpoint: save it with save_pretrained() for one process"
         )
+    if config is None:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if (named := config.get("transformers_weights")) is not None:
         return _named(folder, str(named))
     if (folder / SINGLE).is_file():

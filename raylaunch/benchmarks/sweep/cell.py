@@ -28,7 +28,7 @@ from raylaunch.terminal.session import launched
 
 if TYPE_CHECKING:
     from raylaunch.benchmarks.sweep.plan import Measure
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
     from raylaunch.protocol import Step
     from raylaunch.resolved import ResolvedLaunch
 
@@ -88,7 +88,7 @@ def measured(job: Job, tell: Tell) -> dict[str, Any]:
         return {"figures": figures, "left_out": left_out, **ranks_and_versions(engine)}
 
 
-def measurements(engine: Engine, wanted: Measure) -> Generator[Measurement, None, None]:
+def measurements(engine: EngineBase, wanted: Measure) -> Generator[Measurement, None, None]:
     """What is to be measured; each one's server or the like is there until the next is asked for."""
     from raylaunch.benchmarks import decode, prefill
     from raylaunch.benchmarks.sweep import serving
@@ -107,10 +107,10 @@ def measurements(engine: Engine, wanted: Measure) -> Generator[Measurement, None
             yield "serve", load.concurrency, lambda size: serving.refusal(engine, load), serve
 
 
-def launch_figures(engine: Engine) -> dict[str, Any]:
+def launch_figures(engine: EngineBase) -> dict[str, Any]:
     """Seconds to ready and of each phase; of several replicas those of the slowest."""
+    from raylaunch.engine.replicas import replicas_of
     from raylaunch.protocol import Phase
-    from raylaunch.replicas import replicas_of
 
     report = max((one.report for one in replicas_of(engine)), key=lambda one: one.seconds)
     return {
@@ -121,11 +121,11 @@ def launch_figures(engine: Engine) -> dict[str, Any]:
     }
 
 
-def ranks_and_versions(engine: Engine) -> dict[str, Any]:
+def ranks_and_versions(engine: EngineBase) -> dict[str, Any]:
     """Where each rank runs, on what card, and with which versions."""
     from raylaunch.cluster.placement import cluster_nodes
+    from raylaunch.engine.replicas import replicas_of
     from raylaunch.protocol import Gate, Identity
-    from raylaunch.replicas import replicas_of
 
     prefix, version = "accelerator_type:", "version of "
     cards = {node.address: [one for one in node.total if one.startswith(prefix)] for node in cluster_nodes()}

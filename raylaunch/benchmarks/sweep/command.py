@@ -22,7 +22,7 @@ from raylaunch.terminal.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from raylaunch.benchmarks.sweep.plan import Cell, Sweep
-    from raylaunch.benchmarks.sweep.run import Running, Show
+    from raylaunch.benchmarks.sweep.run import RunningCell, Show
 
 WIDE = 1000
 
@@ -129,7 +129,7 @@ def progress(sweep: Sweep, cells: Sequence[Cell], lines: Sequence[dict[str, Any]
 
     with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext() as live:
 
-        def show(running: Sequence[Running], line: dict[str, Any] | None) -> None:
+        def show(running: Sequence[RunningCell], line: dict[str, Any] | None) -> None:
             if line is not None:
                 row = next(row for row in rows_of(cells, [line]) if row.lines)
                 said = f"{name(row.cell, line['start'])}: {row.error or in_words(row)}"

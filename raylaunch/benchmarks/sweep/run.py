@@ -40,7 +40,7 @@ STARTING = "starting"
 
 
 @dataclass
-class Running:
+class RunningCell:
     """One start, in its process.
 
     Attributes:
@@ -131,7 +131,7 @@ class Running:
                 self._outcome = event
 
 
-Show = Callable[[Sequence[Running], dict[str, Any] | None], None]
+Show = Callable[[Sequence[RunningCell], dict[str, Any] | None], None]
 """Told all the time what runs; and of each start that has ended, its line."""
 
 
@@ -216,7 +216,7 @@ class _Sweeping:
     def __init__(self, sweep: Sweep, results: ResultsFile, show: Show) -> None:
         self._sweep, self._results, self._show = sweep, results, show
         self._logs = results.folder / LOGS
-        self._running: list[Running] = []
+        self._running: list[RunningCell] = []
 
     def checked(self, cells: Sequence[Cell], check: Callable[[Cell], ResolvedLaunch]) -> dict[str, ResolvedLaunch]:
         """The launches of those cells that can be launched, by cell. Of the others the error is written."""
@@ -277,7 +277,7 @@ class _Sweeping:
         log = self._logs / f"{cell.id}-{number}.log"
         job = Job(launch, self._sweep.measure, os.getpid())
         with signals_held():
-            new = Running(cell, number, job, log, self._sweep.deadline)
+            new = RunningCell(cell, number, job, log, self._sweep.deadline)
             new.begin()
             for other in self._running:
                 if other.at != ENDING:  # it may have given its place back, and has nothing more to measure
@@ -293,7 +293,7 @@ class _Sweeping:
             time.sleep(LOOK_S)
         self._running.clear()
 
-    def _write(self, cell: Cell, number: int, outcome: dict[str, Any], ran: Running | None) -> None:
+    def _write(self, cell: Cell, number: int, outcome: dict[str, Any], ran: RunningCell | None) -> None:
         line = {
             "cell": cell.id,
             "start": number,

@@ -25,7 +25,7 @@ from raylaunch.errors import LaunchError, RequestFailed
 
 if TYPE_CHECKING:
     from raylaunch.benchmarks.sweep.plan import ServeMeasure
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
 
 HOST = "127.0.0.1"
 START_S, END_S, POLL_S = 60.0, 30.0, 0.02
@@ -57,7 +57,7 @@ class ServeResult:
     each_token: float
 
 
-def refusal(engine: Engine, wanted: ServeMeasure) -> str:
+def refusal(engine: EngineBase, wanted: ServeMeasure) -> str:
     """Why such requests cannot be measured, or ""."""
     if wanted.prompt_tokens + wanted.new_tokens <= engine.max_context:
         return ""
@@ -79,7 +79,7 @@ def time_serving(concurrency: int, port: int, vocabulary: int, wanted: ServeMeas
 
 
 @contextlib.contextmanager
-def served(engine: Engine) -> Iterator[int]:
+def served(engine: EngineBase) -> Iterator[int]:
     """The engine's HTTP application on a port of the loopback interface, without a key."""
     import uvicorn
 

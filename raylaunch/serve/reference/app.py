@@ -18,13 +18,13 @@ from raylaunch.serve.watched import Watched
 
 if TYPE_CHECKING:
     from raylaunch.config import ServeConfig
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
 
 OPEN_PATHS = (health.HEALTH, *status.OPEN_PATHS)
 LIMITED_PATHS = (generate.GENERATE, openai.COMPLETIONS, openai.CHAT)
 
 
-def build_app(engine: Engine, settings: ServeConfig, *, title: str = "raylaunch") -> FastAPI:
+def build_app(engine: EngineBase, settings: ServeConfig, *, title: str = "raylaunch") -> FastAPI:
     """The application: SGLang's and OpenAI's endpoints, health, metrics and the status page of ``engine``.
 
     It neither starts nor shuts the engine down.

@@ -1,14 +1,14 @@
-"""Types of request fields that SGLang's and OpenAI's interfaces share, and fields that neither can honour here."""
+"""Request fields that SGLang's and OpenAI's interfaces share, and those that neither can honour here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from raylaunch.sampling import SamplingParams
-from raylaunch.serve.reference.fields import Reasons, Unsupported
+from raylaunch.frontends.sampling import SamplingParams
+from raylaunch.serve.reference.fields import Fields, Reasons, Unsupported
 
 MAX_STOPS = 64
 Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -53,49 +53,41 @@ UNSUPPORTED: Unsupported = {
 }
 """What SGLang's requests have beside sampling, under every endpoint."""
 
-
-class SamplingFields(Protocol):
-    """What both interfaces say of how an answer is made, by the same names."""
-
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    stop: str | list[str] | None
-    stop_token_ids: list[int] | None
-    ignore_eos: bool | None
-    logit_bias: dict[str, float] | None
-
-
-def sampling_params(
-    asked: SamplingFields,
-    new_tokens: int,
-    seed: int | None,
-    logprobs: int | None,
-    choice: int,
-    defaults: Mapping[str, Any],
-) -> SamplingParams:
-    """A request as the engine takes it; where it says nothing, as the model's ``defaults`` say or the interfaces do.
-
-    Args:
-        choice: its number among ``n``; each draws by itself.
-    """
-    top_k = None if asked.top_k is None else max(asked.top_k, 0)
-    given = {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": top_k}
-    said = {name: value for name, value in given.items() if value is not None}
-    chosen: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **defaults, **said}
-    return SamplingParams(
-        max_new_tokens=new_tokens,
-        **chosen,
-        seed=None if seed is None else (seed + choice) % (1 << 63),
-        stop=() if asked.stop is None else asked.stop,
-        stop_token_ids=tuple(asked.stop_token_ids or ()),
-        ignore_eos=bool(asked.ignore_eos),
-        logprobs=logprobs,
-        logit_bias={int(token): bias for token, bias in (asked.logit_bias or {}).items()},
-    )
-
-
 WITHOUT_EFFECT: Reasons = {
     "session_id": "this engine keeps nothing from one request to the next",
     "extra_key": "it tells cached prompts apart, and this engine caches none",
 }
+
+
+class SamplingFields(Fields):
+    """What both interfaces say of how an answer is made, by the same names."""
+
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: TopK | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = 1
+    stop: Stops | None = None
+    stop_token_ids: Integers | None = None
+    ignore_eos: bool | None = False
+    logit_bias: Biases | None = None
+    seed: Seed | None = None
+
+    def _params(
+        self, new_tokens: int, seed: int | None, logprobs: int | None, choice: int, defaults: Mapping[str, Any]
+    ) -> SamplingParams:
+        """As the engine takes them; where the request says nothing, as the model's ``defaults`` say or the interfaces
+        do. ``choice`` is the number among ``n``: each draws by itself."""
+        top_k = None if self.top_k is None else max(self.top_k, 0)
+        given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": top_k}
+        said = {name: value for name, value in given.items() if value is not None}
+        chosen: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **defaults, **said}
+        return SamplingParams(
+            max_new_tokens=new_tokens,
+            **chosen,
+            seed=None if seed is None else (seed + choice) % (1 << 63),
+            stop=() if self.stop is None else self.stop,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
+            logprobs=logprobs,
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+        )

@@ -7,19 +7,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.serve.reference.common_schema import (
     UNSUPPORTED,
     UNSUPPORTED_SAMPLING,
     WITHOUT_EFFECT,
-    Biases,
-    Integers,
-    Probability,
+    SamplingFields,
     Seed,
-    Stops,
-    Temperature,
-    TopK,
-    sampling_params,
 )
 from raylaunch.serve.reference.fields import Fields, Reasons, Unsupported
 from raylaunch.serve.reference.prompts import Ids, Text
@@ -28,7 +22,7 @@ DEFAULT_NEW_TOKENS = 128
 RequestId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class SglangSampling(Fields):
+class SglangSampling(SamplingFields):
     """SGLang's ``sampling_params``; what is left out or null has the model's default, or SGLang's."""
 
     unsupported: ClassVar[Unsupported] = {
@@ -40,22 +34,13 @@ class SglangSampling(Fields):
     }
 
     max_new_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = DEFAULT_NEW_TOKENS
-    temperature: Temperature | None = None
-    top_p: Probability | None = None
-    top_k: TopK | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = 1
-    stop: Stops | None = None
-    stop_token_ids: Integers | None = None
-    ignore_eos: bool | None = False
-    logit_bias: Biases | None = None
     sampling_seed: Seed | None = None
-    seed: Seed | None = None
 
     def params(self, logprobs: int | None, choice: int, defaults: Mapping[str, Any]) -> SamplingParams:
         """As the engine takes them. ``choice`` is the number among ``n``: each draws by itself."""
         seed = self.sampling_seed if self.sampling_seed is not None else self.seed
         new_tokens = DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
-        return sampling_params(self, new_tokens, seed, logprobs, choice, defaults)
+        return self._params(new_tokens, seed, logprobs, choice, defaults)
 
 
 class GenerateRequest(Fields):

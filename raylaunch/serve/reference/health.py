@@ -13,13 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from raylaunch.errors import RaylaunchError
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.serve.errors import ApiError, unavailable
 from raylaunch.serve.reference.streaming import json_answer
 from raylaunch.serve.running import Serving, closed
 
 if TYPE_CHECKING:
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
 
 HEALTH = "/health"
 LOOK_S = 0.05
@@ -51,7 +51,7 @@ def build(serving: Serving) -> APIRouter:
     return router
 
 
-def require_ready(engine: Engine) -> None:
+def require_ready(engine: EngineBase) -> None:
     """Raises :class:`ApiError`, 503 with the reason, if requests are not answered now. Asks no rank."""
     health = engine.health(ask_ranks=False)
     if not health.ready:
@@ -59,7 +59,7 @@ def require_ready(engine: Engine) -> None:
 
 
 async def require_answer(
-    engine: Engine, ask: Callable[[], Coroutine[Any, Any, None]], answered: Callable[[], bool], seconds: float
+    engine: EngineBase, ask: Callable[[], Coroutine[Any, Any, None]], answered: Callable[[], bool], seconds: float
 ) -> None:
     """Returns when the ranks have answered. Whatever becomes of the question, it has ended by then.
 

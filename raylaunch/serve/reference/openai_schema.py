@@ -7,19 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.serve.reference.common_schema import (
     UNSUPPORTED,
     UNSUPPORTED_SAMPLING,
     WITHOUT_EFFECT,
-    Biases,
-    Integers,
-    Probability,
-    Seed,
-    Stops,
-    Temperature,
-    TopK,
-    sampling_params,
+    SamplingFields,
 )
 from raylaunch.serve.reference.fields import Fields, Reasons, Unsupported
 from raylaunch.serve.reference.generate_schema import RequestId
@@ -46,7 +39,7 @@ class StreamOptions(Fields):
     continuous_usage_stats: bool | None = False
 
 
-class Common(Fields):
+class Common(SamplingFields):
     """What both endpoints take. ``top_k``, ``stop_token_ids``, ``ignore_eos`` and ``rid`` are SGLang's additions."""
 
     unsupported: ClassVar[Unsupported] = {
@@ -67,22 +60,13 @@ class Common(Fields):
 
     model: Annotated[str, Field(max_length=1024)] | None = DEFAULT_MODEL
     max_tokens: MaxTokens | None = None
-    temperature: Temperature | None = None
-    top_p: Probability | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = 1
-    stop: Stops | None = None
-    seed: Seed | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    top_k: TopK | None = None
-    stop_token_ids: Integers | None = None
-    ignore_eos: bool | None = False
-    logit_bias: Biases | None = None
     rid: RequestId | None = None
 
     def params(self, new_tokens: int, logprobs: int | None, choice: int, defaults: Mapping[str, Any]) -> SamplingParams:
         """As the engine takes them. ``choice`` is the number among ``n``: each draws by itself."""
-        return sampling_params(self, new_tokens, self.seed, logprobs, choice, defaults)
+        return self._params(new_tokens, self.seed, logprobs, choice, defaults)
 
 
 class CompletionRequest(Common):

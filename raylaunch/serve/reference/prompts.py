@@ -13,7 +13,7 @@ from pydantic import PlainValidator, WithJsonSchema
 from raylaunch.serve.errors import shown, wrong
 
 if TYPE_CHECKING:
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
 
 LONG_TEXT = 20_000  # characters; beside the event loop from here on
 CONTEXT = "context_length_exceeded"
@@ -86,7 +86,7 @@ Text = Annotated[Prompts, PlainValidator(_read_texts), WithJsonSchema({"anyOf": 
 Ids = Annotated[Prompts, PlainValidator(_read_ids), WithJsonSchema({"anyOf": [_IDS, _BATCH]})]
 
 
-async def token_ids(engine: Engine, prompt: str | list[int], param: str, *, special: bool = True) -> list[int]:
+async def token_ids(engine: EngineBase, prompt: str | list[int], param: str, *, special: bool = True) -> list[int]:
     """The prompt as token ids that the model has.
 
     Args:
@@ -102,7 +102,7 @@ async def token_ids(engine: Engine, prompt: str | list[int], param: str, *, spec
     return in_vocabulary(engine, prompt, param)
 
 
-def in_vocabulary(engine: Engine, prompt: list[int], param: str) -> list[int]:
+def in_vocabulary(engine: EngineBase, prompt: list[int], param: str) -> list[int]:
     """The same tokens, all of them the model's. Raises :class:`ApiError` (400)."""
     if prompt and not 0 <= min(prompt) <= max(prompt) < engine.shape.vocab_size:
         last = engine.shape.vocab_size - 1
@@ -111,7 +111,7 @@ def in_vocabulary(engine: Engine, prompt: list[int], param: str) -> list[int]:
     return prompt
 
 
-async def tokenized(engine: Engine, text: str, param: str, special: bool) -> list[int]:
+async def tokenized(engine: EngineBase, text: str, param: str, special: bool) -> list[int]:
     """A text as token ids, maybe none. Raises :class:`ApiError` (400) if the model has no tokenizer."""
     tokenizer = engine.tokenizer
     if tokenizer is None:
@@ -125,12 +125,12 @@ async def tokenized(engine: Engine, text: str, param: str, special: bool) -> lis
     return await asyncio.get_running_loop().run_in_executor(_tokenizing, work)
 
 
-def longest(engine: Engine) -> int:
+def longest(engine: EngineBase) -> int:
     """Most tokens of a prompt and its answer together."""
     return engine.max_context
 
 
-def require_room(engine: Engine, prompt: list[int], new_tokens: int, param: str) -> None:
+def require_room(engine: EngineBase, prompt: list[int], new_tokens: int, param: str) -> None:
     """Refuses what the engine could never hold. Raises :class:`ApiError` (400)."""
     limit = longest(engine)
     if len(prompt) + new_tokens > limit:
@@ -141,7 +141,7 @@ def require_room(engine: Engine, prompt: list[int], new_tokens: int, param: str)
         )
 
 
-def require_biases(engine: Engine, given: Mapping[str, float] | None) -> None:
+def require_biases(engine: EngineBase, given: Mapping[str, float] | None) -> None:
     """Refuses biases of what are no tokens of the model. Raises :class:`ApiError` (400)."""
     last = engine.shape.vocab_size - 1
     for token in given or ():
@@ -150,7 +150,7 @@ def require_biases(engine: Engine, given: Mapping[str, float] | None) -> None:
             raise wrong(message, "logit_bias")
 
 
-def require_possible(engine: Engine, choices: int, param: str) -> None:
+def require_possible(engine: EngineBase, choices: int, param: str) -> None:
     """Refuses more choices than may run and wait at the same time. Raises :class:`ApiError` (400)."""
     limit = engine.config.engine.max_running_requests + engine.config.engine.max_waiting_requests
     if choices > limit:

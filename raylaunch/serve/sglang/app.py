@@ -10,9 +10,9 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylaunch import __version__
+from raylaunch.engine.health import Condition
+from raylaunch.engine.replicas import Replicas, replicas_of
 from raylaunch.errors import ConfigError
-from raylaunch.health import Condition
-from raylaunch.replicas import Replicas, replicas_of
 from raylaunch.serve import errors, metrics, status
 from raylaunch.serve.cors import HideOrigin, with_cors
 from raylaunch.serve.errors import ApiError, unavailable
@@ -29,7 +29,7 @@ from raylaunch.sglang.versions import prepare_application
 
 if TYPE_CHECKING:
     from raylaunch.config import ServeConfig
-    from raylaunch.engine import Engine
+    from raylaunch.engine import EngineBase
 
 OURS = ("/", "/status.json", "/ready", "/health", "/health_generate", "/raylaunch/metrics", *status.OPEN_PATHS)
 OPEN_PATHS = ("/health", "/health_generate", "/metrics", "/ready", *status.OPEN_PATHS)
@@ -45,7 +45,7 @@ UNMARKED = ("/load_lora_adapter_from_tensors", "/set_trace_level", "/open_sessio
 """Endpoints that change the server and that SGLang does not mark as an operator's."""
 
 
-def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIApp:
+def build_app(engine: EngineBase, settings: ServeConfig, *, exposed: bool) -> ASGIApp:
     """SGLang's application, with this package's status page at ``/`` and metrics at ``/raylaunch/metrics``.
 
     It must run on the loop of the engine's frontend, and its lifespan must be run.
@@ -75,7 +75,7 @@ def build_app(engine: Engine, settings: ServeConfig, *, exposed: bool) -> ASGIAp
     return with_cors(Watched(app, engine, counters, LIMITED_PATHS), settings.cors_origins)
 
 
-def _side_of(engine: Engine) -> TokenizerSide:
+def _side_of(engine: EngineBase) -> TokenizerSide:
     frontend = engine.frontend
     if not isinstance(frontend, SglangFrontend) or frontend.side is None:
         raise ConfigError("engine.kind", engine.config.engine.kind, "SGLang's interface needs the engine sglang")
@@ -102,7 +102,11 @@ def sglang_application(sides: Sequence[TokenizerSide]) -> FastAPI:
 
 
 def own_application(
-    engine: Engine, settings: ServeConfig, sides: Sequence[TokenizerSide], routes: APIRouter, counters: metrics.Metrics
+    engine: EngineBase,
+    settings: ServeConfig,
+    sides: Sequence[TokenizerSide],
+    routes: APIRouter,
+    counters: metrics.Metrics,
 ) -> FastAPI:
     """The pages that are this package's own. Health is: SGLang's would wait for ranks that are lost, and leave its
     question to them to nobody."""
@@ -150,7 +154,7 @@ class Guard:
     it going again, is let through. With ``recovery.while_rebuilding: wait`` a request is taken while a lost group is
     rebuilt: it waits in the tokenizer manager."""
 
-    def __init__(self, engine: Engine, side: TokenizerSide, app: ASGIApp) -> None:
+    def __init__(self, engine: EngineBase, side: TokenizerSide, app: ASGIApp) -> None:
         self.engine, self.side, self.app = engine, side, app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

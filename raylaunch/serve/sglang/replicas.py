@@ -8,9 +8,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raylaunch.engine import Engine
-from raylaunch.health import Condition
-from raylaunch.routing import prompt_in
+from raylaunch.engine import EngineBase
+from raylaunch.engine.health import Condition
+from raylaunch.engine.routing import prompt_in
 from raylaunch.serve.errors import ApiError
 
 SESSIONS = ("/open_session", "/close_session")
@@ -49,7 +49,7 @@ class Dispatch:
 
     def __init__(
         self,
-        engines: Sequence[Engine],
+        engines: Sequence[EngineBase],
         apps: Sequence[ASGIApp],
         choose: Callable[[str | Sequence[int]], int],
         of_operators: Callable[[Scope], bool],

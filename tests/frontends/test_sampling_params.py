@@ -8,9 +8,9 @@ from raylaunch import wire
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RequestError
 from raylaunch.frontends.reference import ReferenceFrontend
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model_check import check_model
 from raylaunch.resolved import launch_of
-from raylaunch.sampling import SamplingParams
 
 
 @pytest.mark.parametrize(

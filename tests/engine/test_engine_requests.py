@@ -6,10 +6,10 @@ import pytest
 
 from raylaunch.config import LaunchConfig
 from raylaunch.engine import Engine
+from raylaunch.engine.health import Condition
 from raylaunch.errors import EngineBusy, LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Prepared
 from raylaunch.frontends.requests import Chunk, RequestTable, RunningRequest
-from raylaunch.health import Condition
 
 
 class EchoFrontend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from raylaunch.errors import LaunchError
@@ -97,33 +97,18 @@ def readiness(
     return condition, next(filter(None, problems), "" if condition is Condition.READY else condition.value)
 
 
-@dataclass
-class Stall:
-    """Notices that requests run and nothing moves: no step is made, and no kernel is compiled for one.
+BEST_FIRST = (
+    Condition.READY, Condition.REBUILDING, Condition.LAUNCHING, Condition.NEW, Condition.STOPPED, Condition.FAILED,
+)  # fmt: skip
 
-    Attributes:
-        unready_s: seconds without a step after which the group is not ready.
-        lost_s: seconds after which it is lost.
-        reason: why the group is not ready, or "".
-    """
 
-    unready_s: float
-    lost_s: float
-    reason: str = ""
-    _moved: Sequence[tuple[int, int]] = ()
-    _since: float = 0.0
+def standing(health: Health) -> tuple[bool, int]:
+    """The least is that of the group which can do most for a request."""
+    return not health.ready, BEST_FIRST.index(health.condition)
 
-    def observe(self, now: float, counters: Sequence[Mapping[str, int]]) -> bool:
-        """Takes note of all ranks' counters, rank 0's first. Returns whether the group must be given up."""
-        moved = [(rank.get("steps", 0), rank.get("compiling", 0)) for rank in counters]
-        running = counters[0].get("running", 0)
-        if running == 0 or moved != self._moved:
-            self._moved, self._since, self.reason = moved, now, ""
-            return False
-        stuck = now - self._since
-        self.reason = f"no step for {stuck:.0f} s while {running} requests run" if stuck >= self.unready_s else ""
-        return stuck >= self.lost_s
 
-    def lasts(self, now: float) -> float:
-        """Seconds since the last step, or since there was nothing to do."""
-        return now - self._since
+def joined(healths: Sequence[Health]) -> Health:
+    """The health of all replicas: that of the one which can do most for a request, with the counts of all."""
+    best = min(healths, key=standing)
+    left, requests = sum(one.restarts_left for one in healths), sum(one.requests for one in healths)
+    return replace(best, ranks=(), restarts_left=left, requests=requests, replicas=tuple(healths))

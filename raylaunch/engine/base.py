@@ -1,102 +1,69 @@
-"""The Python API: an engine that is launched, answers requests, and is shut down."""
+"""What one group of ranks and several have in common for whoever uses them: requests, and what they are checked by."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import PurePath
-from typing import Any, cast, overload
-
-from ray.util.placement_group import PlacementGroup
+from typing import Any, Self, cast, overload
 
 from raylaunch.config import LaunchConfig
-from raylaunch.errors import ConfigError, LaunchError, RaylaunchError, RequestError, RequestFailed
+from raylaunch.engine.health import Health
+from raylaunch.errors import LaunchError, RequestError
 from raylaunch.frontends.answers import AsyncWaiter, Start, Waiter
-from raylaunch.frontends.base import Frontend, Image, Listener, Prepared, Prompt, Running
-from raylaunch.frontends.generation_config import SamplingDefaults, sampling_defaults
+from raylaunch.frontends.base import Image, Listener, Prepared, Prompt, Running, TakesRequests
 from raylaunch.frontends.requests import Chunk, Completion
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.group.driver import StepListener
-from raylaunch.health import Condition, Health
 from raylaunch.model.shape import ModelShape
-from raylaunch.model_check import resolve
-from raylaunch.protocol import Step
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import ResolvedLaunch
-from raylaunch.sampling import SamplingParams
-from raylaunch.supervisor import Supervisor
 from raylaunch.tracing.export import Tracer
 from raylaunch.values.encodable import problem_of
 
 
-class Engine:
-    """A tensor-parallel model that answers requests.
+class EngineBase(ABC):
+    """A model that answers requests, whoever computes them: :class:`Engine` or :class:`Replicas`.
 
-    Use it as a context manager, or call :meth:`start` and :meth:`shutdown`. It works inside an existing Ray session,
-    inside a Ray task or actor, and without any: then it starts a private one. All methods may be called from any
-    thread, and many requests may run at once.
-
-    Args:
-        config: what to launch; or what :func:`raylaunch.model_check.resolve` has made of it, which is checked.
-        placement_group: place the ranks here instead of in a group of their own; it is left alone at the end.
-        listener: told before each step of the launch: the step, its index, the number of steps.
+    Attributes:
+        config: what is launched.
+        frontend: takes requests to the ranks.
     """
 
-    def __init__(
-        self,
-        config: LaunchConfig | ResolvedLaunch,
-        *,
-        placement_group: PlacementGroup | None = None,
-        listener: StepListener | None = None,
-    ) -> None:
+    frontend: TakesRequests
+
+    def __init__(self, config: LaunchConfig | ResolvedLaunch, listener: StepListener | None) -> None:
         self._resolved = config if isinstance(config, ResolvedLaunch) else None
         self.config = config.config if isinstance(config, ResolvedLaunch) else config
-        self._listener, self._placement_group = listener, placement_group
-        self.frontend = frontend_of(self.config)
-        self._supervisor = Supervisor(self.config, self._step, self.frontend)
-        self._sampling = SamplingDefaults()
+        self._listener = listener
 
     # ---- life
 
-    def start(self) -> Engine:
-        """Launches. Returns when requests can be answered.
+    @abstractmethod
+    def start(self) -> Self:
+        """Launches. Returns when requests can be answered."""
 
-        Raises:
-            ConfigError: the configuration cannot be launched; nothing was started.
-            LaunchError: the launch failed; everything that was started has been given back.
-            RaylaunchError: it was started before.
-        """
-        if self._supervisor.condition is not Condition.NEW:
-            raise RaylaunchError("an Engine is started once; make a new one")
-        if (count := self.config.parallel.replicas) > 1:
-            expected = "an Engine is one group: raylaunch.Replicas(config) is several"
-            raise ConfigError("parallel.replicas", count, expected)
-        self._resolved = resolved = self._resolved or resolve(self.config)
-        self._sampling = sampling_defaults(self.config)
-        self._supervisor.sampling = str(self._sampling)
-        self._supervisor.start(replace(resolved, placement_group=self._placement_group))
-        return self
-
+    @abstractmethod
     def shutdown(self) -> None:
         """Ends the ranks, fails the requests that still run, leaves Ray as it was found. May be called twice."""
-        self._supervisor.stop()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()
 
     @property
+    @abstractmethod
     def report(self) -> LaunchReport:
         """What the launch did; grows while it goes on."""
-        return self._supervisor.report
 
+    @abstractmethod
     def health(self, ask_ranks: bool = True) -> Health:
         """Whether requests are answered now; asks every rank unless told not to. Never raises."""
-        return self._supervisor.health(ask_ranks)
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Waits while the group is launched or rebuilt; whether requests can be answered then."""
@@ -106,30 +73,36 @@ class Engine:
         return health.ready
 
     @property
+    @abstractmethod
     def failures(self) -> tuple[tuple[float, LaunchError], ...]:
-        """The losses of the group since it first served: when (seconds since the epoch) and why."""
-        return tuple(self._supervisor.failures)
+        """The losses of a group since it first served: when (seconds since the epoch) and why."""
 
     @property
+    @abstractmethod
     def last_error(self) -> LaunchError | None:
-        """The last failure of the group, also after it was rebuilt; None if it never failed."""
-        lost = self._supervisor.failures[-1][1] if self._supervisor.failures else None
-        return self._supervisor.error or self.frontend.failure() or lost
+        """The last failure of a group, also after it was rebuilt; None if none failed."""
 
     @property
+    @abstractmethod
     def restarts(self) -> int:
-        """How often the group was rebuilt."""
-        return self._supervisor.rebuilds
+        """How often a group was rebuilt."""
 
     @property
+    @abstractmethod
     def tracer(self) -> Tracer | None:
         """Takes spans to where they are wanted; None before the start, and for nowhere."""
-        return self._supervisor.tracer
 
     @property
     def continued(self) -> int:
         """How often requests have gone on in another group than the one that was lost."""
         return self.frontend.continued
+
+    # ---- the model
+
+    @property
+    @abstractmethod
+    def resolved(self) -> ResolvedLaunch | None:
+        """What is decided of a launch, by its ranks too while there are any; None before the start."""
 
     @property
     def model_name(self) -> str:
@@ -139,18 +112,17 @@ class Engine:
     @property
     def shape(self) -> ModelShape:
         """The model's context, vocabulary and heads. Raises :class:`RequestError` before the start."""
-        return self._launch.shape
+        return self._started.shape
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that the ranks' KV cache holds; 0 while there are no ranks."""
-        resolved = self._supervisor.resolved
-        return 0 if resolved is None else resolved.kv_tokens
+        """Tokens that the KV cache of a group's ranks holds; 0 while there are no ranks."""
+        return 0 if self.resolved is None else self.resolved.kv_tokens
 
     @property
     def max_context(self) -> int:
         """Tokens of a prompt and its answer together, at most. Raises :class:`RequestError` before the start."""
-        return self._launch.max_context
+        return self._started.max_context
 
     @property
     def tokenizer(self) -> Any:
@@ -158,9 +130,9 @@ class Engine:
         return self.frontend.tokenizer
 
     @property
+    @abstractmethod
     def sampling_defaults(self) -> Mapping[str, Any]:
         """Sampling parameters that hold where a request says nothing of them, as the model wants them."""
-        return self._sampling.values
 
     # ---- requests
 
@@ -269,11 +241,13 @@ class Engine:
 
     # ---- inside
 
+    @abstractmethod
+    def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
+        """Starts a request that the frontend has checked. Raises as :meth:`Frontend.submit`."""
+
     @property
-    def _launch(self) -> ResolvedLaunch:
-        """What is decided of the launch: that of the ranks that there are, or what was before any."""
-        resolved = self._supervisor.resolved or self._resolved
-        if resolved is None:
+    def _started(self) -> ResolvedLaunch:
+        if (resolved := self.resolved) is None:
             raise RequestError("the engine is not started")
         return resolved
 
@@ -285,30 +259,9 @@ class Engine:
         for name, value in texts.items():
             if problem := problem_of(value if name != "the prompt" or isinstance(prompt, str) else ""):
                 raise RequestError(f"{name} cannot be encoded: {problem}")
-        prepared = self.frontend.prepare(prompt, params.filled(self._sampling.values), images)
+        prepared = self.frontend.prepare(prompt, params.filled(self.sampling_defaults), images)
 
         def start(listener: Listener) -> Running:
-            return self._submit(prepared, listener, request_id or secrets.token_hex(8))
+            return self.submit(prepared, listener, request_id or secrets.token_hex(8))
 
         return start
-
-    def _submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
-        if refusal := self.health(ask_ranks=False).refusal(self.config.recovery.while_rebuilding == "wait"):
-            raise RequestFailed(refusal)
-        return self.frontend.submit(prepared, listener, request_id)
-
-    def _step(self, step: Step, index: int, steps: int) -> None:
-        self.frontend.raise_if_failed()  # what cannot work ends the launch before its end
-        if self._listener is not None:
-            self._listener(step, index, steps)
-
-
-def frontend_of(config: LaunchConfig) -> Frontend:
-    """The frontend of the configured engine; nothing is started yet."""
-    if config.engine.kind == "sglang":
-        from raylaunch.sglang.frontend import SglangFrontend
-
-        return SglangFrontend(config)
-    from raylaunch.frontends.reference import ReferenceFrontend
-
-    return ReferenceFrontend(config)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from raylaunch.background import Background
 from raylaunch.cluster.session import RELEASE_PATIENCE_S, RaySession, enter
 from raylaunch.config import LaunchConfig
+from raylaunch.engine.asking import rank_healths
+from raylaunch.engine.health import Condition, Health, readiness
+from raylaunch.engine.recovery import Budget, Loss, launches_left, restart_policy
 from raylaunch.errors import LaunchError, launch_error, shut_down
 from raylaunch.frontends.base import Frontend
 from raylaunch.group.diagnosis import NODE_LOST
@@ -23,21 +24,14 @@ from raylaunch.group.ranks import RankGroup
 from raylaunch.group.serving import LostRanks, ServingWatch, explained
 from raylaunch.group.standby import Standby
 from raylaunch.group.weights import WeightKeepers
-from raylaunch.health import Condition, Health, RankHealth, readiness
 from raylaunch.logs import about, about_error
 from raylaunch.protocol import Phase
-from raylaunch.recovery import Budget, Loss, launches_left, restart_policy
 from raylaunch.report import LaunchReport, Span
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.tracing.export import Tracer, open_tracer
 from raylaunch.tracing.spans import launch_span
 
-if TYPE_CHECKING:
-    from raylaunch_actors.gate import RankState
-
 WATCH_S = 0.1
-ANSWER_S = 1.0  # for a rank to say how it is
-ANSWER_LOOK_S = 0.05
 STOP_S = 2.0
 
 log = logging.getLogger(__name__)
@@ -158,12 +152,15 @@ class Supervisor:
     def health(self, ask_ranks: bool = True) -> Health:
         """Whether requests are answered now; asks the ranks if they serve, unless told not to. Never raises."""
         gone = "" if self._session is None or self._session.current() else self._gone()
-        ranks = self._answers() if ask_ranks and not gone else ()
-        watch = self._watch
+        launched, watch = None if gone or not ask_ranks else self._launched, self._watch
+        ranks = () if launched is None or not self._serves() else rank_healths(launched.group, self._serves)
         problems = (gone, watch.stalled if watch is not None else "", self.frontend.trouble())
         condition, reason = readiness(self.condition, self.error, self.frontend.failure(), problems)
         health = Health(not reason, condition, reason, (), self.restarts_left, len(self.frontend))
         return health.with_ranks(ranks)
+
+    def _serves(self) -> bool:
+        return self.condition is Condition.READY
 
     @property
     def restarts_left(self) -> int:
@@ -175,31 +172,6 @@ class Supervisor:
         """What is decided of the group that there is; without one what was decided before."""
         launched = self._launched
         return self._resolved if launched is None else launched.resolved
-
-    def _answers(self) -> tuple[RankHealth, ...]:
-        launched = self._launched
-        if launched is None or self.condition is not Condition.READY:
-            return ()
-        numbers = [member.rank for member in launched.group.members]
-        states = self._states(launched.group, numbers)
-        if self.condition is not Condition.READY:
-            return ()
-        return tuple(
-            RankHealth(rank, True, states[rank].activity, states[rank].counters)
-            if rank in states
-            else RankHealth(rank, False, "does not answer", {})
-            for rank in numbers
-        )
-
-    def _states(self, group: RankGroup, ranks: list[int]) -> dict[int, RankState]:
-        """The ranks' own answers. Those of a group that is lost meanwhile are not waited for."""
-        asking = Background(lambda: group.states(ranks, timeout_s=ANSWER_S))
-        while not asking.done(ANSWER_LOOK_S):
-            if self.condition is not Condition.READY:
-                return {}
-        with contextlib.suppress(Exception, SystemExit):  # Ray's, where it is shut down meanwhile
-            return dict(asking.result())
-        return {}
 
     # ---- launching and watching
 

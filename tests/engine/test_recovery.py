@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from raylaunch.engine.recovery import Budget, Loss, Verdict, launches_left, restart_policy, same_cause
 from raylaunch.errors import LaunchError
-from raylaunch.recovery import Budget, Loss, Verdict, launches_left, restart_policy, same_cause
 
 BUDGET = Budget(3, 600)
 SPENT, HOPELESS = "it was rebuilt 3 times within 600 s already", "it failed twice in the same way"

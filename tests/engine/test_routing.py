@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raylaunch.routing import BLOCK_TOKENS, Remembered, blocks_of, by_prefix, least_loaded, prompt_in
+from raylaunch.engine.routing import BLOCK_TOKENS, Remembered, blocks_of, by_prefix, least_loaded, prompt_in
 
 LONG = list(range(5 * BLOCK_TOKENS + 3))
 

@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 from ray.exceptions import GetTimeoutError, RaySystemError
 
-from raylaunch import LaunchConfig, LaunchError, recovery, supervisor
+from raylaunch import LaunchConfig, LaunchError
 from raylaunch.cluster.session import RaySession
+from raylaunch.engine import recovery, supervisor
+from raylaunch.engine.health import Condition
+from raylaunch.engine.recovery import Budget
+from raylaunch.engine.supervisor import Supervisor
 from raylaunch.errors import shut_down
 from raylaunch.group import launch as launching
 from raylaunch.group import node_loss, serving
 from raylaunch.group.launch import Launched
 from raylaunch.group.outcome import StepOutcome
-from raylaunch.health import Condition
 from raylaunch.model_check import check_model
-from raylaunch.recovery import Budget
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import ResolvedLaunch, launch_of
-from raylaunch.supervisor import Supervisor
 from raylaunch.tracing.spans import SpanFacts
 from tests.busy import patient
 from tests.protocol.builders import PLAN

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from raylaunch import ConfigError, Engine, LaunchConfig, LaunchError, Replicas, RequestError, RequestFailed
+from raylaunch.engine.health import Health, joined
+from raylaunch.engine.replicas import one_of, replicas_of
+from raylaunch.engine.router import Router
 from raylaunch.errors import EngineBusy, RaylaunchError, ReplicaLost
 from raylaunch.frontends.base import Listener, Prepared
 from raylaunch.frontends.requests import Chunk
-from raylaunch.health import Health
-from raylaunch.replicas import Router, joined, one_of, replicas_of
-from raylaunch.sampling import SamplingParams
+from raylaunch.frontends.sampling import SamplingParams
 
 READY = Health(True, "ready", "", (), restarts_left=1, requests=0)
 LOST = replace(READY, ready=False, condition="launching", reason="rank 1 died")
@@ -71,7 +72,7 @@ class Group:
     def health(self, ask_ranks: bool = True) -> Health:
         return replace(self.now, requests=len(self.running))
 
-    def _submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
+    def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> Running:
         if self.refuses is not None:
             raise self.refuses
         self.running[request_id] = Running(request_id, listener)
@@ -211,13 +212,13 @@ def test_who_leaves_is_forgotten_where_the_request_is(router: Router, groups: li
 
 def test_who_leaves_while_the_request_is_lost_leaves_nothing_behind(router: Router, groups: list[Group]) -> None:
     request = router.submit(PREPARED, Client().append, "r")
-    submitted = groups[1]._submit
+    submitted = groups[1].submit
 
     def leave_meanwhile(*arguments: Any) -> Running:
         router.forget(request)
         return submitted(*arguments)
 
-    groups[1]._submit = leave_meanwhile  # type: ignore[method-assign]
+    groups[1].submit = leave_meanwhile  # type: ignore[method-assign]
     groups[0].lose()
     assert [one.running for one in groups] == [{}, {}]
 
