@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +57,7 @@ def serve(
         with bind(chosen.serve) as listener:
             require_key_for_code(chosen, exposed=exposed(chosen.serve, listener))  # before a launch of minutes
             with launched(chosen, show_report=report, trace=trace) as engine:
+                gc.freeze()  # or each full collection walks through all that was imported, between two requests
                 run(engine, chosen.serve, listener, say=lambda text: console.print(text, markup=False, soft_wrap=True))
 
 

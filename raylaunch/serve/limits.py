@@ -102,7 +102,8 @@ class LimitBody:
             if complete:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), BODY_S)
+                async with asyncio.timeout(BODY_S):  # wait_for makes a task of it
+                    message = await receive()
             except TimeoutError:
                 raise ApiError(
                     408, f"the request's body did not come within {BODY_S:g} s", headers={"connection": "close"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import typing
 from collections.abc import Iterator, Mapping
@@ -164,7 +165,8 @@ def _is_open(kind: Any) -> bool:
     return _is_class(kind) and getattr(kind, "model_config", {}).get("extra") == "allow"
 
 
-def _fields(kind: Any) -> dict[str, Any]:
+@functools.cache
+def _fields(kind: Any) -> Mapping[str, Any]:
     """The fields of a class and what each may be."""
     if issubclass(kind, BaseModel):
         return {field.alias or name: field.annotation for name, field in kind.model_fields.items()}
@@ -173,9 +175,11 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 def _fits(value: Mapping[str, Any], kind: Any) -> bool:
     """Whether the value may be of the class, by the fields that tell classes apart: ``role`` and ``type``."""
-    choices = {
-        name: typing.get_args(annotation)
-        for name, annotation in _fields(kind).items()
-        if typing.get_origin(annotation) is typing.Literal
-    }
-    return all(value.get(name, choices[name][0]) in choices[name] for name in ("role", "type") if name in choices)
+    return all(value.get(name, choices[0]) in choices for name, choices in _told_apart_by(kind).items())
+
+
+@functools.cache
+def _told_apart_by(kind: Any) -> Mapping[str, tuple[Any, ...]]:
+    fields = _fields(kind)
+    told = {name: fields[name] for name in ("role", "type") if name in fields}
+    return {name: typing.get_args(one) for name, one in told.items() if typing.get_origin(one) is typing.Literal}
