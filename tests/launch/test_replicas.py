@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from raylaunch import LaunchConfig, LaunchError, Replicas
+from raylaunch.engine import replicas as module
+from raylaunch.engine.replicas import one_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean")]
 ALONE = ("parallel.tensor_parallel_size=1", "parallel.replicas=2")
@@ -25,10 +27,12 @@ def test_both_answer_and_give_everything_back(tiny: LaunchConfig) -> None:
     assert replicas.health().condition == "stopped"
 
 
-def test_one_that_cannot_be_launched_ends_the_others_and_is_named(tiny: LaunchConfig) -> None:
+def test_one_that_cannot_be_launched_ends_the_others_and_is_named(
+    tiny: LaunchConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = "faults=[{action: raise, rank: 0, at: capture prefill 8 1}]"
+    monkeypatch.setattr(module, "one_of", lambda config, at: one_of(config, at).override(*[fault] * at))
     replicas = Replicas(tiny.override(*ALONE))
-    broken = replicas.engines[1].config.override("faults=[{action: raise, rank: 0, at: capture prefill 8 1}]")
-    replicas.engines[1].config = broken
     with pytest.raises(LaunchError, match="raised on purpose") as caught:
         replicas.start()
     assert (caught.value.code, caught.value.replica) == ("F05", 1)
