@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 
 from hypothesis import settings
 
@@ -11,6 +13,10 @@ from hypothesis import settings
 settings.register_profile("raylaunch", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=5000)
 settings.load_profile("raylaunch")
+
+# Images of containers like to set it. The tests start some hundred interpreters, and each would compile all of ours.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_collection_finish() -> None:
