@@ -120,6 +120,7 @@ def test_a_group_whose_head_is_gone_is_given_up_soon(
 ) -> None:
     hanging(placement, "remove_placement_group")
     monkeypatch.setattr(ranks, "kill", lambda actor: None)
+    monkeypatch.setattr(ranks, "HEADLESS_S", 0.3)
     monkeypatch.setattr(ray_session, "_ABANDONED", threading.Event())
     session = RaySession(started=started, joined=not started, _head=refusing_head())
     child = subprocess.Popen(["sleep", "60"])
