@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import sys
+
 from hypothesis import settings
 
 # No time limit for one example: on a shared machine it measures the neighbours. The same examples each time, so that a
@@ -9,3 +13,13 @@ from hypothesis import settings
 settings.register_profile("raylaunch", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=5000)
 settings.load_profile("raylaunch")
+
+# Images of containers like to set it. The tests start some hundred interpreters, and each would compile all of ours.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+def pytest_collection_finish() -> None:
+    """Leaves what collection has made out of all later garbage collections: captures begin with a full one each."""
+    gc.collect()
+    gc.freeze()

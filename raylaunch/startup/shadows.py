@@ -181,13 +181,15 @@ def _ours(name: str) -> str:
 
 def _is_other(shadow: Shadow) -> bool:
     """Whether what ranks would import of ours differs from what this process has: a copy of the same does no harm."""
-    from raylaunch.package import digest_of, digest_of_package, package_files, ranks_side
+    from raylaunch.package import digest_of, digest_of_package, ranks_side
 
-    mine, folder = package_files()
-    theirs = os.path.dirname(shadow.file)
+    if not shadow.is_package:
+        return True
+    theirs, mine = os.path.dirname(shadow.file), os.path.dirname(os.path.dirname(__file__))
     if shadow.name == "raylaunch":
-        return not shadow.is_package or digest_of_package(theirs) != mine
-    return not shadow.is_package or digest_of([theirs]) != digest_of([ranks_side(folder)])
+        return not os.path.samefile(theirs, mine) and digest_of_package(theirs) != digest_of_package(mine)
+    mine = ranks_side(mine)
+    return not os.path.samefile(theirs, mine) and digest_of([theirs]) != digest_of([mine])
 
 
 def _owner(name: str, roots: Iterable[str]) -> str:

@@ -51,7 +51,7 @@ def server(*, status: int = 200, error: str = "", missing: int = 0) -> Iterator[
         def log_message(self, *_: object) -> None: ...
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield http.server_port, seen
     finally:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from raylaunch.commands.app import app
 from raylaunch.terminal.printed import say
 
 PROGRAM = """
@@ -50,27 +52,40 @@ def command(*arguments: str, shell: str = "", encoding: str = "utf-8") -> subpro
 GENERATE = ("generate", "--prompt", "A", "--no-report")
 
 
+LATIN, ASCII, UTF = ("latin-1", b"A \xe9 ?\n"), ("ascii", b"A ? ?\n"), ("utf-8", "A é 😀\n".encode())
+
+
 @pytest.mark.parametrize(
-    ("encoding", "shown"),
-    [("latin-1", b"A \xe9 ?\n"), ("ascii", b"A ? ?\n"), ("utf-8", "A é 😀\n".encode())],
-)  # fmt: skip
-@pytest.mark.parametrize("how", ["--no-stream", "--stream"])
+    ("encoding", "shown", "how"),
+    [
+        (*LATIN, "--no-stream"),
+        (*ASCII, "--stream"),
+        (*UTF, "--stream"),
+        pytest.param(*LATIN, "--stream", marks=pytest.mark.slow),
+        pytest.param(*ASCII, "--no-stream", marks=pytest.mark.slow),
+        pytest.param(*UTF, "--no-stream", marks=pytest.mark.slow),
+    ],
+)
 def test_answers_with_characters_that_it_does_not_have(encoding: str, shown: bytes, how: str) -> None:
     done = command(*GENERATE, how, encoding=encoding)
     assert (done.returncode, done.stdout) == (0, shown)
     assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
-def test_tables_bars_and_json_too(encoding: str) -> None:
-    done = command("generate", "--prompt", "A", "--prompt", "B", encoding=encoding)
+def test_tables_and_bars_too() -> None:
+    done = command("generate", "--prompt", "A", "--prompt", "B", encoding="ascii")
     assert (done.returncode, done.stdout.count(b"\n")) == (0, 2)
     assert b"ready" in done.stderr
-    for arguments in (("doctor",), ("doctor", "--json"), ("--help",), ("generate", "--help")):
-        done = command(*arguments, encoding=encoding)
-        assert done.returncode in (0, 1)
-        assert done.stdout
-        assert b"Traceback" not in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("arguments", [("doctor",), ("doctor", "--json"), ("--help",), ("generate", "--help")])
+def test_reports_json_and_help_too(arguments: tuple[str, ...], encoding: str) -> None:
+    done = CliRunner(charset=encoding).invoke(app, arguments)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code in (0, 1)
+    assert done.stdout
 
 
 def test_a_full_disk_loses_no_answer(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from raylaunch_actors.graphs import context, ops
 from raylaunch_actors.graphs.addresses import FixedAddresses
 from raylaunch_actors.graphs.capture import CaptureRunner
 from raylaunch_actors.graphs.context import ForwardContext, Mode
+from raylaunch_actors.graphs.piecewise import PiecewiseGraph
 from raylaunch_actors.graphs.recorded import RecordedGraphs
 from raylaunch_actors.graphs.split import CompiledOnce, PieceBackend
 from torch import nn
@@ -83,6 +84,22 @@ class CausalBatch:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
 
 
+class KeptBackend(PieceBackend):
+    """One whose split model is kept, so that its pieces can be renewed."""
+
+    def __call__(self, module, example_inputs):
+        self.split = super().__call__(module, example_inputs)
+        return self.split
+
+    def renew(self, graphs: RecordedGraphs, addresses: FixedAddresses):
+        """Puts pieces that were never captured in the places of those that were."""
+        places = {piece: name for name, piece in self.split.named_children()}
+        names = [places[piece] for piece in self.pieces]
+        self.pieces[:] = [PiecewiseGraph(piece.module, piece.name, graphs, addresses) for piece in self.pieces]
+        for name, piece in zip(names, self.pieces, strict=True):
+            setattr(self.split, name, piece)
+
+
 class Engine:
     """A decoder on one rank, and the verbs of a launch."""
 
@@ -90,16 +107,24 @@ class Engine:
         self, communicator: AllReduce, layers=3, dtype=torch.float32, experts=False, iterations=2, **compiling
     ):
         self.group = f"test-{id(self)}"
-        ops.bind_group(self.group, communicator)
-        self.communicator = communicator
         self.model = Decoder(self.group, communicator.rank, communicator.world_size, layers, dtype, experts)
+        self._begin(communicator, iterations)
+        self.backend = KeptBackend(self.graphs, self.addresses, **compiling)
+        self.compiled = CompiledOnce(self.model, self.backend)
+
+    def _begin(self, communicator: AllReduce, iterations: int):
+        ops.bind_group(self.group, communicator)
+        self.communicator, self.iterations = communicator, iterations
         self.addresses = FixedAddresses()
         self.addresses.add_module(self.model)
         self.graphs = RecordedGraphs(communicator)
-        self.backend = PieceBackend(self.graphs, self.addresses, **compiling)
-        self.compiled = CompiledOnce(self.model, self.backend)
         self.inputs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.iterations = iterations
+
+    def renew(self, communicator: AllReduce, iterations=2):
+        """As it was after the trace, with another communicator: compiling again would take a second."""
+        ops.unbind_group(self.group)
+        self._begin(communicator, iterations)
+        self.backend.renew(self.graphs, self.addresses)
 
     def forward(self, mode: Mode, round: str, shape: int, seed: int | None = None, plain: bool = False):
         if shape not in self.inputs:
@@ -135,4 +160,5 @@ class Engine:
 
     def close(self):
         ops.unbind_group(self.group)
-        torch._dynamo.reset()
+        if self.backend.compiles:
+            torch._dynamo.reset()

@@ -131,6 +131,7 @@ def different_shapes(channel: Channel):
                 return fault.code, str(fault), second.code
 
 
+@pytest.mark.slow
 def test_f03_different_lists_register_nothing():
     for code, message, replay in check(run(2, different_shapes)):
         assert (code, replay) == ("F03", "F01")

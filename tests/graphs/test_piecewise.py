@@ -20,24 +20,34 @@ def ignore(round, shape, iteration):
     """No gate."""
 
 
-@pytest.fixture
-def make():
-    made = []
+@pytest.fixture(scope="module")
+def traced():
+    """Models that were compiled, by what they are of."""
+    made = {}
+    yield made
+    for engine in made.values():
+        engine.close()
 
-    def make(shared=False, **options):
+
+@pytest.fixture
+def make(traced):
+    used = []
+
+    def make(shared=False, dtype=torch.float32, experts=False, iterations=2):
         communicator = SingleRank()
         if shared:
             communicator = SharedMemoryAllReduce(0, 1, 1 << 14, 1 << 18, 1)
             communicator.attach([communicator.offer()])
-        engine = Engine(communicator, **options)
-        made.append(engine)
-        engine.trace(16, 8)
-        return engine
+        used.append(communicator)
+        if (dtype, experts) not in traced:
+            traced[dtype, experts] = Engine(communicator, dtype=dtype, experts=experts)
+            traced[dtype, experts].trace(16, 8)
+        traced[dtype, experts].renew(communicator, iterations)
+        return traced[dtype, experts]
 
     yield make
-    for engine in made:
-        engine.close()
-        engine.communicator.close()
+    for communicator in used:
+        communicator.close()
 
 
 def register(engine):
@@ -188,7 +198,7 @@ def test_an_operation_that_cannot_be_captured_names_piece_and_shape(make):
         return value + torch.rand(()) if isinstance(value, torch.Tensor) else value
 
     engine = make()
-    engine.backend.pieces[2].module.register_forward_hook(lambda module, args, out: tree_map(noisy, out))
-    with pytest.raises(CaptureError, match=r"prefill/8/piece2: aten\.rand.* draws random numbers"):
+    hook = engine.backend.pieces[2].module.register_forward_hook(lambda module, args, out: tree_map(noisy, out))
+    with hook, pytest.raises(CaptureError, match=r"prefill/8/piece2: aten\.rand.* draws random numbers"):
         engine.runner().capture("prefill", [8], ignore)
     assert [p.graphs() for p in engine.backend.pieces] == [{("prefill", 8)}, {("prefill", 8)}, set(), set()]

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,22 +97,37 @@ def refusing_head() -> tuple[str, int]:
     return "127.0.0.1", free_ports(1)[0]
 
 
-def hanging(monkeypatch: pytest.MonkeyPatch, where: object, name: str) -> None:
-    """What Ray's calls do without a head."""
-    monkeypatch.setattr(where, name, lambda *_, **__: time.sleep(30))
+Hanging = Callable[[object, str], None]
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    """Has calls of Ray's wait as they do without a head. The threads that called end with the test: what they would
+    call next starts a cluster."""
+    over = threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        over.wait(60)
+        raise RuntimeError("the test is over")
+
+    yield lambda where, name: monkeypatch.setattr(where, name, hang)
+    over.set()
 
 
 @pytest.mark.parametrize("started", [True, False], ids=["a private cluster", "a joined cluster"])
-def test_a_group_whose_head_is_gone_is_given_up_soon(monkeypatch: pytest.MonkeyPatch, started: bool) -> None:
-    hanging(monkeypatch, placement, "remove_placement_group")
+def test_a_group_whose_head_is_gone_is_given_up_soon(
+    monkeypatch: pytest.MonkeyPatch, hanging: Hanging, started: bool
+) -> None:
+    hanging(placement, "remove_placement_group")
     monkeypatch.setattr(ranks, "kill", lambda actor: None)
+    monkeypatch.setattr(ranks, "HEADLESS_S", 0.3)
     monkeypatch.setattr(ray_session, "_ABANDONED", threading.Event())
     session = RaySession(started=started, joined=not started, _head=refusing_head())
     child = subprocess.Popen(["sleep", "60"])
     process: Any = SimpleNamespace(pid=child.pid, node_id="n")
     seated: Any = Placement(group=None, seats=(), owned=True)  # type: ignore[arg-type]
     group = RankGroup(seated, [Member(None, None, process)], session=session)  # type: ignore[arg-type]
-    hanging(monkeypatch, group, "_existing")
+    hanging(group, "_existing")
     began = time.monotonic()
     try:
         assert group.close(10.0).left == (child.pid,)
@@ -124,8 +139,8 @@ def test_a_group_whose_head_is_gone_is_given_up_soon(monkeypatch: pytest.MonkeyP
         child.wait()
 
 
-def test_a_placement_group_that_ray_does_not_remove_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    hanging(monkeypatch, placement, "remove_placement_group")
+def test_a_placement_group_that_ray_does_not_remove_is_not_waited_for(hanging: Hanging) -> None:
+    hanging(placement, "remove_placement_group")
     assert not placement.release(None, 0.05)  # type: ignore[arg-type]
 
 

@@ -25,11 +25,13 @@ from raylaunch.model_check import resolve
 from raylaunch.protocol import Gate, Phase
 from raylaunch.report import LaunchReport
 from tests.busy import patient
+from tests.launch.test_equality import held_out
 
 
 @pytest.fixture(scope="module")
 def engine(session: None) -> Iterator[Engine]:
-    with Engine(LaunchConfig.default(["capture.prefill_tokens=[8,48,88,128]", "capture.verify_first=0"])) as engine:
+    shapes = ["capture.prefill_tokens=[8,48,88,128]", "capture.verify_first=0"]
+    with Engine(LaunchConfig.default([*shapes, "recovery.rebuilds=1"])) as engine:
         yield engine
 
 
@@ -39,6 +41,12 @@ def test_one_prompt_and_many(engine: Engine) -> None:
     answers = engine.generate([f"{a}+{b}=" for a, b in sums], max_new_tokens=8)
     assert [answer.text for answer in answers] == [str(a + b) for a, b in sums]
     assert {answer.finish_reason for answer in answers} == {"stop"}
+
+
+def test_the_held_out_sums(engine: Engine) -> None:
+    rows = held_out()
+    answers = engine.generate([row["prompt"] for row in rows], max_new_tokens=8)
+    assert [answer.text for answer in answers] == [row["answer"] for row in rows]
 
 
 def test_token_ids_in_and_out(engine: Engine) -> None:
@@ -173,6 +181,21 @@ def test_ranks_on_cpus_and_no_other_workers_of_a_private_cluster_are_behind(engi
     assert nice == [own, max(own, BEHIND), max(own, BEHIND)]
 
 
+def test_f07_running_requests_go_on_in_the_next_group(engine: Engine) -> None:
+    """The last test of this engine."""
+    stream = engine.stream("1+1=", max_new_tokens=600, ignore_eos=True)
+    tokens = len(next(stream).token_ids)
+    os.kill(engine.report.places[1].pid, signal.SIGKILL)
+    killed = time.monotonic()
+    while engine.health(ask_ranks=False).ready:
+        assert time.monotonic() - killed < patient(3)
+        time.sleep(0.01)
+    assert tokens + sum(len(chunk.token_ids) for chunk in stream) == 600
+    assert engine.restarts == 1
+    assert engine.generate("12+30=", max_new_tokens=8).text == "42"
+    assert engine.health().restarts_left == 0
+
+
 @pytest.mark.slow
 def test_works_inside_a_ray_actor(session: None) -> None:
     @ray.remote(num_cpus=0)
@@ -187,32 +210,26 @@ def test_works_inside_a_ray_actor(session: None) -> None:
     ray.kill(caller)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("clean")
-@pytest.mark.parametrize("restarts", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_f07_rank_killed_while_serving(tiny: LaunchConfig, restarts: int) -> None:
-    """Unready at once. Where the group may be rebuilt, running requests go on in it; else they end in an error."""
-    with Engine(tiny.replace({"recovery.rebuilds": restarts})) as engine:
+def test_f07_running_requests_of_a_group_that_may_not_be_rebuilt(tiny: LaunchConfig) -> None:
+    """Unready at once, and an error for each."""
+    with Engine(tiny.replace({"recovery.rebuilds": 0})) as engine:
         stream = engine.stream("1+1=", max_new_tokens=1500, ignore_eos=True)
-        tokens = len(next(stream).token_ids)
+        next(stream)
         os.kill(engine.report.places[1].pid, signal.SIGKILL)
         killed = time.monotonic()
-        if not restarts:
-            with pytest.raises(RequestFailed, match="F07"):
-                for _ in stream:
-                    pass
-            assert time.monotonic() - killed < patient(3)
-            assert not engine.health(ask_ranks=False).ready
-            end = time.monotonic() + 10
-            while engine.health().condition != "failed" and time.monotonic() < end:
-                time.sleep(0.05)
-            assert "rank 1 died" in engine.health().reason
-            with pytest.raises(RequestFailed, match="not ready"):
-                engine.generate("1+1=")
-            return
-        assert tokens + sum(len(chunk.token_ids) for chunk in stream) == 1500
-        assert engine.restarts == 1
-        assert engine.generate("12+30=", max_new_tokens=8).text == "42"
-        assert engine.health().restarts_left == 0
+        with pytest.raises(RequestFailed, match="F07"):
+            for _ in stream:
+                pass
+        assert time.monotonic() - killed < patient(3)
+        assert not engine.health(ask_ranks=False).ready
+        end = time.monotonic() + 10
+        while engine.health().condition != "failed" and time.monotonic() < end:
+            time.sleep(0.05)
+        assert "rank 1 died" in engine.health().reason
+        with pytest.raises(RequestFailed, match="not ready"):
+            engine.generate("1+1=")
 
 
 @pytest.mark.usefixtures("clean")

@@ -25,6 +25,7 @@ def answers(*settings: str) -> tuple[list[tuple[int, ...]], list[str], str]:
     return [answer.token_ids for answer in done], [answer.text for answer in done], table
 
 
+@pytest.mark.slow
 def test_graphs_and_eager_one_rank_and_two() -> None:
     ids, texts, table = answers()
     assert texts == [row["answer"] for row in held_out()]

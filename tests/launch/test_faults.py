@@ -57,7 +57,7 @@ CASES = [
 ]  # fmt: skip
 
 
-BY_DEFAULT = ("F01-third-iteration", "F12-zeros")
+BY_DEFAULT = ("F03-extra-input",)
 """The others' rules are proven purely (tests/protocol) and between processes (tests/graphs, tests/communicator,
 tests/reference) by default, and in a whole launch by the slow tests."""
 

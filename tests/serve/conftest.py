@@ -83,10 +83,15 @@ def served(engine: Engine, settings: ServeConfig) -> Iterator[Live]:
     assert not thread.is_alive()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def live() -> Iterator[Live]:
-    """The embedded default on real ranks, behind a real server that limits and asks for nothing unusual."""
-    changes = ["capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,8]", "deadlines.health=20"]
+    """The embedded default on real ranks, behind a real server that limits and asks for nothing unusual.
+
+    One for all tests of this folder, which leave it as they find it. Without graphs, which no client sees: that saves
+    each rank a compile.
+    """
+    shapes = ["capture.prefill_tokens=[8,32]", "capture.decode_batch_sizes=[2,8]"]
+    changes = [*shapes, "capture.enabled=false", "deadlines.health=20"]
     config = LaunchConfig.default(changes)
     settings = ServeConfig(port=0, chat_template=TEMPLATE)
     with Engine(config) as engine, served(engine, settings) as found:

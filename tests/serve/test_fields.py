@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import dataclasses
 import re
 import typing
 from functools import cache
 
+import httpx
 import pytest
-from starlette.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -56,11 +57,13 @@ def byte_tokenizer():
 def outcome_of():
     """Sends a request; its status, what the engine was asked and what was answered, without what is never the same."""
     engine = ByteEngine()
-    with TestClient(build_app(engine, ServeConfig(chat_template=ALL_SHOWN))) as client:
+    app = build_app(engine, ServeConfig(chat_template=ALL_SHOWN))
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    with asyncio.Runner() as loop:  # on this thread: a client on another waits longer for it than for the answers
 
         def send(path, body):
             engine.asked_for.clear()
-            answer = client.post(path, json=body)
+            answer = loop.run(client.post(path, json=body))
             text = re.sub(r'[0-9a-f]{24,}|"created":\d+|"e2e_latency":[0-9.e-]+', "", answer.text)
             asked = [(ids, params.model_dump()) for ids, params in engine.asked_for]
             return answer.status_code, asked, text, answer
