@@ -98,6 +98,10 @@ class Engine:
         """Whether requests are answered now; asks every rank unless told not to. Never raises."""
         return self._supervisor.health(ask_ranks)
 
+    def kept_metrics(self) -> list[Any]:
+        """Prometheus metrics of SGLang's that ranks on other nodes keep; asks every rank. Never raises."""
+        return self._supervisor.metrics()
+
     def wait_ready(self, timeout_s: float) -> bool:
         """Waits while the group is launched or rebuilt; whether requests can be answered then."""
         end = time.monotonic() + timeout_s

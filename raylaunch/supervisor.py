@@ -7,8 +7,9 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from raylaunch.background import Background
 from raylaunch.cluster.session import RELEASE_PATIENCE_S, RaySession, enter
@@ -31,9 +32,6 @@ from raylaunch.report import LaunchReport, Span
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.tracing.export import Tracer, open_tracer
 from raylaunch.tracing.spans import launch_span
-
-if TYPE_CHECKING:
-    from raylaunch_actors.gate import RankState
 
 WATCH_S = 0.1
 ANSWER_S = 1.0  # for a rank to say how it is
@@ -165,6 +163,15 @@ class Supervisor:
         health = Health(not reason, condition, reason, (), self.restarts_left, len(self.frontend))
         return health.with_ranks(ranks)
 
+    def metrics(self) -> list[Any]:
+        """Prometheus metrics of the engine's own that ranks on other nodes keep; asks each. Never raises."""
+        launched = self._launched
+        if launched is None or self.condition is not Condition.READY:
+            return []
+        numbers = [member.rank for member in launched.group.members]
+        answers = self._answered(lambda: launched.group.ask("metrics", numbers, ANSWER_S))
+        return [one for kept in answers.values() for one in kept]
+
     @property
     def restarts_left(self) -> int:
         """How often the group may be launched again."""
@@ -181,7 +188,7 @@ class Supervisor:
         if launched is None or self.condition is not Condition.READY:
             return ()
         numbers = [member.rank for member in launched.group.members]
-        states = self._states(launched.group, numbers)
+        states = self._answered(lambda: launched.group.states(numbers, timeout_s=ANSWER_S))
         if self.condition is not Condition.READY:
             return ()
         return tuple(
@@ -191,9 +198,9 @@ class Supervisor:
             for rank in numbers
         )
 
-    def _states(self, group: RankGroup, ranks: list[int]) -> dict[int, RankState]:
+    def _answered(self, ask: Callable[[], dict[int, Any]]) -> dict[int, Any]:
         """The ranks' own answers. Those of a group that is lost meanwhile are not waited for."""
-        asking = Background(lambda: group.states(ranks, timeout_s=ANSWER_S))
+        asking = Background(ask)
         while not asking.done(ANSWER_LOOK_S):
             if self.condition is not Condition.READY:
                 return {}

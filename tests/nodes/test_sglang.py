@@ -32,6 +32,7 @@ pytestmark = [
 
 PORT = 31260
 LAUNCH_S = 300.0
+METRICS = "engine.sglang.args.enable_metrics=true"
 NOT_NICE = {"RAY_worker_niceness": "0"}  # or ranks wait for whatever else this machine does
 
 
@@ -106,6 +107,8 @@ def expect_answers(server: Server) -> None:
     assert len(answers["long"][0]) == 4, LONG
     assert answers["long"][0] == answers["long"][1]
     assert answers["loads"] == 1
+    for of_the_driver_or_rank_0 in ("generation_tokens_total", "num_running_reqs", "max_total_num_tokens"):
+        assert re.search(rf"^sglang:{of_the_driver_or_rank_0}\{{.*\}} ", answers["metrics"], re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,7 @@ def test_the_driver_is_on_a_head_and_the_ranks_elsewhere(
     and its group rebuilt; nothing is left on any host."""
     with Hosts(workers=len(places), more=NOT_NICE) as hosts:
         before, loads_before = {one.pid for one in hosts.processes()}, loads()
-        with Server(hosts, config_of("recovery.rebuilds=1", *settings)) as server:
+        with Server(hosts, config_of(METRICS, "recovery.rebuilds=1", *settings)) as server:
             server.wait_ready()
             ranks = {host: hosts.ranks(host) for host in (0, *places)}
             assert {host: len(there) for host, there in ranks.items()} == {0: 0, **places}

@@ -31,6 +31,8 @@ from raylaunch_actors.sglang_engine.hooks import Hooks
 from raylaunch_actors.sglang_engine.rounds import Rounds
 from raylaunch_actors.spec import RankSpec
 
+metrics = environment.kept_metrics
+
 
 def imports(spec: RankSpec) -> Iterator[str]:
     """SGLang's scheduler, which has nearly all in it, and what else is hooked; none of its models, of which some open a
