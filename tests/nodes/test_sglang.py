@@ -22,8 +22,9 @@ from raylaunch import LaunchConfig
 from raylaunch.config import shipped_configs
 from tests.nodes.clients import LONG
 from tests.nodes.hosts import Hosts, address, can_make_hosts
-from tests.sglang.test_real_ranks import can_run, config_of  # noqa: F401  # the fixture skips where SGLang cannot run
+from tests.sglang.test_real_ranks import can_run, config_of, shared_memory
 
+__all__ = ["can_run"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
@@ -96,11 +97,6 @@ def strangers(hosts: Hosts, canary: Path, urls: list[str]) -> Iterator[list[int]
         process.kill()
 
 
-def loads() -> set[str]:
-    """Files of SGLang's that say how busy ranks are."""
-    return {one for one in os.listdir("/dev/shm") if "sglang_loads" in one}
-
-
 def expect_answers(server: Server) -> None:
     answers = server.run("ask", server.url)
     assert (answers["text"], answers["streamed"]) == ("42", "42")
@@ -122,7 +118,7 @@ def test_the_driver_is_on_a_head_and_the_ranks_elsewhere(
     """Launched, verified, answering through the head's port; strangers get and say nothing; a rank that dies is named
     and its group rebuilt; nothing is left on any host."""
     with Hosts(workers=len(places), more=NOT_NICE) as hosts:
-        before, loads_before = {one.pid for one in hosts.processes()}, loads()
+        before = {one.pid for one in hosts.processes()}
         with Server(hosts, config_of(METRICS, "recovery.rebuilds=1", *settings)) as server:
             server.wait_ready()
             ranks = {host: hosts.ranks(host) for host in (0, *places)}
@@ -151,7 +147,7 @@ def test_the_driver_is_on_a_head_and_the_ranks_elsewhere(
             assert server.process.wait(90) == 0
         left = [one for one in hosts.processes() if one.pid not in before and "raylaunch" in " ".join(one.cmdline())]
         assert (left, [hosts.ranks(host) for host in ranks]) == ([], [[] for _ in ranks])
-        assert loads() <= loads_before
+        assert shared_memory([]) == []
 
 
 def test_a_model_that_one_node_lacks_is_missed_before_it_is_loaded(tmp_path: Path) -> None:
