@@ -14,7 +14,7 @@ import pickle
 import sys
 from typing import Any
 
-SUM, LONG, STREAMED = "12+30=", 1025, 400
+SUM, LONG, STREAMED = "12+30=", 1025, 200
 
 
 def ask(url: str) -> dict[str, Any]:
