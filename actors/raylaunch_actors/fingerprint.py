@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from raylaunch.errors import RankFault
 from raylaunch.values.masking import looks_secret
 from raylaunch_actors.spec import RankSpec
 
@@ -69,6 +70,18 @@ def commit_of(folder: Path) -> str | None:
     """The commit that a folder of the Hub's local cache holds; None for any other folder."""
     cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
     return folder.name if cached else None
+
+
+def own_folder(path: str) -> Path | None:
+    """The model's folder where ``path`` is one: absolute, as the driver has made it. None for a name on the Hub,
+    whatever this folder holds. Raises :class:`RankFault` where this node has it not (F22)."""
+    folder = Path(path)
+    if not folder.is_absolute():
+        return None
+    if folder.is_dir():
+        return folder
+    where = f"there is no folder {path} on node {platform.node()}"
+    raise RankFault(None, f"{where}: a model's folder must exist on every node that has a rank")
 
 
 def model_prints(folder: Path) -> dict[str, str]:

@@ -40,7 +40,8 @@ PROGRAMS = {
     "bench_all_reduce": "raylaunch_actors.programs.bench_all_reduce",
 }
 """Modules whose ``run(spec, gate)`` takes a rank through its phases and serves until it is stopped. Where there is an
-``imports(spec)`` it gives the names of what that will import, none of which may touch a GPU."""
+``imports(spec)`` it gives the names of what that will import, none of which may touch a GPU; ``metrics()`` gives the
+Prometheus metrics that are kept in this process."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,11 @@ class RankBase:
     def health(self) -> RankState:
         """What the rank is doing, whatever its own thread is busy with."""
         return self.gate.state()
+
+    def metrics(self) -> list[object]:
+        """Metrics of the engine's own that nobody else shows."""
+        program = sys.modules.get(PROGRAMS[self.spec.program])
+        return list(getattr(program, "metrics", list)())
 
     def stop(self) -> None:
         """Asks the rank to leave its serve loop."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raylaunch.background import Background
 from raylaunch.engine.health import RankHealth
@@ -20,13 +20,7 @@ LOOK_S = 0.05
 def rank_healths(group: RankGroup, serves: Callable[[], bool]) -> tuple[RankHealth, ...]:
     """Each rank's own answer, or that it gives none; nothing of a group that ``serves`` no more, and no wait for it."""
     ranks = [member.rank for member in group.members]
-    asking = Background(lambda: group.states(ranks, timeout_s=ANSWER_S))
-    states: Mapping[int, RankState] = {}
-    while not asking.done(LOOK_S):
-        if not serves():
-            return ()
-    with contextlib.suppress(Exception, SystemExit):  # Ray's, where it is shut down meanwhile
-        states = asking.result()
+    states: Mapping[int, RankState] = _answers(lambda: group.states(ranks, timeout_s=ANSWER_S), serves)
     if not serves():
         return ()
     return tuple(
@@ -35,3 +29,19 @@ def rank_healths(group: RankGroup, serves: Callable[[], bool]) -> tuple[RankHeal
         else RankHealth(rank, False, "does not answer", {})
         for rank in ranks
     )
+
+
+def kept_metrics(group: RankGroup, serves: Callable[[], bool]) -> list[Any]:
+    """Prometheus metrics of the engine's own that ranks on other nodes keep; none of a group that serves no more."""
+    ranks = [member.rank for member in group.members]
+    return [one for kept in _answers(lambda: group.ask("metrics", ranks, ANSWER_S), serves).values() for one in kept]
+
+
+def _answers(ask: Callable[[], dict[int, Any]], serves: Callable[[], bool]) -> dict[int, Any]:
+    asking = Background(ask)
+    while not asking.done(LOOK_S):
+        if not serves():
+            return {}
+    with contextlib.suppress(Exception, SystemExit):  # Ray's, where it is shut down meanwhile
+        return dict(asking.result())
+    return {}

@@ -65,6 +65,10 @@ class EngineBase(ABC):
     def health(self, ask_ranks: bool = True) -> Health:
         """Whether requests are answered now; asks every rank unless told not to. Never raises."""
 
+    @abstractmethod
+    def kept_metrics(self) -> list[Any]:
+        """Prometheus metrics of SGLang's that ranks on other nodes keep; asks every rank. Never raises."""
+
     def wait_ready(self, timeout_s: float) -> bool:
         """Waits while the group is launched or rebuilt; whether requests can be answered then."""
         end = time.monotonic() + timeout_s

@@ -82,6 +82,9 @@ class Engine(EngineBase):
     def health(self, ask_ranks: bool = True) -> Health:
         return self._supervisor.health(ask_ranks)
 
+    def kept_metrics(self) -> list[Any]:
+        return self._supervisor.metrics()
+
     @property
     def failures(self) -> tuple[tuple[float, LaunchError], ...]:
         return tuple(self._supervisor.failures)

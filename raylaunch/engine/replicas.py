@@ -95,6 +95,10 @@ class Replicas(EngineBase):
         asked = [Background(engine.health) for engine in self.engines]  # each may wait a second for a rank
         return joined([one.result() for one in asked])
 
+    def kept_metrics(self) -> list[Any]:
+        asked = [Background(engine.kept_metrics) for engine in self.engines]
+        return [one for kept in asked for one in kept.result()]
+
     def best(self, prompt: str | Sequence[int]) -> int:
         """Number of the replica for one more request: as :meth:`Router.choose` says, or where none can take it that
         which can do most."""

@@ -7,11 +7,12 @@ import os
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 from raylaunch.background import Background
 from raylaunch.cluster.session import RELEASE_PATIENCE_S, RaySession, enter
 from raylaunch.config import LaunchConfig
-from raylaunch.engine.asking import rank_healths
+from raylaunch.engine.asking import kept_metrics, rank_healths
 from raylaunch.engine.health import Condition, Health, readiness
 from raylaunch.engine.recovery import Budget, Loss, launches_left, restart_policy
 from raylaunch.errors import LaunchError, launch_error, shut_down
@@ -161,6 +162,11 @@ class Supervisor:
 
     def _serves(self) -> bool:
         return self.condition is Condition.READY
+
+    def metrics(self) -> list[Any]:
+        """Prometheus metrics of the engine's own that ranks on other nodes keep; asks each. Never raises."""
+        launched = self._launched
+        return [] if launched is None or not self._serves() else kept_metrics(launched.group, self._serves)
 
     @property
     def restarts_left(self) -> int:

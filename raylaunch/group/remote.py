@@ -56,7 +56,7 @@ class Holder:
 
 
 NEVER_AGAIN = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
-for name in ("whoami", "health", "stop", "stacks", "finish"):
+for name in ("whoami", "health", "metrics", "stop", "stacks", "finish"):
     setattr(Rank, name, ray.method(concurrency_group="control")(getattr(rank.RankBase, name)))
 for name in ("advance", "attach"):
     setattr(Rank, name, ray.method(concurrency_group="gate")(getattr(rank.RankBase, name)))

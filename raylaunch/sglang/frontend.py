@@ -122,8 +122,6 @@ class SglangFrontend:
         self._ports = sockets = self._folder.meet(where)
         self._same_node = where.same_node
         self._detokenizer.start()
-        if sockets.keys is not None and metrics_enabled(self._config):
-            log.warning("rank 0 is on another node: /metrics has SGLang's figures of the driver's side alone")
         return sockets
 
     def attach(self, offer: SglangSettled) -> None:

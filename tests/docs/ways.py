@@ -93,6 +93,9 @@ WAYS: dict[str, Way] = {
     "raylaunch doctor qwen3-8b-reference --set placement.address=HEAD:6379": GPUS,
     "ray job submit --working-dir . \\": JOBS,
     "ray job submit --working-dir . --no-wait \\": JOBS,
+    "ray job submit --address http://HEAD:8265 --submission-id qwen3 --working-dir . --no-wait \\": (
+        read("needs GPUs and the Hub; tests/jobs/test_sglang.py does the same on CPUs")
+    ),
     "ray start --head --port=6379        # on one node": NODES,
     "serve run --working-dir . raylaunch.serve.deployment:app \\": RAY_SERVE,
     "serve deploy examples/serve/tiny.yaml": RAY_SERVE,

@@ -1,9 +1,9 @@
 """Clients of a server, on one of the hosts: no other process reaches it.
 
-``ask URL`` prints what is answered, as JSON, ``long URL`` what is to a long prompt alone, ``failure URL`` what was
-lost, ``ports PID ADDRESS`` where a process listens. ``strangers CANARY URL...`` has peers without keys push pickles at
-ZeroMQ's ports, which would make the folder ``CANARY``, and wait for what is pushed there, until standard input ends;
-then says how many messages they got.
+``ask URL`` prints what is answered, as JSON, ``long URL`` what is to a long prompt alone, ``stream URL`` that a long
+answer has begun and then how it ended, ``failure URL`` what was lost, ``ports PID ADDRESS`` where a process listens.
+``strangers CANARY URL...`` has peers without keys push pickles at ZeroMQ's ports, which would make the folder
+``CANARY``, and wait for what is pushed there, until standard input ends; then says how many messages they got.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pickle
 import sys
 from typing import Any
 
-SUM, LONG = "12+30=", 1025
+SUM, LONG, STREAMED = "12+30=", 1025, 200
 
 
 def ask(url: str) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def ask(url: str) -> dict[str, Any]:
         "streamed": "".join(chunk.choices[0].text for chunk in streamed),
         "long": long(url),
         "loads": len(httpx.get(f"{url}/v1/loads", timeout=30).json()["loads"]),
+        "metrics": httpx.get(f"{url}/metrics", timeout=30).text,
     }
 
 
@@ -40,6 +41,19 @@ def long(url: str) -> list[list[int]]:
 
     body = {"input_ids": [3] * LONG, "sampling_params": {"temperature": 0, "max_new_tokens": 4, "ignore_eos": True}}
     return [httpx.post(f"{url}/generate", json=body, timeout=60).json()["output_ids"] for _ in range(2)]
+
+
+def stream(url: str) -> dict[str, Any]:
+    import httpx
+
+    body = {"text": SUM, "sampling_params": {"max_new_tokens": STREAMED, "ignore_eos": True}, "stream": True}
+    with httpx.stream("POST", f"{url}/generate", json=body, timeout=120) as answer:
+        lines = (line.removeprefix("data: ") for line in answer.iter_lines() if line)
+        next(lines)
+        print("begun", flush=True)
+        *_, last, done = lines
+    about = json.loads(last)["meta_info"]
+    return {"tokens": about["completion_tokens"], "reason": about["finish_reason"]["type"], "done": done}
 
 
 def failure(url: str) -> dict[str, Any] | None:
@@ -98,4 +112,4 @@ if __name__ == "__main__":
     elif what == "strangers":
         print(json.dumps(strangers(first, rest)))
     else:
-        print(json.dumps({"ask": ask, "long": long, "failure": failure}[what](first)))
+        print(json.dumps({"ask": ask, "long": long, "stream": stream, "failure": failure}[what](first)))

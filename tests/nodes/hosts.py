@@ -18,10 +18,11 @@ from typing import Any
 import psutil
 
 from tests.busy import patient
-from tests.head import ROOT, START_S
+from tests.head import ROOT, START_S, bare_python
 
 MARK = "TEST_HOST"  # a variable of every process of a host
-CPUS, PORT = 2, 6379
+CPUS, PORT, JOBS_PORT = 2, 6379, 8265
+ASKED, LOGGED = 3, 3000  # questions in a row that may go unanswered; characters shown of a log
 STACKS = "import faulthandler; faulthandler.dump_traceback_later(20)"  # of one that hangs
 ALIVE = (
     STACKS
@@ -35,14 +36,16 @@ class Hosts:
 
     Every host has a network and a name of its own (namespaces), with a cable to a switch, which is a namespace too:
     nothing here touches this machine's network. A cable can be cut, after which nothing is answered and nothing is
-    refused either. Memory, files and process numbers are shared; where hosts have GPUs, each has a /dev/shm of its own,
-    or NCCL and SGLang would take them for one host.
+    refused either. Memory, files and process numbers are shared, but for Ray's own files; where hosts have GPUs, each
+    has a /dev/shm of its own, or NCCL and SGLang would take them for one host.
     """
 
     workers: int = 2
     hidden: dict[int, Path] = field(default_factory=dict)  # a folder whose contents a host does not have
     more: dict[str, str] = field(default_factory=dict)  # variables of all processes
     gpus: dict[int, str] = field(default_factory=dict)  # CUDA_VISIBLE_DEVICES of hosts that have some of the GPUs
+    jobs: bool = False  # the head takes them, and they bring raylaunch along: nothing here has it
+    python: str = field(init=False)
     folder: Path = field(init=False)
     environment: dict[str, str] = field(init=False)
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -57,7 +60,7 @@ class Hosts:
         self.environment = {
             **inherited,
             "HOME": str(self.folder),
-            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "actors"), os.environ.get("PYTHONPATH", ""))),
+            **self._interpreter(),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_TMPDIR": str(self.folder),
@@ -69,7 +72,6 @@ class Hosts:
             ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
             ip("-n", self._switch, "link", "set", "br0", "up")
             self.add()
-            self.environment["RAY_ADDRESS"] = f"{address(0)}:{PORT}"
             self.add(self.workers)
         except BaseException:
             self.stop()
@@ -79,16 +81,36 @@ class Hosts:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def _interpreter(self) -> dict[str, str]:
+        self.python = sys.executable
+        if not self.jobs:
+            return {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "actors"), os.environ.get("PYTHONPATH", "")))}
+        self.python = str(bare_python(self.folder / "bare"))
+        path = f"{Path(self.python).parent}{os.pathsep}{os.environ['PATH']}"
+        return {"PYTHONPATH": "", "PATH": path, "RAY_API_SERVER_ADDRESS": f"http://{address(0)}:{JOBS_PORT}"}
+
     def add(self, count: int = 1) -> None:
-        """More hosts; returns when the cluster knows them. Raises ``RuntimeError`` with the log of one that fails."""
+        """More hosts; returns when the cluster knows them. Raises ``RuntimeError`` with what the logs say when one of
+        them or the head ends, the head does not answer three times in a row, or it takes too long."""
         believed = self.alive() if self._processes else 0
         for _ in range(count):
             self._start()
-        end = time.monotonic() + START_S
-        while self.alive() != believed + count:
-            if time.monotonic() > end:
-                known, complaint = self.alive(), self._asked.read_text()[-3000:]
-                raise RuntimeError(f"the cluster knows {known} hosts, not {believed + count}\n{complaint}")
+        self.environment["RAY_ADDRESS"] = f"{address(0)}:{PORT}"  # or whoever asks would start a cluster of its own
+        end, unanswered = time.monotonic() + START_S, 0
+        while (known := self.alive()) != believed + count:
+            unanswered = 0 if known else unanswered + 1
+            watched = {0, *range(len(self._processes) - count, len(self._processes))}
+            ended = [host for host in watched if self._processes[host].poll() is not None]
+            if ended or unanswered == ASKED or time.monotonic() > end:
+                text = f"the cluster knows {known} hosts, not {believed + count}; {unanswered=}, {ended=}"
+                raise RuntimeError(text + self._logs())
+
+    def _logs(self) -> str:
+        """The ends of what each host, the last question, and Ray's own processes have logged."""
+        names = ("*.log", "*/session_latest/logs/gcs_server.*", "*/session_latest/logs/raylet.*")
+        files = sorted(file for name in names for file in self.folder.glob(name))
+        texts = {one: one.read_text(errors="replace")[-LOGGED:].rstrip() for one in files}
+        return "".join(f"\n--- {file}\n{text}" for file, text in texts.items() if text)
 
     def _start(self) -> None:
         """One after the other: two that start at the same time take the same names for their logs and sockets."""
@@ -96,16 +118,17 @@ class Hosts:
         self._plug_in(host)
         gpus = len(self.gpus[host].split(",")) if host in self.gpus else 0
         start = f"-m ray.scripts.scripts start --block --num-gpus={gpus} --object-store-memory=100000000"
-        start += f" --node-ip-address={address(host)} --disable-usage-stats"
-        head = f" --head --port={PORT} --include-dashboard=false --num-cpus=0 --temp-dir={self.folder}"
+        start += f" --node-ip-address={address(host)} --disable-usage-stats --temp-dir={self.folder / str(host)}"
+        head = f" --head --port={PORT} --num-cpus=0 --include-dashboard={self.jobs}"
+        head += f" --dashboard-host={address(0)} --dashboard-port={JOBS_PORT}"
         start += head if host == 0 else f" --address={address(0)}:{PORT} --num-cpus={CPUS}"
         file, end = self.folder / f"host{host}.log", time.monotonic() + START_S
         with file.open("wb") as log:
-            process = self.popen([sys.executable, *start.split()], host, stdout=log, stderr=log)
+            process = self.popen([self.python, *start.split()], host, stdout=log, stderr=log)
         self._processes.append(process)
         while "Ray runtime started" not in file.read_text():
             if time.monotonic() > end or process.poll() is not None:
-                raise RuntimeError(f"host {host} did not start:\n" + file.read_text()[-3000:])
+                raise RuntimeError(f"host {host} did not start{self._logs()}")
             time.sleep(0.1)
 
     def _plug_in(self, host: int) -> None:
@@ -144,7 +167,7 @@ class Hosts:
     def ask(self, code: str) -> str:
         """What a Python program on host 0 prints; "" if it fails."""
         with self._asked.open("wb") as log:
-            process = self.popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=log)
+            process = self.popen([self.python, "-c", code], stdout=subprocess.PIPE, stderr=log)
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.communicate(timeout=patient(30))[0].decode()
         process.kill()

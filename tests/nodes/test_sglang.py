@@ -22,8 +22,9 @@ from raylaunch import LaunchConfig
 from raylaunch.config import shipped_configs
 from tests.nodes.clients import LONG
 from tests.nodes.hosts import Hosts, address, can_make_hosts
-from tests.sglang.test_real_ranks import can_run, config_of  # noqa: F401  # the fixture skips where SGLang cannot run
+from tests.sglang.test_real_ranks import can_run, config_of, shared_memory
 
+__all__ = ["can_run"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
@@ -32,6 +33,7 @@ pytestmark = [
 
 PORT = 31260
 LAUNCH_S = 300.0
+METRICS = "engine.sglang.args.enable_metrics=true"
 NOT_NICE = {"RAY_worker_niceness": "0"}  # or ranks wait for whatever else this machine does
 
 
@@ -95,17 +97,14 @@ def strangers(hosts: Hosts, canary: Path, urls: list[str]) -> Iterator[list[int]
         process.kill()
 
 
-def loads() -> set[str]:
-    """Files of SGLang's that say how busy ranks are."""
-    return {one for one in os.listdir("/dev/shm") if "sglang_loads" in one}
-
-
 def expect_answers(server: Server) -> None:
     answers = server.run("ask", server.url)
     assert (answers["text"], answers["streamed"]) == ("42", "42")
     assert len(answers["long"][0]) == 4, LONG
     assert answers["long"][0] == answers["long"][1]
     assert answers["loads"] == 1
+    for of_the_driver_or_rank_0 in ("generation_tokens_total", "num_running_reqs", "max_total_num_tokens"):
+        assert re.search(rf"^sglang:{of_the_driver_or_rank_0}\{{.*\}} ", answers["metrics"], re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +118,8 @@ def test_the_driver_is_on_a_head_and_the_ranks_elsewhere(
     """Launched, verified, answering through the head's port; strangers get and say nothing; a rank that dies is named
     and its group rebuilt; nothing is left on any host."""
     with Hosts(workers=len(places), more=NOT_NICE) as hosts:
-        before, loads_before = {one.pid for one in hosts.processes()}, loads()
-        with Server(hosts, config_of("recovery.rebuilds=1", *settings)) as server:
+        before = {one.pid for one in hosts.processes()}
+        with Server(hosts, config_of(METRICS, "recovery.rebuilds=1", *settings)) as server:
             server.wait_ready()
             ranks = {host: hosts.ranks(host) for host in (0, *places)}
             assert {host: len(there) for host, there in ranks.items()} == {0: 0, **places}
@@ -148,7 +147,7 @@ def test_the_driver_is_on_a_head_and_the_ranks_elsewhere(
             assert server.process.wait(90) == 0
         left = [one for one in hosts.processes() if one.pid not in before and "raylaunch" in " ".join(one.cmdline())]
         assert (left, [hosts.ranks(host) for host in ranks]) == ([], [[] for _ in ranks])
-        assert loads() <= loads_before
+        assert shared_memory([]) == []
 
 
 def test_a_model_that_one_node_lacks_is_missed_before_it_is_loaded(tmp_path: Path) -> None:
@@ -159,6 +158,5 @@ def test_a_model_that_one_node_lacks_is_missed_before_it_is_loaded(tmp_path: Pat
     with Hosts(workers=2, hidden={2: tmp_path}, more=NOT_NICE) as hosts, Server(hosts, config) as server:
         assert server.process.wait(LAUNCH_S) == 1
         said = " ".join(server.log.read_text().split())
-        assert "F19" in said
-        assert re.search(rf"ranks differ in model: '{model} is no folder' on rank \d \(node {address(2)}\)", said), said
+        assert re.search(rf"LaunchError \[CONNECT\].* there is no folder {model} on node {address(2)}", said), said
         assert [hosts.ranks(host) for host in (1, 2)] == [[], []]

@@ -34,6 +34,7 @@ from tests.survival import CLIENTS, survive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
+BEGAN = time.time()
 SUMS = [(12, 30), (7, 8), (45, 54), (99, 1)]
 
 
@@ -76,9 +77,19 @@ def alive(pids: list[int]) -> list[int]:
 
 
 def shared_memory(pids: list[int]) -> list[str]:
-    """What SGLang has left in /dev/shm: named after these processes, or after any engine."""
-    names = os.listdir("/dev/shm")
-    return [name for name in names if "sglang_loads" in name or any(f"_{pid}_" in name for pid in pids)]
+    """What SGLang has left in /dev/shm: named after these processes, or after any engine of this run that has ended;
+    others may run beside it."""
+    mapped = ""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it has ended
+            mapped += maps.read_text() if maps.parent.name != str(os.getpid()) else ""
+    left = []
+    for file in Path("/dev/shm").iterdir():
+        with contextlib.suppress(OSError):
+            of_an_engine = file.name.startswith("sglang_loads") and file.stat().st_mtime > BEGAN
+            if (of_an_engine and file.name not in mapped) or any(f"_{pid}_" in file.name for pid in pids):
+                left.append(file.name)
+    return left
 
 
 def test_yarn_makes_the_context_longer(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from raylaunch import Replicas
 from raylaunch.config import ServeConfig
+from raylaunch.engine.routing import BLOCK_CHARACTERS
 from raylaunch.serve.run import bind, serve, url_of
 from tests.serve.load import Tally, one_client
 from tests.sglang.test_real_ranks import alive, can_run, config_of, shared_memory
@@ -21,8 +22,14 @@ from tests.sglang.test_real_ranks import alive, can_run, config_of, shared_memor
 __all__ = ["can_run"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(520)]
 
-TWO = ("parallel.tensor_parallel_size=1", "parallel.replicas=2", "environment={}", "recovery.give_up_s=300")
-CLIENTS = 16
+TWO = (
+    "parallel.tensor_parallel_size=1",
+    "parallel.replicas=2",
+    "parallel.routing=prefix",
+    "environment={}",
+    "recovery.give_up_s=300",
+)
+CLIENTS, PROMPTS = 16, ("12+30=" * 20, "7+8=" * 30)
 PATIENCE_S = 240.0
 
 
@@ -30,8 +37,22 @@ def figure(text: str, name: str) -> float:
     return next(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name + " "))
 
 
+async def had(operator: httpx.AsyncClient, *prompts: str) -> list[bool]:
+    """Asks one after the other. Of each, whether its group had the beginning already, as SGLang says."""
+    answers = list[bool]()
+    for prompt in prompts:
+        body = {"text": prompt, "sampling_params": {"max_new_tokens": 1}}
+        answer = (await operator.post("/generate", json=body, timeout=PATIENCE_S)).json()
+        answers.append(answer["meta_info"]["cached_tokens"] > BLOCK_CHARACTERS)
+    return answers
+
+
 async def scene(url: str, replicas: Replicas) -> tuple[Tally, float, list[int]]:
-    """Clients stream; a rank of replica 1 is killed, and the group comes back."""
+    """Prompts go where their beginnings are; clients stream, a rank of replica 1 is killed, and the group comes
+    back."""
+    async with httpx.AsyncClient(base_url=url) as operator:
+        assert await had(operator, *PROMPTS) == [False, False]  # each group has one of them now
+        assert await had(operator, *(f"{one}1+1=" for one in (*PROMPTS, *PROMPTS))) == [True] * 4
     tally, began, done = Tally(), time.monotonic(), asyncio.Event()
 
     async def client(number: int) -> None:
@@ -51,6 +72,8 @@ async def scene(url: str, replicas: Replicas) -> tuple[Tally, float, list[int]]:
             await asyncio.sleep(0.01)
         metrics = (await operator.get("/raylaunch/metrics")).text
         assert [figure(metrics, f'raylaunch_replica_ready{{replica="{one}"}}') for one in (0, 1)] == [1, 0]
+        assert await had(operator, *PROMPTS) in ([False, True], [True, False])  # one was lost with its group
+        assert await had(operator, *PROMPTS) == [True, True]
         while not lost.health(ask_ranks=False).ready:
             assert time.monotonic() - killed < PATIENCE_S
             codes += [(await operator.get(path)).status_code for path in ("/ready", "/health_generate", "/v1/models")]
@@ -67,7 +90,8 @@ async def scene(url: str, replicas: Replicas) -> tuple[Tally, float, list[int]]:
 
 
 def test_one_of_two_groups_is_lost_under_load(capsys: pytest.CaptureFixture[str]) -> None:
-    """No request fails: those of the lost one go on at the other, and wait for no other group."""
+    """No request fails: those of the lost one go on at the other, and wait for no other group. With
+    ``parallel.routing: prefix``."""
     replicas = Replicas(config_of(*TWO, "recovery.rebuilds=2"))
     with replicas:
         assert [one.text for one in replicas.generate(["12+30=", "7+8=", "45+54="], max_new_tokens=8)] == [

@@ -13,11 +13,9 @@ from pathlib import Path
 import pytest
 import zmq
 
-from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError
 from raylaunch.frontends.base import Meeting
 from raylaunch.sglang import listeners, sockets
-from raylaunch.sglang.frontend import SglangFrontend
 from raylaunch.sglang.listeners import Doors
 from raylaunch.sglang.sockets import SocketFolder
 
@@ -97,18 +95,6 @@ def test_keys_are_shown_nowhere(folder):
     other.open()
     assert other.meet(Meeting(False, HERE)).keys.secret != names.keys.secret
     other.close()
-
-
-def test_metrics_of_ranks_elsewhere_are_said_to_be_missing(monkeypatch, caplog):
-    config = LaunchConfig.default().replace({"engine.sglang.args": {"enable_metrics": True}})
-    one = SglangFrontend(config)
-    monkeypatch.setattr(one._detokenizer, "start", lambda: None)
-    one._folder.open()
-    one.meet(Meeting(True, HERE, may_move=True))
-    assert not caplog.text
-    one.meet(Meeting(False, HERE, may_move=True))
-    assert "rank 0 is on another node: /metrics has SGLang's figures of the driver's side alone" in caplog.text
-    one._folder.close()
 
 
 # ---- who is heard

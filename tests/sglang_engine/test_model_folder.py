@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from raylaunch_actors.fingerprint import model_prints
 from raylaunch_actors.sglang_engine.launch import model_folder
 
 from raylaunch.config import LaunchConfig
+from raylaunch.errors import RankFault
 
 
 def prints_of(path: str, **more: str) -> dict[str, str]:
@@ -30,7 +32,8 @@ def test_f19_of_a_hub_model_the_commit_that_this_node_has(tmp_path: Path, monkey
     assert prints_of("a/b", **{"model.revision": "old"}) == {"model": "commit 0e"}
 
 
-def test_a_folder_is_that_of_this_node(tmp_path: Path) -> None:
+def test_f22_a_folder_is_that_of_this_node(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert prints_of(str(tmp_path))["model"] == "a folder"
-    assert prints_of(str(tmp_path / "no"))["model"] == f"{tmp_path / 'no'} is no folder"
+    with pytest.raises(RankFault, match=f"there is no folder {tmp_path}/no on node {platform.node()}: a model"):
+        prints_of(str(tmp_path / "no"))

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import types
 
+import prometheus_client
 import pytest
 from raylaunch_actors import kernel_cache
 from raylaunch_actors.sglang_engine import environment, launch, versions
@@ -120,7 +121,21 @@ def test_only_sglang_sees_its_own_variables_on_the_driver(monkeypatch):
 def test_figures_are_shared_with_the_driver_where_its_folder_is(tmp_path):
     mine = spec("engine.sglang.args={enable_metrics: true}")
     assert environment.metrics_environment(mine) == {}
-    mine.sockets = types.SimpleNamespace(metrics_folder=str(tmp_path))
+    mine.sockets = types.SimpleNamespace(metrics_folder=str(tmp_path), keys=None)
     assert environment.metrics_environment(mine) == {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     mine.sockets.metrics_folder = str(tmp_path / "of another node")
     assert environment.metrics_environment(mine) == {}
+    mine.sockets = types.SimpleNamespace(metrics_folder=str(tmp_path), keys=("of rank 0", "on another node"))
+    assert environment.metrics_environment(mine) == {}
+
+
+def test_figures_that_the_driver_cannot_read_are_kept_for_whoever_asks(monkeypatch):
+    registry = prometheus_client.CollectorRegistry()
+    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
+    prometheus_client.Counter("sglang:tokens", "Sampled.", ("tp_rank",), registry=registry).labels("0").inc(3)
+    prometheus_client.Gauge("python_threads", "Not SGLang's.", registry=registry)
+    (kept,) = launch.metrics()
+    assert (kept.name, kept.type) == ("sglang:tokens", "counter")
+    assert [(one.name, one.labels, one.value) for one in kept.samples] == [("sglang:tokens_total", {"tp_rank": "0"}, 3)]
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "of the driver")
+    assert launch.metrics() == []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 from raylaunch.config import ModelConfig
 from raylaunch.errors import RankFault
 from raylaunch.model import hub
+from raylaunch_actors.fingerprint import own_folder
 from raylaunch_actors.gate import RankGate
 from raylaunch_actors.progress import bytes_fetched, reported
 
@@ -23,12 +23,8 @@ def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool, commit: s
     Raises:
         RankFault: it cannot be had.
     """
-    folder = Path(model.path)
-    if folder.is_absolute():  # as the driver has made it; else it is a name on the Hub, whatever this folder holds
-        if folder.is_dir():
-            return folder
-        where = f"there is no folder {model.path} on node {platform.node()}"
-        raise RankFault(None, f"{where}: a model's folder must exist on every node that has a rank")
+    if (folder := own_folder(model.path)) is not None:
+        return folder
     patterns = [*hub.SETTINGS]
     weights = weights and model.load_format != "dummy"
     if weights:

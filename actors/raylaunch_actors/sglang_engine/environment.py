@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylaunch.sglang.arguments import (
     LOADS_BY_SOCKET,
@@ -20,6 +21,9 @@ from raylaunch.sglang.arguments import (
 )
 from raylaunch_actors import kernel_cache
 from raylaunch_actors.spec import RankSpec
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
 CACHES = {
     "TVM_FFI_CACHE_DIR": "tvm-ffi",
@@ -79,9 +83,23 @@ def asked(arguments: Mapping[str, Any]) -> dict[str, str]:
 
 
 def metrics_environment(spec: RankSpec) -> dict[str, str]:
-    """Where SGLang leaves its Prometheus metrics: rank 0 on the driver's node, for it; others keep theirs."""
-    folder = spec.sockets.metrics_folder if spec.sockets is not None and metrics_enabled(spec.config) else ""
+    """Where SGLang leaves its Prometheus metrics: ranks on the driver's node, for it. Others keep theirs, as do all of
+    a group whose rank 0 is on another node."""
+    if not metrics_enabled(spec.config) or spec.sockets is None or spec.sockets.keys is not None:
+        return {}
+    folder = spec.sockets.metrics_folder
     return {METRICS_VARIABLE: folder} if folder and Path(folder).is_dir() else {}
+
+
+def kept_metrics() -> list[Metric]:
+    """Those of SGLang's that this process keeps; none where it leaves them in a folder."""
+    client = sys.modules.get("prometheus_client")
+    if client is None or METRICS_VARIABLE in os.environ:
+        return []
+    found = [one for one in client.REGISTRY.collect() if one.name.startswith("sglang:")]
+    for one in found:
+        one.samples = [sample for sample in one.samples if not sample.name.endswith("_created")]
+    return found
 
 
 def variables(spec: RankSpec) -> dict[str, str]:

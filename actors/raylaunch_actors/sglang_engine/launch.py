@@ -22,7 +22,7 @@ from raylaunch.sglang.source import installed_version
 from raylaunch.wire import SGLANG_VERIFY, SglangSettled
 from raylaunch_actors.communicator.process_group import StoreServer, open_store
 from raylaunch_actors.device import identity, memory_in_use, rank_device
-from raylaunch_actors.fingerprint import fingerprint
+from raylaunch_actors.fingerprint import fingerprint, own_folder
 from raylaunch_actors.gate import RankGate
 from raylaunch_actors.interfaces import in_words
 from raylaunch_actors.progress import compilers_work, modules_loaded, reported
@@ -30,6 +30,8 @@ from raylaunch_actors.sglang_engine import environment, hooked, seams, versions
 from raylaunch_actors.sglang_engine.hooks import Hooks
 from raylaunch_actors.sglang_engine.rounds import Rounds
 from raylaunch_actors.spec import RankSpec
+
+metrics = environment.kept_metrics
 
 
 def imports(spec: RankSpec) -> Iterator[str]:
@@ -100,7 +102,9 @@ def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
 
 
 def model_folder(model: ModelConfig) -> Path:
-    """The model's on this node, of a Hub model that of its cache; it need not be there."""
+    """The model's on this node, of a Hub model that of its cache, which need not be there yet. Raises RankFault."""
+    if (folder := own_folder(model.path)) is not None:
+        return folder
     folder = Path(model.path).expanduser()
     with suppress(ValueError):  # no name on the Hub, but of another store that SGLang knows
         return folder if folder.is_dir() else hub.cached(model.path, model.revision) or folder

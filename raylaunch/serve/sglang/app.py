@@ -18,6 +18,7 @@ from raylaunch.serve.cors import HideOrigin, with_cors
 from raylaunch.serve.errors import ApiError, unavailable
 from raylaunch.serve.limits import LimitBody, LimitConcurrency, RequireKey, max_concurrent
 from raylaunch.serve.reference.health import require_answer, require_ready
+from raylaunch.serve.sglang.every_rank import OfEveryRank
 from raylaunch.serve.sglang.first_event import FirstEvent
 from raylaunch.serve.sglang.known_fields import KnownFields, dropped, request_kinds
 from raylaunch.serve.sglang.replicas import Dispatch, OfReplica
@@ -58,6 +59,8 @@ def build_app(engine: EngineBase, settings: ServeConfig, *, exposed: bool) -> AS
     sides = [_side_of(one) for one in replicas_of(engine)]
     theirs = sglang_application(sides)
     app: ASGIApp = FirstEvent(HideOrigin(_operators_only(theirs) if exposed else theirs))
+    if sides[0].settled.enable_metrics:
+        app = OfEveryRank(engine.kept_metrics, app)
     app = KnownFields(app, request_kinds(), dropped(sides[0].settled.completion_template))
     app = RefuseLoneSurrogates(app)
     guards = [Guard(one, side, app) for one, side in zip(replicas_of(engine), sides, strict=True)]
