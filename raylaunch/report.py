@@ -236,8 +236,7 @@ class LaunchReport:
             adopted = sum(place.adopted for place in self.places)
             stood_by = f", {adopted} of which stood by" if adopted else ""
             where = f"{count(len(self.places), 'rank')} on {count(nodes, 'node')}{stood_by}"
-            kernels = f"; {self.kernels}" if self.kernels else ""
-            return f"{where}{self._describe_interfaces()}{kernels}{self._describe_niceness()}"
+            return f"{where}{self._describe_interfaces()}{self._describe_niceness()}"
         if phase is Phase.CONNECT and isinstance(facts := by_gate.get(Gate.CONNECTED), CommunicatorFacts):
             return _describe_all_reduce(facts)
         if phase is Phase.LOAD and isinstance(facts := by_gate.get(Gate.LOADED), LoadFacts):
@@ -245,7 +244,7 @@ class LaunchReport:
             dtype = f" of {facts.dtype}" if facts.dtype else ""
             return f"{facts.tensors} tensors per rank{dtype}, {sizes}{_describe_unused(facts)}"
         if phase is Phase.WARMUP and isinstance(facts := by_gate.get(Gate.WARMED), WarmupFacts):
-            return describe_warmup(facts)
+            return describe_warmup(facts) + (f"; {self.kernels}" if self.kernels else "")
         if phase is Phase.CAPTURE:
             return self._describe_capture()
         if phase is Phase.REGISTER:

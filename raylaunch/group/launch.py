@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -27,7 +28,7 @@ from raylaunch.group.standby import Standby
 from raylaunch.group.weights import WeightKeepers, by_node, require_loadable
 from raylaunch.model_check import on_device
 from raylaunch.package import package_files
-from raylaunch.protocol import Phase
+from raylaunch.protocol import Gate, Phase
 from raylaunch.report import Due, LaunchReport, RankPlace, Span
 from raylaunch.resolved import ResolvedLaunch
 
@@ -101,14 +102,14 @@ def launch(
                 specs = specs_of(resolved, placement, name)
                 weights = by_node(config, placement) if resolved.program in ENGINES else {}
                 keepers.make(weights, config.environment)
+                preparing: list[Background] = []  # kernels, while ranks import and load
 
                 def prepare(agents: Mapping[str, Any]) -> None:
                     if wanted is not None:
                         with span(report, "fetch"):
                             fetch(agents, wanted, config, report, stopped)
                     if resolved.program == "sglang":
-                        with span(report, "kernels"):
-                            kernels.prepare(agents, config, report, stopped)
+                        preparing.append(Background(partial(kernels.prepare, agents, config, report, stopped)))
                     require_loadable(agents, weights, config.deadlines.place)
                     keepers.begin(config.deadlines.place, stopped)
                     report.kept = keepers.standing()
@@ -127,7 +128,16 @@ def launch(
                     with span(report, "frontend", Phase.CONNECT):
                         _wait(lambda: frontend.attach(offer), Phase.CONNECT, stopped)
 
-            driver = Driver(group, resolved, report, listener, stopped, attach)
+            def await_kernels(_: Any) -> None:
+                for work in preparing:
+                    with span(report, "kernels", Phase.WARMUP):
+                        while not work.done(LOOK_S) and not group.any_ended():  # which the next step explains
+                            if stopped():
+                                raise shut_down(Phase.WARMUP.name)
+                        work.raise_if_failed()
+
+            at = {Gate.ATTACH: attach, Gate.LOADED: await_kernels}
+            driver = Driver(group, resolved, report, listener, stopped, at)
             arrivals = driver.run()
             if resolved.program == "sglang":
                 kernels.finish(group.agents)

@@ -258,6 +258,11 @@ class RankGroup:
         found: dict[int, Sighting] = {}
         for ref in done:
             with contextlib.suppress(RayError):
+    def any_ended(self) -> bool:
+        """Whether a rank has ended by now."""
+        boots = [member.boot for member in self.members if member.boot is not None]
+        return bool(boots and ray.wait(boots, num_returns=1, timeout=0)[0])
+
                 found |= self._by_rank(calls[ref], ray.get(ref))
         return found
 
