@@ -24,7 +24,7 @@ from raylaunch.group.driver import StepListener
 from raylaunch.health import Condition, Health
 from raylaunch.model_check import resolve
 from raylaunch.protocol import RoundName, Step
-from raylaunch.report import LaunchReport
+from raylaunch.report import LaunchReport, Span
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.routing import Remembered, blocks_of, by_prefix, least_loaded
 from raylaunch.sampling import SamplingParams
@@ -204,6 +204,7 @@ class Router:
         config = engines[0].config.engine
         most = len(engines) * (config.max_running_requests + config.max_waiting_requests)
         self.requests = RequestTable[Routed](None if config.kind == "sglang" else most)  # SGLang queues them itself
+        self.spans: list[Span] = []
         self._last = -1
         self._remembered = [(Remembered(), 0) for _ in engines]  # each with the restarts of its group by then
         self._moved, self._lock = 0, threading.Lock()

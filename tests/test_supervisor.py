@@ -21,7 +21,7 @@ from raylaunch.group.outcome import StepOutcome
 from raylaunch.health import Condition
 from raylaunch.model_check import check_model
 from raylaunch.recovery import Budget
-from raylaunch.report import LaunchReport
+from raylaunch.report import LaunchReport, Span
 from raylaunch.resolved import ResolvedLaunch, launch_of
 from raylaunch.supervisor import Supervisor
 from raylaunch.tracing.spans import SpanFacts
@@ -40,6 +40,7 @@ class Kept:
         self.left = list(launches)
         self.told: list[LaunchError] = []
         self.may_wait: list[bool] = []
+        self.spans: list[Span] = []
         self.failed: LaunchError | None = None
         self.keeper = Supervisor(CONFIG, lambda *_: None, self)
         monkeypatch.setattr(supervisor, "WATCH_S", 0.01)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError
 from raylaunch.frontends.requests import Chunk
 from raylaunch.protocol import RoundName
+from raylaunch.report import Span
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sampling import SamplingParams
 from raylaunch.wire import SglangSockets
@@ -69,7 +70,10 @@ class Frontend(Protocol):
     Attributes:
         tokenizer: the model's, or None if it has none or is not loaded yet.
         continued: how many requests have gone on in another group than the one that was lost, each time counted.
+        spans: what it has done beside a launch.
     """
+
+    spans: list[Span]
 
     @property
     def continued(self) -> int: ...

@@ -30,7 +30,7 @@ from raylaunch.model_check import on_device
 from raylaunch.package import package_files
 from raylaunch.protocol import Gate, Phase
 from raylaunch.report import Due, LaunchReport, RankPlace, Span
-from raylaunch.resolved import ResolvedLaunch
+from raylaunch.resolved import ResolvedLaunch, variables_of_ranks
 
 if TYPE_CHECKING:
     from raylaunch_actors.spec import RankSpec
@@ -114,9 +114,17 @@ def launch(
                     keepers.begin(config.deadlines.place, stopped)
                     report.kept = keepers.standing()
 
-                started = group.start(specs, standby or Standby(0, session, set()), stopped, prepare)
+                spares = standby or Standby(0, session, set())
+                started = group.start(specs, spares, stopped, prepare, resolved.preloaded)
             report.places = [
-                RankPlace(member.rank, member.process.address, member.process.pid, resolved.device, member.adopted)
+                RankPlace(
+                    member.rank,
+                    member.process.address,
+                    member.process.pid,
+                    resolved.device,
+                    member.adopted,
+                    member.process.since,
+                )
                 for member in group.members
                 if member.process
             ]
@@ -198,15 +206,12 @@ def specs_of(resolved: ResolvedLaunch, placement: Placement, name: str) -> list[
     here = ray.get_runtime_context().get_node_id()
     alone = all(seat.node_id == here for seat in placement.seats)
     nodes = list(dict.fromkeys(seat.node_id for seat in placement.seats))
-    threads = str(config.engine.threads)
-    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    if len(nodes) == 1:
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    environment = {"GLOO_SOCKET_IFNAME": "lo"} if len(nodes) == 1 else {}
     if device == "cuda":
         environment.update(NO_MULTICAST)
-    environment.update(config.environment)
+    environment.update(variables_of_ranks(config))
     # Ranks have no need of the API key, nor of a handle of Ray's.
-    told = vars(replace(resolved, config=config.replace({"serve": {}}), placement_group=None))
+    told = vars(replace(resolved, config=config.replace({"serve": {}}), placement_group=None, preloaded=None))
     files = package_files()
     cores = [core_file(config, device, name, seat.rank) for seat in placement.seats]
     return [

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,11 +51,14 @@ def launched(
         ConfigError, LaunchError: as :meth:`raylaunch.Engine.start`.
     """
     from raylaunch.config import LaunchConfig
+    from raylaunch.group.preloaded import preload
     from raylaunch.model_check import resolve
 
     # Before Ray is imported: a wrong configuration is told at once.
     resolved = resolve(config) if isinstance(config, LaunchConfig) else config
     quiet_libraries()
+    if resolved.config.parallel.replicas == 1:
+        resolved = replace(resolved, preloaded=preload(resolved))
     from raylaunch.engine import Engine
     from raylaunch.replicas import Replicas, replicas_of
 
