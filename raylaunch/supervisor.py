@@ -89,7 +89,7 @@ class Supervisor:
         """Launches, as often as is allowed, and watches. Raises :class:`LaunchError` with nothing left behind."""
         self._starter, self.config = threading.current_thread(), resolved.config
         self._idle.clear()
-        resolved = resolved if resolved.preloaded is not None else replace(resolved, preloaded=preload(resolved))
+        resolved = resolved if resolved.preloaded is not None else replace(resolved, preloaded=preload(resolved.config))
         try:
             self.frontend.begin(resolved)
             self._resolved = resolved

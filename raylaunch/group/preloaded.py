@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from raylaunch.package import package_files, ranks_side
 from raylaunch.resolved import variables_of_ranks
 
 if TYPE_CHECKING:
-    from raylaunch.resolved import ResolvedLaunch
+    from raylaunch.config import LaunchConfig
 
 READ_BY_IMPORTS = (
     "ATEN", "CUDNN", "FLASHINFER", "GLOO", "GOMP", "HF_", "HOME", "HUGGINGFACE", "KMP", "LANG", "LC_", "LD_", "MALLOC",
@@ -158,19 +158,29 @@ class Preloaded:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def preload(resolved: ResolvedLaunch) -> Preloaded | None:
+def preload(config: LaunchConfig) -> Preloaded | None:
     """Begins to import what the ranks will that this node may have; None if there are none, or nothing is known of
     what they import."""
-    config, count = resolved.config, ranks_here(resolved, len(list(Path("/dev").glob(GPU_FILES))))
-    if resolved.program != "sglang" or not config.engine.preload or not count:
+    count = ranks_here(config, len(list(Path("/dev").glob(GPU_FILES))))
+    if config.engine.kind != "sglang" or not config.engine.preload or not count:
         return None
     from raylaunch_actors.sglang_engine.environment import OF_OTHERS, shared
 
     return Preloaded(count, OF_OTHERS, variables_of_ranks(config), shared(config))
 
 
-def ranks_here(resolved: ResolvedLaunch, gpus: int) -> int:
+@contextlib.contextmanager
+def preloading(config: LaunchConfig) -> Iterator[Preloaded | None]:
+    """The same for a block in which it is launched, or found to be wrong. Each of several replicas has its own later."""
+    preloaded = preload(config) if config.parallel.replicas == 1 else None
+    try:
+        yield preloaded
+    finally:
+        if preloaded is not None:
+            preloaded.close()
+
+
+def ranks_here(config: LaunchConfig, gpus: int) -> int:
     """How many ranks a node with so many GPUs may have, at most."""
-    parallel = resolved.config.parallel
-    most = parallel.tensor_parallel_size // parallel.nodes
-    return most if resolved.device == "cpu" else min(most, gpus)
+    most = config.parallel.tensor_parallel_size // config.parallel.nodes
+    return most if config.engine.device == "cpu" else min(most, gpus)

@@ -47,6 +47,8 @@ IMPORT_S = 10.0  # how long close() waits for an import, which nothing can inter
 CLOSE_S = 5.0
 LOOK_S = 0.05
 SWITCH_S = 0.0005
+SET_NOTHING = ("torch", "openai.types.responses", "fastapi", "aiohttp", "requests", "IPython", "scipy.optimize")
+"""Some of what SGLang imports; torch's compiler, for one, sets variables of its process."""
 _importing = threading.Lock()
 
 log = logging.getLogger(__name__)
@@ -301,11 +303,10 @@ class SglangFrontend:
     def _import(self) -> None:
         """Imports SGLang, while the ranks do. Raises :class:`ConfigError` if that cannot be."""
         from raylaunch_actors.preload import import_all
-        from raylaunch_actors.sglang_engine.environment import OF_OTHERS
 
-        with _importing, _beside_others(), timed(self.spans, "imports before SGLang's"):
-            import_all(OF_OTHERS)
-        # 0.5.23 sets variables when it is imported, which a Ray that is started meanwhile would hand to its workers.
+        with _importing, _beside_others(), timed(self.spans, "imports before Ray is there"):
+            import_all(SET_NOTHING)
+        # The others and SGLang 0.5.23 set variables, which a Ray that is started meanwhile would hand to its workers.
         self._met.wait()
         if self._closing:
             return

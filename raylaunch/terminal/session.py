@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from raylaunch.config import LaunchConfig
     from raylaunch.engine import Engine
+    from raylaunch.group.preloaded import Preloaded
     from raylaunch.report import LaunchReport
     from raylaunch.resolved import ResolvedLaunch
 
@@ -38,6 +39,7 @@ def launched(
     show_report: bool = True,
     trace: Path | None = None,
     shown_by: LaunchProgress | None = None,
+    preloaded: Preloaded | None = None,
 ) -> Iterator[Engine]:
     """An engine that answers requests.
 
@@ -47,18 +49,17 @@ def launched(
         trace: where to write the launch's Chrome trace, also if the launch fails. One that cannot be written is told at
             once, and ends neither engine nor report: the command ends with code 1 when its work is done.
         shown_by: what shows the launch while it goes on; None takes a bar.
+        preloaded: what imports for its ranks already.
     Raises:
         ConfigError, LaunchError: as :meth:`raylaunch.Engine.start`.
     """
     from raylaunch.config import LaunchConfig
-    from raylaunch.group.preloaded import preload
     from raylaunch.model_check import resolve
 
     # Before Ray is imported: a wrong configuration is told at once.
     resolved = resolve(config) if isinstance(config, LaunchConfig) else config
+    resolved = replace(resolved, preloaded=preloaded)
     quiet_libraries()
-    if resolved.config.parallel.replicas == 1:
-        resolved = replace(resolved, preloaded=preload(resolved))
     from raylaunch.engine import Engine
     from raylaunch.replicas import Replicas, replicas_of
 

@@ -10,11 +10,8 @@ import pytest
 
 from raylaunch import LaunchConfig
 from raylaunch.group.preloaded import Preloaded, Surroundings, difference, ranks_here, surroundings
-from raylaunch.model.shape import ModelShape
-from raylaunch.resolved import launch_of
 
 MINE = Surroundings(("net:[1]", "0::/"), "/env/bin/python", {"PATH": "/bin", "OMP_NUM_THREADS": "1", "TERM": "dumb"})
-SHAPE = ModelShape("none", max_positions=0, vocab_size=0, heads=0, kv_heads=0)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +52,7 @@ def test_surroundings_are_read_of_any_process() -> None:
 )
 def test_as_many_are_started_as_this_node_may_have_ranks(changes: tuple[str, ...], gpus: int, ranks: int) -> None:
     config = LaunchConfig.default(["parallel.tensor_parallel_size=4", "engine.device=auto", *changes])
-    assert ranks_here(launch_of(config, SHAPE), gpus) == ranks
+    assert ranks_here(config, gpus) == ranks
 
 
 def test_those_that_become_no_worker_are_ended() -> None:
