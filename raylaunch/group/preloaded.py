@@ -171,7 +171,7 @@ def preload(config: LaunchConfig) -> Preloaded | None:
 
 @contextlib.contextmanager
 def preloading(config: LaunchConfig) -> Iterator[Preloaded | None]:
-    """The same for a block in which it is launched, or found to be wrong. Each of several replicas has its own later."""
+    """The same for a block in which it is launched, or found to be wrong. Of several replicas each does it later."""
     preloaded = preload(config) if config.parallel.replicas == 1 else None
     try:
         yield preloaded
