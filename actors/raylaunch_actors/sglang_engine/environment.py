@@ -20,6 +20,7 @@ from raylaunch.sglang.arguments import (
     metrics_enabled,
 )
 from raylaunch_actors import kernel_cache
+from raylaunch_actors.sglang_engine import model_package
 from raylaunch_actors.spec import RankSpec
 
 CACHES = {
@@ -109,7 +110,7 @@ def shared(config: LaunchConfig) -> dict[str, str]:
 
 def of_rank(spec: RankSpec) -> dict[str, str]:
     """Those of one rank of one group."""
-    chosen = {"SGLANG_RUN_ID": f"raylaunch-{secrets.token_hex(6)}"}
+    chosen = {"SGLANG_RUN_ID": f"raylaunch-{secrets.token_hex(6)}", **model(spec.shape.architecture)}
     if spec.nodes > 1:
         chosen["NCCL_DEBUG"] = "WARN"  # why it cannot be set up is in the log of its rank then
     if spec.config.placement.resources_per_rank.get("GPU", 1.0) < 1:
@@ -117,6 +118,11 @@ def of_rank(spec: RankSpec) -> dict[str, str]:
         chosen["NCCL_HOSTID"] = f"{spec.group}-{spec.rank}"
         chosen["NCCL_SOCKET_IFNAME"] = "lo"
     return chosen
+
+
+def model(architecture: str) -> dict[str, str]:
+    """What has SGLang import its module of this model, and no other."""
+    return {"SGLANG_EXTERNAL_MODEL_PACKAGE": model_package.__name__, "RAYLAUNCH_ARCHITECTURE": architecture}
 
 
 def caches(root: str | None) -> dict[str, str]:
