@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raylaunch.package import package_files, ranks_side
+from raylaunch.package import ranks_side
 from raylaunch.resolved import variables_of_ranks
 
 if TYPE_CHECKING:
@@ -78,10 +78,12 @@ def surroundings(pid: int, python: str) -> Surroundings:
     process = Path(f"/proc/{pid}")
     status = process.joinpath("status").read_text().splitlines()
     owners = [line for line in status if line.startswith(("Uid", "Gid", "Cpus_allowed:"))]
-    namespaces = [os.readlink(one) for one in sorted(process.joinpath("ns").iterdir())]
+    spaces = [os.readlink(one) for one in sorted(process.joinpath("ns").iterdir())]
+    with contextlib.suppress(FileNotFoundError):  # of a kernel without control groups
+        spaces.append(process.joinpath("cgroup").read_text())
     pairs = [one.partition(b"=") for one in process.joinpath("environ").read_bytes().split(b"\0")]
     variables = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs if name}
-    return Surroundings((*namespaces, process.joinpath("cgroup").read_text(), *owners), python, variables)
+    return Surroundings((*spaces, *owners), python, variables)
 
 
 class Preloaded:
@@ -100,10 +102,11 @@ class Preloaded:
         self._environment = {**os.environ, **variables}  # before Ray changes that of this process
         # Unix sockets have short names only: not below a long TMPDIR.
         self._folder = Path(tempfile.mkdtemp(prefix="raylaunch-", dir="/tmp"))
-        self._program = str(Path(ranks_side(package_files()[1])) / "preload.py")
+        self._program = str(Path(ranks_side(str(Path(__file__).parents[1]))) / "preload.py")
         self._left = [self._folder / str(rank) for rank in range(count)]
         self._started = {name: self._start(name, modules) for name in self._left}
-        threading.Thread(target=self._reap, name="raylaunch-preloaded", daemon=True).start()
+        for process in self._started.values():  # which Ray's own process would have waited for
+            threading.Thread(target=process.wait, name="raylaunch-preloaded", daemon=True).start()
         self._why: str | None = None
 
     def _start(self, name: Path, modules: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -112,10 +115,6 @@ class Preloaded:
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={**self._defaults, **self._environment}, start_new_session=True,
         )  # fmt: skip
-
-    def _reap(self) -> None:
-        for process in self._started.values():
-            process.wait()
 
     def executable(self) -> str | None:
         """What Ray is to start in the place of Python for one rank on this node, another one each time; None for
@@ -148,7 +147,10 @@ class Preloaded:
 
     def close(self) -> None:
         """Ends those that have become no worker. May be called more than once."""
-        for name, process in self._started.items():
+        started, self._started = self._started, {}
+        if gone := [code for one in started.values() if (code := one.poll())]:
+            log.info("%d of the processes that imported before Ray was there have ended: code %d", len(gone), gone[0])
+        for name, process in started.items():
             with contextlib.suppress(OSError):
                 if name.exists():
                     process.kill()

@@ -126,12 +126,13 @@ class SglangFrontend:
         self._resolved, self._config = resolved, resolved.config
         self._folder.open()
         self._importing = Background(self._import)
+        self._detokenizer.start()
 
     def meet(self, where: Meeting) -> SglangSockets:
         self._met.set()
         self._ports = sockets = self._folder.meet(where)
         self._same_node = where.same_node
-        self._detokenizer.start()
+        self._detokenizer.start(anew=self._folder.listeners is not None)
         if sockets.keys is not None and metrics_enabled(self._config):
             log.warning("rank 0 is on another node: /metrics has SGLang's figures of the driver's side alone")
         return sockets

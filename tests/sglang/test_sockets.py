@@ -102,7 +102,7 @@ def test_keys_are_shown_nowhere(folder):
 def test_metrics_of_ranks_elsewhere_are_said_to_be_missing(monkeypatch, caplog):
     config = LaunchConfig.default().replace({"engine.sglang.args": {"enable_metrics": True}})
     one = SglangFrontend(config)
-    monkeypatch.setattr(one._detokenizer, "start", lambda: None)
+    monkeypatch.setattr(one._detokenizer, "start", lambda **_: None)
     one._folder.open()
     one.meet(Meeting(True, HERE, may_move=True))
     assert not caplog.text
