@@ -141,9 +141,13 @@ def preload(name: str, modules: list[str]) -> None:
 
 
 def _ready(listener: socket.socket, seconds: float | None) -> bool:
-    """Waits for somebody who joins. Ends this process with the one that has started it."""
+    """Waits for somebody who joins. Ends this process with the one that has started it, which may have been killed."""
     ready, _, _ = select.select([listener, sys.stdin], [], [], seconds)
     if sys.stdin in ready:
+        name = listener.getsockname()
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+            os.rmdir(os.path.dirname(name))  # by the last of them
         sys.exit(0)
     return bool(ready)
 

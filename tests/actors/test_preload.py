@@ -67,10 +67,14 @@ def test_without_such_a_process_ray_gets_an_ordinary_worker(tmp_path: Path, work
 
 
 def test_it_ends_with_whoever_has_started_it(tmp_path: Path) -> None:
-    process = started(tmp_path / "0", "colorsys")
-    assert process.stdin is not None
-    process.stdin.close()
-    assert process.wait(20) == 0
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    processes = [started(folder / name, "colorsys") for name in ("0", "1")]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    assert [process.wait(20) for process in processes] == [0, 0]
+    assert not folder.exists(), "what a driver that was killed could not remove"
 
 
 def test_bytecode_is_kept_where_it_may_not_lie_beside_its_source(tmp_path: Path) -> None:
