@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 
+import psutil
 import ray
 import ray._private.ray_constants
 import ray._private.worker
 import ray._raylet
 
+WORKERS = "--python_worker_command="
 UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 HANDLERS_INSTALLED = "_ZN3ray6RayLog36is_failure_signal_handler_installed_E"
 """``ray::RayLog::is_failure_signal_handler_installed_``"""
@@ -41,6 +44,18 @@ def free_resources() -> Mapping[str, Mapping[str, float]]:
     (https://github.com/ray-project/ray/issues/60134)."""
     free: Mapping[str, Mapping[str, float]] = ray._private.state.available_resources_per_node()
     return free
+
+
+def raylet_here() -> tuple[int, str]:
+    """Process id of the raylet of this driver's node, and what it starts Python with. Raises ``LookupError`` where none
+    is seen, ``OSError``."""
+    node = ray._private.worker._global_node
+    socket = f"--raylet_socket_name={node.raylet_socket_name}" if node is not None else ""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "raylet" and socket in process.info["cmdline"]:
+            (command,) = (one for one in process.info["cmdline"] if one.startswith(WORKERS))
+            return process.pid, shlex.split(command.removeprefix(WORKERS))[0]
+    raise LookupError("no raylet among the processes")
 
 
 def worker_id() -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -49,6 +51,16 @@ class Span:
     phase: Phase = Phase.PLACE
 
 
+@contextmanager
+def timed(spans: list[Span], name: str) -> Iterator[None]:
+    """Adds the time that the block takes."""
+    start = time.time()
+    try:
+        yield
+    finally:
+        spans.append(Span(name, start, time.time()))
+
+
 @dataclass(frozen=True)
 class Due:
     """What a launch works towards, as whoever takes it there has said before.
@@ -70,13 +82,14 @@ class Due:
 
 @dataclass(frozen=True)
 class RankPlace:
-    """Where a rank runs; ``adopted`` says that its process stood by before."""
+    """Where a rank runs, in a process that is there ``since`` (seconds since the epoch); ``adopted``: it stood by."""
 
     rank: int
     node: str
     pid: int
     device: str = ""
     adopted: bool = False
+    since: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,8 @@ class LaunchReport:
         kernels: what was done so that none is built twice; "" for nothing.
         shapes: all that are captured, such as ``prefill 128``, once the launch is through.
         kept: weights that are kept in memory by now.
+        command: when the command was started whose launch it is; 0.0 for a program's.
+        beside: what the frontend has done meanwhile.
     """
 
     name: str
@@ -131,6 +146,8 @@ class LaunchReport:
     kernels: str = ""
     shapes: tuple[str, ...] = ()
     kept: KeptWeights = KeptWeights()
+    command: float = 0.0
+    beside: list[Span] = field(default_factory=list)
 
     # ---- what happened
 
@@ -236,8 +253,7 @@ class LaunchReport:
             adopted = sum(place.adopted for place in self.places)
             stood_by = f", {adopted} of which stood by" if adopted else ""
             where = f"{count(len(self.places), 'rank')} on {count(nodes, 'node')}{stood_by}"
-            kernels = f"; {self.kernels}" if self.kernels else ""
-            return f"{where}{self._describe_interfaces()}{kernels}{self._describe_niceness()}"
+            return f"{where}{self._describe_interfaces()}{self._describe_niceness()}"
         if phase is Phase.CONNECT and isinstance(facts := by_gate.get(Gate.CONNECTED), CommunicatorFacts):
             return _describe_all_reduce(facts)
         if phase is Phase.LOAD and isinstance(facts := by_gate.get(Gate.LOADED), LoadFacts):
@@ -245,7 +261,7 @@ class LaunchReport:
             dtype = f" of {facts.dtype}" if facts.dtype else ""
             return f"{facts.tensors} tensors per rank{dtype}, {sizes}{_describe_unused(facts)}"
         if phase is Phase.WARMUP and isinstance(facts := by_gate.get(Gate.WARMED), WarmupFacts):
-            return describe_warmup(facts)
+            return describe_warmup(facts) + (f"; {self.kernels}" if self.kernels else "")
         if phase is Phase.CAPTURE:
             return self._describe_capture()
         if phase is Phase.REGISTER:
@@ -340,17 +356,30 @@ class LaunchReport:
         return None
 
     def chrome_trace(self) -> dict[str, Any]:
-        """A trace in Chrome's JSON format, which Perfetto opens: one track for the driver, one for each rank."""
+        """A trace in Chrome's JSON format, which Perfetto opens: a track for the driver, one for what its frontend does
+        meanwhile, one for each rank."""
+        ranks = len(self.places)
         events: list[dict[str, Any]] = [_named_track(0, "driver")]
+        if self.beside:
+            events.append(_named_track(ranks + 1, "frontend"))
+        if self.command:
+            events.append(_slice(0, "the command begins", self.command, self.started, "place"))
         events += [_slice(0, span.name, span.start, span.end, "place") for span in self.driver]
+        events += [_slice(ranks + 1, span.name, span.start, span.end, "frontend") for span in self.beside]
+        firsts = {one.rank: one.started for one in self.steps[0].arrivals} if self.steps else {}
         for place in self.places:
             events.append(_named_track(place.rank + 1, f"rank {place.rank} ({place.node}, pid {place.pid})"))
+            if place.since and place.rank in firsts:
+                events.append(_slice(place.rank + 1, "its process begins", place.since, firsts[place.rank], "place"))
         for record in self.steps:
             last = max((arrival.arrived for arrival in record.arrivals), default=record.released)
             events.append(_slice(0, f"barrier {record.step}", last, record.released, "barrier"))
             for arrival in record.arrivals:
                 track, category = arrival.rank + 1, record.step.phase.name.lower()
                 events.append(_slice(track, str(record.step), arrival.started, arrival.arrived, category))
+                ends = [since for _, since in arrival.did[1:]] + [arrival.arrived]
+                for (what, since), end in zip(arrival.did, ends, strict=False):
+                    events.append(_slice(track, what, max(since, arrival.started), end, category))
                 events.append(_slice(track, "waits for its peers", arrival.arrived, record.released, "wait"))
         return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"group": self.name}}
 

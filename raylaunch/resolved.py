@@ -12,6 +12,7 @@ from raylaunch.protocol import LaunchPlan, RoundPlan
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
+    from raylaunch.group.preloaded import Preloaded
     from raylaunch.model.shape import ModelShape
     from raylaunch.wire import SglangSockets
 
@@ -45,6 +46,7 @@ class ResolvedLaunch:
         sockets: where the engine ``sglang`` meets its tokenizer and detokenizer; None for other engines, and until the
             ranks have places.
         placement_group: of the user's, to place the ranks in and to leave alone; None makes one.
+        preloaded: processes of this node that import already what ranks will; None for none.
     """
 
     config: LaunchConfig
@@ -56,6 +58,7 @@ class ResolvedLaunch:
     kv_tokens: int = 0
     sockets: SglangSockets | None = None
     placement_group: PlacementGroup | None = None
+    preloaded: Preloaded | None = None
 
     @property
     def world_size(self) -> int:
@@ -101,6 +104,13 @@ def plan_of(config: LaunchConfig) -> LaunchPlan:
     measures = config.communicator.kind == "auto" and world > 1
     rounds = (prefill, decode) if capture.enabled else ()
     return LaunchPlan(world, rounds, capture.granularity, measures=measures, verify_first=first)
+
+
+def variables_of_ranks(config: LaunchConfig) -> dict[str, str]:
+    """Variables that every rank has, wherever it runs."""
+    threads = str(config.engine.threads)
+    ours = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    return {**ours, **config.environment}
 
 
 def gpus_per_rank(config: LaunchConfig, device: str) -> float:

@@ -158,7 +158,14 @@ def test_brackets_in_a_reason_are_shown_as_they_are():
 
 def test_plain_data_survive_json():
     data = json.loads(json.dumps(report_of().to_dict(), allow_nan=False))
-    assert data["ranks"][1] == {"rank": 1, "node": "10.0.0.1", "pid": 11, "device": "cpu", "adopted": False}
+    assert data["ranks"][1] == {
+        "rank": 1,
+        "node": "10.0.0.1",
+        "pid": 11,
+        "device": "cpu",
+        "adopted": False,
+        "since": 0.0,
+    }
     assert list(data["phases"]) == [phase.name for phase in Phase if phase is not Phase.SERVE]
     assert data["kv_tokens"] == 8192
     assert data["capture_memory"]["prefill 32"] == [32 << 20, 32 << 20]

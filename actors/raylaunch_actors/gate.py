@@ -18,6 +18,8 @@ from raylaunch.protocol import Arrival, Facts, Failure, Gate, LaunchPlan, Releas
 from raylaunch_actors import shortage
 from raylaunch_actors.secondary_failures import lost_its_peers
 
+MOST_DID = 16
+
 
 @dataclass(frozen=True)
 class RankState:
@@ -62,6 +64,7 @@ class RankGate:
         self._at: Step | None = None  # the same, or one that it may pass alone
         self._left = time.time()
         self._activity = "starting"
+        self._did: list[tuple[str, float]] = []
         self._progress = 0
         self._gates = 0
         self._serving = False
@@ -88,7 +91,8 @@ class RankGate:
         if gate is Gate.ITERATION and iteration is not None and not self.plan.stops_at(round or "", iteration):
             self.progress(f"capturing {step}")
             return Release(step, ())
-        arrival = Arrival(self.rank, step, facts, offer, self._left, time.time())
+        arrival = Arrival(self.rank, step, facts, offer, self._left, time.time(), tuple(self._did))
+        self._did.clear()
         with self._changed:
             self._report, self._step, self._release = arrival, step, None
             self._progress += 1
@@ -103,6 +107,8 @@ class RankGate:
 
     def progress(self, activity: str) -> None:
         """Says that the rank is alive and what it does: extends the phase's deadline."""
+        if activity != self._activity and len(self._did) < MOST_DID:
+            self._did.append((activity, time.time()))
         self._activity = activity
         self._progress += 1
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from raylaunch_actors.gate import RankGate
+from raylaunch_actors.preload import short_imports
 
 LOOK_S = 2.0
 COMPILERS = ("nvcc", "cicc", "ptxas", "ninja", "cudafe++", "fatbinary", "gcc", "g++", "cc1plus", "ld", "clang")
@@ -51,9 +52,11 @@ def reported(gate: RankGate, activity: str | None, measure: Callable[[], Hashabl
         watcher.join()
 
 
-def modules_loaded() -> int:
-    """Grows while Python imports."""
-    return len(sys.modules)
+@contextlib.contextmanager
+def importing(gate: RankGate, name: str) -> Iterator[None]:
+    """Around imports that take long."""
+    with reported(gate, f"importing {name}", lambda: len(sys.modules)), short_imports():
+        yield
 
 
 def bytes_below(folder: str | os.PathLike[str]) -> tuple[int, int]:

@@ -27,8 +27,9 @@ from raylaunch_actors import node_gates, priority, shortage
 from raylaunch_actors.contexts import open_contexts
 from raylaunch_actors.gate import RankGate, RankState
 from raylaunch_actors.interfaces import choose_interface
+from raylaunch_actors.preload import short_imports
 from raylaunch_actors.process_state import born
-from raylaunch_actors.progress import modules_loaded, reported
+from raylaunch_actors.progress import importing
 from raylaunch_actors.spec import RankSpec
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class RankProcess:
     Attributes:
         gpus: Ray's ids of its GPUs.
         born: see :func:`raylaunch_actors.process_state.born`.
+        since: the same, in seconds since the epoch.
     """
 
     rank: int
@@ -60,6 +62,7 @@ class RankProcess:
     log_files: tuple[str, ...]
     gpus: tuple[str, ...] = ()
     born: str = ""
+    since: float = 0.0
 
     @property
     def device(self) -> str:
@@ -108,12 +111,13 @@ class RankBase:
         """
         if gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-        program = importlib.import_module(PROGRAMS[self.spec.program])
-        for name in getattr(program, "imports", lambda _: ())(self.spec):
-            if self._adopted.is_set():
-                break
-            with contextlib.suppress(ImportError):  # whoever needs it will say so
-                importlib.import_module(name)
+        with short_imports():
+            program = importlib.import_module(PROGRAMS[self.spec.program])
+            for name in getattr(program, "imports", lambda _: ())(self.spec):
+                if self._adopted.is_set():
+                    break
+                with contextlib.suppress(ImportError):  # whoever needs it will say so
+                    importlib.import_module(name)
         if opened := open_contexts():
             raise RankFault(None, f"its imports have opened a CUDA context on GPU {', '.join(map(str, opened))}")
         return int(psutil.Process().memory_info().rss)
@@ -140,7 +144,7 @@ class RankBase:
 
                 self.gate = at_gates.provoke(self.spec, self.gate)
             name = PROGRAMS[self.spec.program]
-            with reported(self.gate, f"importing {name}", modules_loaded):
+            with importing(self.gate, name):
                 program = importlib.import_module(name)
             program.run(self.spec, self.gate)
         except BaseException as error:
@@ -168,6 +172,7 @@ class RankBase:
             log_files=log_files(context.get_worker_id()),
             gpus=tuple(context.get_accelerator_ids().get("GPU", ())),
             born=born(),
+            since=psutil.Process().create_time(),
         )
 
     def attach(self, agent: tuple[str, bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import tempfile
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig
 
 SEGMENTS = "sgl*_*"
+JOINED = "raylaunch, Ray started before"
+READY, READY_JOINED = "ready, s", "ready, Ray started before"
 
 
 def bench_sglang(
@@ -40,6 +43,12 @@ def bench_sglang(
     together: Annotated[
         bool, typer.Option(help="Have both up, each with half of the memory; deal processors out to them.")
     ] = False,
+    joined: Annotated[
+        bool, typer.Option(help="Measure raylaunch also as it joins a Ray cluster that was started before.")
+    ] = False,
+    traces: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write a Chrome trace of each of raylaunch's launches there.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Compare raylaunch with SGLang's own launcher: time to ready, prefill latency, decode throughput.
@@ -50,7 +59,10 @@ def bench_sglang(
         chosen = launch.config()
         lengths = numbers_of("--prompts", prompts, "prompt lengths such as 256,1024")
         require_writable("--json", json_file)
-        require_comparable(chosen, together)
+        require_comparable(chosen, together, joined)
+        if traces is not None:
+            require_writable("--traces", traces / "raylaunch-1.json")
+        from raylaunch.benchmarks.programs import ray_session
         from raylaunch.benchmarks.timed_server import Work, measure
         from raylaunch.model_check import resolve
         from raylaunch.terminal.machine import describe_machine
@@ -59,21 +71,25 @@ def bench_sglang(
         work = Work(tuple(lengths), repeat, concurrent, new_tokens, resolved.shape.vocab_size)
         machine = describe_machine()
         results: dict[str, list[Served]] = {}
-        with interruptible(), tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder:
-            servers = commands(resolved.config, Path(folder))
-            with segments_removed():
-                if warm:
-                    stderr_console().print("sglang, untimed")
-                    measure({"sglang": servers["sglang"]}, Path(folder), work.shortest())
-                for group in groups(servers, starts, together):
-                    for name, measured in measure(group, Path(folder), work).items():
-                        stderr_console().print(f"{name}: {measured}")
-                        results.setdefault(name, []).append(measured)
+        with (
+            interruptible(),
+            tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder,
+            segments_removed(),
+            ray_session(chosen, resolved.request.cpus) if joined else contextlib.nullcontext() as cluster,
+        ):
+            servers = commands(resolved.config, Path(folder), cluster.address if cluster else None, traces)
+            if warm:
+                stderr_console().print("sglang, untimed")
+                measure({"sglang": servers["sglang"]}, Path(folder), work.shortest())
+            for group in groups(servers, starts, together):
+                for name, measured in measure(group, Path(folder), work).items():
+                    stderr_console().print(f"{name}: {measured}")
+                    results.setdefault(name, []).append(measured)
         data = {name: [asdict(one) for one in each] for name, each in results.items()}
         deliver("\n".join(show(machine, results)), lambda: write_results(json_file, machine, data))
 
 
-def require_comparable(config: LaunchConfig, together: bool) -> None:
+def require_comparable(config: LaunchConfig, together: bool, joined: bool = False) -> None:
     """Raises :class:`ConfigError` where the two launchers would not be measured alike."""
     if config.engine.kind != "sglang":
         expected = "must be sglang, which is launched in two ways: give a CONFIG with it, such as qwen3-8b-tp2"
@@ -81,8 +97,13 @@ def require_comparable(config: LaunchConfig, together: bool) -> None:
     from raylaunch.config.address import cluster_to_join
 
     address = cluster_to_join(config.placement.address)
+    if together and joined:
+        raise ConfigError("--joined", True, "goes without --together: processors are dealt out to what a server starts")
     if together and address:
         expected = "must not be set, nor RAY_ADDRESS, with --together: processors are dealt out to what a server starts"
+        raise ConfigError("placement.address", address, expected)
+    if joined and address:
+        expected = "must not be set, nor RAY_ADDRESS, with --joined: raylaunch is also measured with a Ray of its own"
         raise ConfigError("placement.address", address, expected)
 
 
@@ -98,9 +119,16 @@ def groups(servers: Mapping[str, Command], starts: int, together: bool) -> list[
     return [{name: command} for name, command in one_way.items()] * starts
 
 
-def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
-    """How each server is started on a port. Both get the same server arguments, the same variables, and what was
-    compiled before for either."""
+def commands(
+    config: LaunchConfig, folder: Path, cluster: str | None = None, traces: Path | None = None
+) -> dict[str, Command]:
+    """How each server is started on a port. All get the same server arguments, the same variables, and what was
+    compiled before for any.
+
+    Args:
+        cluster: address of the Ray cluster that raylaunch joins too; None for none.
+        traces: folder for the traces of raylaunch's launches.
+    """
     import sys
 
     from raylaunch_actors.sglang_engine.environment import caches
@@ -117,14 +145,21 @@ def commands(config: LaunchConfig, folder: Path) -> dict[str, Command]:
     told = folder / "sglang.json"  # not on the command line, which everybody can see: variables may be secret
     told.write_text(json.dumps({"arguments": arguments, "variables": variables}), encoding="utf-8")
 
+    numbers = itertools.count(1)
+
     def theirs(port: int) -> list[str]:
         return [sys.executable, "-m", "raylaunch.benchmarks.sglang_server", str(told), str(port)]
 
     def ours(port: int) -> list[str]:
         options = ["--host", "127.0.0.1", "--port", str(port), "--no-report"]
+        if traces is not None:
+            options += ["--trace", str(traces / f"raylaunch-{next(numbers)}.json")]
         return [sys.executable, "-m", "raylaunch", "serve", str(file), *options]
 
-    return {"sglang": theirs, "raylaunch": ours}
+    def joining(port: int) -> list[str]:
+        return [*ours(port), "--set", f"placement.address={cluster}"]
+
+    return {"sglang": theirs, "raylaunch": ours, **({JOINED: joining} if cluster else {})}
 
 
 @contextlib.contextmanager
@@ -154,6 +189,8 @@ def show(machine: dict[str, Any], results: dict[str, list[Served]]) -> list[str]
     starts, smallest to largest: what comes of nothing but another start.
     """
     theirs, ours = (rows(results[name]) for name in ("sglang", "raylaunch"))
+    if JOINED in results:
+        theirs[READY_JOINED], ours[READY_JOINED] = theirs[READY], rows(results[JOINED])[READY]
     lines = [
         machine_line(machine),
         "",
@@ -185,7 +222,7 @@ def standard_error(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[fl
 
 def rows(starts: list[Served]) -> dict[str, list[list[float]]]:
     """Results of one launcher's starts, and of their deals, by the name of the row that shows them."""
-    made = {"ready, s": [[one.ready_s] for one in starts]}
+    made = {READY: [[one.ready_s] for one in starts]}
     for length in starts[0].prefill_ms:
         made[f"prefill {length} tokens, ms"] = [one.prefill_ms[length] for one in starts]
     made["decode, tokens/s"] = [one.decode_tokens_per_s for one in starts]

@@ -204,6 +204,14 @@ class RaySession:
             return f"node {host}, which the driver runs on, is lost: its raylet, Ray's process there, has ended"
         return ""
 
+    @property
+    def address(self) -> str:
+        """HOST:PORT of its head, once it was entered; "" if that is not known."""
+        if self._head is None:
+            return ""
+        host, port = self._head
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     def _refuses(self) -> bool:
         return self._head is not None and _refused(self._head)
 

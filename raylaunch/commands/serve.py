@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,23 +43,26 @@ def serve(
     """
     with reported():
         chosen = launch.config()
-        try:
-            from raylaunch.serve.run import bind, exposed, require_key_for_code
-            from raylaunch.serve.run import serve as run
-        except ModuleNotFoundError as error:
-            raise ConfigError("serve", error.name, "is not installed; pip install 'raylaunch[serve]'") from None
-        from raylaunch.config.api_key import key_of_environment
+        from raylaunch.group.preloaded import preloading
 
-        key_of_environment()  # typer would take an empty variable for none
-        chosen = changed(chosen, {"host": host, "port": port, "api_key": api_key})
-        chosen = chosen.model_copy(update={"recovery": chosen.recovery.of_server()})
-        require_writable("--trace", trace)
-        console = stderr_console()
-        with bind(chosen.serve) as listener:
-            require_key_for_code(chosen, exposed=exposed(chosen.serve, listener))  # before a launch of minutes
-            with launched(chosen, show_report=report, trace=trace) as engine:
-                gc.freeze()  # or each full collection walks through all that was imported, between two requests
-                run(engine, chosen.serve, listener, say=lambda text: console.print(text, markup=False, soft_wrap=True))
+        with preloading(chosen) as preloaded:  # before Ray is imported, and the rest is looked at
+            try:
+                from raylaunch.serve.run import bind, exposed, require_key_for_code
+                from raylaunch.serve.run import serve as run
+            except ModuleNotFoundError as error:
+                raise ConfigError("serve", error.name, "is not installed; pip install 'raylaunch[serve]'") from None
+            from raylaunch.config.api_key import key_of_environment
+
+            key_of_environment()  # typer would take an empty variable for none
+            chosen = changed(chosen, {"host": host, "port": port, "api_key": api_key})
+            chosen = chosen.model_copy(update={"recovery": chosen.recovery.of_server()})
+            require_writable("--trace", trace)
+            console = stderr_console()
+            with bind(chosen.serve) as listener:
+                require_key_for_code(chosen, exposed=exposed(chosen.serve, listener))  # before a launch of minutes
+                with launched(chosen, show_report=report, trace=trace, preloaded=preloaded) as engine:
+                    gc.freeze()  # or each full collection walks through all that was imported, between two requests
+                    run(engine, chosen.serve, listener, say=partial(console.print, markup=False, soft_wrap=True))
 
 
 def changed(config: LaunchConfig, given: dict[str, Any]) -> LaunchConfig:

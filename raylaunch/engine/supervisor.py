@@ -9,6 +9,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import psutil
+
 from raylaunch.background import Background
 from raylaunch.cluster.session import RELEASE_PATIENCE_S, RaySession, enter
 from raylaunch.config import LaunchConfig
@@ -21,6 +23,7 @@ from raylaunch.group.diagnosis import NODE_LOST
 from raylaunch.group.driver import StepListener
 from raylaunch.group.late_verify import LateVerification
 from raylaunch.group.launch import Launched, launch, span
+from raylaunch.group.preloaded import preload
 from raylaunch.group.ranks import RankGroup
 from raylaunch.group.serving import LostRanks, ServingWatch, explained
 from raylaunch.group.standby import Standby
@@ -29,6 +32,7 @@ from raylaunch.logs import about, about_error
 from raylaunch.protocol import Phase
 from raylaunch.report import LaunchReport, Span
 from raylaunch.resolved import ResolvedLaunch
+from raylaunch.startup.signals import of_a_command
 from raylaunch.tracing.export import Tracer, open_tracer
 from raylaunch.tracing.spans import launch_span
 
@@ -80,6 +84,7 @@ class Supervisor:
         """Launches, as often as is allowed, and watches. Raises :class:`LaunchError` with nothing left behind."""
         self._starter, self.config = threading.current_thread(), resolved.config
         self._idle.clear()
+        resolved = resolved if resolved.preloaded is not None else replace(resolved, preloaded=preload(resolved.config))
         try:
             self.frontend.begin(resolved)
             self._resolved = resolved
@@ -88,6 +93,8 @@ class Supervisor:
             self.frontend.close()
             raise
         finally:
+            if resolved.preloaded is not None:
+                resolved.preloaded.close()
             self._starter = None
             self._idle.set()
 
@@ -185,6 +192,10 @@ class Supervisor:
         attempt = 1
         while True:
             self.report = LaunchReport(self.config.name, began, attempts=attempt, sampling=self.sampling)
+            if attempt == 1 and not self.rebuilds:
+                self.report.beside = self.frontend.spans
+                self.report.command = psutil.Process().create_time() if of_a_command() else 0.0
+            self.frontend.spans = self.report.beside
             if self._ray_span is not None:
                 self.report.driver.append(self._ray_span)
                 self._ray_span = None

@@ -11,6 +11,7 @@ from raylaunch.errors import LaunchError, RaylaunchError, RequestError
 from raylaunch.frontends.requests import Chunk
 from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.protocol import RoundName
+from raylaunch.report import Span
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.wire import SglangSockets
 
@@ -96,7 +97,13 @@ class TakesRequests(Protocol):
 
 
 class Frontend(TakesRequests, Protocol):
-    """Takes requests to rank 0 of one group."""
+    """Takes requests to rank 0 of one group.
+
+    Attributes:
+        spans: what it has done beside a launch.
+    """
+
+    spans: list[Span]
 
     def begin(self, resolved: ResolvedLaunch) -> None:
         """Starts what needs no ranks, beside their own start. Returns at once."""

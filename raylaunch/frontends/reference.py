@@ -19,6 +19,7 @@ from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.frontends.vocabulary import vocabulary_of
 from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.protocol import Phase, RoundName
+from raylaunch.report import Span
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.wire import Abort, Output, Submit, Verify
 
@@ -43,6 +44,7 @@ class ReferenceFrontend:
         self._rebuilding, self._gone = False, "it has no ranks"
         self._numbers = itertools.count()
         self.continued = 0
+        self.spans: list[Span] = []
         self.elsewhere: Callable[[RunningRequest], bool] = lambda request: False
         self.tokenizer: Any = None
 

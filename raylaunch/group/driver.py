@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from raylaunch.cluster.nodes import ASK_EVERY_S, NodeWatch
@@ -16,6 +17,7 @@ from raylaunch.report import Due, LaunchReport, StepRecord
 from raylaunch.resolved import ResolvedLaunch
 
 LOOKS = 4  # per window
+NOTHING: Mapping[Gate, Callable[[Any], None]] = MappingProxyType({})
 StepListener = Callable[[Step, int, int], None]
 """Told before each step: the step, its index and the number of steps."""
 
@@ -68,7 +70,7 @@ class Driver:
     Attributes:
         resolved: the launch; its plan and what its cache holds follow once the ranks have settled them.
         stopped: asked at least once a second whether the launch is wanted no more.
-        attach: told what rank 0 hands out at ATTACH, where the ranks wait until it returns.
+        at: what is done at a gate once all ranks are there, told what rank 0 hands out; they wait until it returns.
     """
 
     def __init__(
@@ -78,9 +80,9 @@ class Driver:
         report: LaunchReport,
         listener: StepListener,
         stopped: Callable[[], bool] = lambda: False,
-        attach: Callable[[Any], None] = lambda offer: None,
+        at: Mapping[Gate, Callable[[Any], None]] = NOTHING,
     ) -> None:
-        self.attach = attach
+        self.at = at
         self.group, self.resolved, self.protocol = group, resolved, Protocol(resolved.plan)
         self.report, self.listener, self.stopped = report, listener, stopped
         self.deadlines = resolved.config.deadlines
@@ -107,8 +109,8 @@ class Driver:
             if isinstance(outcome, Violation):
                 raise explain_violation(self.group, outcome)
             release = outcome
-            if step.gate is Gate.ATTACH:
-                self.attach(self.protocol.history[step][0].offer)  # rank 0's, whoever came first
+            if (work := self.at.get(step.gate)) is not None:
+                work(self.protocol.history[step][0].offer)  # rank 0's, whoever came first
             self.report.steps.append(recorded(step, self.protocol.history[step]))
             if isinstance(facts := arrivals[0].facts, WarmupFacts):
                 self.resolved = replace(self.resolved, plan=self.protocol.plan, kv_tokens=facts.kv_tokens)

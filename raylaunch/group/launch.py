@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -27,9 +28,9 @@ from raylaunch.group.standby import Standby
 from raylaunch.group.weights import WeightKeepers, by_node, require_loadable
 from raylaunch.model_check import on_device
 from raylaunch.package import package_files
-from raylaunch.protocol import Phase
+from raylaunch.protocol import Gate, Phase
 from raylaunch.report import Due, LaunchReport, RankPlace, Span
-from raylaunch.resolved import ResolvedLaunch
+from raylaunch.resolved import ResolvedLaunch, variables_of_ranks
 
 if TYPE_CHECKING:
     from raylaunch_actors.spec import RankSpec
@@ -101,21 +102,29 @@ def launch(
                 specs = specs_of(resolved, placement, name)
                 weights = by_node(config, placement) if resolved.program in ENGINES else {}
                 keepers.make(weights, config.environment)
+                preparing: list[Background] = []  # kernels, while ranks import and load
 
                 def prepare(agents: Mapping[str, Any]) -> None:
                     if wanted is not None:
                         with span(report, "fetch"):
                             fetch(agents, wanted, config, report, stopped)
                     if resolved.program == "sglang":
-                        with span(report, "kernels"):
-                            kernels.prepare(agents, config, report, stopped)
+                        preparing.append(Background(partial(kernels.prepare, agents, config, report, stopped)))
                     require_loadable(agents, weights, config.deadlines.place)
                     keepers.begin(config.deadlines.place, stopped)
                     report.kept = keepers.standing()
 
-                started = group.start(specs, standby or Standby(0, session, set()), stopped, prepare)
+                spares = standby or Standby(0, session, set())
+                started = group.start(specs, spares, stopped, prepare, resolved.preloaded)
             report.places = [
-                RankPlace(member.rank, member.process.address, member.process.pid, resolved.device, member.adopted)
+                RankPlace(
+                    member.rank,
+                    member.process.address,
+                    member.process.pid,
+                    resolved.device,
+                    member.adopted,
+                    member.process.since,
+                )
                 for member in group.members
                 if member.process
             ]
@@ -127,7 +136,16 @@ def launch(
                     with span(report, "frontend", Phase.CONNECT):
                         _wait(lambda: frontend.attach(offer), Phase.CONNECT, stopped)
 
-            driver = Driver(group, resolved, report, listener, stopped, attach)
+            def await_kernels(_: Any) -> None:
+                for work in preparing:
+                    with span(report, "kernels", Phase.WARMUP):
+                        while not work.done(LOOK_S) and not group.any_ended():  # which the next step explains
+                            if stopped():
+                                raise shut_down(Phase.WARMUP.name)
+                        work.raise_if_failed()
+
+            at = {Gate.ATTACH: attach, Gate.LOADED: await_kernels}
+            driver = Driver(group, resolved, report, listener, stopped, at)
             arrivals = driver.run()
             if resolved.program == "sglang":
                 kernels.finish(group.agents)
@@ -188,15 +206,12 @@ def specs_of(resolved: ResolvedLaunch, placement: Placement, name: str) -> list[
     here = ray.get_runtime_context().get_node_id()
     alone = all(seat.node_id == here for seat in placement.seats)
     nodes = list(dict.fromkeys(seat.node_id for seat in placement.seats))
-    threads = str(config.engine.threads)
-    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    if len(nodes) == 1:
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    environment = {"GLOO_SOCKET_IFNAME": "lo"} if len(nodes) == 1 else {}
     if device == "cuda":
         environment.update(NO_MULTICAST)
-    environment.update(config.environment)
+    environment.update(variables_of_ranks(config))
     # Ranks have no need of the API key, nor of a handle of Ray's.
-    told = vars(replace(resolved, config=config.replace({"serve": {}}), placement_group=None))
+    told = vars(replace(resolved, config=config.replace({"serve": {}}), placement_group=None, preloaded=None))
     files = package_files()
     cores = [core_file(config, device, name, seat.rank) for seat in placement.seats]
     return [

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from raylaunch_actors.rank import RankProcess
     from raylaunch_actors.spec import RankSpec
 
+    from raylaunch.group.preloaded import Preloaded
     from raylaunch.group.standby import Standby
 
 SPAWN_EACH_S = 5.0  # on top of deadlines.place: a small node starts the processes of many ranks one by one
@@ -94,6 +95,7 @@ class RankGroup:
         standby: Standby,
         stopped: Callable[[], bool] = lambda: False,
         prepare: Callable[[Mapping[str, Any]], None] = lambda agents: None,
+        preloaded: Preloaded | None = None,
     ) -> StepOutcome:
         """Starts one actor per rank in its bundle and one agent per node. The outcome is complete, or has the ranks
         whose processes have died meanwhile.
@@ -101,6 +103,7 @@ class RankGroup:
         Args:
             standby: has what need not be started.
             prepare: does with the agents what their nodes need before the ranks begin.
+            preloaded: processes of this node that may become ranks.
         Raises:
             LaunchError: one did not start for another reason, or ``stopped`` said that none is wanted any more.
         """
@@ -118,11 +121,15 @@ class RankGroup:
             )
             for spec in specs
         ]
+        here = ray.get_runtime_context().get_node_id() if preloaded is not None else None
         for member in self.members:
             member.adopted = member.actor is not None
             if not member.adopted:
                 name, where = f"rank{member.rank}", self.bundle_of(member.rank)
-                member.actor = rank_actor(member.spec, name, where, has_gpus=member.holder is None)
+                near = preloaded is not None and self.placement.seats[member.rank].node_id == here
+                executable = preloaded.executable() if preloaded is not None and near else None
+                has_gpus = member.holder is None
+                member.actor = rank_actor(member.spec, name, where, has_gpus=has_gpus, executable=executable)
         for node_id in {seat.node_id for seat in self.placement.seats} - self.agents.keys():
             self.agents[node_id] = agent_on(node_id)
         outcome = self._await_processes(specs[0].config.deadlines.place + SPAWN_EACH_S * len(specs), stopped)
@@ -250,6 +257,11 @@ class RankGroup:
         stopped = [one.for_s for one in outcome.seen.values() if not one.ended]
         outcome.waited_s = max(stopped, default=0.0)
         return outcome
+
+    def any_ended(self) -> bool:
+        """Whether a rank has ended by now."""
+        boots = [member.boot for member in self.members if member.boot is not None]
+        return bool(boots and ray.wait(boots, num_returns=1, timeout=0)[0])
 
     def sightings(self) -> dict[int, Sighting]:
         """The ranks whose processes are dying, gone or stopped now, as the agents of their nodes see them."""

@@ -67,15 +67,24 @@ WeightKeeperActor = ray.remote(**NEVER_AGAIN, max_concurrency=2)(WeightKeeper)
 HolderActor = ray.remote(**NEVER_AGAIN, max_concurrency=2)(Holder)
 
 
-def rank_actor(spec: RankSpec, name: str, where: Any, *, has_gpus: bool = True, stands_by: bool = False) -> Any:
+def rank_actor(
+    spec: RankSpec,
+    name: str,
+    where: Any,
+    *,
+    has_gpus: bool = True,
+    stands_by: bool = False,
+    executable: str | None = None,
+) -> Any:
     """An actor that is a rank, or stands by to become one.
 
     Args:
         name: in its group.
         where: a scheduling strategy of Ray's.
         has_gpus: Ray gives it those that ``spec`` asks for.
+        executable: what its process is started with; None for what Ray starts Python with.
     """
-    options = {
+    options: dict[str, Any] = {
         "name": f"{spec.group}/{name}",
         "namespace": spec.config.placement.namespace,
         "scheduling_strategy": where,
@@ -83,6 +92,8 @@ def rank_actor(spec: RankSpec, name: str, where: Any, *, has_gpus: bool = True, 
     if spec.device == "cuda":
         options["num_gpus"] = 0 if stands_by or not has_gpus else gpus_per_rank(spec.config, spec.device)
         options["runtime_env"] = NO_VISIBLE
+    if executable is not None:
+        options["runtime_env"] = {**options.get("runtime_env", {}), "py_executable": executable}
     return RankActor.options(**options).remote(spec, stands_by)
 
 

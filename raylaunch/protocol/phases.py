@@ -142,6 +142,7 @@ class Arrival:
         offer: what it hands to its peers if all are released (addresses, handles); plain data.
         started: when it left the previous gate, seconds since the epoch.
         arrived: when it reached this one.
+        did: what it has said of its work on the way, the first of it, and since when.
     """
 
     rank: int
@@ -150,6 +151,7 @@ class Arrival:
     offer: Any = field(default=None, repr=False)  # may be secret, and is long
     started: float = 0.0
     arrived: float = 0.0
+    did: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

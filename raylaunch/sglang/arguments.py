@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from raylaunch.model.tokenizer import has_tokenizer
 from raylaunch.sglang import hooked
 from raylaunch.sglang.source import (
     TESTED,
+    digest_of,
     installed_folder,
     installed_version,
     known_arguments,
@@ -22,6 +24,8 @@ from raylaunch.sglang.source import (
     misfits,
 )
 
+FIT = Path("~/.cache/raylaunch/fits").expanduser()
+"""Has a file for each SGLang that all hooks were found to fit."""
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus_client looks for the folder that processes leave their metrics in."""
 log = logging.getLogger(__name__)
@@ -241,7 +245,16 @@ def misfit(folder: Path) -> list[str]:
     """What raylaunch hooks or calls and SGLang has not, or has with other parameters."""
     from raylaunch_actors.sglang_engine import hooked as hooked_by_ranks
 
-    return misfits((*hooked.EVERY, *hooked_by_ranks.EVERY), folder)
+    hooks = (*hooked.EVERY, *hooked_by_ranks.EVERY)
+    mark = FIT / digest_of(hooks, folder)
+    if mark.exists():  # reading it again takes a second
+        return []
+    problems = misfits(hooks, folder)
+    if not problems:
+        with suppress(OSError):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+    return problems
 
 
 def about(version: str, problems: list[str]) -> str:

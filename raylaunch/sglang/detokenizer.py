@@ -25,8 +25,11 @@ def main() -> None:
     In it are SGLang's server and port arguments, variables to set, and the ports at which other nodes reach it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
-    from sglang.srt.managers import detokenizer_manager
-    from sglang.srt.utils import configure_logger
+    from raylaunch_actors.preload import short_imports
+
+    with short_imports():
+        from sglang.srt.managers import detokenizer_manager
+        from sglang.srt.utils import configure_logger
 
     server_args, port_args, variables, listeners = pickle.load(sys.stdin.buffer)  # of our own parent
     os.environ.update(variables)

@@ -66,8 +66,15 @@ class DetokenizerKeeper:
         """Process id of the present one."""
         return self._present().pid
 
-    def start(self) -> None:
-        """Starts the first one: it imports SGLang, and then waits for :meth:`configure`. Later calls do nothing."""
+    def start(self, *, anew: bool = False) -> None:
+        """Starts the first one: it imports SGLang, and then waits for :meth:`configure`. Later calls do nothing.
+
+        Args:
+            anew: in the place of one that was not configured yet, as it would be started in another way now.
+        """
+        if anew and self._process is not None and self._arguments is None:
+            self._process.close()
+            self._process = None
         if self._process is None:
             self._process = self._new(self._died)
             self._process.start()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from raylaunch.frontends.base import Image, Listener, Meeting, Prepared, Prompt,
 from raylaunch.frontends.requests import Chunk, RequestTable, notify
 from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.protocol import Phase, RoundName
+from raylaunch.report import Span, timed
 from raylaunch.resolved import ResolvedLaunch
 from raylaunch.sglang.arguments import (
     LOADS_BY_SOCKET,
@@ -37,11 +40,15 @@ from raylaunch.sglang.metrics import SharedMetrics
 from raylaunch.sglang.sockets import SocketFolder
 from raylaunch.sglang.source import installed_version
 from raylaunch.sglang.versions import adopt, published
+from raylaunch.startup.signals import of_a_command
 from raylaunch.wire import SglangSettled, SglangSockets
 
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
 CLOSE_S = 5.0
 LOOK_S = 0.05
+SWITCH_S = 0.0005
+SET_NOTHING = ("torch", "openai.types.responses", "fastapi", "aiohttp", "requests", "IPython", "scipy.optimize")
+"""Some of what SGLang imports; torch's compiler, for one, sets variables of its process."""
 _importing = threading.Lock()
 
 log = logging.getLogger(__name__)
@@ -79,6 +86,8 @@ class SglangFrontend:
         self._config = config
         self._folder = SocketFolder()
         self._metrics = SharedMetrics()
+        self._met = threading.Event()
+        self.spans: list[Span] = []
         self._requests = RequestTable[SglangRequest]()  # SGLang queues them, and refuses those beyond its own limit
         self._lock = threading.Lock()
         self._importing: Background | None = None
@@ -117,11 +126,13 @@ class SglangFrontend:
         self._resolved, self._config = resolved, resolved.config
         self._folder.open()
         self._importing = Background(self._import)
+        self._detokenizer.start()
 
     def meet(self, where: Meeting) -> SglangSockets:
+        self._met.set()
         self._ports = sockets = self._folder.meet(where)
         self._same_node = where.same_node
-        self._detokenizer.start()
+        self._detokenizer.start(anew=self._folder.listeners is not None)
         return sockets
 
     def attach(self, offer: SglangSettled) -> None:
@@ -131,13 +142,8 @@ class SglangFrontend:
         if offer.version != (here := installed_version()):
             text = f"SGLang is {offer.version} on rank 0 and {here} on the driver, and speaks to its own version alone"
             raise LaunchError(text, "F19", Phase.CONNECT.name)
-        self._settled, seconds = offer.texts, self._config.deadlines.load
-        self._making = Background(functools.partial(self._make, offer))
-        try:
-            self._making.result(seconds)
-        except TimeoutError:
-            text = f"SGLang's tokenizer manager was not there within {seconds:g} s"
-            raise LaunchError(text, phase=Phase.CONNECT.name) from None
+        self._settled = offer.texts
+        self._making = Background(functools.partial(self._make, offer))  # while the ranks load
 
     def raise_if_failed(self) -> None:
         if self._detokenizer.failure is not None:
@@ -147,9 +153,12 @@ class SglangFrontend:
                 work.raise_if_failed()
 
     def up(self, offer: Any, resolved: ResolvedLaunch) -> None:
+        began = time.time()
+        self._await_side()
         if self.side is not None:
             self.side.share_images(self._same_node and self.side.settled.nnodes == 1)
         self._detokenizer.answer(functools.partial(self._probe, offer))
+        self.spans.append(Span("has a request answered", began, time.time()))
         self._up, self._rebuilding = True, False
         if self.side is not None and self.runs is not None:
             self.runs.soon(self.side.replay.resume)
@@ -170,6 +179,7 @@ class SglangFrontend:
     def close(self) -> None:
         with self._lock:
             self._closing = True
+        self._met.set()
         self.down(LaunchError("the engine was shut down"))
         self._detokenizer.close()
         for work in (self._importing, self._making):
@@ -291,7 +301,15 @@ class SglangFrontend:
 
     def _import(self) -> None:
         """Imports SGLang, while the ranks do. Raises :class:`ConfigError` if that cannot be."""
-        with _importing:
+        from raylaunch_actors.preload import import_all
+
+        with _importing, _beside_others(), timed(self.spans, "imports before Ray is there"):
+            import_all(SET_NOTHING)
+        # The others and SGLang 0.5.23 set variables, which a Ray that is started meanwhile would hand to its workers.
+        self._met.wait()
+        if self._closing:
+            return
+        with _importing, _beside_others(), timed(self.spans, "imports SGLang"):
             policy = asyncio.get_event_loop_policy()
             try:
                 import uvloop  # noqa: F401
@@ -302,12 +320,22 @@ class SglangFrontend:
             finally:
                 asyncio.set_event_loop_policy(policy)  # SGLang sets its own for the whole process
 
+    def _await_side(self) -> None:
+        assert self._making is not None
+        seconds = self._config.deadlines.load
+        try:
+            self._making.result(seconds)
+        except TimeoutError:
+            text = f"SGLang's tokenizer manager was not there within {seconds:g} s"
+            raise LaunchError(text, phase=Phase.VERIFY.name) from None
+
     def _make(self, settled: SglangSettled) -> None:
         """Makes SGLang's objects of what rank 0 has settled. Raises :class:`ConfigError` for what cannot be used."""
         assert self._importing is not None
         self._importing.result()
         from raylaunch_actors.sglang_engine.versions import port_args as port_args_of
 
+        began = time.time()
         server_args = adopt(settled.arguments, {**of_the_server(self._config), "skip_server_warmup": True})
         port_args = port_args_of(self.sockets)
         listeners = self._folder.listeners
@@ -332,6 +360,7 @@ class SglangFrontend:
             value = self._config.model.tokenizer or self._config.model.path
             text = f"SGLang cannot load its tokenizer: {type(error).__name__}: {error}"
             raise ConfigError(key, value, text) from error
+        self.spans.append(Span("makes the tokenizer manager", began, time.time()))
         side.replay.others = lambda: [one.side.replay for one in self.others()]
         self.side = side
 
@@ -395,6 +424,21 @@ class SglangFrontend:
         log_file, stopped_s = Path(self._folder.path) / "detokenizer.log", self._config.deadlines.stopped
         listeners = self._folder.listeners.only(self.sockets.detokenizer) if self._folder.listeners else None
         return DetokenizerProcess(log_file, on_death, environment, stopped_s, listeners)
+
+
+@contextmanager
+def _beside_others() -> Iterator[None]:
+    """Around seconds of imports on a thread: others, such as those that start Ray, wait for the interpreter at each of
+    their calls, and soon have it."""
+    from raylaunch_actors.preload import short_imports
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, SWITCH_S))
+    try:
+        with short_imports(last=False) if of_a_command() else nullcontext():  # a program's own imports are its own
+            yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,18 @@ def argument_classes(folder: Path) -> tuple[ast.ClassDef, ...]:
 def misfits(hooks: Iterable[Hook], folder: Path) -> list[str]:
     """The hooks that do not fit the SGLang in ``folder``, each with what is there instead."""
     return [f"{hook} {problem}" for hook in hooks if (problem := _problem(hook, folder))]
+
+
+def digest_of(hooks: Sequence[Hook], folder: Path) -> str:
+    """Another one as soon as the hooks are others, or a file that they are in."""
+    digest = hashlib.sha256()
+    for hook in hooks:
+        digest.update(repr(hook).encode())
+    for module in sorted({hook.module for hook in hooks} | {hook.only_with for hook in hooks}):
+        if (file := _file(module, folder)) is not None:
+            status = file.stat()
+            digest.update(f"{file} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:32]
 
 
 def _problem(hook: Hook, folder: Path) -> str:

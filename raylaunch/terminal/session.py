@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from raylaunch.config import LaunchConfig
     from raylaunch.engine import EngineBase
+    from raylaunch.group.preloaded import Preloaded
     from raylaunch.report import LaunchReport
     from raylaunch.resolved import ResolvedLaunch
 
@@ -37,6 +39,7 @@ def launched(
     show_report: bool = True,
     trace: Path | None = None,
     shown_by: LaunchProgress | None = None,
+    preloaded: Preloaded | None = None,
 ) -> Iterator[EngineBase]:
     """An engine that answers requests.
 
@@ -46,6 +49,7 @@ def launched(
         trace: where to write the launch's Chrome trace, also if the launch fails. One that cannot be written is told at
             once, and ends neither engine nor report: the command ends with code 1 when its work is done.
         shown_by: what shows the launch while it goes on; None takes a bar.
+        preloaded: what imports for its ranks already.
     Raises:
         ConfigError, LaunchError: as :meth:`raylaunch.Engine.start`.
     """
@@ -54,6 +58,7 @@ def launched(
 
     # Before Ray is imported: a wrong configuration is told at once.
     resolved = resolve(config) if isinstance(config, LaunchConfig) else config
+    resolved = replace(resolved, preloaded=preloaded)
     quiet_libraries()
     from raylaunch.engine import Engine
     from raylaunch.engine.replicas import Replicas, replicas_of

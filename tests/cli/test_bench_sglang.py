@@ -15,7 +15,15 @@ import pytest
 from raylaunch_actors.sglang_engine.environment import caches
 
 from raylaunch.benchmarks.processors import confine, deals, family
-from raylaunch.benchmarks.sglang import commands, groups, require_comparable, segments_removed, show, standard_error
+from raylaunch.benchmarks.sglang import (
+    JOINED,
+    commands,
+    groups,
+    require_comparable,
+    segments_removed,
+    show,
+    standard_error,
+)
 from raylaunch.benchmarks.timed_server import Served, Work, measure, plan
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
@@ -112,6 +120,16 @@ def test_both_launchers_get_the_same_implementation_variables_and_caches(tmp_pat
     assert told["variables"] == {**caches(None), **LONGER_CONTEXT, IMPLEMENTATION: "0", "NCCL_DEBUG": "WARN"}
     written = LaunchConfig.from_yaml(made["raylaunch"](1)[4])
     assert (written.communicator.kind, written.environment) == ("sgl_kernel", {"NCCL_DEBUG": "WARN"})
+    joins = commands(config, tmp_path, "10.0.0.4:6379")
+    assert joins[JOINED](1) == [*joins["raylaunch"](1), "--set", "placement.address=10.0.0.4:6379"]
+
+
+def test_a_cluster_that_was_started_before_has_a_row_of_its_own():
+    results = {name: [Served(s, {}, [1.0])] for name, s in (("sglang", 30.0), ("raylaunch", 24.0), (JOINED, 20.0))}
+    assert [line.split()[-5:-2] for line in show(describe_machine(), results)[-3::2]] == [
+        ["30.00", "24.00", "1.250"],
+        ["30.00", "20.00", "1.500"],
+    ]
 
 
 def test_what_a_launcher_leaves_in_shared_memory_is_removed(tmp_path):
@@ -167,6 +185,8 @@ def test_together_needs_a_ray_that_raylaunch_starts(monkeypatch):
     config = LaunchConfig.default(["engine.kind=sglang"])
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     require_comparable(config, together=False)
+    with pytest.raises(ConfigError, match="--joined"):
+        require_comparable(config, together=False, joined=True)
     with pytest.raises(ConfigError, match="--together"):
         require_comparable(config, together=True)
     with pytest.raises(ConfigError, match=r"engine\.kind = 'reference': must be sglang.* give a CONFIG with it"):

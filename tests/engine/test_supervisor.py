@@ -23,7 +23,7 @@ from raylaunch.group import node_loss, serving
 from raylaunch.group.launch import Launched
 from raylaunch.group.outcome import StepOutcome
 from raylaunch.model_check import check_model
-from raylaunch.report import LaunchReport
+from raylaunch.report import LaunchReport, Span
 from raylaunch.resolved import ResolvedLaunch, launch_of
 from raylaunch.tracing.spans import SpanFacts
 from tests.busy import patient
@@ -41,6 +41,7 @@ class Kept:
         self.left = list(launches)
         self.told: list[LaunchError] = []
         self.may_wait: list[bool] = []
+        self.spans: list[Span] = []
         self.failed: LaunchError | None = None
         self.keeper = Supervisor(CONFIG, lambda *_: None, self)
         monkeypatch.setattr(supervisor, "WATCH_S", 0.01)

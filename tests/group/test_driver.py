@@ -75,7 +75,7 @@ class LastFirst(ScriptedGroup):
 
 def test_what_rank_0_hands_out_at_attach_is_told_before_any_rank_goes_on() -> None:
     group, taken = LastFirst(PLAN), []
-    driver_of(group, attach=lambda offer: taken.append((offer, group._taken))).run()
+    driver_of(group, at={Gate.ATTACH: lambda offer: taken.append((offer, group._taken))}).run()
     (step,) = (step for step in PLAN.steps() if step.gate is Gate.ATTACH)
     assert taken == [(arrivals(PLAN, step)[0].offer, list(PLAN.steps()).index(step) + 1)]
 
@@ -87,5 +87,5 @@ def test_a_frontend_that_cannot_be_made_ends_the_launch_there() -> None:
         raise LaunchError("no tokenizer")
 
     with pytest.raises(LaunchError, match="no tokenizer"):
-        driver_of(group, attach=fails).run()
+        driver_of(group, at={Gate.ATTACH: fails}).run()
     assert group._taken == [step.gate for step in PLAN.steps()].index(Gate.ATTACH) + 1

@@ -129,3 +129,15 @@ def test_nothing_is_started_after_the_end(kept):
     kept.keeper.close()
     kept.die()
     assert (len(kept.processes), kept.processes[0].closed, kept.deaths) == (1, True, [])
+
+
+def test_one_that_was_not_configured_yet_is_started_anew_where_it_must_be(kept):
+    kept.keeper.start(anew=True)
+    assert len(kept.processes) == 1, "it works already"
+    early = Kept.__new__(Kept)
+    early.processes = []
+    keeper = DetokenizerKeeper(early.new, [].append, lambda: None, 1.0)
+    keeper.start()
+    keeper.start()
+    keeper.start(anew=True)
+    assert [one.closed for one in early.processes] == [True, False]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raylaunch.errors import ConfigError
-from raylaunch.sglang.source import Hook, argument_classes, known_arguments, known_load_formats, misfits
+from raylaunch.sglang.source import Hook, argument_classes, digest_of, known_arguments, known_load_formats, misfits
 
 MODULE = """
 try:
@@ -87,6 +87,16 @@ def test_what_fits(hook, folder):
 )
 def test_what_does_not_is_named_with_what_is_there(hook, said, folder):
     assert misfits([hook, Hook("sglang.srt.module", "LIMIT")], folder) == [said]
+
+
+def test_what_was_found_to_fit_is_looked_at_again_once_a_file_or_a_hook_is_another(folder):
+    hooks = [Hook("sglang.srt.module", "Engine.size"), Hook("sglang.srt.gone", "work", optional=True)]
+    before = digest_of(hooks, folder)
+    assert digest_of(hooks, folder) == before
+    assert digest_of(hooks[:1], folder) != before
+    module = folder / "srt" / "module.py"
+    module.write_text(module.read_text() + "\n")
+    assert digest_of(hooks, folder) != before
 
 
 def forget() -> None:

@@ -14,12 +14,22 @@ from raylaunch_actors.sglang_engine import environment, launch, versions
 from raylaunch import LaunchConfig
 from raylaunch.errors import RankFault
 from raylaunch.group.launch import NO_MULTICAST
+from raylaunch.model.shape import ModelShape
 from raylaunch.sglang.arguments import IMPLEMENTATION
 from raylaunch.sglang.environment import switches
 
+MODEL = ModelShape("QwenForCausalLM", max_positions=0, vocab_size=0, heads=0, kv_heads=0)
+
 
 def spec(*overrides, rank=1):
-    return types.SimpleNamespace(config=LaunchConfig.default(overrides), group="g", rank=rank, sockets=None, nodes=1)
+    return types.SimpleNamespace(
+        config=LaunchConfig.default(overrides),
+        group="g",
+        rank=rank,
+        sockets=None,
+        nodes=1,
+        shape=MODEL,
+    )
 
 
 @pytest.mark.parametrize(("kind", "value"), [("sgl_kernel", "0"), ("jit", "1"), ("custom", None), ("library", None)])

@@ -25,7 +25,7 @@ from raylaunch_actors.device import identity, memory_in_use, rank_device
 from raylaunch_actors.fingerprint import fingerprint, own_folder
 from raylaunch_actors.gate import RankGate
 from raylaunch_actors.interfaces import in_words
-from raylaunch_actors.progress import compilers_work, modules_loaded, reported
+from raylaunch_actors.progress import compilers_work, importing, reported
 from raylaunch_actors.sglang_engine import environment, hooked, seams, versions
 from raylaunch_actors.sglang_engine.hooks import Hooks
 from raylaunch_actors.sglang_engine.rounds import Rounds
@@ -48,7 +48,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     store = meet(spec, gate)
     hooks = Hooks()
     try:
-        with reported(gate, "importing sglang", modules_loaded):
+        with importing(gate, "sglang"):
             before = dict(os.environ)
             args = versions.server_args(server_arguments(spec.config, spec.nodes, spec.node))
             rounds = Rounds(spec, gate)

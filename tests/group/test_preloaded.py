@@ -1,0 +1,64 @@
+"""Which workers of Ray's a process of this one's may become, and how many are started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+
+import pytest
+
+from raylaunch import LaunchConfig
+from raylaunch.group.preloaded import Preloaded, Surroundings, difference, ranks_here, surroundings
+
+MINE = Surroundings(("net:[1]", "0::/"), "/env/bin/python", {"PATH": "/bin", "OMP_NUM_THREADS": "1", "TERM": "dumb"})
+
+
+@pytest.mark.parametrize(
+    ("raylet", "why"),
+    [
+        ({}, ""),
+        ({"variables": {"PATH": "/bin", "TERM": "xterm", "RAY_X": "1"}}, ""),
+        ({"variables": {"PATH": "/bin", "OMP_NUM_THREADS": "8"}}, ""),  # every rank is given it
+        ({"variables": {"PATH": "/bin", "PYTHONBREAKPOINT": "ray.util.rpdb.set_trace"}}, ""),
+        ({"variables": {"PATH": "/bin", "LD_LIBRARY_PATH": ""}}, ""),
+        ({"variables": {"PATH": "/sbin", "TORCH_LOGS": "all"}}, "Ray has other variables: PATH, TORCH_LOGS"),
+        ({"python": "/usr/bin/python3"}, "Ray runs /usr/bin/python3"),
+        ({"spaces": ("net:[2]", "0::/")}, "Ray runs in other namespaces"),
+    ],
+)
+def test_what_a_worker_must_have_in_common_with_this_process(raylet: dict[str, object], why: str) -> None:
+    said = difference(MINE, replace(MINE, **raylet), {"OMP_NUM_THREADS": "1"})  # type: ignore[arg-type]
+    assert said.startswith(why) if why else said == ""
+
+
+def test_surroundings_are_read_of_any_process() -> None:
+    mine = surroundings(os.getpid(), sys.executable)
+    assert mine.variables["PATH"] == os.environ["PATH"]
+    assert difference(mine, mine, {}) == ""
+    with pytest.raises(OSError, match="No such file"):
+        surroundings(1 << 30, sys.executable)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "ranks"),
+    [
+        ((), 0, 0),
+        ((), 1, 1),
+        ((), 8, 4),
+        (("engine.device=cpu",), 0, 4),
+        (("parallel.nodes=2",), 8, 2),
+    ],
+)
+def test_as_many_are_started_as_this_node_may_have_ranks(changes: tuple[str, ...], gpus: int, ranks: int) -> None:
+    config = LaunchConfig.default(["parallel.tensor_parallel_size=4", "engine.device=auto", *changes])
+    assert ranks_here(config, gpus) == ranks
+
+
+def test_those_that_become_no_worker_are_ended() -> None:
+    one = Preloaded(2, ("colorsys",), {}, {})
+    processes = list(one._started.values())
+    one.close()
+    one.close()
+    assert all(process.wait(10) is not None for process in processes)
+    assert not one._folder.exists()
