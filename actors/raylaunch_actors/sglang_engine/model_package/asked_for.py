@@ -29,9 +29,9 @@ def _modules(folder: Path) -> Iterator[str]:
 
 
 def _entry() -> object:
-    spec = importlib.util.find_spec(PACKAGE)
+    asked = os.environ.get(ARCHITECTURE)
+    spec = importlib.util.find_spec(PACKAGE) if asked else None
     for folder in spec.submodule_search_locations or () if spec is not None else ():
-        asked = os.environ.get(ARCHITECTURE)
         if asked and (name := module_of(asked, Path(folder))):
             return importlib.import_module(f"{PACKAGE}.{name}").EntryClass
     return None
