@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 # No time limit for one example: on a shared machine it measures the neighbours. The same examples each time, so that a
@@ -23,3 +25,11 @@ def pytest_collection_finish() -> None:
     """Leaves what collection has made out of all later garbage collections: captures begin with a full one each."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_nicer() -> Iterator[None]:
+    """No test leaves this process, and what later ones launch, at another priority than it found."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    yield
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
