@@ -24,7 +24,8 @@ def main() -> None:
 
     In it are SGLang's server and port arguments, variables to set, and the ports at which other nodes reach it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # a Ctrl-C, and what all processes of a Ray job that is stopped get,
+        signal.signal(number, signal.SIG_IGN)  # are the parent's to handle: running requests end first
     from raylaunch_actors.preload import short_imports
 
     with short_imports():

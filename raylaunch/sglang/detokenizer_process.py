@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raylaunch.sglang.children import end, kill_once_stopped, last_lines
+from raylaunch.sglang.children import kill_once_stopped, last_lines
 from raylaunch.sglang.detokenizer import READY
 from raylaunch.sglang.listeners import Listeners
 
-END_S = 3.0
 LOG_TAIL_LINES = 20
 
 
@@ -88,7 +87,8 @@ class DetokenizerProcess:
         process = self._process
         if process is None:
             return
-        end(process, END_S)
+        process.kill()  # it has nothing to put in order
+        process.wait()
         if process.stdin is not None:
             try:
                 process.stdin.close()

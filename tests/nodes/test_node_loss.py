@@ -102,7 +102,8 @@ def test_the_group_is_rebuilt_on_other_nodes(how: str, hosts: Hosts) -> None:
 def test_a_node_whose_raylet_alone_ends_is_left_at_once(number: int, hosts: Hosts) -> None:
     """Long before its ranks end, which would hold their memory meanwhile; the group is rebuilt without it, or fails by
     what came first."""
-    with driver(hosts, "recovery.rebuilds=1", "deadlines.place=5") as remote:
+    place = f"deadlines.place={patient(5)}"  # a first launch that is not placed in time would be the one rebuild
+    with driver(hosts, "recovery.rebuilds=1", place) as remote:
         before = remote.hear("ready")["places"]
         lost = host_of(before[1][0])
         began = time.time()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -26,6 +27,15 @@ def kill(frontend):
     before = frontend._detokenizer.pid
     os.kill(before, signal.SIGKILL)
     return before
+
+
+def test_asked_to_end_like_every_process_of_a_job_that_is_stopped(frontend, rank):
+    """It goes on: answers that run end first, and its parent ends it."""
+    before = frontend._detokenizer.pid
+    os.kill(before, signal.SIGTERM)
+    time.sleep(0.5)
+    assert ask(frontend).text == "42"
+    assert (frontend._detokenizer.pid, frontend.trouble()) == (before, "")
 
 
 def test_while_it_answers(frontend, rank):
