@@ -161,7 +161,8 @@ class Replicas(EngineBase):
 
 def one_of(config: LaunchConfig, number: int) -> LaunchConfig:
     """What one replica launches."""
-    return config.replace({"name": f"{config.name}-{number}", "parallel.replicas": 1})
+    # Not preloaded: when a rank of one was killed, those of the others died.
+    return config.replace({"name": f"{config.name}-{number}", "parallel.replicas": 1, "engine.preload": False})
 
 
 def replicas_of(engine: EngineBase) -> tuple[EngineBase, ...]:
