@@ -134,15 +134,12 @@ def launch(
             def attach(offer: Any) -> None:
                 if frontend is not None:
                     with span(report, "frontend", Phase.CONNECT):
-                        _wait(lambda: frontend.attach(offer), Phase.CONNECT, stopped)
+                        _wait(Background(lambda: frontend.attach(offer)), Phase.CONNECT, stopped)
 
             def await_kernels(_: Any) -> None:
                 for work in preparing:
                     with span(report, "kernels", Phase.WARMUP):
-                        while not work.done(LOOK_S) and not group.any_ended():  # which the next step explains
-                            if stopped():
-                                raise shut_down(Phase.WARMUP.name)
-                        work.raise_if_failed()
+                        _wait(work, Phase.WARMUP, stopped, group.any_ended)  # which the next step explains
 
             at = {Gate.ATTACH: attach, Gate.LOADED: await_kernels}
             driver = Driver(group, resolved, report, listener, stopped, at)
@@ -187,10 +184,12 @@ def meeting(placement: Placement) -> Meeting:
     return Meeting(placement.seats[0].node_id == here, ray.util.get_node_ip_address(), may_move=others)
 
 
-def _wait(work: Callable[[], None], phase: Phase, stopped: Callable[[], bool]) -> None:
-    """Runs what may take long. Raises what it raises, or that the launch is wanted no more."""
-    doing = Background(work)
-    while not doing.done(LOOK_S):
+def _wait(
+    doing: Background, phase: Phase, stopped: Callable[[], bool], in_vain: Callable[[], bool] = lambda: False
+) -> None:
+    """Waits for what may take long, unless it is ``in_vain``. Raises what it raises, or that the launch is wanted no
+    more."""
+    while not doing.done(LOOK_S) and not in_vain():
         if stopped():
             raise shut_down(phase.name)
     doing.raise_if_failed()

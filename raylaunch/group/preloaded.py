@@ -161,10 +161,10 @@ class Preloaded:
 
 
 def preload(config: LaunchConfig) -> Preloaded | None:
-    """Begins to import what the ranks will that this node may have; None if there are none, or nothing is known of
-    what they import."""
+    """Begins to import what the ranks will that this node may have; None if there are none, nothing is known of what
+    they import, or they are of several replicas."""
     count = ranks_here(config, len(list(Path("/dev").glob(GPU_FILES))))
-    if config.engine.kind != "sglang" or not config.engine.preload or not count:
+    if config.engine.kind != "sglang" or not config.engine.preload or config.parallel.replicas > 1 or not count:
         return None
     from raylaunch_actors.sglang_engine.environment import OF_OTHERS, shared
 
@@ -173,8 +173,8 @@ def preload(config: LaunchConfig) -> Preloaded | None:
 
 @contextlib.contextmanager
 def preloading(config: LaunchConfig) -> Iterator[Preloaded | None]:
-    """The same for a block in which it is launched, or found to be wrong. Of several replicas each does it later."""
-    preloaded = preload(config) if config.parallel.replicas == 1 else None
+    """The same for a block in which it is launched, or found to be wrong."""
+    preloaded = preload(config)
     try:
         yield preloaded
     finally:

@@ -260,8 +260,11 @@ class RankGroup:
 
     def any_ended(self) -> bool:
         """Whether a rank has ended by now."""
-        boots = [member.boot for member in self.members if member.boot is not None]
+        boots = self._boots()
         return bool(boots and ray.wait(boots, num_returns=1, timeout=0)[0])
+
+    def _boots(self) -> list[Any]:
+        return [member.boot for member in self.members if member.boot is not None]
 
     def sightings(self) -> dict[int, Sighting]:
         """The ranks whose processes are dying, gone or stopped now, as the agents of their nodes see them."""
@@ -345,7 +348,7 @@ class RankGroup:
         """Asks all ranks to leave their serve loops; whether they all did in time."""
         for member in self.members:
             member.actor.stop.remote()
-        boots = [member.boot for member in self.members if member.boot is not None]
+        boots = self._boots()
         done, _ = ray.wait(boots, num_returns=len(boots), timeout=timeout_s) if boots else ([], [])
         return len(done) == len(boots)
 
