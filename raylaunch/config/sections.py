@@ -162,7 +162,7 @@ class EngineConfig(Section):
         max_waiting_requests: requests that may wait beside them; more are refused.
         threads: CPU threads of each rank.
         preload: ranks on the driver's node begin to import before Ray is there, where they can; with the engine
-            ``sglang``; never for several replicas.
+            ``sglang``.
         sampling_defaults: where a request says nothing of it, tokens are chosen as the ``model`` wants
             (``generation_config.json``: temperature, top_k, top_p, or greedily), or as ``openai`` does: temperature 1
             over HTTP; in Python greedily. SGLang's argument of that name.
@@ -177,7 +177,7 @@ class EngineConfig(Section):
     max_running_requests: PositiveInt = 32
     max_waiting_requests: PositiveInt = 1024
     threads: PositiveInt = 1
-    preload: bool = False
+    preload: bool = True
     sampling_defaults: Literal["model", "openai"] = "model"
     sglang: SglangConfig = SglangConfig()
 

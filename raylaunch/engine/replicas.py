@@ -161,8 +161,7 @@ class Replicas(EngineBase):
 
 def one_of(config: LaunchConfig, number: int) -> LaunchConfig:
     """What one replica launches."""
-    # Not preloaded: when a rank of one was killed, those of the others died.
-    return config.replace({"name": f"{config.name}-{number}", "parallel.replicas": 1, "engine.preload": False})
+    return config.replace({"name": f"{config.name}-{number}", "parallel.replicas": 1})
 
 
 def replicas_of(engine: EngineBase) -> tuple[EngineBase, ...]:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,16 +106,28 @@ class Preloaded:
         self._program = str(Path(ranks_side(str(Path(__file__).parents[1]))) / "preload.py")
         self._left = [self._folder / str(rank) for rank in range(count)]
         self._started = {name: self._start(name, modules) for name in self._left}
-        for process in self._started.values():  # which Ray's own process would have waited for
-            threading.Thread(target=process.wait, name="raylaunch-preloaded", daemon=True).start()
         self._why: str | None = None
 
     def _start(self, name: Path, modules: Sequence[str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, self._program, "import", str(name), *modules],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**self._defaults, **self._environment}, start_new_session=True,
-        )  # fmt: skip
+        """Starts one in a thread that lives as long as it does, and waits for it: SGLang has the kernel kill a
+        scheduler whose parent ends, and to the kernel the parent is the thread (prctl(2), PR_SET_PDEATHSIG)."""
+        started: Future[subprocess.Popen[bytes]] = Future()
+
+        def own() -> None:
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, self._program, "import", str(name), *modules],
+                    stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    env={**self._defaults, **self._environment}, start_new_session=True,
+                )  # fmt: skip
+            except BaseException as error:
+                started.set_exception(error)
+                return
+            started.set_result(process)
+            process.wait()
+
+        threading.Thread(target=own, name="raylaunch-preloaded", daemon=True).start()
+        return started.result()
 
     def executable(self) -> str | None:
         """What Ray is to start in the place of Python for one rank on this node, another one each time; None for
@@ -162,7 +175,7 @@ class Preloaded:
 
 def preload(config: LaunchConfig) -> Preloaded | None:
     """Begins to import what the ranks will that this node may have; None if there are none, nothing is known of what
-    they import, or they are of several replicas."""
+    they import, or they are of several replicas, of which each begins for itself."""
     count = ranks_here(config, len(list(Path("/dev").glob(GPU_FILES))))
     if config.engine.kind != "sglang" or not config.engine.preload or config.parallel.replicas > 1 or not count:
         return None

@@ -11,6 +11,7 @@ from raylaunch_actors.gate import RankGate
 
 from raylaunch.errors import CollectiveAborted, RankFault
 from raylaunch.protocol import Arrival, Failure, Gate, IterationFacts, LaunchPlan, Release, RoundPlan, Step
+from tests.waiting import wait_until
 
 PLAN = LaunchPlan(1, (RoundPlan("prefill", (8,)),))
 PATIENCE_S = 5
@@ -20,13 +21,6 @@ PATIENCE_S = 5
 def pool():
     with ThreadPoolExecutor(4) as threads:
         yield threads
-
-
-def until(condition):
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.001)
 
 
 def test_a_rank_passes_its_gates_in_order(pool):
@@ -157,7 +151,7 @@ def test_granularity_decides_where_a_rank_stops_but_never_lets_a_third_iteration
         )
         rank.start()
         if iteration in stops:
-            until(lambda: gate.state().waiting)
+            wait_until(lambda: gate.state().waiting)
             gate.finish(Release(Step(Gate.ITERATION, "prefill", 8, iteration), ()))
         rank.join(PATIENCE_S)
         assert not rank.is_alive()

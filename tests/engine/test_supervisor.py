@@ -29,6 +29,7 @@ from raylaunch.tracing.spans import SpanFacts
 from tests.busy import patient
 from tests.protocol.builders import PLAN
 from tests.scripted_group import ScriptedGroup
+from tests.waiting import wait_until
 
 CONFIG = LaunchConfig.default(["recovery.rebuilds=1"])
 RESOLVED = launch_of(CONFIG, check_model(CONFIG))
@@ -79,13 +80,6 @@ class Kept:
 
     def wait_for(self, condition: Condition, restarts_left: int = 0) -> None:
         wait_until(lambda: (self.keeper.condition, self.keeper.restarts_left) == (condition, restarts_left))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5.0
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def lose(group: ScriptedGroup) -> None:

@@ -16,6 +16,7 @@ from raylaunch.group.outcome import StepOutcome
 from raylaunch.protocol import Arrival, Release, Step, VerifyFacts
 from raylaunch.report import LaunchReport, StepRecord
 from tests.protocol.builders import PLAN, VERDICT, arrivals, say
+from tests.waiting import wait_until
 
 NOT_NOW = {"shapes": {}}
 WRONG = {"max_error": 1.0}
@@ -73,13 +74,6 @@ def begun(ranks: Ranks) -> tuple[LateVerification, LaunchReport]:
     late = LateVerification(ranks, PLAN, report, ranks)  # type: ignore[arg-type]
     late.start()
     return late, report
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5.0
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def both(**changes: Any) -> Callable[[list[Arrival]], list[Arrival]]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from raylaunch import LaunchConfig
 from raylaunch.group.preloaded import Preloaded, Surroundings, difference, ranks_here, surroundings
+from tests.waiting import wait_until
 
 MINE = Surroundings(("net:[1]", "0::/"), "/env/bin/python", {"PATH": "/bin", "OMP_NUM_THREADS": "1", "TERM": "dumb"})
 
@@ -53,6 +57,26 @@ def test_surroundings_are_read_of_any_process() -> None:
 def test_as_many_are_started_as_this_node_may_have_ranks(changes: tuple[str, ...], gpus: int, ranks: int) -> None:
     config = LaunchConfig.default(["parallel.tensor_parallel_size=4", "engine.device=auto", *changes])
     assert ranks_here(config, gpus) == ranks
+
+
+PARENT = """
+import ctypes, signal
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+open(__file__ + ".done", "w").close()
+"""
+
+
+def test_they_outlive_the_thread_that_has_started_them(tmp_path: Path) -> None:
+    """SGLang's schedulers ask the kernel to be killed with their parent, which is the thread that has forked."""
+    tmp_path.joinpath("dies_with_parent.py").write_text(PARENT)
+    with ThreadPoolExecutor(1) as pool:
+        one = pool.submit(Preloaded, 2, ("dies_with_parent",), {"PYTHONPATH": str(tmp_path)}, {}).result()
+        wait_until(tmp_path.joinpath("dies_with_parent.py.done").exists)
+    processes = list(one._started.values())
+    time.sleep(0.2)  # the pool's thread has ended
+    codes = [process.poll() for process in processes]
+    one.close()
+    assert codes == [None, None]
 
 
 def test_those_that_become_no_worker_are_ended() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 
 import pytest
 
@@ -41,13 +40,6 @@ def start(frontend, prompt="12+30=", request_id=None, **params):
 
 def ask(frontend, prompt="12+30=", **params):
     return Waiter(frontend, start(frontend, prompt, **params)).completion()
-
-
-def wait_until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def place_ranks(frontend, config=CONFIG, where=HERE):

@@ -12,9 +12,10 @@ import zmq
 from raylaunch.frontends.base import Meeting
 from raylaunch.resolved import launch_of
 from raylaunch.sglang.frontend import SglangFrontend
-from tests.sglang.conftest import CONFIG, HERE, LOST, RESOLVED, ask, needs_sglang, place_ranks, wait_until
+from tests.sglang.conftest import CONFIG, HERE, LOST, RESOLVED, ask, needs_sglang, place_ranks
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 from tests.sglang.test_sockets import Canary, made, with_keys
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, needs_sglang]
 AWAY = Meeting(False, "127.0.0.1")

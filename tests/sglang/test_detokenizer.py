@@ -10,8 +10,9 @@ import pytest
 
 from raylaunch.errors import LaunchError, RequestFailed
 from raylaunch.frontends.answers import Waiter
-from tests.sglang.conftest import CONFIG, LOST, RESOLVED, ask, begun_frontend, needs_sglang, start, wait_until
+from tests.sglang.conftest import CONFIG, LOST, RESOLVED, ask, begun_frontend, needs_sglang, start
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, needs_sglang]
 

@@ -8,7 +8,7 @@ import pytest
 
 from raylaunch.errors import LaunchError
 from raylaunch.sglang.detokenizer_keeper import RESTARTS, DetokenizerKeeper
-from tests.sglang.conftest import wait_until
+from tests.waiting import wait_until
 
 DEATH = "SGLang's detokenizer was killed by signal 9:\nlast words"
 

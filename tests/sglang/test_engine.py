@@ -16,8 +16,9 @@ from raylaunch.errors import LaunchError
 from raylaunch.group.launch import launch
 from raylaunch.protocol import Phase
 from raylaunch.resolved import launch_of
-from tests.sglang.conftest import CONFIG, needs_sglang, place_ranks, wait_until
+from tests.sglang.conftest import CONFIG, needs_sglang, place_ranks
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, needs_sglang]
 

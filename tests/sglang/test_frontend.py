@@ -18,8 +18,9 @@ from raylaunch.sglang import frontend as frontends
 from raylaunch.sglang.frontend import SglangFrontend
 from raylaunch.sglang.versions import Published
 from tests.busy import patient
-from tests.sglang.conftest import CONFIG, LOST, RESOLVED, ask, needs_sglang, place_ranks, start, wait_until
+from tests.sglang.conftest import CONFIG, LOST, RESOLVED, ask, needs_sglang, place_ranks, start
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, needs_sglang]
 

@@ -21,8 +21,9 @@ from raylaunch.engine.health import Condition, Health
 from raylaunch.serve.run import bind, exposed, serve
 from tests.busy import patient
 from tests.serve.fake_engine import FakeEngine
-from tests.sglang.conftest import CONFIG, LOST, RESOLVED, needs_sglang, wait_until
+from tests.sglang.conftest import CONFIG, LOST, RESOLVED, needs_sglang
 from tests.sglang.scripted_rank import OFFER
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, needs_sglang]
 READY, GONE = (Health(ready, condition, reason, (), 0, 0) for ready, condition, reason in [

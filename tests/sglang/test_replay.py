@@ -15,8 +15,9 @@ from raylaunch.errors import RequestFailed
 from raylaunch.frontends.answers import Waiter, joined
 from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.sglang.replay import SecondPart, continued, obstacle
-from tests.sglang.conftest import CONFIG, LOST, RESOLVED, needs_sglang, place_ranks, start, wait_until
+from tests.sglang.conftest import CONFIG, LOST, RESOLVED, needs_sglang, place_ranks, start
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
+from tests.waiting import wait_until
 
 NOTHING = {
     "max_new_tokens": 9, "min_new_tokens": 4, "stop_strs": [], "stop_str_max_len": 0, "no_stop_trim": False,
