@@ -118,7 +118,7 @@ class Preloaded:
                 process = subprocess.Popen(
                     [sys.executable, self._program, "import", str(name), *modules],
                     stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                    env={**self._defaults, **self._environment}, start_new_session=True,
+                    env={**self._defaults, **self._environment}, process_group=0,
                 )  # fmt: skip
             except BaseException as error:
                 started.set_exception(error)
