@@ -3,6 +3,7 @@ with the job, and SGLang's real schedulers run on another host."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -121,21 +122,26 @@ def test_what_is_wrong_is_the_last_line_and_the_exit_code(hosts: Hosts) -> None:
     assert any(line.startswith("LaunchError F06 [LOAD]") for line in lines)
 
 
-def test_a_server_on_the_head_with_a_package_of_its_own_is_stopped_and_drains(hosts: Hosts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+def test_a_server_on_the_head_with_a_package_of_its_own_is_stopped_and_drains(
+    installer: str, hosts: Hosts, tmp_path: Path
+) -> None:
     """The package is on both hosts; the answer that runs ends first."""
-    offline = ["--no-index", f"--find-links={wheel(tmp_path)}"]
+    if importlib.util.find_spec(installer) is None:
+        pytest.skip(f"needs {installer}")
+    job, options = f"serve-{installer}", {"pip": "pip_install_options", "uv": "uv_pip_install_options"}[installer]
     environment = {
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), "SEEN": str(tmp_path)},
-        "pip": {"packages": ["seen"], "pip_install_options": offline},
+        installer: {"packages": ["seen"], options: ["--no-index", f"--find-links={wheel(tmp_path)}"]},
     }
     more = ("--runtime-env-json", json.dumps(environment), "--no-wait")
     drain = ("--set", f"serve.drain={STOP_S - 10}")
-    code, _ = submit(hosts, "serve", "serve", "--host", address(0), "--port", str(PORT), *drain, more=more)
+    code, _ = submit(hosts, job, "serve", "--host", address(0), "--port", str(PORT), *drain, more=more)
     assert code == 0
     end = time.monotonic() + patient(200)
-    while f"at http://{address(0)}:{PORT}" not in "\n".join(ray_job(hosts, "logs", "serve")[1]):
+    while f"at http://{address(0)}:{PORT}" not in "\n".join(ray_job(hosts, "logs", job)[1]):
         assert time.monotonic() < end
-        assert state(hosts, "serve")[0] in ("PENDING", "RUNNING")
+        assert state(hosts, job)[0] in ("PENDING", "RUNNING")
         time.sleep(2)
     ranks, seen = hosts.ranks(1), {one.name for one in tmp_path.iterdir()}
     assert len(ranks) == 2
@@ -146,7 +152,7 @@ def test_a_server_on_the_head_with_a_package_of_its_own_is_stopped_and_drains(ho
     streaming = client(hosts, "stream")
     assert streaming.stdout is not None
     assert streaming.stdout.readline() == b"begun\n"
-    ray_job(hosts, "stop", "serve")
+    ray_job(hosts, "stop", job)
     assert answer(streaming) == {"tokens": STREAMED, "reason": "length", "done": "[DONE]"}
-    assert state(hosts, "serve")[0] == "STOPPED"
-    assert "SIGTERM: no new requests" in "\n".join(ray_job(hosts, "logs", "serve")[1])
+    assert state(hosts, job)[0] == "STOPPED"
+    assert "SIGTERM: no new requests" in "\n".join(ray_job(hosts, "logs", job)[1])

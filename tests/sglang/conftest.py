@@ -6,6 +6,7 @@ import contextlib
 import os
 
 import pytest
+import torch.distributed  # noqa: F401  # Python aborts where this is imported beside a thread that imports torch
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError

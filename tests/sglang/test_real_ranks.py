@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import signal
@@ -212,7 +213,8 @@ def test_f23_a_cache_that_does_not_fit() -> None:
 
 def test_an_image_is_answered(tmp_path: Path) -> None:
     """The image goes through the driver's processor to every rank, and decides what is answered."""
-    pytest.importorskip("torchvision")
+    if not any(True for _ in importlib.metadata.Distribution.discover(name="torchvision")):
+        pytest.skip("needs torchvision itself, not what stands in for it")
     from PIL import Image
 
     folder = save("qwen2_5_vl", tmp_path)
