@@ -79,12 +79,16 @@ def short_imports(*, last: bool = True) -> Iterator[None]:
 
 
 def import_all(modules: Iterable[str], wanted: Callable[[], bool] = lambda: True) -> None:
-    """Imports those that can be, as long as they are ``wanted``."""
-    for module in modules:
+    """Imports those that can be, as long as they are ``wanted``. Of ``MODULE:FUNCTION`` the function is called, too:
+    one that keeps what it returns."""
+    for entry in modules:
         if not wanted():
             break
+        module, _, function = entry.partition(":")
         with contextlib.suppress(ImportError):  # whoever needs it will say so
-            importlib.import_module(module)
+            imported = importlib.import_module(module)
+            if called := getattr(imported, function, None):
+                called()
 
 
 class KeepsBytecode(SourceFileLoader):

@@ -27,7 +27,7 @@ from raylaunch_actors import node_gates, priority, shortage
 from raylaunch_actors.contexts import open_contexts
 from raylaunch_actors.gate import RankGate, RankState
 from raylaunch_actors.interfaces import choose_interface
-from raylaunch_actors.preload import short_imports
+from raylaunch_actors.preload import import_all, short_imports
 from raylaunch_actors.process_state import born
 from raylaunch_actors.progress import importing
 from raylaunch_actors.spec import RankSpec
@@ -113,11 +113,7 @@ class RankBase:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus
         with short_imports():
             program = importlib.import_module(PROGRAMS[self.spec.program])
-            for name in getattr(program, "imports", lambda _: ())(self.spec):
-                if self._adopted.is_set():
-                    break
-                with contextlib.suppress(ImportError):  # whoever needs it will say so
-                    importlib.import_module(name)
+            import_all(getattr(program, "imports", lambda _: ())(self.spec), lambda: not self._adopted.is_set())
         if opened := open_contexts():
             raise RankFault(None, f"its imports have opened a CUDA context on GPU {', '.join(map(str, opened))}")
         return int(psutil.Process().memory_info().rss)

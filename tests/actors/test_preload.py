@@ -115,3 +115,12 @@ def test_short_imports_leave_collections_as_they_were_or_on(monkeypatch: pytest.
     finally:
         gc.unfreeze()
         gc.enable()
+
+
+def test_a_function_that_keeps_what_it_returns_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.joinpath("keeps_much.py").write_text("kept = []\ndef much():\n    kept.append(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    preload.import_all(["keeps_much", "no_such_module:much", "keeps_much:much", "keeps_much:of_another_version"])
+    assert sys.modules["keeps_much"].kept == [1]
+    preload.import_all(["keeps_much:much"], lambda: False)
+    assert sys.modules.pop("keeps_much").kept == [1]

@@ -52,10 +52,10 @@ DEFAULTS = {
 OF_OTHERS = (
     "torch", "torch._dynamo", "torch._inductor.select_algorithm", "transformers", "transformers.modeling_utils",
     "torchvision", "openai.types.responses", "fastapi", "scipy.optimize", "compressed_tensors", "aiohttp", "IPython",
-    "requests", "transformers.models.auto.processing_auto",
+    "requests", "transformers.models.auto.processing_auto", (KEY_OF_KERNELS := "torch._inductor.codecache:torch_key"),
 )  # fmt: skip
 """Three quarters of the time that SGLang's import takes: modules of others that it imports, none of which asks for
-GPUs. xgrammar does, and SGLang's own."""
+GPUs. xgrammar does, and SGLang's own. The last reads all of torch's sources, and finds kernels by their hash."""
 ASKED = {
     "enable_nccl_nvls": {"NCCL_NVLS_ENABLE": "1"},
     "enable_symm_mem": {"NCCL_NVLS_ENABLE": "1", "NCCL_CUMEM_ENABLE": "1"},

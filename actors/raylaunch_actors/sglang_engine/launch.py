@@ -38,7 +38,7 @@ def imports(spec: RankSpec) -> Iterator[str]:
     """SGLang's scheduler, which has nearly all in it, and what else is hooked; none of its models, of which some open a
     CUDA context when they are imported (0.5.17)."""
     environment.prepare_imports(spec)
-    yield from (hooked.SCHEDULER, "sglang.srt.parser.template_detection")
+    yield from (hooked.SCHEDULER, "sglang.srt.parser.template_detection", environment.KEY_OF_KERNELS)
     if spec.device == "cuda":
         yield from dict.fromkeys(one.module for one in hooked.EVERY)
 
