@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from raylaunch.sglang.arguments import (
 from raylaunch.sglang.detokenizer_keeper import DetokenizerKeeper
 from raylaunch.sglang.detokenizer_process import DetokenizerProcess
 from raylaunch.sglang.environment import switches
+from raylaunch.sglang.importing import import_sglang
 from raylaunch.sglang.loop import Loop, LoopThread
 from raylaunch.sglang.manager import TokenizerSide
 from raylaunch.sglang.mapping import StreamedAnswer, image_data, sampling_parameters
@@ -40,16 +39,11 @@ from raylaunch.sglang.metrics import SharedMetrics
 from raylaunch.sglang.sockets import SocketFolder
 from raylaunch.sglang.source import installed_version
 from raylaunch.sglang.versions import adopt, published
-from raylaunch.startup.signals import of_a_command
 from raylaunch.wire import SglangSettled, SglangSockets
 
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
 CLOSE_S = 5.0
 LOOK_S = 0.05
-SWITCH_S = 0.0005
-SET_NOTHING = ("torch", "openai.types.responses", "fastapi", "aiohttp", "requests", "IPython", "scipy.optimize")
-"""Some of what SGLang imports; torch's compiler, for one, sets variables of its process."""
-_importing = threading.Lock()
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +119,7 @@ class SglangFrontend:
     def begin(self, resolved: ResolvedLaunch) -> None:
         self._resolved, self._config = resolved, resolved.config
         self._folder.open()
-        self._importing = Background(self._import)
+        self._importing = Background(lambda: import_sglang(self.spans, self._met, lambda: self._closing))
         self._detokenizer.start()
 
     def meet(self, where: Meeting) -> SglangSockets:
@@ -153,12 +147,11 @@ class SglangFrontend:
                 work.raise_if_failed()
 
     def up(self, offer: Any, resolved: ResolvedLaunch) -> None:
-        began = time.time()
-        self._await_side()
-        if self.side is not None:
-            self.side.share_images(self._same_node and self.side.settled.nnodes == 1)
-        self._detokenizer.answer(functools.partial(self._probe, offer))
-        self.spans.append(Span("has a request answered", began, time.time()))
+        with timed(self.spans, "has a request answered"):
+            self._await_side()
+            if self.side is not None:
+                self.side.share_images(self._same_node and self.side.settled.nnodes == 1)
+            self._detokenizer.answer(functools.partial(self._probe, offer))
         self._up, self._rebuilding = True, False
         if self.side is not None and self.runs is not None:
             self.runs.soon(self.side.replay.resume)
@@ -299,27 +292,6 @@ class SglangFrontend:
 
     # ---- inside
 
-    def _import(self) -> None:
-        """Imports SGLang, while the ranks do. Raises :class:`ConfigError` if that cannot be."""
-        from raylaunch_actors.preload import import_all
-
-        with _importing, _beside_others(), timed(self.spans, "imports before Ray is there"):
-            import_all(SET_NOTHING)
-        # The others and SGLang 0.5.23 set variables, which a Ray that is started meanwhile would hand to its workers.
-        self._met.wait()
-        if self._closing:
-            return
-        with _importing, _beside_others(), timed(self.spans, "imports SGLang"):
-            policy = asyncio.get_event_loop_policy()
-            try:
-                import uvloop  # noqa: F401
-                from sglang.srt.entrypoints import engine, http_server  # noqa: F401  # http_server takes seconds
-            except (ImportError, OSError, RuntimeError, AttributeError) as error:
-                text = f"cannot be imported by the driver: {type(error).__name__}: {error}"
-                raise ConfigError("engine.kind", "sglang", text) from error
-            finally:
-                asyncio.set_event_loop_policy(policy)  # SGLang sets its own for the whole process
-
     def _await_side(self) -> None:
         assert self._making is not None
         seconds = self._config.deadlines.load
@@ -333,9 +305,12 @@ class SglangFrontend:
         """Makes SGLang's objects of what rank 0 has settled. Raises :class:`ConfigError` for what cannot be used."""
         assert self._importing is not None
         self._importing.result()
+        with timed(self.spans, "makes the tokenizer manager"):
+            self._make_side(settled)
+
+    def _make_side(self, settled: SglangSettled) -> None:
         from raylaunch_actors.sglang_engine.versions import port_args as port_args_of
 
-        began = time.time()
         server_args = adopt(settled.arguments, {**of_the_server(self._config), "skip_server_warmup": True})
         port_args = port_args_of(self.sockets)
         listeners = self._folder.listeners
@@ -360,7 +335,6 @@ class SglangFrontend:
             value = self._config.model.tokenizer or self._config.model.path
             text = f"SGLang cannot load its tokenizer: {type(error).__name__}: {error}"
             raise ConfigError(key, value, text) from error
-        self.spans.append(Span("makes the tokenizer manager", began, time.time()))
         side.replay.others = lambda: [one.side.replay for one in self.others()]
         self.side = side
 
@@ -424,21 +398,6 @@ class SglangFrontend:
         log_file, stopped_s = Path(self._folder.path) / "detokenizer.log", self._config.deadlines.stopped
         listeners = self._folder.listeners.only(self.sockets.detokenizer) if self._folder.listeners else None
         return DetokenizerProcess(log_file, on_death, environment, stopped_s, listeners)
-
-
-@contextmanager
-def _beside_others() -> Iterator[None]:
-    """Around seconds of imports on a thread: others, such as those that start Ray, wait for the interpreter at each of
-    their calls, and soon have it."""
-    from raylaunch_actors.preload import short_imports
-
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, SWITCH_S))
-    try:
-        with short_imports(last=False) if of_a_command() else nullcontext():  # a program's own imports are its own
-            yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -140,17 +140,19 @@ def test_it_answers_and_survives_the_loss_of_a_rank() -> None:
     assert shared_memory(pids) == []
 
 
-@pytest.mark.timeout(850)
-def test_no_request_is_lost_with_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(("losses", "standby"), [(3, 0), (10, 1)])
+def test_no_request_is_lost_with_its_group(losses: int, standby: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Each answer is the one without a loss, token by token: none twice, none missing."""
-    losses = 3
-    with Engine(config_of(f"recovery.rebuilds={2 * losses}", "deadlines.health=4")) as engine:
-        prompts = [f"{a}+{b}=" for a, b in SUMS]
-        seen = survive(engine, losses, prompts, SamplingParams(max_new_tokens=60, ignore_eos=True))
+    more = (f"recovery.rebuilds={2 * losses}", f"recovery.standby={standby}", "deadlines.health=4")
+    with Engine(config_of(*more)) as engine:
+        prompts, params = [f"{a}+{b}=" for a, b in SUMS], SamplingParams(max_new_tokens=60, ignore_eos=True)
+        seen = survive(engine, losses, prompts, params, lambda: spare_pids(engine, 2) if standby else None)
         assert engine.restarts >= losses
     with capsys.disabled():
         figures = ", ".join(f"{one:.1f}" for one in seen.pauses)
-        print(f"\n{losses} losses, {seen.answers} answers; seconds from a signal to the next token: {figures}")
+        text = f"{losses} losses, standby {standby}, {seen.answers} answers; seconds from a signal to the next token:"
+        print(f"\n{text} {figures}")
     assert (seen.failed, seen.unlike) == ([], [])
     assert seen.answers >= CLIENTS
 
