@@ -59,7 +59,7 @@ def served(engine, ask, settings=CONFIG.serve):
     with ThreadPoolExecutor(1) as pool:
         started = threading.Event()
         asked = pool.submit(lambda: started.wait(60) and run())
-        serve(engine, settings, listener, say=lambda _: started.set())
+        serve(engine, settings, listener, say=lambda text: started.set() if text.startswith("serving ") else None)
         asked.result()
 
 
