@@ -21,6 +21,7 @@ from raylaunch.sglang.arguments import server_arguments
 from raylaunch.sglang.source import installed_version
 from raylaunch.wire import SGLANG_VERIFY, SglangSettled
 from raylaunch_actors.communicator.process_group import StoreServer, open_store
+from raylaunch_actors.crashes import take_handlers_back
 from raylaunch_actors.device import identity, memory_in_use, rank_device
 from raylaunch_actors.fingerprint import fingerprint, own_folder
 from raylaunch_actors.gate import RankGate
@@ -53,6 +54,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             args = versions.server_args(server_arguments(spec.config, spec.nodes, spec.node))
             rounds = Rounds(spec, gate)
             hooks.install(seams.all_seams(rounds))
+        take_handlers_back()
         mine = settled(args, before)
         require_alike(gate.arrive(Gate.ATTACH, offer=mine).offers[0].texts, mine.texts)
         gate.progress(f"joining its group{f' over {one}' if (one := in_words(spec)) else ''}")
@@ -63,6 +65,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
         versions.watch_unless_paused(scheduler)
         counters = versions.SchedulerCounters(scheduler, compilers_work)
         gate.read_counters = counters.read
+        take_handlers_back()  # kernels' libraries have been loaded since
         facts = ReadyFacts(rounds.pieces.count(), memory_in_use(rank_device(spec)))
         gate.arrive(Gate.READY, facts, offer=scheduler.get_init_info())
         hooks.remove()
