@@ -6,7 +6,6 @@ import contextlib
 import os
 
 import pytest
-import torch.distributed  # noqa: F401  # Python aborts where this is imported beside a thread that imports torch
 
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError
@@ -45,10 +44,11 @@ def ask(frontend, prompt="12+30=", **params):
 
 def place_ranks(frontend, config=CONFIG, where=HERE):
     """As far as ATTACH, with what a rank would settle. Returns where the ranks must meet the frontend."""
+    sockets = frontend.meet(where)
+    frontend._importing.result(90)  # two threads that import the same modules may wait for each other
     from raylaunch_actors.sglang_engine.launch import settled
     from raylaunch_actors.sglang_engine.versions import server_args
 
-    sockets = frontend.meet(where)
     before = dict(os.environ)
     frontend.attach(settled(server_args(server_arguments(config.replace({"serve": {}}))), before))
     return sockets
