@@ -1,9 +1,10 @@
 """Clients of a server, on one of the hosts: no other process reaches it.
 
 ``ask URL`` prints what is answered, as JSON, ``long URL`` what is to a long prompt alone, ``stream URL`` that a long
-answer has begun and then how it ended, ``failure URL`` what was lost, ``ports PID ADDRESS`` where a process listens.
-``strangers CANARY URL...`` has peers without keys push pickles at ZeroMQ's ports, which would make the folder
-``CANARY``, and wait for what is pushed there, until standard input ends; then says how many messages they got.
+answer has begun and then how it ended, ``failure URL`` what was lost, ``places URL`` where ranks run, ``ports PID
+ADDRESS`` where a process listens. ``strangers CANARY URL...`` has peers without keys push pickles at ZeroMQ's ports,
+which would make the folder ``CANARY``, and wait for what is pushed there, until standard input ends; then says how many
+messages they got.
 """
 
 from __future__ import annotations
@@ -63,6 +64,13 @@ def failure(url: str) -> dict[str, Any] | None:
     return found
 
 
+def places(url: str) -> list[dict[str, Any]]:
+    import httpx
+
+    found = httpx.get(f"{url}/status.json", timeout=30).json()["launch"]["ranks"]
+    return sorted(found, key=lambda one: one["rank"])
+
+
 def ports(pid: int, address: str) -> list[int]:
     """Where a process and its children listen. A host's own processes alone see that."""
     import psutil
@@ -112,4 +120,5 @@ if __name__ == "__main__":
     elif what == "strangers":
         print(json.dumps(strangers(first, rest)))
     else:
-        print(json.dumps({"ask": ask, "long": long, "stream": stream, "failure": failure}[what](first)))
+        asks = {"ask": ask, "long": long, "stream": stream, "failure": failure, "places": places}
+        print(json.dumps(asks[what](first)))

@@ -21,7 +21,7 @@ import pytest
 from raylaunch import LaunchConfig
 from raylaunch.config import shipped_configs
 from tests.nodes.clients import LONG
-from tests.nodes.hosts import Hosts, address, can_make_hosts
+from tests.nodes.hosts import Hosts, address, can_make_hosts, host_of
 from tests.sglang.test_real_ranks import can_run, config_of, shared_memory
 
 __all__ = ["can_run"]
@@ -75,6 +75,19 @@ class Server:
             assert self.process.poll() is None
             assert time.monotonic() < end, "it was not ready in time"
             time.sleep(1)
+
+    def places(self) -> list[dict[str, Any]]:
+        """Each rank's node and process, by the status page."""
+        found: list[dict[str, Any]] = self.run("places", self.url)
+        return found
+
+    def wait_failure(self, code: str) -> dict[str, Any]:
+        """What was lost, once it is that."""
+        end = time.monotonic() + 90
+        while (failure := self.run("failure", self.url)) is None or failure["code"] != code:
+            assert time.monotonic() < end, failure
+        found: dict[str, Any] = failure
+        return found
 
     def ports(self) -> list[str]:
         """ZeroMQ's, where other hosts reach it."""
@@ -130,10 +143,7 @@ def test_the_driver_is_on_a_head_and_the_ranks_elsewhere(
             assert got == [0]
             last = ranks[max(places)][-1]
             os.kill(last, signal.SIGKILL)
-            end = time.monotonic() + 60
-            while (failure := server.run("failure", server.url)) is None:
-                assert time.monotonic() < end
-            assert failure["code"] == "F07"
+            failure = server.wait_failure("F07")
             assert "killed by SIGKILL" in failure["headline"]
             server.wait_ready()
             expect_answers(server)
@@ -148,6 +158,34 @@ def test_the_driver_is_on_a_head_and_the_ranks_elsewhere(
         left = [one for one in hosts.processes() if one.pid not in before and "raylaunch" in " ".join(one.cmdline())]
         assert (left, [hosts.ranks(host) for host in ranks]) == ([], [[] for _ in ranks])
         assert shared_memory([]) == []
+
+
+@pytest.mark.parametrize("how", ["killed", "cut off"])
+def test_a_rank_and_then_a_node_is_lost(how: str) -> None:
+    """Rank 0, whose end is another case for SGLang than any other's, and then power or cable of rank 1's node: each is
+    named, the group is rebuilt, at last on a node that came meanwhile, and nothing is left on those that are there."""
+    with Hosts(workers=2, more=NOT_NICE) as hosts:
+        before = {one.pid for one in hosts.processes()}
+        with Server(hosts, config_of("recovery.rebuilds=2", "recovery.give_up_s=300", "parallel.nodes=2")) as server:
+            server.wait_ready()
+            places = server.places()
+            os.kill(places[0]["pid"], signal.SIGKILL)
+            failure = server.wait_failure("F07")
+            assert "rank 0 died: killed by SIGKILL" in failure["headline"], failure
+            server.wait_ready()
+            lost = host_of(server.places()[1]["node"])
+            hosts.add()
+            {"killed": hosts.kill, "cut off": hosts.cut}[how](lost)
+            failure = server.wait_failure("F15")
+            assert "rank 1" in failure["headline"], failure
+            server.wait_ready()
+            kept = [host for host in (1, 2, 3) if host != lost]
+            assert [len(hosts.ranks(host)) for host in kept] == [1, 1]
+            assert server.run("ask", server.url)["text"] == "42"
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(90) == 0
+        left = [one for one in hosts.processes(0) if one.pid not in before and "raylaunch" in " ".join(one.cmdline())]
+        assert (left, [hosts.ranks(host) for host in kept]) == ([], [[], []])
 
 
 def test_a_model_that_one_node_lacks_is_missed_before_it_is_loaded(tmp_path: Path) -> None:
