@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import logging
 import math
 import os
 import secrets
@@ -48,6 +49,8 @@ _NONE_IS_LATE = threading.Event()  # unless a start of Ray goes on that nobody w
 _NONE_IS_LATE.set()
 _LOCK = threading.Lock()
 _OPEN: list[RaySession] = []
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -263,7 +266,8 @@ def abandoned() -> bool:
 
 
 def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[], bool] = lambda: False) -> RaySession:
-    """Uses the session of this process, else joins ``address`` or ``RAY_ADDRESS``, else starts a private cluster.
+    """Uses the session of this process, else joins ``address`` or ``RAY_ADDRESS``, else starts a private cluster; once
+    more where it was not up in the 30 s that Ray gives its own processes, which a busy machine takes for them.
 
     Args:
         cpus: what a private cluster must offer; more than the machine has are only a number. Ray finds GPUs by itself.
@@ -272,6 +276,16 @@ def enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[]
         ConfigError: the address is one of Ray Client.
         LaunchError: no cluster answers at the address, or ``stopped`` said so.
     """
+    try:
+        return _enter(address, cpus, namespace, stopped)
+    except LaunchError as error:
+        if cluster_to_join(address) or "timed out" not in str(error.__cause__).lower():
+            raise
+        log.warning("Ray is started once more: %s", error.__cause__)
+    return _enter(address, cpus, namespace, stopped)
+
+
+def _enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[], bool]) -> RaySession:
     _await_late_start(stopped)
     if ray.is_initialized():
         session = RaySession()
@@ -370,6 +384,7 @@ def _end(processes: list[psutil.Process]) -> None:
     for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
+    psutil.wait_procs(alive, timeout=AGENT_GRACE_S)
 
 
 def _await_late_start(stopped: Callable[[], bool]) -> None:

@@ -114,3 +114,41 @@ print("lives")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=280)
     assert done.stdout.endswith("lives\n"), done.stderr[-3000:]
+
+
+STARTED_TOO_SLOWLY = """
+import logging, psutil, ray
+from ray._private import services
+from raylaunch.cluster import session
+from raylaunch.errors import LaunchError
+
+logging.basicConfig()
+real, tries = services.get_node, []
+
+def get_node(*args):  # what Ray waits for, with its processes there already
+    tries.append(args)
+    if len(tries) <= {slow}:
+        raise ValueError("The current node timed out during startup.")
+    return real(*args)
+
+services.get_node = get_node
+def heads(): return [one for one in psutil.Process().children(recursive=True) if one.name() in ("raylet", "gcs_server")]
+try:
+    one = session.enter("local", 1, "slow")
+    assert len(heads()) == 2, heads()
+    one.close()
+except LaunchError as error:
+    print(error.summary)
+psutil.wait_procs(heads(), 20)
+print(len(tries), len(heads()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(("slow", "said"), [(1, "2 0\n"), (2, "timed out during startup.\n2 0\n")])
+def test_a_ray_that_is_not_up_in_its_own_time_is_started_once_more(slow, said):
+    program = [sys.executable, "-c", STARTED_TOO_SLOWLY.format(slow=slow)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=200)
+    assert done.stdout.endswith(said), done.stdout + done.stderr[-3000:]
+    assert "Ray is started once more: The current node timed out" in done.stderr
