@@ -151,7 +151,7 @@ def test_granularity_decides_where_a_rank_stops_but_never_lets_a_third_iteration
         )
         rank.start()
         if iteration in stops:
-            wait_until(lambda: gate.state().waiting)
+            wait_until(lambda: gate.state().waiting, PATIENCE_S)
             gate.finish(Release(Step(Gate.ITERATION, "prefill", 8, iteration), ()))
         rank.join(PATIENCE_S)
         assert not rank.is_alive()

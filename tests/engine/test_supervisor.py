@@ -79,7 +79,7 @@ class Kept:
         return Launched(group, report, None, resolved)  # type: ignore[arg-type]
 
     def wait_for(self, condition: Condition, restarts_left: int = 0) -> None:
-        wait_until(lambda: (self.keeper.condition, self.keeper.restarts_left) == (condition, restarts_left))
+        wait_until(lambda: (self.keeper.condition, self.keeper.restarts_left) == (condition, restarts_left), 5)
 
 
 def lose(group: ScriptedGroup) -> None:
@@ -123,7 +123,7 @@ def test_every_launch_has_a_span_and_a_loss_a_line(
     caplog.set_level("INFO", "raylaunch")
     kept.keeper.start(RESOLVED)
     lose(first)
-    wait_until(lambda: kept.keeper.rebuilds == 2 and kept.keeper.condition is Condition.READY)
+    wait_until(lambda: kept.keeper.rebuilds == 2 and kept.keeper.condition is Condition.READY, 5)
     kept.keeper.stop()
     assert [one.error for one in spans] == ["", "LaunchError F06 [LOAD] rank 0 died", ""]
     assert [one.attributes["raylaunch.rebuilds"] for one in spans] == [0, 1, 2]
@@ -203,9 +203,9 @@ def test_a_rebuild_that_is_cut_off_is_begun_anew_and_one_that_never_works_ends(m
     kept.keeper.budget = Budget(100)
     kept.keeper.start(RESOLVED)
     lose(groups[0])
-    wait_until(lambda: kept.keeper.condition is Condition.READY and kept.keeper.rebuilds == 2)
+    wait_until(lambda: kept.keeper.condition is Condition.READY and kept.keeper.rebuilds == 2, 5)
     lose(groups[1])
-    wait_until(lambda: kept.keeper.condition is Condition.FAILED)
+    wait_until(lambda: kept.keeper.condition is Condition.FAILED, 5)
     assert kept.keeper.rebuilds == 5
     assert kept.keeper.error is not None
     assert kept.keeper.error.followers == cut_off, "tries after which the group has served do not count"
@@ -221,7 +221,7 @@ def test_a_pause_between_two_tries_ends_with_the_engine(monkeypatch: pytest.Monk
     kept.keeper.budget = Budget(100)
     kept.keeper.start(RESOLVED)
     lose(first)
-    wait_until(lambda: kept.keeper.rebuilds == 2)
+    wait_until(lambda: kept.keeper.rebuilds == 2, 5)
     began = time.monotonic()
     kept.keeper.stop()
     assert time.monotonic() - began < patient(1.0)
@@ -348,7 +348,7 @@ def test_a_watcher_that_raises_ends_in_failed(monkeypatch: pytest.MonkeyPatch) -
     kept.keeper.start(RESOLVED)
     kept.wait_for(Condition.FAILED, restarts_left=1)
     assert "too many open files" in kept.keeper.health().reason
-    wait_until(lambda: group.closed == 1)
+    wait_until(lambda: group.closed == 1, 5)
     monkeypatch.undo()
     kept.keeper.stop()
     assert group.closed == 1
@@ -364,7 +364,7 @@ def test_ranks_whose_user_has_failed_for_good_are_torn_down(monkeypatch: pytest.
     if a_rank_too:
         lose(group)
     kept.wait_for(Condition.FAILED, restarts_left=1)
-    wait_until(lambda: group.closed == 1)
+    wait_until(lambda: group.closed == 1, 5)
     assert kept.keeper.health().reason == failed.headline()
     assert kept.told == [failed]
     kept.keeper.stop()
@@ -384,7 +384,7 @@ def test_a_teardown_that_raises_does_not_replace_the_cause(monkeypatch: pytest.M
         lose(group)
     else:
         kept.failed = LaunchError("rank 1 died", "F07")
-    wait_until(lambda: kept.keeper.error is not None and kept.keeper.error.teardown != "")
+    wait_until(lambda: kept.keeper.error is not None and kept.keeper.error.teardown != "", 5)
     kept.wait_for(Condition.FAILED, restarts_left=1)
     told = kept.told[-1:]
     kept.keeper.stop()

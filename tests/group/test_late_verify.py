@@ -83,7 +83,7 @@ def both(**changes: Any) -> Callable[[list[Arrival]], list[Arrival]]:
 def test_every_shape_once_and_what_is_declined_again(ranks: Ranks) -> None:
     ranks.says[8] = [both(**NOT_NOW), both(**NOT_NOW)]
     late, report = begun(ranks)
-    wait_until(lambda: not report.unverified)
+    wait_until(lambda: not report.unverified, 5)
     assert ranks.told == [("prefill", 32), *[("prefill", 8)] * 3, ("decode", 4), ("decode", 2)]
     assert [(one.round, one.shape) for one in ranks.finished] == ranks.told, "ranks never stay at their gate"
     assert len(report.verdicts) == 4
@@ -97,7 +97,7 @@ def test_nothing_begins_while_requests_run_nor_without_ranks(ranks: Ranks) -> No
     time.sleep(0.1)
     assert ranks.told == []
     ranks.running = 0
-    wait_until(lambda: len(ranks.told) > 1)
+    wait_until(lambda: len(ranks.told) > 1, 5)
     assert set(ranks.told) == {("prefill", 32)}
     assert len(report.unverified) == 4
     late.stop()
@@ -107,7 +107,7 @@ def test_nothing_begins_while_requests_run_nor_without_ranks(ranks: Ranks) -> No
 def test_f12_the_first_wrong_shape_is_the_last(ranks: Ranks) -> None:
     ranks.says[8] = [say(1, shapes={"prefill 8": replace(VERDICT, **WRONG)})]
     late, report = begun(ranks)
-    wait_until(lambda: late.violation is not None)
+    wait_until(lambda: late.violation is not None, 5)
     found = late.violation
     assert found is not None
     assert (found.code, found.rank, found.step.shape) == ("F12", 1, 8)
@@ -119,7 +119,7 @@ def test_f12_the_first_wrong_shape_is_the_last(ranks: Ranks) -> None:
 def test_it_ends_while_ranks_are_waited_for(ranks: Ranks) -> None:
     ranks.says[32] = [lambda _: None]
     late, _ = begun(ranks)
-    wait_until(lambda: bool(ranks.told))
+    wait_until(lambda: bool(ranks.told), 5)
     late.stop()
     assert ranks.finished == []
 

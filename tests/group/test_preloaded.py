@@ -71,7 +71,7 @@ def test_they_outlive_the_thread_that_has_started_them(tmp_path: Path) -> None:
     tmp_path.joinpath("dies_with_parent.py").write_text(PARENT)
     with ThreadPoolExecutor(1) as pool:
         one = pool.submit(Preloaded, 2, ("dies_with_parent",), {"PYTHONPATH": str(tmp_path)}, {}).result()
-        wait_until(tmp_path.joinpath("dies_with_parent.py.done").exists)
+        wait_until(tmp_path.joinpath("dies_with_parent.py.done").exists, 30)
     processes = list(one._started.values())
     time.sleep(0.2)  # the pool's thread has ended
     codes = [process.poll() for process in processes]

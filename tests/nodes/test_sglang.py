@@ -83,7 +83,7 @@ class Server:
 
     def wait_failure(self, code: str) -> dict[str, Any]:
         """What was lost, once it is that."""
-        end = time.monotonic() + 90
+        end = time.monotonic() + 60
         while (failure := self.run("failure", self.url)) is None or failure["code"] != code:
             assert time.monotonic() < end, failure
         found: dict[str, Any] = failure

@@ -131,7 +131,7 @@ def test_limits_by_a_real_server(live):
             assert stream.status_code == 200
             with httpx.Client() as other:
                 assert other.post(url, json={"text": "1+1="}).status_code == 429
-        wait_until(lambda: live.running() == 0)
+        wait_until(lambda: live.running() == 0, 5)
         assert client.post(url, json={"text": "1+1=", "sampling_params": GREEDY}).json()["text"] == "2"
 
 
@@ -172,7 +172,7 @@ def test_a_client_that_leaves_frees_its_request(live, path, stream):
     body = own if path == "/generate" else {"prompt": "1+1=", "max_tokens": 1500, "ignore_eos": True}
     connection = http.client.HTTPConnection(urlsplit(live.url).netloc, timeout=30)
     connection.request("POST", path, json.dumps({**body, "stream": stream}), {"content-type": "application/json"})
-    wait_until(lambda: live.running() == 1)
+    wait_until(lambda: live.running() == 1, 5)
     connection.sock.close()
     connection.close()
     began = time.monotonic()
@@ -189,17 +189,17 @@ def test_a_client_that_resets_the_connection(live):
     assert connection.recv(100).startswith(b"HTTP/1.1 200")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     connection.close()
-    wait_until(lambda: live.running() == 0)
+    wait_until(lambda: live.running() == 0, 5)
 
 
 def test_abort(live):
     with ThreadPoolExecutor() as pool:
         body = {"text": "1+1=", "rid": "mine", "sampling_params": LONG}
         answer = pool.submit(httpx.post, f"{live.url}/generate", json=body, timeout=30)
-        wait_until(lambda: live.running() == 1)
+        wait_until(lambda: live.running() == 1, 5)
         assert httpx.post(f"{live.url}/abort_request", json={"rid": "mine"}).status_code == 200
         assert answer.result(10).json()["meta_info"]["finish_reason"]["type"] == "abort"
-    wait_until(lambda: live.running() == 0)
+    wait_until(lambda: live.running() == 0, 5)
 
 
 def test_many_clients_each_get_their_own_answer(live):

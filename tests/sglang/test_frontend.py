@@ -157,5 +157,7 @@ def test_what_cannot_work_ends_the_launch_early(monkeypatch):
         with pytest.raises(ConfigError, match="cannot load its tokenizer") as caught:
             wait_until(one.raise_if_failed, 90)  # which the driver asks while the ranks load
         assert caught.value.key == "model.tokenizer"
+        with pytest.raises(ConfigError):
+            one.raise_if_failed()
     finally:
         one.close()

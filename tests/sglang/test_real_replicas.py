@@ -47,12 +47,15 @@ async def had(operator: httpx.AsyncClient, *prompts: str) -> list[bool]:
     return answers
 
 
-async def all_have_requests(replicas: Replicas) -> None:
-    """Waits until each has some at once. None has at all times: answers are short."""
+async def all_have_requests(operator: httpx.AsyncClient) -> None:
+    """Waits until the status page shows some for each at once. None has at all times: answers are short."""
     began = time.monotonic()
-    while not all(one.requests for one in replicas.health(ask_ranks=False).replicas):
-        assert time.monotonic() - began < 20
-        await asyncio.sleep(0.01)
+    while True:
+        shown = (await operator.get("/status.json")).json()["replicas"]
+        if all(one["requests"] > 0 for one in shown):
+            return
+        assert time.monotonic() - began < 20, shown
+        await asyncio.sleep(0.02)
 
 
 async def scene(url: str, replicas: Replicas) -> tuple[Tally, float, list[int]]:
@@ -73,7 +76,7 @@ async def scene(url: str, replicas: Replicas) -> tuple[Tally, float, list[int]]:
         await asyncio.sleep(5)
         page = (await operator.get("/status.json")).json()
         assert [one["ready"] for one in page["replicas"]] == [True, True]
-        await all_have_requests(replicas)
+        await all_have_requests(operator)
         os.kill(lost.report.places[0].pid, signal.SIGKILL)
         killed = time.monotonic()
         while lost.health(ask_ranks=False).ready:
@@ -87,7 +90,7 @@ async def scene(url: str, replicas: Replicas) -> tuple[Tally, float, list[int]]:
             codes += [(await operator.get(path)).status_code for path in ("/ready", "/health_generate", "/v1/models")]
             await asyncio.sleep(0.5)
         back = time.monotonic() - killed
-        await all_have_requests(replicas)
+        await all_have_requests(operator)
         done.set()
         await clients
         assert (await operator.post("/flush_cache", params={"timeout": 10})).status_code == 200

@@ -49,13 +49,15 @@ DEFAULTS = {
     # Its launcher starts each rank under numactl, which nothing can do for an actor: the rank binds itself instead.
     "SGLANG_NUMA_BIND_V2": "0",
 }
+KEY_OF_KERNELS = "torch._inductor.codecache:torch_key"
+"""Reads all of torch's sources, by whose hash kernels are found."""
 OF_OTHERS = (
     "torch", "torch._dynamo", "torch._inductor.select_algorithm", "transformers", "transformers.modeling_utils",
     "torchvision", "openai.types.responses", "fastapi", "scipy.optimize", "compressed_tensors", "aiohttp", "IPython",
-    "requests", "transformers.models.auto.processing_auto", (KEY_OF_KERNELS := "torch._inductor.codecache:torch_key"),
+    "requests", "transformers.models.auto.processing_auto", KEY_OF_KERNELS,
 )  # fmt: skip
 """Three quarters of the time that SGLang's import takes: modules of others that it imports, none of which asks for
-GPUs. xgrammar does, and SGLang's own. The last reads all of torch's sources, and finds kernels by their hash."""
+GPUs. xgrammar does, and SGLang's own."""
 ASKED = {
     "enable_nccl_nvls": {"NCCL_NVLS_ENABLE": "1"},
     "enable_symm_mem": {"NCCL_NVLS_ENABLE": "1", "NCCL_CUMEM_ENABLE": "1"},
