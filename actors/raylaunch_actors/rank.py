@@ -83,10 +83,10 @@ class RankBase:
             self._adopted.set()
         self._boot_thread: int | None = None
         os.environ.update(spec.environment)
-        self._take(replace(spec, initial_environment=dict(os.environ)))
+        self._set_spec(replace(spec, initial_environment=dict(os.environ)))
         faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=False)
 
-    def _take(self, spec: RankSpec) -> None:
+    def _set_spec(self, spec: RankSpec) -> None:
         if spec.core_file:  # CUDA makes no folders
             Path(spec.core_file).parent.mkdir(parents=True, exist_ok=True)
         logs.set_up(spec.config.log, launch=spec.group, rank=spec.rank)
@@ -153,7 +153,7 @@ class RankBase:
 
     def adopt(self, spec: RankSpec) -> None:
         """Makes a spare rank the one of ``spec``, whose environment must be that of the spare's own."""
-        self._take(replace(spec, initial_environment=self.spec.initial_environment))
+        self._set_spec(replace(spec, initial_environment=self.spec.initial_environment))
         self._adopted.set()
 
     def whoami(self) -> RankProcess:

@@ -37,7 +37,7 @@ class Router:
         """Lets the frontend of a replica hand its requests to the others when its ranks are lost."""
         own, first = self.engines[number].frontend, self.engines[0].frontend
         if isinstance(own, ReferenceFrontend):
-            own.elsewhere = self.take_elsewhere
+            own.elsewhere = self.move_elsewhere
             return
         from raylaunch.sglang.frontend import SglangFrontend
 
@@ -106,7 +106,7 @@ class Router:
         healths = {one: self.engines[one].health(ask_ranks=False) for one in beside}
         return sorted((one for one in beside if healths[one].ready), key=lambda one: healths[one].requests)
 
-    def take_elsewhere(self, request: RunningRequest) -> bool:
+    def move_elsewhere(self, request: RunningRequest) -> bool:
         """Has a request whose ranks are lost go on at another replica. Whether it does."""
         routed = self.requests.get(request.request_id)
         return routed is not None and routed.move(request)
@@ -168,7 +168,7 @@ class Routed:
             other = self._router.engines[number].frontend
             assert isinstance(other, ReferenceFrontend)
             self.at = number
-            if other.take(request):
+            if other.continue_request(request):
                 return True
         self.at = was
         return False

@@ -152,7 +152,7 @@ class ReferenceFrontend:
                     raise
         return request
 
-    def take(self, request: RunningRequest) -> bool:
+    def continue_request(self, request: RunningRequest) -> bool:
         """Goes on with a request of another replica. Whether that can be."""
         with self._sending:
             client, left = self._client, request.on_end

@@ -85,7 +85,7 @@ class SecondPart:
             self._detokenizer = Detokenizer(tokenizer, skip, prompt=request.input_ids)
             self._text = self._detokenizer.push(given)
 
-    def take(self, ids: Sequence[int], reason: Reason | None) -> tuple[list[int], str, Reason | None]:
+    def push(self, ids: Sequence[int], reason: Reason | None) -> tuple[list[int], str, Reason | None]:
         """What an output adds: its tokens, their text, and why the answer ends there, if it does."""
         new = list[int]()
         for token in ids:
@@ -319,7 +319,7 @@ class Replay:
                 outputs.rids[at] = HEALTH_CHECK_RID_PREFIX  # which the manager passes over
                 continue
             before = outputs.finished_reasons[at]
-            ids, text, reason = second.take(outputs.output_ids[at], before)
+            ids, text, reason = second.push(outputs.output_ids[at], before)
             outputs.output_ids[at], outputs.finished_reasons[at] = ids, reason
             if hasattr(outputs, "output_strs"):
                 outputs.output_strs[at] = text

@@ -299,7 +299,7 @@ def beside(rank: Rank, frontend: ReferenceFrontend) -> Iterator[tuple[Rank, Refe
     """Another replica, to which requests go when the first is lost."""
     other, one = Rank(), ReferenceFrontend(LaunchConfig.default())
     one.up(other.offer, RESOLVED)
-    frontend.elsewhere = one.take
+    frontend.elsewhere = one.continue_request
     yield other, one
     one.close()
     other.sockets.close()

@@ -84,7 +84,7 @@ def test_the_text_goes_on_in_the_middle_of_a_character(cut):
     ids = list(text.encode())
     shown = bytes(ids[:cut]).decode("utf-8", "ignore")
     second = SecondPart(request([100]), ids[:cut], shown, Bytes())
-    parts = [second.take([one], None)[1] for one in ids[cut:]] + [second.take([], {"type": "length"})[1]]
+    parts = [second.push([one], None)[1] for one in ids[cut:]] + [second.push([], {"type": "length"})[1]]
     assert shown + "".join(parts) == text
 
 
@@ -98,14 +98,14 @@ def test_a_stop_string_across_the_loss(cut, trim):
     shown = bytes(ids[:cut]).decode()
     second = SecondPart(request([100], sampling), ids[:cut], shown, Bytes())
     stop = {"type": "stop", "matched": "+30"}
-    taken = [second.take([one], None if begins_before or one != ord("0") else stop) for one in ids[cut:5]]
+    taken = [second.push([one], None if begins_before or one != ord("0") else stop) for one in ids[cut:5]]
     assert [reason for *_, reason in taken] == [None] * (len(taken) - 1) + [stop]
     assert shown + "".join(text for _, text, _ in taken) == ("12+3" if trim else "12+30")
 
 
 def test_the_token_that_ends_an_answer_is_no_text():
     second = SecondPart(request([100]), list(b"4"), "4", Bytes())
-    assert second.take([ord("2"), 7], {"type": "stop", "matched": 7}) == (
+    assert second.push([ord("2"), 7], {"type": "stop", "matched": 7}) == (
         [ord("2"), 7], "2", {"type": "stop", "matched": 7},
     )  # fmt: skip
 

@@ -81,9 +81,9 @@ def test_what_is_borrowed_is_given_back():
     made = runner(requests=requests, cache={"full_to_swa_index_mapping": windows, "size_swa": 3})
     with Slots(made).borrowed() as slots:
         assert (slots.rows.tolist(), slots.context) == ([1, 2, 3, 4, 5, 6, 7], 10)
-        slots.take(2, 3)
+        slots.save_rows(2, 3)
         slots.table[1, :3] = 7
-        slots.take(2, 3)
+        slots.save_rows(2, 3)
         slots.clear_states(4)
         assert windows.tolist() == [0, 1, 2, 3, 1, 2, 3, 1, 0, -1]
         assert states.tolist() == [1, 2, 3, 1]

@@ -53,7 +53,7 @@ class Slots:
             requests, tokens = self._before.shape
             self.table[:requests, :tokens] = self._before
 
-    def take(self, requests: int, tokens: int) -> None:
+    def save_rows(self, requests: int, tokens: int) -> None:
         """Notes that the first requests get that many tokens each, at most."""
         if self._before is None:
             self._before = self.table[:requests, :tokens].clone()

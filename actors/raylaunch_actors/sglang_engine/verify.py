@@ -103,7 +103,7 @@ def sample_prefill(runner: Any, shape: int, slots: Slots, *, again: bool) -> Any
     # Prompts may be longer than the cache is in a launch with little memory: then rows are used more than once.
     rows = slots.rows[torch.arange(shape, device=device) % len(slots.rows)]
     lengths = [int(length) for length in batch.extend_seq_lens_cpu if length]
-    slots.take(len(lengths), max(lengths))
+    slots.save_rows(len(lengths), max(lengths))
     slots.clear_states(len(lengths))
     start = 0
     for request, length in enumerate(lengths):
@@ -125,7 +125,7 @@ def sample_decode(runner: Any, shape: int, slots: Slots, *, again: bool) -> Any:
     before = torch.tensor(lengths, device=device)
     rows = slots.rows[torch.tensor(new, device=device)]
     requests = torch.arange(shape, device=device)
-    slots.take(shape, prefix + 1)
+    slots.save_rows(shape, prefix + 1)
     slots.clear_states(shape)
     slots.table[:shape, :prefix] = slots.rows[:prefix].to(slots.table.dtype)
     slots.table[requests, before] = rows.to(slots.table.dtype)
