@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +25,7 @@ from raylaunch.group.diagnosis import NODE_LOST
 from raylaunch.group.driver import StepListener
 from raylaunch.group.late_verify import LateVerification
 from raylaunch.group.launch import Launched, launch, span
-from raylaunch.group.preloaded import preload
+from raylaunch.group.preloaded import preload, preloading
 from raylaunch.group.ranks import RankGroup
 from raylaunch.group.serving import LostRanks, ServingWatch, explained
 from raylaunch.group.standby import Standby
@@ -66,6 +68,7 @@ class Supervisor:
         self.tracer: Tracer | None = None
         self.budget = Budget(config.recovery.rebuilds or 0, config.recovery.window_s)
         self._resolved: ResolvedLaunch | None = None
+        self._environment: dict[str, str] = {}  # as it was before the first launch
         self._losses: list[Loss] = []  # that were followed by another launch
         self._lost_nodes: set[str] = set()
         self._watch: ServingWatch | None = None
@@ -83,6 +86,7 @@ class Supervisor:
     def start(self, resolved: ResolvedLaunch) -> None:
         """Launches, as often as is allowed, and watches. Raises :class:`LaunchError` with nothing left behind."""
         self._starter, self.config = threading.current_thread(), resolved.config
+        self._environment = dict(os.environ)
         self._idle.clear()
         resolved = resolved if resolved.preloaded is not None else replace(resolved, preloaded=preload(resolved.config))
         try:
@@ -324,6 +328,21 @@ class Supervisor:
         self.error = known = lost.known(group)
         self.condition = Condition.REBUILDING
         self._notify_frontend(known, self._may_be_rebuilt())  # callers need not wait for the explanation
+        with self._preloading():
+            self._rebuild(group, lost)
+
+    @contextlib.contextmanager
+    def _preloading(self) -> Iterator[None]:
+        """Where no rank stands by, the next ones import while those that are lost are asked why and torn down."""
+        resolved = self._resolved
+        if resolved is None or resolved.config.recovery.standby or not self._may_be_rebuilt():
+            yield
+            return
+        with preloading(resolved.config, self._environment) as preloaded:
+            self._resolved = replace(resolved, preloaded=preloaded)
+            yield
+
+    def _rebuild(self, group: RankGroup, lost: LostRanks) -> None:
         error = lost.explained(group)
         if lost.violation is not None and self._resolved is not None:  # the next one has all verified first
             self._resolved = replace(self._resolved, plan=replace(self._resolved.plan, verify_first=None))

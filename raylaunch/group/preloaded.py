@@ -1,4 +1,5 @@
-"""Processes that import what ranks will, while Ray is started and asked for places; see ``raylaunch_actors.preload``.
+"""Processes that import what ranks will, while Ray is started and asked for places, or while a group that is lost is
+torn down; see ``raylaunch_actors.preload``.
 
 A rank is an ordinary worker of Ray's. Where the node is the driver's own, and its workers would be started as this
 process was, Ray is told to start one that hands all over to a process that has begun to import before.
@@ -94,13 +95,19 @@ class Preloaded:
         modules: that they import, in this order.
         variables: that every rank is given.
         defaults: that it has if nobody has set them.
+        environment: of this process, before Ray and SGLang have changed it; that it has now if None.
     """
 
     def __init__(
-        self, count: int, modules: Sequence[str], variables: Mapping[str, str], defaults: Mapping[str, str]
+        self,
+        count: int,
+        modules: Sequence[str],
+        variables: Mapping[str, str],
+        defaults: Mapping[str, str],
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._variables, self._defaults = variables, defaults
-        self._environment = {**os.environ, **variables}  # before Ray changes that of this process
+        self._environment = {**(os.environ if environment is None else environment), **variables}
         # Unix sockets have short names only: not below a long TMPDIR.
         self._folder = Path(tempfile.mkdtemp(prefix="raylaunch-", dir="/tmp"))
         self._program = str(Path(ranks_side(str(Path(__file__).parents[1]))) / "preload.py")
@@ -134,7 +141,7 @@ class Preloaded:
         Python. Needs Ray."""
         if self._why is None:
             self._why = self._why_not()
-            log.info("ranks import before Ray is there%s", f": not, {self._why}" if self._why else "")
+            log.info("ranks are processes that have begun to import%s", f": not, {self._why}" if self._why else "")
         if self._why or not self._left:
             return None
         return shlex.join([sys.executable, "-S", "-E", self._program, "join", str(self._left.pop(0))])
@@ -162,7 +169,7 @@ class Preloaded:
         """Ends those that have become no worker. May be called more than once."""
         started, self._started = self._started, {}
         if gone := [code for one in started.values() if (code := one.poll())]:
-            log.info("%d of the processes that imported before Ray was there have ended: code %d", len(gone), gone[0])
+            log.info("%d of the processes that imported for ranks have ended: code %d", len(gone), gone[0])
         for name, process in started.items():
             with contextlib.suppress(OSError):
                 if name.exists():
@@ -173,7 +180,7 @@ class Preloaded:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def preload(config: LaunchConfig) -> Preloaded | None:
+def preload(config: LaunchConfig, environment: Mapping[str, str] | None = None) -> Preloaded | None:
     """Begins to import what the ranks will that this node may have; None if there are none, nothing is known of what
     they import, or they are of several replicas, of which each begins for itself."""
     count = ranks_here(config, len(list(Path("/dev").glob(GPU_FILES))))
@@ -181,13 +188,17 @@ def preload(config: LaunchConfig) -> Preloaded | None:
         return None
     from raylaunch_actors.sglang_engine.environment import OF_OTHERS, shared
 
-    return Preloaded(count, OF_OTHERS, variables_of_ranks(config), shared(config))
+    try:
+        return Preloaded(count, OF_OTHERS, variables_of_ranks(config), shared(config), environment)
+    except OSError as error:  # ranks import later then
+        log.warning("no process can import for the ranks: %s", error)
+        return None
 
 
 @contextlib.contextmanager
-def preloading(config: LaunchConfig) -> Iterator[Preloaded | None]:
+def preloading(config: LaunchConfig, environment: Mapping[str, str] | None = None) -> Iterator[Preloaded | None]:
     """The same for a block in which it is launched, or found to be wrong."""
-    preloaded = preload(config)
+    preloaded = preload(config, environment)
     try:
         yield preloaded
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,6 +108,45 @@ def test_a_lost_group_is_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept.may_wait == [True, False, False], "nobody waits when nothing is left of the budget"
     kept.keeper.stop()
     assert (first.closed, second.closed, kept.keeper.condition) == (1, 1, Condition.FAILED)
+
+
+@pytest.mark.parametrize(("more", "imports"), [([], True), (["recovery.standby=1"], False)])
+def test_the_next_ranks_import_while_the_lost_ones_are_torn_down(
+    monkeypatch: pytest.MonkeyPatch, more: list[str], imports: bool
+) -> None:
+    """What imports is there before anybody is asked why, given to the launch, and ended after it."""
+    seen = list[tuple[str, bool]]()
+    resolved = replace(RESOLVED, config=CONFIG.override(*more))
+
+    class Imports:
+        open = False
+
+        def __enter__(self) -> Imports:
+            self.open = True
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.open = False
+
+    one = Imports()
+    kept = Kept(monkeypatch, ScriptedGroup(PLAN), ScriptedGroup(PLAN))
+    monkeypatch.setattr(supervisor, "preload", lambda _: None)
+    monkeypatch.setattr(supervisor, "preloading", lambda *_: one)
+    monkeypatch.setattr(serving, "explain_failure", lambda *_: seen.append(("why", one.open)) or LaunchError("gone"))
+    monkeypatch.setattr(
+        supervisor,
+        "launch",
+        lambda resolved, *rest, **named: (
+            seen.append(("launch", resolved.preloaded is one and one.open)) or kept._launch(resolved, *rest, **named)
+        ),
+    )
+    first = kept.left[0]
+    kept.keeper.start(resolved)
+    lose(first)
+    kept.wait_for(Condition.READY)
+    assert seen == [("launch", False), ("why", imports), ("launch", imports)]
+    wait_until(lambda: not one.open, 5)
+    kept.keeper.stop()
 
 
 def test_every_launch_has_a_span_and_a_loss_a_line(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from raylaunch.group import late_verify
-from raylaunch.group.late_verify import LateVerification
+from raylaunch.group.late_verify import LONG_S, QUIET_S, SHARE, Delay, LateVerification
 from raylaunch.group.outcome import StepOutcome
 from raylaunch.protocol import Arrival, Release, Step, VerifyFacts
 from raylaunch.report import LaunchReport, StepRecord
@@ -102,6 +102,45 @@ def test_nothing_begins_while_requests_run_nor_without_ranks(ranks: Ranks) -> No
     assert len(report.unverified) == 4
     late.stop()
     assert not any(one.name == "raylaunch-verify" for one in threading.enumerate())
+
+
+def test_what_requests_have_waited_is_a_small_share_of_what_they_ran() -> None:
+    delay = Delay()
+    assert not delay.allows(QUIET_S / 2)
+    assert delay.allows(QUIET_S), "nobody has waited yet"
+    delay.add(0.09)
+    assert not delay.allows(QUIET_S)
+    assert delay.allows(LONG_S), "a server that nobody asks any more comes to the end of its shapes"
+    delay.ran_s = 8.9  # another one of 0.09 s would be more than the share
+    assert not delay.allows(QUIET_S)
+    delay.ran_s = 9.0
+    assert delay.allows(QUIET_S)
+    for _ in range(1000):  # requests of 0.1 s, each of which meets a shape where one may begin
+        delay.ran_s += 0.1
+        if delay.allows(QUIET_S):
+            delay.add(0.05)
+    assert delay.waited_s <= SHARE * delay.ran_s
+
+
+def test_who_has_waited_for_a_shape_runs_for_long_before_the_next(ranks: Ranks) -> None:
+    def meets_a_request(said: list[Arrival]) -> list[Arrival]:
+        ranks.running = 1
+        time.sleep(0.03)
+        return said
+
+    ranks.says[32] = [meets_a_request]
+    late, report = begun(ranks)
+    wait_until(lambda: bool(ranks.finished), 5)
+    for _ in range(10):
+        ranks.running = 0
+        time.sleep(0.04)
+        ranks.running = 1
+        time.sleep(0.005)
+    assert ranks.told == [("prefill", 32)]
+    late._delay.ran_s = 100.0
+    ranks.running = 0
+    wait_until(lambda: not report.unverified, 5)
+    late.stop()
 
 
 def test_f12_the_first_wrong_shape_is_the_last(ranks: Ranks) -> None:

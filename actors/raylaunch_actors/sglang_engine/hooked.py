@@ -48,6 +48,12 @@ POOLS = Hook(SCHEDULER, "Scheduler.init_memory_pools", "self, ...")
 ATTENTION = Hook(SCHEDULER, "Scheduler.init_all_attention_backends", "self, ...")
 GRAPHS = Hook(SCHEDULER, "Scheduler.init_all_cuda_graphs", "self, ...")
 DUMMY = Hook(PREFILL, "PrefillCudaGraphRunner._run_dummy_forward", "self, num_tokens")
+TOKENIZERS = tuple(
+    Hook(module, name, optional=True)
+    for module in (SCHEDULER, f"{SRT}.managers.tp_worker")
+    for name in ("get_tokenizer", "get_processor")
+)
+COLLECTIONS = tuple(Hook(module, "freeze_gc", optional=True) for module in (PREFILL, DECODE))
 KERNELS = tuple(Hook("tvm_ffi.cpp", name, optional=True) for name in ("load_inline", "load"))
 
 # ---- called, and read

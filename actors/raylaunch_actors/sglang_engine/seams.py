@@ -18,6 +18,7 @@ from raylaunch_actors.progress import bytes_fetched, reported
 from raylaunch_actors.sglang_engine import communicators, hooked, versions
 from raylaunch_actors.sglang_engine.hooks import Seam, Wrapper
 from raylaunch_actors.sglang_engine.rounds import Rounds
+from raylaunch_actors.sglang_engine.shorter import shorter_seams
 from raylaunch_actors.sglang_engine.warmup import build_kernels
 
 
@@ -26,13 +27,14 @@ def all_seams(rounds: Rounds) -> list[Seam]:
     sockets = rounds.spec.sockets
     between_nodes = socket_seams(sockets.keys) if sockets is not None and sockets.keys is not None else []
     if rounds.spec.device == "cpu":
-        return [*between_nodes, *life_seams(rounds), *progress_seams(rounds)]
+        return [*between_nodes, *life_seams(rounds), *progress_seams(rounds), *shorter_seams()]
     return [
         *between_nodes,
         *life_seams(rounds),
         *capture_seams(rounds),
         *all_reduce_seams(rounds),
         *progress_seams(rounds),
+        *shorter_seams(),
     ]
 
 
