@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from raylaunch.cluster.placement import Placement
 from raylaunch.group.outcome import StepOutcome
 from raylaunch.group.teardown import Teardown
 from raylaunch.protocol import LaunchPlan, Release
@@ -28,6 +29,7 @@ class ScriptedGroup:
         self.plan, self.hangs_at = plan, hangs_at
         self.members = [SimpleNamespace(rank=rank, process=None) for rank in range(plan.world_size)]
         self.agents: dict[str, Any] = {}
+        self.placement = Placement(None, (), owned=False)
         self.lost_nodes: set[str] = set()
         self.finished = StepOutcome()
         self.lives: queue.SimpleQueue[StepOutcome] = queue.SimpleQueue()

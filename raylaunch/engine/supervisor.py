@@ -224,6 +224,8 @@ class Supervisor:
                 self.error, attempt, began = self._after_the_first(error), attempt + 1, time.time()
         with self._lock:
             self._launched = launched
+        # A node that was cut off for a while may have been used again. In place: spares and keepers share the set.
+        self._lost_nodes.difference_update(seat.node_id for seat in launched.group.placement.seats)
         # Where `auto` has led stays; what ranks have settled they settle anew.
         self._resolved = replace(self._resolved, device=launched.resolved.device, request=launched.resolved.request)
         assert self._session is not None

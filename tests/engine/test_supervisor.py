@@ -13,6 +13,7 @@ import pytest
 from ray.exceptions import GetTimeoutError, RaySystemError
 
 from raylaunch import LaunchConfig, LaunchError
+from raylaunch.cluster.placement import Placement, Seat
 from raylaunch.cluster.session import RaySession
 from raylaunch.engine import recovery, supervisor
 from raylaunch.engine.health import Condition
@@ -355,6 +356,19 @@ def test_a_lost_raylet_is_the_cause_whatever_its_ranks_say(monkeypatch: pytest.M
     )
     assert kept.keeper._lost_nodes == {"n1"}
     kept.keeper.stop()
+
+
+def test_a_lost_node_that_is_used_again_is_lost_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares and keepers of weights are made on those that are not lost: who does both would make them for ever."""
+    group = ScriptedGroup(PLAN)
+    group.placement = Placement(None, (Seat(0, 0, "n0", "10.0.0.3", 0), Seat(1, 1, "n1", "10.0.0.4", 0)), owned=True)
+    kept = Kept(monkeypatch, group)
+    shared = kept.keeper._lost_nodes
+    shared |= {"n1", "n2"}
+    kept.keeper.start(RESOLVED)
+    kept.keeper.stop()
+    assert kept.keeper._lost_nodes is shared
+    assert shared == {"n2"}
 
 
 def test_a_user_that_cannot_be_told_of_a_loss_does_not_keep_the_group_from_being_rebuilt(
