@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,19 +68,20 @@ class Router:
             raise
         return request
 
-    def choose(self, without: set[int], prompt: str | Sequence[int] = "") -> int:
+    def choose(self, without: set[int], prompt: str | Sequence[int] = "", may_wait: bool = True) -> int:
         """The replica for one more request: a ready one, or one that is rebuilt, if requests wait for that.
 
         Args:
             without: not these.
             prompt: whose beginning counts, where ``parallel.routing`` says so.
+            may_wait: this request does so, too.
         Raises:
             RequestFailed: there is none.
         """
         healths = [engine.health(ask_ranks=False) for engine in self.engines]
         left = {number: one for number, one in enumerate(healths) if number not in without}
         ready = {number: one.requests for number, one in left.items() if one.ready}
-        waits = self.engines[0].config.recovery.while_rebuilding == "wait"
+        waits = may_wait and self.engines[0].config.recovery.while_rebuilding == "wait"
         rebuilt = {number: one.requests for number, one in left.items() if not one.refusal(waits)}
         loads = ready or rebuilt
         if not loads:
@@ -141,16 +143,21 @@ class Routed:
         self._running: Running | None = None
         self._lost_at: set[int] = set()
         self._begun = self._left = False
+        self._may_wait_until = time.monotonic() + router.engines[0].config.recovery.give_up_s
         self._lock = threading.Lock()
 
     @property
     def prompt_tokens(self) -> int:
         return len(self._prepared.ids) if self._running is None else self._running.prompt_tokens
 
-    def go_on(self) -> None:
-        """At the replica that has the fewest requests, of those that it was not lost at. Raises as ``submit``."""
+    def go_on(self, may_wait: bool = True) -> None:
+        """At the replica that has the fewest requests, of those that it was not lost at. Raises as ``submit``.
+
+        Args:
+            may_wait: for ranks, where none are ready.
+        """
         while True:
-            self.at = self._router.choose(self._lost_at, self._prepared.text or self._prepared.ids)
+            self.at = self._router.choose(self._lost_at, self._prepared.text or self._prepared.ids, may_wait)
             try:
                 running = self._router.engines[self.at].submit(self._prepared, self._hear, self.request_id)
                 break
@@ -186,7 +193,8 @@ class Routed:
         if lost and not self._begun and not self._left:
             self._lost_at.add(self.at)
             try:
-                self.go_on()
+                # It may have waited for ranks for as long as it may: it must not do so anew with each group.
+                self.go_on(may_wait=time.monotonic() < self._may_wait_until)
                 self._router.moved()
                 return
             except RaylaunchError:

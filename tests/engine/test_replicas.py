@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from raylaunch import ConfigError, Engine, LaunchConfig, LaunchError, Replicas, RequestError, RequestFailed
-from raylaunch.engine.health import Health, joined
+from raylaunch.engine.health import Condition, Health, joined
 from raylaunch.engine.replicas import one_of, replicas_of
 from raylaunch.engine.router import Router
 from raylaunch.errors import EngineBusy, RaylaunchError, ReplicaLost
@@ -176,6 +177,30 @@ def test_a_request_that_every_group_has_lost_ends_with_the_loss(router: Router, 
     groups[1].lose()
     assert heard.said == ["ReplicaLost"]
     assert len(router) == 0
+
+
+def test_a_request_waits_once_for_ranks_whatever_the_number_of_groups(router: Router, groups: list[Group]) -> None:
+    """A group has it for as long as it may wait: the next one would have it wait as long again."""
+    for one in groups:
+        one.config = LaunchConfig.default(["recovery.while_rebuilding=wait", "recovery.give_up_s=0.01"])
+        one.now = replace(LOST, condition=Condition.REBUILDING)
+    heard = Client()
+    router.submit(PREPARED, heard.append, "r")
+    time.sleep(0.02)
+    groups[0].running.pop("r").listener(RequestFailed("no group took its place within 0.01 s"))
+    assert heard.said == ["ReplicaLost"]
+    assert (groups[1].running, router.continued, len(router)) == ({}, 0, 0)
+
+
+@pytest.mark.parametrize("other", [READY, replace(LOST, condition=Condition.REBUILDING)], ids=lambda one: one.condition)
+def test_a_request_that_has_not_waited_yet_does_so_at_another_group(
+    router: Router, groups: list[Group], other: Health
+) -> None:
+    groups[0].config = LaunchConfig.default(["recovery.while_rebuilding=wait"])
+    router.submit(PREPARED, Client().append, "r")
+    groups[1].now = other
+    groups[0].lose()
+    assert list(groups[1].running) == ["r"]
 
 
 def test_a_request_that_fails_for_a_reason_of_its_own_goes_nowhere_else(router: Router, groups: list[Group]) -> None:
