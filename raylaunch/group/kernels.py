@@ -113,13 +113,20 @@ class Asking:
         return answers
 
 
-def prepare(agents: Mapping[str, Any], config: LaunchConfig, report: LaunchReport, stopped: Callable[[], bool]) -> None:
+def prepare(
+    agents: Mapping[str, Any],
+    config: LaunchConfig,
+    report: LaunchReport,
+    stopped: Callable[[], bool],
+    in_session: Callable[[], bool] = ray.is_initialized,
+) -> None:
     """Unless all is built there, copies to each node what it lacks and another one of the cluster has, and waits while
     another launch builds there. The report says what came of it.
 
     Args:
         agents: of the nodes, by their ids.
         stopped: whether the launch is wanted no more.
+        in_session: whether this process still is in the session of the agents.
     Raises:
         LaunchError: it was stopped.
     """
@@ -128,7 +135,7 @@ def prepare(agents: Mapping[str, Any], config: LaunchConfig, report: LaunchRepor
     built = asking.answers({agent.built.remote(root, mark): node for node, agent in agents.items()}, ANSWER_S)
     cold = sorted(node for node in agents if not built.get(node))
     if cold:
-        _share(agents, cold, root, asking)
+        _share(agents, cold, root, asking, in_session)
     waited = 0.0
     for node in cold:  # one after the other: launches that wait for each other would for ever
         call = agents[node].begin_building.remote(root, mark, report.group, BUILD_S)
@@ -144,7 +151,13 @@ def finish(agents: Mapping[str, Any]) -> None:
         agent.end_building.remote()
 
 
-def _share(agents: Mapping[str, Any], cold: Sequence[str], root: str | None, asking: Asking) -> None:
+def _share(
+    agents: Mapping[str, Any],
+    cold: Sequence[str],
+    root: str | None,
+    asking: Asking,
+    in_session: Callable[[], bool],
+) -> None:
     """Copies to the cold nodes what they lack."""
     others = [one.node_id for one in cluster_nodes() if one.node_id not in agents][:MOST_OTHERS]
     if len(agents) + len(others) == 1:
@@ -155,7 +168,7 @@ def _share(agents: Mapping[str, Any], cold: Sequence[str], root: str | None, ask
     try:
         _copy({**agents, **guests}, cold, root, asking)
     finally:
-        for guest in guests.values():
+        for guest in guests.values() if in_session() else ():  # elsewhere the call would start a session of its own
             kill(guest)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayError, RayTaskError
 
-from raylaunch.background import LOOK_S, Background
+from raylaunch.background import LOOK_S, Background, outlast
 from raylaunch.cluster.placement import Placement, choose_device, cluster_nodes, place
 from raylaunch.cluster.session import RaySession
 from raylaunch.errors import LaunchError, shut_down
@@ -41,6 +42,8 @@ NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"
 
 ENGINES = ("reference", "sglang")
 """Programs that read a model's weights."""
+
+GIVE_UP_S = 3.0  # for what was begun beside the ranks, once it is told that they are gone
 
 
 @dataclass
@@ -91,6 +94,8 @@ def launch(
     session = session or RaySession()
     group = RankGroup(placement, session=session)
     keepers = keepers or WeightKeepers(False, session, set())
+    preparing: list[Background] = []  # kernels, while ranks import and load
+    failed = threading.Event()
     try:
         with _ray_errors_named():
             if resolved.program == "sglang":
@@ -102,14 +107,17 @@ def launch(
                 specs = specs_of(resolved, placement, name)
                 weights = by_node(config, placement) if resolved.program in ENGINES else {}
                 keepers.make(weights, config.environment)
-                preparing: list[Background] = []  # kernels, while ranks import and load
+
+                def in_vain() -> bool:
+                    return failed.is_set() or stopped()
 
                 def prepare(agents: Mapping[str, Any]) -> None:
                     if wanted is not None:
                         with span(report, "fetch"):
                             fetch(agents, wanted, config, report, stopped)
                     if resolved.program == "sglang":
-                        preparing.append(Background(partial(kernels.prepare, agents, config, report, stopped)))
+                        work = partial(kernels.prepare, agents, config, report, in_vain, session.current)
+                        preparing.append(Background(work))
                     require_loadable(agents, weights, config.deadlines.place)
                     keepers.begin(config.deadlines.place, stopped)
                     report.kept = keepers.standing()
@@ -149,11 +157,14 @@ def launch(
         report.ready = time.time()
         return Launched(group, report, arrivals[0].offer, driver.resolved)
     except BaseException as error:
+        failed.set()
         teardown = group.close(config.deadlines.shutdown)
         if avoid is not None:
             avoid |= group.lost_nodes
         if isinstance(error, LaunchError):
             error.teardown = str(teardown)
+        for work in preparing:  # its calls of Ray would start another session once this one is left
+            outlast(work.done, GIVE_UP_S)
         raise
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from raylaunch_actors.kernel_cache import Holding
 
 from raylaunch.config import LaunchConfig
+from raylaunch.errors import LaunchError
+from raylaunch.group import kernels, remote
 from raylaunch.group.kernels import Copy, copies, launch_mark, parts
+from raylaunch.report import LaunchReport
 
 A, B, AB = {"a": 10}, {"b": 20}, {"a": 10, "b": 20}
 
@@ -54,3 +60,26 @@ def test_launches_that_need_the_same_kernels() -> None:
     assert launch_mark(config.replace(same)) == launch_mark(config)
     for key, value in {"parallel.tensor_parallel_size": 4, "capture.enabled": False, "model.dtype": "bfloat16"}.items():
         assert launch_mark(config.replace({key: value})) != launch_mark(config), key
+
+
+class Agent:
+    """Says nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *_: object())
+
+
+@pytest.mark.parametrize("in_session", [True, False])
+def test_agents_elsewhere_are_ended_unless_the_session_has(monkeypatch: pytest.MonkeyPatch, in_session: bool) -> None:
+    """``ray.kill`` would start another session."""
+    guest, killed = Agent(), list[Any]()
+    silent = SimpleNamespace(wait=lambda calls, num_returns, timeout: ([], calls))
+    monkeypatch.setattr(kernels, "ray", silent)
+    monkeypatch.setattr(kernels, "ANSWER_S", 1e-9)
+    monkeypatch.setattr(kernels, "cluster_nodes", lambda: [SimpleNamespace(node_id=one) for one in ("here", "there")])
+    monkeypatch.setattr(kernels, "_copy", lambda *_: (_ for _ in ()).throw(LaunchError("shut down")))
+    monkeypatch.setattr(remote, "agent_on", lambda _: guest)
+    monkeypatch.setattr(kernels, "kill", killed.append)
+    with pytest.raises(LaunchError, match="shut down"):
+        kernels.prepare({"here": Agent()}, LaunchConfig.default(), LaunchReport("x"), lambda: False, lambda: in_session)
+    assert killed == ([guest] if in_session else [])

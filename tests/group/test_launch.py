@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,9 +13,12 @@ import ray
 from raylaunch import LaunchConfig, LaunchError
 from raylaunch.cluster.placement import Node, Placement, Seat
 from raylaunch.frontends.base import Meeting
+from raylaunch.group import kernels
 from raylaunch.group import launch as launching
 from raylaunch.group.launch import meeting, require_equal_shares, specs_of
+from raylaunch.group.teardown import Teardown
 from raylaunch.model.shape import ModelShape
+from raylaunch.report import LaunchReport
 from raylaunch.resolved import launch_of
 
 SHAPE = ModelShape("tiny", 2048, 16, 4, 4)
@@ -87,3 +92,41 @@ def test_ranks_listen_on_loopback_if_driver_and_ranks_share_a_node(specs, nodes,
     assert [one.bind_host for one in told] == hosts
     together = len(set(nodes)) == 1
     assert {one.environment.get("GLOO_SOCKET_IFNAME") for one in told} == {"lo" if together else None}
+
+
+class Preparing:
+    """A group of which nothing is asked but what its nodes need."""
+
+    def __init__(self, placement, session):
+        self.placement, self.lost_nodes = placement, set()
+
+    def start(self, specs, standby, stopped, prepare, preloaded):
+        prepare({"here": object()})
+
+    def close(self, deadline_s):
+        return Teardown(2, 1)
+
+
+def test_a_launch_that_fails_outlasts_what_it_has_begun(monkeypatch, specs):
+    """What still called Ray when the session is left would start another one in its user's process."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def prepare(agents, config, report, stopped, *_):
+        begun.set()
+        while not stopped():
+            time.sleep(0.005)
+        time.sleep(0.1)
+        ended.set()
+
+    def refuse(*_):
+        assert begun.wait(5)
+        raise LaunchError("model.load_format = runai finds no file", "F19", "PLACE")
+
+    monkeypatch.setattr(launching, "place", lambda *_: placement_on(["here", "here"]))
+    monkeypatch.setattr(launching, "RankGroup", Preparing)
+    monkeypatch.setattr(kernels, "prepare", prepare)
+    monkeypatch.setattr(launching, "require_loadable", refuse)
+    config = LaunchConfig.default(["engine.kind=sglang", "engine.device=cpu"])
+    with pytest.raises(LaunchError, match="finds no file"):
+        launching.launch(launch_of(config, SHAPE), LaunchReport("x"))
+    assert ended.is_set()
