@@ -55,8 +55,10 @@ def barriers() -> dict[str, Any]:
     from raylaunch.benchmarks.launch import noop_config
     from raylaunch.group.launch import launch
     from raylaunch.group.stepping import Stepper
+    from raylaunch.model.shape import ModelShape
     from raylaunch.protocol import Gate
     from raylaunch.report import LaunchReport
+    from raylaunch.resolved import launch_of
 
     ways: list[bool] = []
     taken = Stepper.step
@@ -81,7 +83,7 @@ def barriers() -> dict[str, Any]:
         base = LaunchConfig.default([f"parallel.nodes={NODES}", f"parallel.tensor_parallel_size={NODES * PER_NODE}"])
         before = os.getloadavg()
         config = noop_config(base, NODES * PER_NODE).override("deadlines.place=300")
-        done = launch(config, LaunchReport("x"), lambda *_: None, program="noop")
+        done = launch(launch_of(config, ModelShape("none", 0, 0, 0, 0), "noop"), LaunchReport("x"))
         sent, heard = [], []
         for _ in range(30):
             began = time.perf_counter()

@@ -22,7 +22,9 @@ from raylaunch.benchmarks.launch import noop_config
 from raylaunch.group import stepping
 from raylaunch.group.launch import Launched, launch
 from raylaunch.group.ranks import RankGroup
+from raylaunch.model.shape import ModelShape
 from raylaunch.report import LaunchReport
+from raylaunch.resolved import launch_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -66,7 +68,7 @@ def config(*settings: str) -> LaunchConfig:
 
 
 def launched(wanted: LaunchConfig, listener: Callable[..., None] = lambda *_: None) -> Launched:
-    done = launch(wanted, LaunchReport("x"), listener, program="noop")
+    done = launch(launch_of(wanted, ModelShape("none", 0, 0, 0, 0), "noop"), LaunchReport("x"), listener)
     done.group.close(5.0)
     return done
 
