@@ -60,7 +60,8 @@ def evaluate(
         asked = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         params = sampling_of({**of_task, **asked, "temperature": 0.0})
         require_writable("--output", output)
-        with launched(launch.config(*(["capture.enabled=false"] if eager else []))) as engine:
+        config = launch.config()
+        with launched(config.replace({"capture.enabled": False}) if eager else config) as engine:
             began = time.monotonic()
             answers = ask_all(engine, [question.prompt for question in questions], params, concurrency)
             replies = [

@@ -93,12 +93,10 @@ class Launch:
         said = {key: getattr(self, name) for name, key in SETTINGS.items()}
         return [f"{key}={value}" for key, value in said.items() if value is not None] + list(self.settings or ())
 
-    def config(self, *more: str) -> LaunchConfig:
+    def config(self) -> LaunchConfig:
         """The configuration that the command line asks for, the embedded default without a model. What was chosen for a
         model that has no configuration is said on standard error.
 
-        Args:
-            more: settings that the command itself makes, applied last.
         Raises:
             ConfigError: it cannot be read, or is wrong.
         """
@@ -110,7 +108,7 @@ class Launch:
         quiet_libraries()
         if self.log_format == "json":
             log_command(LogConfig(format="json"))  # what is wrong with the rest is told that way too
-        config, chosen = configuration_of(self.model, [*self.changes(), *more], self.sglang)
+        config, chosen = configuration_of(self.model, self.changes(), self.sglang)
         log_command(config.log)
         if chosen:
             typer.echo(chosen, err=True)
