@@ -26,6 +26,10 @@ class Detokenizer:
     Where a tokenizer falls back to single bytes, decoding a row of them shows each as a replacement character if one of
     them is invalid. Here characters that were complete before it stay what they are.
 
+    ``tokenizers.DecodeStream`` (0.23.3) is not used: such a byte makes it raise an error, it never gives out what it
+    holds back at the end, says what a prompt that ends inside a character began a second time, and knows neither
+    ``clean_up_tokenization_spaces`` nor tokenizers that are not of that library.
+
     Args:
         prompt: what the answer goes on from.
     """
