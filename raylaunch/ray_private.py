@@ -1,6 +1,6 @@
 """All that is used of Ray's private interfaces, as read in Ray 2.60; ruff lets nothing else use them.
 
-Each entry says what it is for, and where upstream speaks of it, so that one knows when it can go.
+Each entry says what it is for, and those of which upstream speaks say where, so that one knows when they can go.
 """
 
 from __future__ import annotations

@@ -164,7 +164,8 @@ def commands(
 
 @contextlib.contextmanager
 def segments_removed(folder: Path = Path("/dev/shm")) -> Iterator[None]:
-    """SGLang's own launcher leaves shared memory behind: what is new in the end, and not mapped, is removed."""
+    """SGLang's own launcher leaves shared memory behind (https://github.com/sgl-project/sglang/pull/28089): what is new
+    in the end, and not mapped, is removed."""
     before = set(folder.glob(SEGMENTS))
     try:
         yield

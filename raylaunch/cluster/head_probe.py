@@ -1,5 +1,5 @@
 """Whether a Ray cluster can be joined, asked before ``ray.init``, which nothing can interrupt and which tries for
-twenty minutes wherever anything listens."""
+twenty minutes wherever anything listens (Ray 2.60)."""
 
 from __future__ import annotations
 

@@ -319,7 +319,7 @@ def _bundle_nodes(group: PlacementGroup) -> list[tuple[int, str, str]]:
 def release(group: PlacementGroup, deadline_s: float = 5.0) -> bool:
     """Removes a placement group and waits until Ray says that it is gone; False at the deadline."""
     end = time.monotonic() + deadline_s
-    removing = Background(lambda: _removed(group, end))  # Ray's own calls wait for its head for ever
+    removing = Background(lambda: _removed(group, end))  # Ray's own calls (2.60) wait for its head for ever
     return removing.done(deadline_s) and bool(removing.result())
 
 

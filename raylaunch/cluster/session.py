@@ -144,7 +144,8 @@ class RaySession:
         """Goes on without a start of Ray that has not come to its end.
 
         A command leaves with its process. Any other process must outlive it: Ray's core ends a process whose head is
-        killed before it has connected, a minute later. So the start may go on, and what it started ends at once after.
+        killed before it has connected, a minute later (https://github.com/ray-project/ray/issues/45570). So the start
+        may go on, and what it started ends at once after.
         """
         if of_a_command():
             self.abandon(process.pid for process in self._processes())
@@ -362,7 +363,7 @@ def _joining_failed(target: str, error: Exception) -> str:
 
 
 def _require_listener(address: str) -> None:
-    """Raises ``OSError`` at once where nobody listens at HOST:PORT: ``ray.init`` would try for twenty minutes."""
+    """Raises ``OSError`` at once where nobody listens at HOST:PORT: ``ray.init`` (2.60) would try for 20 minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in address:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
@@ -379,7 +380,7 @@ def _private_processes() -> list[psutil.Process]:
 
 
 def _end(processes: list[psutil.Process]) -> None:
-    """Ends what outlives its cluster: Ray's agents try for a minute to tell a cluster that is gone that it is gone."""
+    """Ends what outlives its cluster: Ray's agents (2.60) try for a minute to tell one that is gone that it is gone."""
     _, alive = psutil.wait_procs(processes, timeout=AGENT_GRACE_S)
     for process in alive:
         with contextlib.suppress(psutil.Error):
@@ -412,7 +413,7 @@ def _on_main_thread() -> bool:
 
 
 def _hold_sigterm() -> None:
-    """Makes the process's answer to SIGTERM the one that the system knows, in case that Ray has taken it."""
+    """Makes the process's answer to SIGTERM the one that the system knows, in case that Ray (2.60) has taken it."""
     if _on_main_thread() and (answer := signal.getsignal(signal.SIGTERM)) is not None:
         signal.signal(signal.SIGTERM, answer)
 

@@ -19,7 +19,7 @@ from raylaunch import ray_private
 from raylaunch.resolved import gpus_per_rank
 
 NO_VISIBLE = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
-"""Ray would show each rank its own GPU only; ranks that share memory must see all of the group's."""
+"""Ray (2.60) would show each rank its own GPU only; ranks that share memory must see all of the group's."""
 
 
 class Rank(rank.RankBase):

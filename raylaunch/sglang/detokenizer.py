@@ -1,7 +1,8 @@
 """SGLang's detokenizer in a process of its own: ``python -m raylaunch.sglang.detokenizer``.
 
-SGLang's way to start it sends SIGQUIT to its parent when it fails, and the parent is the user's program. Here it
-ends with its traceback and a code other than zero, and ends with its parent: when its standard input is closed.
+SGLang's way to start it sends SIGQUIT to its parent when it fails (https://github.com/sgl-project/sglang/pull/2231),
+and the parent is the user's program. Here it ends with its traceback and a code other than zero, and ends with its
+parent: when its standard input is closed.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def import_sglang(spans: list[Span], met: threading.Event, closing: Callable[[],
             text = f"cannot be imported by the driver: {type(error).__name__}: {error}"
             raise ConfigError("engine.kind", "sglang", text) from error
         finally:
-            asyncio.set_event_loop_policy(policy)  # SGLang sets its own for the whole process
+            asyncio.set_event_loop_policy(policy)  # SGLang (0.5.17, 0.5.23) sets its own for the whole process
 
 
 @contextmanager

@@ -81,7 +81,8 @@ class TokenizerSide:
             # (https://github.com/sgl-project/sglang/issues/40072).
             self.manager.mm_processor._fast_image_processor_device = lambda _: "cpu"
         # The manager would begin by itself with its first request, with handlers that kill the whole process, the
-        # user's, at SIGTERM and at any error. It does not once it has a loop.
+        # user's, at SIGTERM (https://github.com/sgl-project/sglang/pull/16484) and at any error. It does not once it
+        # has a loop.
         self.manager.event_loop = asyncio.get_running_loop()
         self.replay = Replay(self.manager, self._recovery, self._fail)
         versions.guard_dispatch(self.manager)
@@ -295,8 +296,8 @@ class TokenizerSide:
         self.manager.generate_request = generate_request
 
     def _abort_what_has_not_ended(self) -> None:
-        """Two seconds after a stream SGLang aborts what was asked for, in case its client has left. Where the stream
-        has ended there is nothing to abort, and the id may be another request's by then."""
+        """Two seconds after a stream SGLang (0.5.17, 0.5.23) aborts what was asked for, in case its client has left.
+        Where the stream has ended there is nothing to abort, and the id may be another request's by then."""
         from starlette.background import BackgroundTask
 
         create_abort_task = self.manager.create_abort_task
@@ -335,7 +336,8 @@ class TokenizerSide:
             caller.cancel()
         for each in vars(self.manager).values():
             if isinstance(each, FanOutCommunicator) and each._mode == "watching":
-                each._result_event = each._result_values = None  # or the next caller would wait for the last answer
+                # Or the next caller would wait for the last answer (0.5.17, 0.5.23).
+                each._result_event = each._result_values = None
 
     async def close(self) -> None:
         """Ends receiving and closes the sockets."""

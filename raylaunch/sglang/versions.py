@@ -38,7 +38,7 @@ class Settled:
 
 class Published:
     """The arguments that SGLang's side of this process works by: there is one set for all of its engines, as SGLang
-    keeps it in a global, and the last one to be published counts."""
+    (0.5.17, 0.5.23) keeps it in a global, and the last one to be published counts."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -112,7 +112,7 @@ def adopt(arguments: bytes, values: Mapping[str, Any]) -> Any:
 
 
 def receive_loads(manager: Any, doors: Doors, name: str) -> None:
-    """Lets ranks on other nodes say how busy they are. SGLang's reader takes what anybody sends."""
+    """Lets ranks on other nodes say how busy they are. SGLang's reader (0.5.17, 0.5.23) takes what anybody sends."""
     reader = manager.load_snapshot_reader
     reader._socket.close()
     context: zmq.Context[Any] = zmq.Context()  # SGLang's is the process's own, and the user's

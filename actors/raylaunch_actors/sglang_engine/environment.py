@@ -44,9 +44,11 @@ DEFAULTS = {
     "TRTLLM_ENABLE_PDL": "1",
     "CUTE_DSL_LOG_LEVEL": "30",
     "CUTE_DSL_LOG_TO_CONSOLE": "1",
-    # Segments in /dev/shm that nothing in one tensor-parallel group uses, and that stay when a rank is killed.
+    # Segments in /dev/shm that nothing in one tensor-parallel group uses, and that stay when a rank is killed (0.5.17,
+    # 0.5.23).
     "SGLANG_USE_MESSAGE_QUEUE_BROADCASTER": "0",
-    # Its launcher starts each rank under numactl, which nothing can do for an actor: the rank binds itself instead.
+    # Its launcher (0.5.17, 0.5.23) starts each rank under numactl, which nothing can do for an actor: the rank binds
+    # itself instead.
     "SGLANG_NUMA_BIND_V2": "0",
 }
 KEY_OF_KERNELS = "torch._inductor.codecache:torch_key"

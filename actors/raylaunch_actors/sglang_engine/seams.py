@@ -42,7 +42,8 @@ def all_seams(rounds: Rounds) -> list[Seam]:
 
 
 def socket_seams(keys: CurveKeys) -> list[Seam]:
-    """Every socket that SGLang makes is encrypted, and hears nobody but the driver: it unpickles what arrives."""
+    """Every socket that SGLang makes is encrypted, and hears nobody but the driver: it unpickles what arrives
+    (https://github.com/sgl-project/sglang/pull/21435)."""
     options: dict[int, Any] = {
         zmq.CURVE_SERVERKEY: keys.server,
         zmq.CURVE_PUBLICKEY: keys.public,
@@ -215,7 +216,8 @@ def _decode(rounds: Rounds) -> Wrapper:
 def _round(rounds: Rounds, name: RoundName) -> Wrapper:
     """Gates around SGLang's capture context, and inside it before its exit exchanges addresses.
 
-    Its exit runs a collective in any outcome: after a failure that must not happen, or the error is hidden by a hang.
+    Its exit runs a collective in any outcome: after a failure that must not happen, or the error is hidden by a hang
+    (https://github.com/sgl-project/sglang/pull/11275).
     """
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:

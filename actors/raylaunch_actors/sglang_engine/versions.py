@@ -280,7 +280,7 @@ def is_paused(scheduler: Any) -> bool:
 
 
 def watch_unless_paused(scheduler: Any) -> None:
-    """SGLang's watchdog takes a scheduler that is paused for one that hangs, and would end the rank."""
+    """SGLang's watchdog (0.5.17, 0.5.23) takes a scheduler that is paused for one that hangs, and ends the rank."""
     watchdog = scheduler.watchdog
     active = watchdog.is_active
     watchdog.is_active = lambda: active() and not is_paused(scheduler)

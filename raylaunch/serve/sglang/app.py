@@ -232,7 +232,7 @@ def _of_operators(app: FastAPI) -> Callable[[Scope], bool]:
 
 
 def _without_websockets(app: ASGIApp) -> ASGIApp:
-    """Refuses web sockets: SGLang's asks for no key."""
+    """Refuses web sockets: SGLang's (0.5.17, 0.5.23) asks for no key."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
