@@ -12,8 +12,9 @@ from typing import Literal
 
 import msgspec
 
+from raylaunch.protocol import RoundName
+
 FinishReason = Literal["stop", "length", "abort", "error"]
-Round = Literal["prefill", "decode"]
 SGLANG_VERIFY = "raylaunch_verify"
 """Method of SGLang's scheduler that verifies a shape: told ``round_name`` and ``shape``, on all ranks in step."""
 
@@ -133,7 +134,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 class Verify(msgspec.Struct, frozen=True, tag="verify"):
     """Replay a shape and compare it with eager, on all ranks, as soon as no request runs."""
 
-    round: Round
+    round: RoundName
     shape: int
 
 
@@ -184,7 +185,7 @@ class StepPlan(msgspec.Struct, frozen=True, tag="step"):
         positions: their positions.
     """
 
-    round: Round
+    round: RoundName
     shape: int
     tokens: list[int]
     positions: list[int]

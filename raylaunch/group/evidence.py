@@ -25,7 +25,7 @@ from raylaunch.protocol import Phase, Step, Violation
 OWN_CODE = re.compile(r"[/\\\\](raylaunch_actors|raylaunch)[/\\\\]")
 PROBE_S = 1.0
 LATE_PROBE_S = 2.0  # more for ranks that did not answer at once: there may be fewer cores than ranks
-VICTIM_PROBE_S = 2.0
+SECONDARY_PROBE_S = 2.0
 LAST_WORDS_S = 1.0
 LOOK_S = 0.02
 RAYS_OWN = (None, 1 << 8, int(signal.SIGKILL), int(signal.SIGTERM))  # how processes end that Ray ends
@@ -47,7 +47,7 @@ def explain_failure(
     observations, stacks, tails = _observe_all(group, outcome)
     if all(one.fate in (Fate.SECONDARY, Fate.ARRIVED, Fate.WAITING) for one in observations) and outcome.pending:
         # Only secondary failures so far: when a node dies its peers notice seconds before Ray does. Ask again, longer.
-        time.sleep(VICTIM_PROBE_S)
+        time.sleep(SECONDARY_PROBE_S)
         if _take_in_ended(group, outcome):
             observations, stacks, tails = _observe_all(group, outcome)
     cause = root_cause(observations)

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class ProcessEnvironment:
     """What a process is started in, as far as its child has it too.
 
     Attributes:
@@ -59,7 +59,7 @@ class Surroundings:
     variables: Mapping[str, str]
 
 
-def difference(mine: Surroundings, raylet: Surroundings, said: Mapping[str, str]) -> str:
+def difference(mine: ProcessEnvironment, raylet: ProcessEnvironment, said: Mapping[str, str]) -> str:
     """Why a worker cannot be taken over by a process started here, in a few words; "" if it can.
 
     Args:
@@ -75,7 +75,7 @@ def difference(mine: Surroundings, raylet: Surroundings, said: Mapping[str, str]
     return f"Ray has other variables: {', '.join(unlike)}" if unlike else ""
 
 
-def surroundings(pid: int, python: str) -> Surroundings:
+def process_environment(pid: int, python: str) -> ProcessEnvironment:
     """Those of a process of this user's. Raises ``OSError``."""
     process = Path(f"/proc/{pid}")
     status = process.joinpath("status").read_text().splitlines()
@@ -85,7 +85,7 @@ def surroundings(pid: int, python: str) -> Surroundings:
         spaces.append(process.joinpath("cgroup").read_text())
     pairs = [one.partition(b"=") for one in process.joinpath("environ").read_bytes().split(b"\0")]
     variables = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs if name}
-    return Surroundings((*spaces, *owners), python, variables)
+    return ProcessEnvironment((*spaces, *owners), python, variables)
 
 
 class Preloaded:
@@ -156,14 +156,14 @@ class Preloaded:
             return f"the job's runtime environment has {', '.join(sorted(others))}"
         try:
             pid, python = raylet_here()
-            theirs, mine = surroundings(pid, python), surroundings(os.getpid(), sys.executable)
+            theirs, mine = process_environment(pid, python), process_environment(os.getpid(), sys.executable)
         except (OSError, LookupError) as error:
             return f"Ray's own process cannot be seen: {error}"
         variables = {**theirs.variables, **given.get("env_vars", {})}
         if variables.get("LD_PRELOAD", "").endswith(ALLOCATOR):
             del variables["LD_PRELOAD"]
-        theirs = Surroundings(theirs.spaces, python, variables)
-        return difference(Surroundings(mine.spaces, mine.python, self._environment), theirs, self._variables)
+        theirs = ProcessEnvironment(theirs.spaces, python, variables)
+        return difference(ProcessEnvironment(mine.spaces, mine.python, self._environment), theirs, self._variables)
 
     def close(self) -> None:
         """Ends those that have become no worker. May be called more than once."""

@@ -38,7 +38,7 @@ from raylaunch.sglang.mapping import StreamedAnswer, image_data, sampling_parame
 from raylaunch.sglang.metrics import SharedMetrics
 from raylaunch.sglang.sockets import SocketFolder
 from raylaunch.sglang.source import installed_version
-from raylaunch.sglang.versions import adopt, published
+from raylaunch.sglang.versions import apply_settled, published
 from raylaunch.wire import SglangSettled, SglangSockets
 
 IMPORT_S = 10.0  # how long close() waits for an import, which nothing can interrupt
@@ -311,7 +311,7 @@ class SglangFrontend:
     def _make_side(self, settled: SglangSettled) -> None:
         from raylaunch_actors.sglang_engine.versions import port_args as port_args_of
 
-        server_args = adopt(settled.arguments, {**of_the_server(self._config), "skip_server_warmup": True})
+        server_args = apply_settled(settled.arguments, {**of_the_server(self._config), "skip_server_warmup": True})
         port_args = port_args_of(self.sockets)
         listeners = self._folder.listeners
         variables = {**LONGER_CONTEXT, **self._config.environment, **settled.variables}

@@ -106,7 +106,7 @@ class TokenizerSide:
         from sglang.srt.managers.tokenizer_manager import ServerStatus
 
         if info is not None:
-            self._adopt(info)
+            self._set_scheduler_info(info)
         vocabulary = self.manager.model_config.vocab_size
         ids = [token % vocabulary for token in range(1, 1 + PROBE_TOKENS)]
         parameters = {"max_new_tokens": PROBE_TOKENS, "temperature": 0.0, "ignore_eos": True}
@@ -125,7 +125,7 @@ class TokenizerSide:
         versions.freeze_garbage(self.replay.send)  # while requests are still held
         self.manager.server_status = ServerStatus.Up
 
-    def _adopt(self, info: Mapping[str, Any]) -> None:
+    def _set_scheduler_info(self, info: Mapping[str, Any]) -> None:
         self.scheduler_info.clear()  # SGLang's application holds it
         self.scheduler_info.update(info)
         self.manager.max_req_input_len = info["max_req_input_len"]

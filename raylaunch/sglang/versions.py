@@ -91,7 +91,7 @@ def publish(server_args: Any, role: str) -> None:
     runtime_context.publish(server_args, role=role)
 
 
-def adopt(arguments: bytes, values: Mapping[str, Any]) -> Any:
+def apply_settled(arguments: bytes, values: Mapping[str, Any]) -> Any:
     """The arguments that rank 0 has settled, with those of the server.
 
     Args:

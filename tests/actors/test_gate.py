@@ -88,7 +88,7 @@ def test_a_release_from_another_gate_is_refused_and_the_rank_stays(pool):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "victim", "message"),
+    ("error", "code", "secondary", "message"),
     [
         (RankFault("F04", "reused"), "F04", False, "reused"),
         (CollectiveAborted("F08", "rank 1 left"), "F08", True, "rank 1 left"),
@@ -97,7 +97,7 @@ def test_a_release_from_another_gate_is_refused_and_the_rank_stays(pool):
         (AssertionError(" "), None, False, "AssertionError(' ')"),
     ],
 )
-def test_a_failure_wakes_the_driver_and_says_what_it_was(pool, error, code, victim, message):
+def test_a_failure_wakes_the_driver_and_says_what_it_was(pool, error, code, secondary, message):
     gate = RankGate(1, PLAN)
     call = pool.submit(gate.advance, None)
     try:
@@ -106,7 +106,7 @@ def test_a_failure_wakes_the_driver_and_says_what_it_was(pool, error, code, vict
         gate.fail(caught)
     failure = call.result(PATIENCE_S)
     assert isinstance(failure, Failure)
-    assert (failure.rank, failure.code, failure.secondary, failure.message) == (1, code, victim, message)
+    assert (failure.rank, failure.code, failure.secondary, failure.message) == (1, code, secondary, message)
     assert failure.error == type(error).__name__
     assert "test_gate.py" in failure.traceback
     assert gate.advance(Release(Step(Gate.MEET), ())) is failure, "nothing leads out of a failure"

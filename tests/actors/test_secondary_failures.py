@@ -34,7 +34,7 @@ def wrapped(inner, outer):
 
 
 @pytest.mark.parametrize(
-    ("error", "file", "victim"),
+    ("error", "file", "secondary"),
     [
         (RuntimeError("Connection closed by peer [127.0.0.1]:4711"), TORCH, True),
         (RuntimeError("Timed out waiting 60000ms for recv operation to complete"), TORCH, True),
@@ -57,12 +57,12 @@ def wrapped(inner, outer):
         (RuntimeError("NCCL is not available"), "/x/raylaunch_actors/reference/launch.py", False),
     ],
 )
-def test_lost_its_peers(error, file, victim):
-    assert lost_its_peers(raised(error, file)) is victim
+def test_lost_its_peers(error, file, secondary):
+    assert lost_its_peers(raised(error, file)) is secondary
 
 
 @pytest.mark.parametrize(
-    ("inner", "victim"),
+    ("inner", "secondary"),
     [
         (raised(RuntimeError(RESET), TORCH), True),
         (CollectiveAborted(None, "rank 1 never came"), True),
@@ -70,8 +70,8 @@ def test_lost_its_peers(error, file, victim):
         (raised(OSError("Connection reset by peer"), HUB), False),
     ],
 )
-def test_an_engine_wraps_it_in_an_error_of_its_own(inner, victim):
-    assert lost_its_peers(wrapped(inner, Exception(f"Capture CPU graph failed: {inner}"))) is victim
+def test_an_engine_wraps_it_in_an_error_of_its_own(inner, secondary):
+    assert lost_its_peers(wrapped(inner, Exception(f"Capture CPU graph failed: {inner}"))) is secondary
 
 
 def test_an_error_of_its_own_that_quotes_one_is_its_own():

@@ -157,7 +157,7 @@ def test_in_words(shortage, phase, step, line):
     assert told(shortage, phase, step, "lower it") == line
 
 
-def test_a_rank_that_runs_out_of_memory_is_no_victim_and_keeps_its_own_fault():
+def test_a_rank_that_runs_out_of_memory_is_no_secondary_failure_and_keeps_its_own_fault():
     gate = RankGate(1, PLAN)
     gate.out_of_memory = lambda plan, error, step: "no memory left" if "gloo" in str(error) else ""
     failure = gate.fail(RuntimeError("[1]gloo: Connection closed by peer"))

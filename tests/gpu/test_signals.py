@@ -23,7 +23,7 @@ AGAIN_S = 240.0
 
 
 def test_f27_killed_and_asked_to_end_while_serving(tmp_path: Path) -> None:
-    """The right rank and its signal, unready within 0.3 s, no victim named at first; then it serves again."""
+    """The right rank and its signal, unready within 0.3 s, no other rank named at first; then it serves again."""
     if gpus() < 2:
         pytest.skip("needs 2 GPUs")
     plan = [(number, (rank,)) for rank in (0, 1) for number in (Signals.SIGKILL, Signals.SIGTERM)]

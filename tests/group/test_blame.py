@@ -51,9 +51,9 @@ def gone(status: int | None) -> dict[str, Any]:
     return ends(status) | {"death": RAY_EOF}
 
 
-def failed(victim: bool) -> dict[str, Any]:
-    text = "Connection closed by peer" if victim else "a bug"
-    return {"failure": Failure(0, None, "RuntimeError", text, secondary=victim, when=9.0)}
+def failed(secondary: bool) -> dict[str, Any]:
+    text = "Connection closed by peer" if secondary else "a bug"
+    return {"failure": Failure(0, None, "RuntimeError", text, secondary=secondary, when=9.0)}
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,19 @@ CASES = [
     Case("left", gone(3 << 8), 0, "died: exited with code 3"),
     Case("gone, nobody knows how", gone(None), 0, "died: ended without a message"),
     Case("only Ray says that it is gone", {"death": RAY_EOF}, 0, "died: ended without a message"),
-    Case("dying, and a victim's error before", ends(KILL) | failed(True), 0, "died: killed by SIGKILL"),
+    Case("dying, and a secondary failure before", ends(KILL) | failed(True), 0, "died: killed by SIGKILL"),
     Case("dying, and it answers", ends(TERM) | {"state": STATE}, 0, "died: was asked to end by SIGTERM"),
     Case("its process is gone", {"letter": ""}, 0, "died: its process is gone"),
     Case("its own error", failed(False), 1, "failed: RuntimeError: a bug"),
     Case("its own error, and then its end", failed(False) | gone(KILL), 1, "failed: RuntimeError: a bug"),
     Case("stopped", STOPPED, 2, "its process is stopped (SIGSTOP)"),
-    Case("stopped, a victim before", STOPPED | failed(True), 2, "its process is stopped (SIGSTOP)"),
+    Case("stopped, a secondary failure before", STOPPED | failed(True), 2, "its process is stopped (SIGSTOP)"),
     Case("in a debugger", {"process": Sighting(False, 0, 2.0)}, 2, "its process is held by a debugger"),
     Case("stuck in native code", {"letter": "R"}, 3, "does not answer: native code holds the interpreter"),
     Case("silent", {"letter": None}, 3, "does not answer, and neither does the agent of its node"),
     Case("not started", {"started": False}, 3, "its process has not started"),
     Case("busy", {"state": STATE}, 4, "made no progress for 8 s: still busy: serving"),
-    Case("a victim", failed(True), 5, "lost its peers and no rank says why: RuntimeError: Connection closed by peer"),
+    Case("secondary", failed(True), 5, "lost its peers and no rank says why: RuntimeError: Connection closed by peer"),
     Case("ended by the watchdog", gone(ABRT) | {"log": "Watchdog caught collective operation timeout"}, 5,
          "lost its peers and no rank says why: NCCL's watchdog ended it"),
     Case("waiting", {"state": STATE, "stack": 'File "/x/torch/distributed/c10d.py"'}, 6, "waits for its peers"),
@@ -143,9 +143,9 @@ def test_every_pair(cases: tuple[Case, Case], blamed: int) -> None:
 @pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("culprit", [case for case in CASES if case.weight < 5], ids=lambda case: case.name)
 def test_one_of_four(culprit: Case, place: int) -> None:
-    """Its peers are victims, wait, or stand at a gate; nobody else is named."""
+    """Its peers fail because of it, wait, or stand at a gate; nobody else is named."""
     by_name = {case.name: case for case in CASES}
-    others = [by_name["a victim"], by_name["waiting"], by_name["arrived"]]
+    others = [by_name["secondary"], by_name["waiting"], by_name["arrived"]]
     cases = [*others[:place], culprit, *others[place:]]
     rank, text, _ = judged(*cases)
     assert rank == place
@@ -224,7 +224,7 @@ NOBODY = "a rank of the group is lost"
         (StepOutcome(deaths={1: RAY_EOF}), NOBODY),
         (StepOutcome(pending=(1,)), NOBODY),
         (StepOutcome(seen={1: Sighting(True, None, 0.0)}), NOBODY),
-        (StepOutcome(seen={1: Sighting(True, ABRT, 0.0)}), NOBODY),  # NCCL's watchdog ends victims so
+        (StepOutcome(seen={1: Sighting(True, ABRT, 0.0)}), NOBODY),  # NCCL's watchdog ends peers so
         (StepOutcome(seen={1: Sighting(True, 1 << 8, 0.0)}), NOBODY),  # workers leave so when their raylet is gone
         (StepOutcome(seen={0: Sighting(True, KILL, 0.0)}), "rank 0 died: killed by SIGKILL"),
         (StepOutcome(seen={0: Sighting(True, KILL, 0.0)}, failures={1: Failure(1, None, "KeyError", "x")}),
@@ -237,7 +237,7 @@ NOBODY = "a rank of the group is lost"
     ],
 )  # fmt: skip
 def test_what_is_said_at_once(outcome: StepOutcome, text: str) -> None:
-    """A victim is not named: its error comes first."""
+    """A secondary failure is not named, though it comes first."""
     assert known_of(outcome) == text
 
 

@@ -111,10 +111,10 @@ def test_a_rank_that_says_why_is_to_blame_and_not_one_that_is_busy() -> None:
     assert (error.rank, error.code, error.ranks[1].traceback) == (1, None, "line of rank 1")
 
 
-def test_what_a_victim_says_is_dropped_only_where_another_rank_says_why() -> None:
-    victim = Failure(0, None, "RuntimeError", "reset by peer", secondary=True, traceback="line of rank 0")
-    assert explained(victim).ranks[0].traceback == "line of rank 0"
-    error = explained(victim, Failure(1, None, "KeyError", "lm_head", traceback="line of rank 1"))
+def test_what_a_secondary_failure_says_is_dropped_only_where_another_rank_says_why() -> None:
+    secondary = Failure(0, None, "RuntimeError", "reset by peer", secondary=True, traceback="line of rank 0")
+    assert explained(secondary).ranks[0].traceback == "line of rank 0"
+    error = explained(secondary, Failure(1, None, "KeyError", "lm_head", traceback="line of rank 1"))
     assert (error.rank, error.ranks[0].traceback, error.ranks[1].traceback) == (1, "", "line of rank 1")
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from raylaunch import LaunchConfig
-from raylaunch.group.preloaded import Preloaded, Surroundings, difference, ranks_here, surroundings
+from raylaunch.group.preloaded import Preloaded, ProcessEnvironment, difference, process_environment, ranks_here
 from tests.waiting import wait_until
 
-MINE = Surroundings(("net:[1]", "0::/"), "/env/bin/python", {"PATH": "/bin", "OMP_NUM_THREADS": "1", "TERM": "dumb"})
+MINE = ProcessEnvironment(
+    ("net:[1]", "0::/"), "/env/bin/python", {"PATH": "/bin", "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+)
 
 
 @pytest.mark.parametrize(
@@ -36,12 +38,12 @@ def test_what_a_worker_must_have_in_common_with_this_process(raylet: dict[str, o
     assert said.startswith(why) if why else said == ""
 
 
-def test_surroundings_are_read_of_any_process() -> None:
-    mine = surroundings(os.getpid(), sys.executable)
+def test_the_environment_is_read_of_any_process() -> None:
+    mine = process_environment(os.getpid(), sys.executable)
     assert mine.variables["PATH"] == os.environ["PATH"]
     assert difference(mine, mine, {}) == ""
     with pytest.raises(OSError, match="No such file"):
-        surroundings(1 << 30, sys.executable)
+        process_environment(1 << 30, sys.executable)
 
 
 @pytest.mark.parametrize(

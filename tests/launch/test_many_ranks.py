@@ -49,7 +49,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_the_right_one_of_four_is_named(case: Case, tiny: LaunchConfig) -> None:
-    """Three victims to one culprit, all spinning on fewer cores than ranks: none of them may be blamed."""
+    """Three secondary failures to one culprit, all spinning on fewer cores than ranks: none of them may be blamed."""
     step_began: list[float] = []
     config = tiny.override(f"faults=[{{action: {case.fault}, rank: {CULPRIT}}}]", *case.settings).replace(
         {"parallel.tensor_parallel_size": RANKS}

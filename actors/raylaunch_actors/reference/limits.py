@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from raylaunch.wire import Round, Submit
+from raylaunch.protocol import RoundName
+from raylaunch.wire import Submit
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Limits:
     vocab_size: int
     eos_token_ids: frozenset[int] = frozenset()
 
-    def shapes_of(self, round_: Round) -> tuple[int, ...]:
+    def shapes_of(self, round_: RoundName) -> tuple[int, ...]:
         """The shapes of a round, ascending."""
         return self.prefill_shapes if round_ == "prefill" else self.decode_shapes
 
-    def shape_for(self, round_: Round, rows: int) -> int:
+    def shape_for(self, round_: RoundName, rows: int) -> int:
         """The smallest shape of ``round_`` that holds ``rows``. Raises ValueError if none does."""
         for shape in self.shapes_of(round_):
             if shape >= rows:

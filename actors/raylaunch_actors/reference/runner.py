@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from raylaunch.errors import RankFault
-from raylaunch.wire import Round, StepPlan
+from raylaunch.protocol import RoundName
+from raylaunch.wire import StepPlan
 from raylaunch_actors.communicator.base import AllReduce
 from raylaunch_actors.communicator.streams import wait_for
 from raylaunch_actors.graphs import context
@@ -84,7 +85,7 @@ class ModelRunner:
         """Allocates the KV cache and the static inputs. Raises RankFault if memory does not suffice."""
         self.cache.allocate()
         lead = (3, 1) if self.loaded.facts.uses_embeds else (1,)
-        rounds: tuple[Round, Round] = ("prefill", "decode")
+        rounds: tuple[RoundName, RoundName] = ("prefill", "decode")
         for round_ in rounds:
             for shape in self.limits.shapes_of(round_):
                 self._inputs[round_, shape] = StaticInputs(

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from raylaunch.wire import FinishReason, Output, Round, SequencePart, StepPlan, Submit
+from raylaunch.protocol import RoundName
+from raylaunch.wire import FinishReason, Output, SequencePart, StepPlan, Submit
 from raylaunch_actors.reference.limits import Limits, refusal
 from raylaunch_actors.reference.rows import RowRanges
 
@@ -189,7 +190,7 @@ class Scheduler:
         self._running = [r for r in self._running if r not in chosen] + group  # the others are first next time
         return self._step("decode", [(request, 1) for request in group])
 
-    def _step(self, round_: Round, chunks: list[tuple[ScheduledRequest, int]]) -> ScheduledBatch:
+    def _step(self, round_: RoundName, chunks: list[tuple[ScheduledRequest, int]]) -> ScheduledBatch:
         tokens: list[int] = []
         positions: list[int] = []
         parts: list[SequencePart] = []

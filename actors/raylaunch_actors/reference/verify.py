@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 
 from raylaunch.errors import RankFault
-from raylaunch.protocol import ShapeVerdict
-from raylaunch.wire import Round, Sampling, SequencePart, StepPlan, Submit
+from raylaunch.protocol import RoundName, ShapeVerdict
+from raylaunch.wire import Sampling, SequencePart, StepPlan, Submit
 from raylaunch_actors.graphs.capture import CaptureRunner
 from raylaunch_actors.graphs.context import Mode
 from raylaunch_actors.reference.kv_cache import KVCache
@@ -18,7 +18,7 @@ from raylaunch_actors.reference.limits import Limits
 from raylaunch_actors.reference.runner import ModelRunner
 from raylaunch_actors.reference.worker import RankZeroWorker, Worker
 
-ROUNDS: tuple[Round, ...] = ("prefill", "decode")
+ROUNDS: tuple[RoundName, ...] = ("prefill", "decode")
 PROMPT_TOKENS, REQUEST_TOKENS = 8, 4  # of the first request, where there is room
 PREFIX_TOKENS = 200  # before a decoded token: several blocks of keys, of which the last is not full
 SHARP = 4.0  # times what keys usually are: then few of them count, and it shows when it is others
@@ -31,7 +31,7 @@ def verify_shapes(
     progress: Callable[[str], None],
     *,
     compiled: bool = False,
-    due: Callable[[Round, int], bool] = lambda *_: True,
+    due: Callable[[RoundName, int], bool] = lambda *_: True,
 ) -> dict[str, ShapeVerdict]:
     """A verdict for every round and shape that is ``due``, by name: see :func:`verify_shape`."""
     verdicts = {}
@@ -44,7 +44,7 @@ def verify_shapes(
 
 
 def verify_shape(
-    runner: ModelRunner, capture: CaptureRunner, round_name: Round, shape: int, compiled: bool = False
+    runner: ModelRunner, capture: CaptureRunner, round_name: RoundName, shape: int, compiled: bool = False
 ) -> ShapeVerdict:
     """Replay against eager on random tokens, and a digest for the peers. No request may have keys in the cache.
 
@@ -85,7 +85,7 @@ def tolerance(eager: torch.Tensor, compiled: bool = False) -> float:
     return units * float(torch.finfo(eager.dtype).eps) * float(eager.abs().max())
 
 
-def sample_plan(round_name: Round, shape: int, limits: Limits) -> StepPlan:
+def sample_plan(round_name: RoundName, shape: int, limits: Limits) -> StepPlan:
     """A step that fills a shape with seeded random tokens: one sequence for prefill, for decode one row each, at
     different positions as far as cache and context go."""
     generator = torch.Generator().manual_seed(shape)
