@@ -73,9 +73,6 @@ class RankFault(RaylaunchError):
 class CaptureError(RankFault):
     """An operation that cannot be part of a captured graph (it reads data back, or draws random numbers)."""
 
-    def __init__(self, code: str | None, message: str) -> None:
-        super().__init__(code, message)
-
 
 class CollectiveAborted(RankFault):
     """This rank left a collective because a peer aborted it or never arrived: a secondary failure, not a cause."""

@@ -166,16 +166,6 @@ def cluster_nodes() -> list[Node]:
     ]
 
 
-def other_raylets() -> dict[str, tuple[str, int]]:
-    """Host and port of the raylet of every node that is alive, but for this driver's own, by node id."""
-    here = ray.get_runtime_context().get_node_id()
-    return {
-        node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"])
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] != here
-    }
-
-
 def other_groups() -> list[str]:
     """Placement groups that hold or want resources, in words."""
     table: dict[str, dict[str, Any]] = placement_group_table()

@@ -13,7 +13,8 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raylaunch.background import Background
-from raylaunch.cluster.placement import STOP_LOOK_S, Placement, gpus_seen, other_raylets, release
+from raylaunch.cluster.placement import STOP_LOOK_S, Placement, gpus_seen, release
+from raylaunch.cluster.raylets import raylets_of
 from raylaunch.cluster.session import RaySession
 from raylaunch.cluster.tcp_probe import TcpProbe
 from raylaunch.errors import LaunchError, shut_down
@@ -75,7 +76,7 @@ class RankGroup:
         agents: one per node, by node id.
         news: what each agent will say once a process of its node dies, or was stopped for long; by the call, its node.
         lost_nodes: ids of nodes that were found to answer no more; they are not asked again.
-        raylets: host and port of each other node's raylet, by node id; the driver's own node cannot be lost to it.
+        raylets: host and port of its nodes' raylets, by node id; the driver's own node cannot be lost to it.
         session: that the group runs in.
         stepper: takes the ranks from gate to gate.
     """
@@ -109,7 +110,8 @@ class RankGroup:
         """
         from raylaunch.group.remote import agent_on, rank_actor
 
-        self.raylets = other_raylets()
+        here = ray.get_runtime_context().get_node_id()
+        self.raylets = raylets_of(ray.nodes(), {seat.node_id for seat in self.placement.seats} - {here})
         found = standby.adopt(self, specs)
         self.agents = found.agents
         self.members = [
@@ -121,7 +123,6 @@ class RankGroup:
             )
             for spec in specs
         ]
-        here = ray.get_runtime_context().get_node_id() if preloaded is not None else None
         for member in self.members:
             member.adopted = member.actor is not None
             if not member.adopted:

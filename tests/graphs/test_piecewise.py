@@ -58,7 +58,7 @@ def register(engine):
 @pytest.mark.parametrize("experts", [False, True])
 def test_replay_equals_the_plain_model_for_every_round_and_shape(make, dtype, experts):
     engine = make(shared=True, dtype=dtype, experts=experts)
-    assert (engine.backend.compiles, engine.backend.attentions, len(engine.backend.pieces)) == (1, 3, 4)
+    assert (engine.backend.compiles, len(engine.backend.pieces)) == (1, 4)
     runner, seen = engine.runner(), []
     for round, shapes in (("prefill", [8, 33, 16]), ("decode", [2, 8])):
         runner.capture(round, shapes, lambda *step: seen.append(step))

@@ -26,4 +26,4 @@ def test_it_fits_a_small_context_and_a_small_cache(runner: ModelRunner, setting:
     limits = replace(runner.limits, **{setting: room})
     worker = RankZeroWorker(runner, Scheduler(limits), None)
     assert len(answer_one_request(worker, limits)) == answered
-    assert worker.scheduler.allocated_rows == {}
+    assert worker.scheduler._rows.taken == {}

@@ -50,7 +50,7 @@ class FakeModel:
         smaller = [shape for shape in limits.shapes_of(plan.round) if shape < plan.shape]
         assert all(shape < len(plan.tokens) for shape in smaller), "a smaller shape would do"
         for request, part in zip(step.requests, plan.sequences, strict=True):
-            taken = self.scheduler.allocated_rows[part.kv_start]
+            taken = self.scheduler._rows.taken[part.kv_start]
             assert part.kv_length + part.rows <= taken
             everything = [*request.submit.prompt, *request.generated]
             for row in range(part.rows):
@@ -90,7 +90,7 @@ def test_one_request() -> None:
     assert model.tokens("a") == [token_of("a", i) for i in range(4)]
     assert [output.finish for output in model.outputs["a"]] == [None, None, None, "length"]
     assert scheduler.idle
-    assert scheduler.allocated_rows == {}
+    assert scheduler._rows.taken == {}
 
 
 def test_prompts_are_packed_and_chunked_with_a_decode_step_between() -> None:
@@ -299,11 +299,11 @@ def test_every_request_gets_exactly_its_tokens(
             if step:
                 model.book(scheduler.complete(step, tokens))
         assert scheduler.running <= max_running
-        assert scheduler.running == len(scheduler.allocated_rows)
-        assert scheduler.kv_used == sum(scheduler.allocated_rows.values())
+        assert scheduler.running == len(scheduler._rows.taken)
+        assert scheduler.kv_used == sum(scheduler._rows.taken.values())
     model.run_out()
     assert scheduler.idle
-    assert scheduler.allocated_rows == {}
+    assert scheduler._rows.taken == {}
     for name, request in asked.items():
         outputs = model.outputs[name]
         assert [output.finish for output in outputs[:-1]] == [None] * (len(outputs) - 1)
@@ -324,7 +324,7 @@ def test_abort_all() -> None:
     ended = scheduler.abort_all("going down")
     assert [(o.request_id, o.finish, o.message) for o in ended] == [(n, "abort", "going down") for n in "abc"]
     assert scheduler.idle
-    assert scheduler.allocated_rows == {}
+    assert scheduler._rows.taken == {}
 
 
 def test_every_token_of_a_prompt_but_the_first_is_scored_once_by_the_row_before_it() -> None:
@@ -347,4 +347,4 @@ def test_a_prompt_alone_generates_nothing_and_may_fill_the_context() -> None:
     assert scheduler.submit(ask("a", prompt=64, new=0)) is None
     model.run_out()
     assert [(output.tokens, output.finish) for output in model.outputs["a"]] == [([], "length")]
-    assert scheduler.allocated_rows == {}
+    assert scheduler._rows.taken == {}

@@ -171,7 +171,7 @@ def test_one_request_whose_sampling_fails_does_not_take_the_others_with_it(
     messages = {output.request_id: output.message for output in outputs if output.message}
     assert "ValueError: no such sampling" in messages["raises"]
     assert "not finite" in messages["nan"]
-    assert driver.worker.scheduler.allocated_rows == {}
+    assert driver.worker.scheduler._rows.taken == {}
 
 
 def test_an_error_of_the_gpu_ends_the_rank_and_no_request_is_blamed(

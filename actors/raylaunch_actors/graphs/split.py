@@ -30,7 +30,6 @@ class PieceBackend:
     Attributes:
         pieces: in the order in which they run; empty before the compile.
         compiles: how often Dynamo asked; stays 1.
-        attentions: how many attention operations the model has.
     """
 
     def __init__(
@@ -42,7 +41,6 @@ class PieceBackend:
     ) -> None:
         self.pieces: list[PiecewiseGraph] = []
         self.compiles = 0
-        self.attentions = 0
         self._graphs = graphs
         self._addresses = addresses
         self._compile_piece = compile_piece
@@ -55,7 +53,6 @@ class PieceBackend:
             raise RankFault("F20", "the model was compiled a second time: its new pieces would have no graphs")
         partition, attentions = cut(module.graph)
         split = split_module(module, None, partition.__getitem__, keep_original_order=True)
-        self.attentions = len(attentions)
         for name, child in list(split.named_children()):
             number = name.removeprefix("submod_")
             if number == name or int(number) in attentions:

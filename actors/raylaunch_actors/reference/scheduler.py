@@ -104,11 +104,6 @@ class Scheduler:
         """Whether there is nothing to do."""
         return not self._by_id
 
-    @property
-    def allocated_rows(self) -> dict[int, int]:
-        """Ranges of the cache in use: first row -> rows."""
-        return self._rows.taken
-
     def submit(self, request: Submit) -> Output | None:
         """Queues a request. Returns an ``error`` output with the reason if it can never be run, else None."""
         reason = refusal(request, self.limits)

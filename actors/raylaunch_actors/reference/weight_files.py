@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def _of_index(index: Path) -> list[Path]:
     files = [index.parent / name for name in sorted({str(name) for name in weights.values()})]
     gone = [file.name for file in files if not file.is_file()]
     if gone:
-        raise RankFault(None, f"{index.parent}: {_few(gone)}: named by {index.name} and not there")
+        raise RankFault(None, f"{index.parent}: {few(gone)}: named by {index.name} and not there")
     return files
 
 
@@ -95,11 +95,10 @@ def _instead(names: list[str]) -> str:
     if any(name.endswith(".gguf") for name in names):
         return "its weights are GGUF, and only safetensors are read"
     others = [name for name in names if name.endswith(".safetensors")]
-    return (
-        f"{_few(others)} would not be read by transformers either" if others else "model.load_format=dummy needs none"
-    )
+    return f"{few(others)} would not be read by transformers either" if others else "model.load_format=dummy needs none"
 
 
-def _few(names: list[str]) -> str:
+def few(names: Collection[str]) -> str:
+    """The first of some names, and how many more there are."""
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    return ", ".join(list(names)[:_MOST_NAMED]) + more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from raylaunch.errors import RankFault
 from raylaunch_actors.reference.checkpoint import FLOATING, Checkpoint
 from raylaunch_actors.reference.recipes import Recipe, Recipes, Ties, recipes_for, resolve_ties
 from raylaunch_actors.reference.tensor_parallel import REPLICATED, TensorParallelPlan
+from raylaunch_actors.reference.weight_files import few
 
 _COMPARED_AT_ONCE = 64 << 20  # bytes
 
@@ -192,7 +193,7 @@ def _faults(model: Any, contents: Contents) -> list[str]:
                 if checkpoint.dtype(key) not in FLOATING
             ]
     parts = [
-        f"{len(names)} {what}: {_few(names)}"
+        f"{len(names)} {what}: {few(names)}"
         for what, names in (
             ("missing", missing),
             ("both whole and in parts", recipes.twice),
@@ -202,7 +203,7 @@ def _faults(model: Any, contents: Contents) -> list[str]:
         if names
     ]
     if missing and recipes.unused:  # which may be the missing ones under other names
-        parts.append(f"{len(recipes.unused)} unexpected: {_few(recipes.unused)}")
+        parts.append(f"{len(recipes.unused)} unexpected: {few(recipes.unused)}")
     return parts
 
 
@@ -230,9 +231,3 @@ def _equal(checkpoint: Checkpoint, one: Recipe, other: Recipe, dtype: torch.dtyp
         return False
     pieces = zip(checkpoint.pieces(left, _COMPARED_AT_ONCE), checkpoint.pieces(right, _COMPARED_AT_ONCE), strict=True)
     return all(torch.equal(a.to(dtype), b.to(dtype)) for a, b in pieces)
-
-
-def _few(names: Iterable[str], most: int = 6) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
