@@ -16,13 +16,14 @@ EVERY = (
     Hook(MANAGER, "TokenizerManager.handle_loop", "self, ..."),
     Hook(MANAGER, "TokenizerManager.set_startup_time", "self, startup_time, ..."),
     Hook(MANAGER, "TokenizerManager._handle_abort_req", "self, recv_obj, ..."),
+    Hook(MANAGER, "TokenizerManager._handle_batch_output", "self, recv_obj"),
     Hook(MANAGER, "TokenizerManager._dispatch_to_scheduler", "self, obj"),
     *(
         Hook(MANAGER, f"TokenizerManager.{name}")
         for name in (
             "rid_to_state", "event_loop", "recv_from_detokenizer", "send_to_scheduler", "load_snapshot_reader",
             "last_receive_tstamp", "server_status", "max_req_input_len", "sampling_params_class", "context_len",
-            "incremental_streaming_output", "mm_processor", "model_config", "tokenizer",
+            "incremental_streaming_output", "mm_processor", "model_config", "tokenizer", "_result_dispatcher",
         )
     ),
     *(Hook(MANAGER, f"ReqState.{name}") for name in ("obj", "finished", "out_list", "event")),

@@ -157,6 +157,7 @@ class Replay:
         self.probes: set[str] = set()
         self._dispatch, self._handle = manager._dispatch_to_scheduler, manager._handle_batch_output
         manager._dispatch_to_scheduler, manager._handle_batch_output = self.dispatch, self.handle
+        self._hear, manager._result_dispatcher = manager._result_dispatcher, self.hear
 
     def hold(self, reason: str, rebuilding: bool = True) -> None:
         """The ranks are lost: requests that can go on do so at another replica, or wait for :meth:`resume` if there is
@@ -226,6 +227,17 @@ class Replay:
         for owner in dict.fromkeys(of.values()):
             theirs = {one for one in of if of[one] is owner and (owner is not self or one not in self._hosts)}
             await owner._take_in(_only(outputs, theirs))
+
+    def hear(self, message: Any) -> None:
+        """In place of the manager's own: takes in what the ranks say beside outputs. Where a request ends without one,
+        as in the ranks' queue, whose it is hears of it."""
+        from sglang.srt.managers.io_struct import AbortReq
+
+        if not isinstance(message, AbortReq):
+            self._hear(message)
+        elif (owner := self.guests.get(message.rid, self)) is not self or message.rid not in self._hosts:
+            owner._hear(message)
+            owner._drop(message.rid)
 
     # ---- inside
 

@@ -35,6 +35,8 @@ class ScriptedRank:
     Attributes:
         script: gives the tokens of an answer, unless the model's end token is to be ignored; may be changed.
         hold: while set, no token is given out.
+        queues: while set, nothing is begun: what is aborted then is said to be so beside the outputs.
+        refusal: why each request that comes is refused; "" if it is taken.
         most: tokens of an answer that may end by itself, after which no more of it is given out.
         seen: the requests that came, in order.
         aborted: ids that it was asked to abort.
@@ -43,7 +45,7 @@ class ScriptedRank:
     def __init__(self, sockets, decode=str, eos: int = 2) -> None:
         self.sockets, self.decode, self.eos = sockets, decode, eos
         self.script = lambda ids, sampling: [FILLER] * sampling.max_new_tokens
-        self.hold = threading.Event()
+        self.hold, self.queues, self.refusal = threading.Event(), threading.Event(), ""
         self.most = 1 << 30
         self.seen: list[object] = []
         self.aborted: list[str] = []
@@ -76,13 +78,21 @@ class ScriptedRank:
                 message = sock_recv(requests)
                 if isinstance(message, TokenizedGenerateReqInput):
                     self.seen.append(message)
+                    if self.refusal:
+                        full = {"type": "abort", "status_code": 503, "message": self.refusal}
+                        sock_send(direct, AbortReq(rid=message.rid, finished_reason=full))
+                        continue
                     jobs[message.rid] = Job(message, self._tokens(message))
                 elif isinstance(message, AbortReq):
                     gone = list(jobs) if message.abort_all else [rid for rid in jobs if rid == message.rid]
                     for rid in gone:
                         self.aborted.append(rid)
-                        sock_send(outputs, self._output(jobs.pop(rid), [], {"type": "abort", "message": "Aborted"}))
-            if self.hold.is_set():
+                        job = jobs.pop(rid)
+                        if self.queues.is_set():
+                            sock_send(direct, AbortReq(rid=rid))
+                        else:
+                            sock_send(outputs, self._output(job, [], {"type": "abort", "message": "Aborted"}))
+            if self.hold.is_set() or self.queues.is_set():
                 continue
             for rid, job in list(jobs.items()):
                 if len(job.said) >= self.most and not job.request.sampling_params.ignore_eos:

@@ -296,6 +296,31 @@ def test_who_leaves_is_aborted_where_the_request_is(frontend, beside):
 
 @pytest.mark.slow
 @needs_sglang
+@pytest.mark.parametrize("refusal", ["", "The request queue is full."])
+def test_an_end_that_another_replica_says_beside_its_outputs_is_heard(frontend, beside, refusal):
+    """Of a request that waits in its queue and is aborted, or that it does not take."""
+    frontend.others = lambda: [beside]
+    with scripted(frontend, "42+17=59", "12+30=") as first, scripted(beside, "42+17=59", "12+30=") as second:
+        frontend.up(OFFER, RESOLVED)
+        beside.up(OFFER, RESOLVED)
+        first.most, second.refusal = 2, refusal
+        second.queues.set()
+        thread, got, waiter = begin(frontend, "12+30=", max_new_tokens=20)
+        cut_off(first, frontend, waiter, 2)
+        frontend.down(LOST, rebuilding=True)
+        name = waiter._request.request_id
+        wait_until(lambda: any(one.rid == name for one in second.seen))
+        assert refusal or frontend.abort(name)
+        thread.join(5)
+        assert not thread.is_alive()
+    assert refusal in str(got[-1]) if refusal else got[-1].finish_reason == "abort"
+    assert not frontend.busy()
+    for each in (frontend, beside):
+        assert (each.side.replay._sent, each.side.replay.guests, each.side.replay._hosts) == ({}, {}, {})
+
+
+@pytest.mark.slow
+@needs_sglang
 def test_a_replica_that_is_lost_for_good_hands_on_what_can_go_on(frontend, beside):
     frontend.others = lambda: [beside]
     with scripted(frontend, "42+17=59", "12+30=") as first, scripted(beside, "42+17=59", "12+30="):
