@@ -90,7 +90,9 @@ class ReferenceFrontend:
         recovery = self._config.recovery
         for request in self._requests.all():
             had_ranks = bool(request.wire_id)
-            if recovery.lets_move(bool(request.given)) and self.elsewhere(request):
+            if request.aborted:
+                request.abort()
+            elif recovery.lets_move(bool(request.given)) and self.elsewhere(request):
                 self.continued += had_ranks  # others have only waited
             elif not (rebuilding and recovery.lets_wait(bool(request.given))):
                 request.fail(RequestFailed(f"request {request.request_id} was lost: {error.headline()}"))
@@ -184,9 +186,10 @@ class ReferenceFrontend:
         with self._sending:
             request, client = self._requests.get(request_id), self._client
             if request is not None and client is not None:
+                request.aborted = True
                 client.send(Abort(request.wire_id))
         if request is not None and client is None:
-            request.receive(Output(request.wire_id, [], "abort"))
+            request.abort()
         return request is not None
 
     def busy(self) -> bool:

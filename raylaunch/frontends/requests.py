@@ -78,6 +78,7 @@ class RunningRequest:
         given: tokens that were passed on.
         client: of the ranks that answer it, or did last.
         waits_until: while there are no ranks, how long it waits for others, on the monotonic clock.
+        aborted: whether ranks were told to end it, who may be lost already.
         on_end: called once, before the listener hears of the end.
     """
 
@@ -92,6 +93,7 @@ class RunningRequest:
     given: list[int] = field(default_factory=list)
     client: RankZeroClient | None = None
     waits_until: float = 0.0
+    aborted: bool = False
     _ending: threading.Lock = field(default_factory=threading.Lock)
     _text: AnswerText | None = None  # made with the first output: the tokenizer may fail, as a request does
 
@@ -144,6 +146,10 @@ class RunningRequest:
         """Ends the request with an error. Does nothing if it has ended. Never raises."""
         if self.end():
             notify(self.listener, error)
+
+    def abort(self) -> None:
+        """Ends the request as ranks would that were told to. Never raises."""
+        self.receive(Output(self.wire_id, [], "abort"))
 
     def end(self) -> bool:
         """Ends the request without another word. Returns whether it had not ended before."""

@@ -235,20 +235,17 @@ class TokenizerSide:
             self._fail(request_id, reason)
         self._end_other_callers(self.callers, reason)
 
-    def _fail(self, request_id: str, reason: str) -> None:
-        """Ends a request as unavailable, with what it has said so far."""
+    def _fail(self, request_id: str, reason: str, *, aborted: bool = False) -> None:
+        """Ends a request as unavailable, or as aborted, with what it has said so far."""
         from sglang.srt.managers.io_struct import AbortReq
         from sglang.srt.managers.utils import is_health_check_generate_req
 
         state = self.manager.rid_to_state.get(request_id)
         if state is None:
             return
-        finish = {
-            "type": "abort",
-            "message": reason,
-            "status_code": HTTPStatus.SERVICE_UNAVAILABLE,
-            "err_type": "ServiceUnavailable",
-        }
+        finish: dict[str, Any] = {"type": "abort", "message": reason}
+        if not aborted:
+            finish |= {"status_code": HTTPStatus.SERVICE_UNAVAILABLE, "err_type": "ServiceUnavailable"}
         if is_health_check_generate_req(state.obj):  # to SGLang an abort of that is nothing
             self._end_bare(request_id, state, finish)
         elif getattr(state, "sent", False):

@@ -133,7 +133,7 @@ class Replay:
 
     Args:
         manager: SGLang's ``TokenizerManager``, of which methods are replaced.
-        fail: ends a request of the manager's with the reason.
+        fail: ends a request of the manager's with the reason, and with ``aborted`` as one that was aborted.
 
     Attributes:
         holding: what was lost, while requests wait for other ranks; "" while there are some.
@@ -143,11 +143,12 @@ class Replay:
         guests: of the requests of others that are with our ranks, whose each is.
     """
 
-    def __init__(self, manager: Any, recovery: RecoveryConfig, fail: Callable[[str, str], None]) -> None:
+    def __init__(self, manager: Any, recovery: RecoveryConfig, fail: Callable[..., None]) -> None:
         self._manager, self._recovery, self._fail = manager, recovery, fail
         self._sent: dict[str, Any] = {}  # some that are over too
         self._seconds: dict[str, SecondPart] = {}
         self._fresh = set[str]()  # of those that wait, such as no rank has seen
+        self._aborted = set[str]()  # of which ranks were told so, who may be lost already
         self._waits: dict[str, object] = {}
         self._hosts: dict[str, Replay] = {}  # whose ranks have those that are not with our own
         self._rebuilding = True
@@ -204,10 +205,11 @@ class Replay:
             self._sent[one.rid] = one
         aborted = isinstance(message, AbortReq)
         for request_id in [one for one in self._sent if aborted and (message.abort_all or one == message.rid)]:
+            self._aborted.add(request_id)
             if host := self._hosts.get(request_id):
                 host.send(AbortReq(rid=request_id, abort_all=False))
             elif self.holding:
-                self._manager._handle_abort_req(AbortReq(rid=request_id, abort_message="Aborted"))
+                self._fail(request_id, "Aborted", aborted=True)
         if not self.holding or probe:
             self._dispatch(message)
         elif not aborted and not (requests and (self._rebuilding or self.others())):
@@ -251,6 +253,9 @@ class Replay:
 
     def _go_on(self, request_id: str, reason: str) -> None:
         """What becomes of a request that no ranks have: sends it to our own, to another replica's, or lets it wait."""
+        if request_id in self._aborted:
+            self._fail(request_id, "Aborted", aborted=True)
+            return
         given = bool(self._manager.rid_to_state[request_id].output_ids)
         if problem := self._problem(request_id, given):
             self._fail(request_id, f"{reason}; {problem}")
@@ -316,7 +321,8 @@ class Replay:
     def _drop(self, request_id: str) -> None:
         for each in (self._sent, self._seconds, self._waits):
             each.pop(request_id, None)
-        self._fresh.discard(request_id)
+        for some in (self._fresh, self._aborted):
+            some.discard(request_id)
         self._leave_host(request_id)
 
     def _mend(self, outputs: Any) -> None:

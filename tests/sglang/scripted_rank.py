@@ -35,6 +35,7 @@ class ScriptedRank:
     Attributes:
         script: gives the tokens of an answer, unless the model's end token is to be ignored; may be changed.
         hold: while set, no token is given out.
+        stopped: while set, it says nothing, and what comes is lost.
         queues: while set, nothing is begun: what is aborted then is said to be so beside the outputs.
         refusal: why each request that comes is refused; "" if it is taken.
         most: tokens of an answer that may end by itself, after which no more of it is given out.
@@ -45,7 +46,8 @@ class ScriptedRank:
     def __init__(self, sockets, decode=str, eos: int = 2) -> None:
         self.sockets, self.decode, self.eos = sockets, decode, eos
         self.script = lambda ids, sampling: [FILLER] * sampling.max_new_tokens
-        self.hold, self.queues, self.refusal = threading.Event(), threading.Event(), ""
+        self.hold, self.stopped, self.queues = threading.Event(), threading.Event(), threading.Event()
+        self.refusal = ""
         self.most = 1 << 30
         self.seen: list[object] = []
         self.aborted: list[str] = []
@@ -76,6 +78,8 @@ class ScriptedRank:
         while not self._leave.is_set():
             while requests.poll(2):
                 message = sock_recv(requests)
+                if self.stopped.is_set():
+                    continue
                 if isinstance(message, TokenizedGenerateReqInput):
                     self.seen.append(message)
                     if self.refusal:
@@ -92,7 +96,7 @@ class ScriptedRank:
                             sock_send(direct, AbortReq(rid=rid))
                         else:
                             sock_send(outputs, self._output(job, [], {"type": "abort", "message": "Aborted"}))
-            if self.hold.is_set() or self.queues.is_set():
+            if any(one.is_set() for one in (self.hold, self.stopped, self.queues)):
                 continue
             for rid, job in list(jobs.items()):
                 if len(job.said) >= self.most and not job.request.sampling_params.ignore_eos:

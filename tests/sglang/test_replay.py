@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 from array import array
@@ -217,6 +218,29 @@ def test_those_that_come_meanwhile_wait_and_can_be_aborted(frontend):
     frontend.down(LOST)
     assert frontend.continued == before, "no group had seen them"
     assert frontend.side.replay._sent == {}
+
+
+@pytest.mark.slow
+@needs_sglang
+@pytest.mark.parametrize("leaves", [False, True])
+def test_an_abort_that_was_sent_to_ranks_that_are_lost_is_not_forgotten(frontend, leaves):
+    """Nor that a client has left."""
+    got = []
+    with scripted(frontend, "42+17=59", "12+30=") as rank:
+        frontend.up(OFFER, RESOLVED)
+        rank.most, state = 3, frontend.side.manager.rid_to_state
+        request = start(frontend, "12+30=", "a", max_new_tokens=20)(got.append)
+        wait_until(lambda: "a" in state and len(state["a"].output_ids) >= 3)
+        rank.stopped.set()
+        frontend.forget(request) if leaves else frontend.abort("a")
+        frontend.runs.submit(asyncio.sleep(0)).result(5)
+        frontend.down(LOST, rebuilding=True)
+        wait_until(lambda: not state)
+    with scripted(frontend, "42+17=59", "12+30=") as rank:
+        frontend.up(OFFER, RESOLVED)
+        assert all(one.rid != "a" for one in rank.seen)
+    wait_until(lambda: leaves or got[-1].finish_reason == "abort")
+    frontend.down(LOST)
 
 
 # ---- at another replica
