@@ -72,8 +72,12 @@ class ReferenceFrontend:
         with self._sending:
             self._client, self._resolved, self._rebuilding = client, resolved, False
             for request in self._requests.all():  # of the group before
+                if request.finished:
+                    continue
                 self.continued += bool(request.wire_id)  # others have only waited for this one
                 self._send(client, request)
+                if request.finished:  # its caller has left meanwhile
+                    self._abort(request)
 
     def meet(self, where: Meeting) -> None:
         """Rank 0 says at its last gate where it is."""

@@ -18,6 +18,7 @@ from raylaunch.engine import Engine
 from raylaunch.engine.health import Condition
 from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Prepared
+from raylaunch.frontends.client import RankZeroClient
 from raylaunch.frontends.reference import ReferenceFrontend
 from raylaunch.frontends.requests import Chunk
 from raylaunch.frontends.sampling import SamplingParams
@@ -292,6 +293,33 @@ def test_one_that_waits_can_be_aborted_and_left(frontend: ReferenceFrontend) -> 
     assert frontend.abort("b")
     assert (none, aborted) == ([], [Chunk("b", "", (), "abort")])
     assert len(frontend) == 0
+
+
+def test_who_leaves_while_requests_are_sent_again_has_nothing_computed(
+    two_ranks: tuple[Rank, Rank], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before his request's turn, and just when it is sent."""
+    first, second = two_ranks
+    frontend = ReferenceFrontend(LaunchConfig.default())
+    frontend.up(first.offer, RESOLVED)
+    a, b, _ = (submit(frontend, name)[0] for name in "abc")
+    frontend.down(LOST, rebuilding=True)
+    send = RankZeroClient.send
+
+    def send_as_they_leave(client: RankZeroClient, message: Any) -> None:
+        if isinstance(message, Submit) and message.request_id.startswith("a"):
+            frontend.forget(a)
+            frontend.forget(b)
+        send(client, message)
+
+    monkeypatch.setattr(RankZeroClient, "send", send_as_they_leave)
+    frontend.up(second.offer, RESOLVED)
+    heard = [second.receive() for _ in range(4)]
+    names = {one.request_id for one in heard if isinstance(one, Submit)}
+    assert {name[0] for name in names} == {"a", "c"}
+    ended = [one.request_id for one in heard[-2:] if isinstance(one, Abort)]
+    assert [name[0] for name in ended] == ["a"], "behind the request itself"
+    frontend.close()
 
 
 @pytest.mark.parametrize("rebuilding", [True, False])
