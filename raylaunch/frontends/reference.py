@@ -42,6 +42,7 @@ class ReferenceFrontend:
         self._requests = RequestTable[RunningRequest](limit)
         self._sending = threading.Lock()  # an abort must not reach rank 0 before its request
         self._rebuilding, self._gone = False, "it has no ranks"
+        self._losses = 0  # an up() that began before the last one is of ranks that are gone
         self._numbers = itertools.count()
         self.continued = 0
         self.spans: list[Span] = []
@@ -60,6 +61,7 @@ class ReferenceFrontend:
             self._loading.raise_if_failed()
 
     def up(self, offer: Any, resolved: ResolvedLaunch) -> None:
+        losses = self._losses
         if self._loading is not None:
             seconds = self._config.deadlines.load
             try:
@@ -70,14 +72,12 @@ class ReferenceFrontend:
         client = RankZeroClient(offer, self._deliver)
         client.open()
         with self._sending:
-            self._client, self._resolved, self._rebuilding = client, resolved, False
-            for request in self._requests.all():  # of the group before
-                if request.finished:
-                    continue
-                self.continued += bool(request.wire_id)  # others have only waited for this one
-                self._send(client, request)
-                if request.finished:  # its caller has left meanwhile
-                    self._abort(request)
+            if there := losses == self._losses:
+                self._client, self._resolved, self._rebuilding = client, resolved, False
+                self._send_again(client)
+        if not there:
+            client.close()
+            raise LaunchError(f"the ranks were lost before a request was sent: {self._gone}", phase=Phase.VERIFY.name)
 
     def meet(self, where: Meeting) -> None:
         """Rank 0 says at its last gate where it is."""
@@ -89,6 +89,7 @@ class ReferenceFrontend:
         with self._sending:
             client, self._client = self._client, None
             was_rebuilding, self._rebuilding, self._gone = self._rebuilding, rebuilding, error.headline()
+            self._losses += 1
         if client is not None:
             client.close()  # what it has not delivered by now is computed again
         recovery = self._config.recovery
@@ -217,6 +218,16 @@ class ReferenceFrontend:
         ends = vocabulary_of(self.tokenizer).ends if self.tokenizer is not None else ()
         sampling = request.params.on_wire(ends, len(request.given))
         client.send(Submit(request.wire_id, [*request.prompt, *request.given], sampling))
+
+    def _send_again(self, client: RankZeroClient) -> None:
+        """What has outlived the group before, or waits for this one."""
+        for request in self._requests.all():
+            if request.finished:
+                continue
+            self.continued += bool(request.wire_id)  # others have only waited
+            self._send(client, request)
+            if request.finished:  # its caller has left meanwhile
+                self._abort(request)
 
     def _end_waits(self, error: LaunchError) -> None:
         """Ends the requests that have waited for long enough, while others are waited for."""

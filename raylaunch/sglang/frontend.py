@@ -91,6 +91,7 @@ class SglangFrontend:
         )
         self._resolved: ResolvedLaunch | None = None
         self._up = self._rebuilding = self._closing = False
+        self._losses = 0  # what began before the last one is of ranks that are gone
         self._same_node = True
         self._ports: SglangSockets  # as rank 0 was told them
         self._gone = "it has no ranks"
@@ -147,17 +148,22 @@ class SglangFrontend:
                 work.raise_if_failed()
 
     def up(self, offer: Any, resolved: ResolvedLaunch) -> None:
+        losses = self._losses
         with timed(self.spans, "has a request answered"):
             self._await_side()
             if self.side is not None:
                 self.side.share_images(self._same_node and self.side.settled.nnodes == 1)
-            self._detokenizer.answer(functools.partial(self._probe, offer))
-        self._up, self._rebuilding = True, False
-        if self.side is not None and self.runs is not None:
-            self.runs.soon(self.side.replay.resume)
+            self._detokenizer.answer(functools.partial(self._probe, losses, offer))
+        with self._lock:
+            self._raise_if_lost(losses)
+            self._up, self._rebuilding = True, False
+            if self.side is not None and self.runs is not None:
+                self.runs.soon(self.side.replay.resume)
 
     def down(self, error: LaunchError, rebuilding: bool = False) -> None:
-        self._up, self._rebuilding, self._gone = False, rebuilding, error.headline()
+        with self._lock:
+            self._up, self._rebuilding, self._gone = False, rebuilding, error.headline()
+            self._losses += 1
         if not rebuilding and (self._closing or not self.others()):
             self._fail_requests(error.headline())
         elif self.side is not None and self.runs is not None:
@@ -356,11 +362,20 @@ class SglangFrontend:
             text = "SGLang has settled arguments differently on this group and on the first: %s; the ranks' count"
             log.warning(text, difference)
 
-    def _probe(self, offer: Mapping[str, Any] | None = None) -> None:
+    def _raise_if_lost(self, losses: int) -> None:
+        if losses != self._losses:
+            raise _verify(f"the ranks were lost before requests were sent: {self._gone}")
+
+    async def _ask(self, losses: int, offer: Mapping[str, Any] | None) -> None:
+        """On the loop, where a loss that is told later ends the request."""
+        self._raise_if_lost(losses)
         assert self.side is not None
+        await self.side.probe(offer)
+
+    def _probe(self, losses: int, offer: Mapping[str, Any] | None = None) -> None:
         assert self.runs is not None
         seconds = self._config.deadlines.verify
-        answer = self.runs.submit(self.side.probe(offer))
+        answer = self.runs.submit(self._ask(losses, offer))
         try:
             answer.result(seconds)
         except TimeoutError:
@@ -374,9 +389,10 @@ class SglangFrontend:
 
     def _probe_again(self) -> None:
         """Another detokenizer was started. While there are no ranks nothing can be asked: :meth:`up` will."""
+        losses = self._losses
         try:
             if self._up:
-                self._probe()
+                self._probe(losses)
         except LaunchError:
             if self._up:
                 raise

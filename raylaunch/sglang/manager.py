@@ -222,7 +222,8 @@ class TokenizerSide:
             return
         from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 
-        for request_id in [one for one in self.manager.rid_to_state if one.startswith(HEALTH_CHECK_RID_PREFIX)]:
+        probes = [one for one in self.manager.rid_to_state if one.startswith(HEALTH_CHECK_RID_PREFIX)]
+        for request_id in [*probes, *self.replay.probes]:
             self._fail(request_id, reason)
         self.replay.hold(reason, rebuilding)
         self._end_other_callers(self.callers - self.patient, reason)

@@ -322,6 +322,36 @@ def test_who_leaves_while_requests_are_sent_again_has_nothing_computed(
     frontend.close()
 
 
+@pytest.mark.parametrize("follows", ["the next group", "nothing yet", "the end"])
+def test_ranks_that_are_lost_while_the_tokenizer_loads_are_not_taken(
+    two_ranks: tuple[Rank, Rank], follows: str
+) -> None:
+    first, second = two_ranks
+    frontend, loaded = ReferenceFrontend(LaunchConfig.default()), threading.Event()
+    frontend._loading = Background(loaded.wait)
+    late = Background(lambda: frontend.up(first.offer, RESOLVED))
+    assert not late.done(0.1)
+    if follows == "the end":
+        frontend.close()
+    else:
+        frontend.down(LOST, rebuilding=True)
+        _, waits = submit(frontend, "a")
+    if follows == "the next group":
+        frontend._loading = None
+        frontend.up(second.offer, RESOLVED)
+    taken = frontend._client
+    assert (taken is None) == (follows != "the next group")
+    loaded.set()
+    with pytest.raises(LaunchError, match="lost before a request was sent"):
+        late.result(5)
+    assert frontend._client is taken
+    assert frontend._rebuilding == (follows == "nothing yet"), "waiting has its end still"
+    if follows == "the next group":
+        assert second.submitted().request_id.startswith("a")
+        assert waits == []
+    frontend.close()
+
+
 @pytest.mark.parametrize("rebuilding", [True, False])
 def test_an_abort_that_was_sent_to_ranks_that_are_lost_is_not_forgotten(
     rank: Rank, frontend: ReferenceFrontend, rebuilding: bool

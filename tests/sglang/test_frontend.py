@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from raylaunch.background import Background
 from raylaunch.errors import ConfigError, LaunchError, RequestError, RequestFailed
 from raylaunch.frontends.answers import AsyncWaiter, Waiter
 from raylaunch.frontends.sampling import SamplingParams
@@ -125,6 +126,44 @@ def test_a_group_that_answers_wrongly_is_a_failed_launch(frontend, rank, monkeyp
     with pytest.raises(LaunchError, match="4 tokens were asked for") as caught:
         frontend.up(OFFER, RESOLVED)
     assert caught.value.code == "F12"
+
+
+def test_a_loss_during_the_first_request_does_not_keep_the_next_group_waiting(frontend, rank):
+    rank.hold.set()
+    frontend.down(LOST, rebuilding=True)
+    first = Background(lambda: frontend.up(OFFER, RESOLVED))
+    wait_until(lambda: rank.seen)
+    waiter = Waiter(frontend, start(frontend))
+    frontend.down(LOST, rebuilding=True)
+    assert first.done(patient(1.0))
+    with pytest.raises(LaunchError, match="the first request failed: .*rank 1 is lost"):
+        first.result()
+    rank.hold.clear()
+    frontend.up(OFFER, RESOLVED)
+    assert waiter.completion().text == "42"
+    assert not frontend.side.manager.rid_to_state
+
+
+@pytest.mark.parametrize("until", ["_await_side", "_probe"])
+def test_ranks_that_are_lost_before_they_were_asked_are_not_taken(frontend, rank, monkeypatch, until):
+    """What the driver's side still waits for then, or has just waited for."""
+    go_on, reached, step = threading.Event(), threading.Event(), getattr(frontend, until)
+
+    def step_later(*arguments):
+        reached.set()
+        assert go_on.wait(10)
+        step(*arguments)
+
+    monkeypatch.setattr(frontend, until, step_later)
+    frontend.down(LOST, rebuilding=True)
+    late = Background(lambda: frontend.up(OFFER, RESOLVED))
+    assert reached.wait(10)
+    frontend.down(LOST, rebuilding=True)
+    go_on.set()
+    with pytest.raises(LaunchError, match="the ranks were lost"):
+        late.result(5)
+    assert (frontend._up, frontend._rebuilding, bool(frontend.side.replay.holding)) == (False, True, True)
+    assert rank.seen == []
 
 
 def test_nothing_is_left(frontend, rank):
