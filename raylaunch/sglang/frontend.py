@@ -254,7 +254,8 @@ class SglangFrontend:
         return True
 
     def busy(self) -> bool:
-        return len(self._requests) > 0 or (self.side is not None and bool(self.side.manager.rid_to_state))
+        side = self.side
+        return len(self._requests) > 0 or (side is not None and bool(side.manager.rid_to_state or side.replay.guests))
 
     def verify(self, name: RoundName, shape: int) -> bool:
         if not self._up or self.side is None or self.runs is None:
@@ -263,7 +264,10 @@ class SglangFrontend:
         return True
 
     def __len__(self) -> int:
-        return len(self._requests) + (len(self.side.patient) if self.side is not None else 0)
+        if self.side is None:
+            return len(self._requests)
+        # One of SGLang's callers may ask for several answers.
+        return max(0, len(self._requests) + len(self.side.patient) + self.side.replay.surplus)
 
     # ---- on the loop
 

@@ -160,6 +160,11 @@ class Replay:
         manager._dispatch_to_scheduler, manager._handle_batch_output = self.dispatch, self.handle
         self._hear, manager._result_dispatcher = manager._result_dispatcher, self.hear
 
+    @property
+    def surplus(self) -> int:
+        """How many more requests are with our ranks than are our manager's."""
+        return len(self.guests) - len(self._hosts)
+
     def hold(self, reason: str, rebuilding: bool = True) -> None:
         """The ranks are lost: requests that can go on do so at another replica, or wait for :meth:`resume` if there is
         to be another group; the others end."""

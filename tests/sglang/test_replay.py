@@ -15,7 +15,8 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import RequestFailed
 from raylaunch.frontends.answers import Waiter, joined
 from raylaunch.model.tokenizer import load_tokenizer
-from raylaunch.sglang.replay import SecondPart, continued, obstacle
+from raylaunch.sglang.frontend import SglangFrontend
+from raylaunch.sglang.replay import Replay, SecondPart, continued, obstacle
 from tests.sglang.conftest import CONFIG, LOST, RESOLVED, needs_sglang, place_ranks, start
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
 from tests.waiting import wait_until
@@ -109,6 +110,41 @@ def test_the_token_that_ends_an_answer_is_no_text():
     assert second.push([ord("2"), 7], {"type": "stop", "matched": 7}) == (
         [ord("2"), 7], "2", {"type": "stop", "matched": 7},
     )  # fmt: skip
+
+
+# ---- at several replicas, over managers that only send
+
+
+class Manager:
+    """What a replay needs of SGLang's."""
+
+    def __init__(self):
+        self.rid_to_state, self.sent = {}, []
+        self._dispatch_to_scheduler = self.sent.append
+        self._handle_batch_output = self._result_dispatcher = None
+
+
+def replica():
+    one, manager = SglangFrontend(CONFIG), Manager()
+    replay = Replay(manager, CONFIG.recovery, lambda *_, **__: None)
+    one.side = SimpleNamespace(manager=manager, replay=replay, patient=set())
+    return one
+
+
+def test_requests_of_a_lost_replica_are_shared_out_and_count_where_they_are():
+    lost, *others = (replica() for _ in range(3))
+    side = lost.side
+    side.replay.others = lambda: [one.side.replay for one in sorted(others, key=len)]
+    side.patient = {object(), object()}
+    for number in range(4):  # two of which are of one caller
+        side.manager.rid_to_state[f"r{number}"] = SimpleNamespace(output_ids=[])
+        side.replay._sent[f"r{number}"] = request(time_stats=None, wrap_pickle_fields=lambda: None)
+    side.replay.hold("rank 1 is lost")
+    assert [len(one.side.manager.sent) for one in others] == [2, 2]
+    assert [len(one) for one in (lost, *others)] == [0, 2, 2]
+    assert all(one.busy() for one in others), "no shape is verified beside them"
+    side.replay._drop("r0")
+    assert sorted(len(one) for one in others) == [1, 2]
 
 
 # ---- over SGLang's tokenizer manager and detokenizer
@@ -249,8 +285,6 @@ def test_an_abort_that_was_sent_to_ranks_that_are_lost_is_not_forgotten(frontend
 @pytest.fixture
 def beside(frontend):
     """The frontend of another replica, on the same loop."""
-    from raylaunch.sglang.frontend import SglangFrontend
-
     one = SglangFrontend(CONFIG)
     one.loop = frontend.loop
     one.begin(RESOLVED)
