@@ -27,11 +27,8 @@ OF_THE_RANKS = (
 USED_UP = ("mm_inputs", "session_id", "session_params")
 """What the ranks have taken, and nobody can give them again: images in shared memory, a session of theirs."""
 
-OF_THE_PROMPT = tuple(
-    f"input_{kind}_{what}"
-    for kind in ("token_logprobs", "top_logprobs", "token_ids_logprobs")
-    for what in ("val", "idx")
-)
+LOGPROBS = tuple(f"{kind}_logprobs_{what}" for kind in ("token", "top", "token_ids") for what in ("val", "idx"))
+"""Lists of an output, behind ``input_`` for the prompt's tokens and ``output_`` for the answer's."""
 
 
 def obstacle(request: Any, has_output: bool) -> str:
@@ -342,15 +339,19 @@ class Replay:
                 outputs.rids[at] = HEALTH_CHECK_RID_PREFIX  # which the manager passes over
                 continue
             before = outputs.finished_reasons[at]
-            ids, text, reason = second.push(outputs.output_ids[at], before)
+            said = outputs.output_ids[at]
+            ids, text, reason = second.push(said, before)
             outputs.output_ids[at], outputs.finished_reasons[at] = ids, reason
             if hasattr(outputs, "output_strs"):
                 outputs.output_strs[at] = text
             outputs.prompt_tokens[at] = second.prompt_tokens
-            outputs.completion_tokens[at] += second.given
+            outputs.completion_tokens[at] += second.given - (len(said) - len(ids))
             outputs.cached_tokens[at] = min(outputs.cached_tokens[at], second.prompt_tokens)
-            for name in OF_THE_PROMPT:
-                values = getattr(outputs, name, None) or []
+            for name in LOGPROBS:
+                values = getattr(outputs, f"input_{name}", None) or []
                 values[at : at + 1] = [[]] if at < len(values) else []  # said with the first token
+                values = getattr(outputs, f"output_{name}", None) or []
+                if reason is not before:
+                    values[at : at + 1] = [one[: len(ids)] for one in values[at : at + 1]]
             if reason is not before:
                 self._hosts.get(request_id, self)._dispatch(AbortReq(rid=request_id, abort_all=False))

@@ -147,6 +147,27 @@ def test_requests_of_a_lost_replica_are_shared_out_and_count_where_they_are():
     assert sorted(len(one) for one in others) == [1, 2]
 
 
+@needs_sglang
+def test_what_comes_behind_a_stop_string_across_the_loss_does_not_count():
+    """Ranks say many tokens at a time to who waits for the whole answer."""
+    replay, stops = replica().side.replay, {"stop_strs": ["+30"], "stop_str_max_len": 3}
+    replay._seconds["a"] = SecondPart(request([100], stops), list(b"12+"), "12+", Bytes())
+    ids = list(b"30=42")
+    outputs = SimpleNamespace(
+        rids=["other", "a"], finished_reasons=[None, None], output_ids=[[7], ids], output_strs=["", "30=42"],
+        prompt_tokens=[1, 4], completion_tokens=[1, 5], cached_tokens=[0, 4],
+        input_token_logprobs_val=[[-0.5], [-0.5]], output_token_logprobs_val=[[-0.25], [-0.25] * 5],
+        output_token_logprobs_idx=[[7], ids], output_top_logprobs_val=None,
+    )  # fmt: skip
+    replay._mend(outputs)
+    assert outputs.output_ids == outputs.output_token_logprobs_idx == [[7], list(b"30")]
+    assert outputs.finished_reasons == [None, {"type": "stop", "matched": "+30"}]
+    assert outputs.completion_tokens == [1, 5], "of which three were there before"
+    assert outputs.output_token_logprobs_val == [[-0.25], [-0.25] * 2]
+    assert outputs.input_token_logprobs_val == [[-0.5], []]
+    assert [one.rid for one in replay._manager.sent] == ["a"], "the ranks are told to end it"
+
+
 # ---- over SGLang's tokenizer manager and detokenizer
 
 
