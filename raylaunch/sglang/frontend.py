@@ -264,10 +264,8 @@ class SglangFrontend:
         return True
 
     def __len__(self) -> int:
-        if self.side is None:
-            return len(self._requests)
-        # One of SGLang's callers may ask for several answers.
-        return max(0, len(self._requests) + len(self.side.patient) + self.side.replay.surplus)
+        beside = len(self.side.patient) + self.side.replay.surplus if self.side is not None else 0
+        return max(0, len(self._requests) + beside)  # one of SGLang's callers may have several that are elsewhere
 
     # ---- on the loop
 
@@ -370,16 +368,11 @@ class SglangFrontend:
         if losses != self._losses:
             raise _verify(f"the ranks were lost before requests were sent: {self._gone}")
 
-    async def _ask(self, losses: int, offer: Mapping[str, Any] | None) -> None:
-        """On the loop, where a loss that is told later ends the request."""
-        self._raise_if_lost(losses)
-        assert self.side is not None
-        await self.side.probe(offer)
-
     def _probe(self, losses: int, offer: Mapping[str, Any] | None = None) -> None:
+        assert self.side is not None
         assert self.runs is not None
         seconds = self._config.deadlines.verify
-        answer = self.runs.submit(self._ask(losses, offer))
+        answer = self.runs.submit(self.side.probe(offer, functools.partial(self._raise_if_lost, losses)))
         try:
             answer.result(seconds)
         except TimeoutError:

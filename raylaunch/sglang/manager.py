@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -95,16 +95,18 @@ class TokenizerSide:
         self._images_whole = not one_node
         versions.published.images_whole(self, self._images_whole)
 
-    async def probe(self, info: Mapping[str, Any] | None = None) -> None:
-        """One real request, from its tokens to its answer.
+    async def probe(self, info: Mapping[str, Any] | None, check: Callable[[], None]) -> None:
+        """One real request, from its tokens to its answer; :meth:`lose` ends it.
 
         Args:
             info: what rank 0 of a new group said at its last gate.
+            check: raises if the ranks were lost before this began.
         Raises:
             RuntimeError: the answer is not as asked.
         """
         from sglang.srt.managers.tokenizer_manager import ServerStatus
 
+        check()
         if info is not None:
             self._set_scheduler_info(info)
         vocabulary = self.manager.model_config.vocab_size

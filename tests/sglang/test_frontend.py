@@ -136,7 +136,7 @@ def test_a_loss_during_the_first_request_does_not_keep_the_next_group_waiting(fr
     waiter = Waiter(frontend, start(frontend))
     frontend.down(LOST, rebuilding=True)
     assert first.done(patient(1.0))
-    with pytest.raises(LaunchError, match="the first request failed: .*rank 1 is lost"):
+    with pytest.raises(LaunchError, match=r"the first request failed: .*rank 1 is lost"):
         first.result()
     rank.hold.clear()
     frontend.up(OFFER, RESOLVED)
