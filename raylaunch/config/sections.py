@@ -161,8 +161,8 @@ class EngineConfig(Section):
         max_running_requests: requests that are decoded at the same time.
         max_waiting_requests: requests that may wait beside them; more are refused.
         threads: CPU threads of each rank.
-        preload: ranks on the driver's node begin to import before Ray is there, where they can; with the engine
-            ``sglang``.
+        preload: ranks on the driver's node begin to import before Ray is there, and when a group is lost, where they
+            can; with the engine ``sglang``.
         sampling_defaults: where a request says nothing of it, tokens are chosen as the ``model`` wants
             (``generation_config.json``: temperature, top_k, top_p, or greedily), or as ``openai`` does: temperature 1
             over HTTP; in Python greedily. SGLang's argument of that name.
