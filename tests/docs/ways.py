@@ -49,7 +49,7 @@ WAYS: dict[str, Way] = {
     'pip install torch==2.13.0 && pip install -e . && raylaunch generate configs/tiny-cpu.yaml --prompt "12+30="': (
         launch("\n42\n")
     ),
-    'pip install -e ".[test]" && python -m pytest': read("runs the tests that this is one of"),
+    'pip install -e ".[test]" && python -m pytest -n 2': read("runs the tests that this is one of"),
     'pip install -e ".[sglang,serve]"': GPUS,
     # CONTRIBUTING.md
     "python -m venv .venv && . .venv/bin/activate": INSTALLS,
