@@ -39,7 +39,7 @@ RUNS_CODE = "enable_custom_logit_processor"
 log = logging.getLogger(__name__)
 
 
-class Listener(socket.socket):
+class ListeningSocket(socket.socket):
     """A bound socket. A host's name may stand for several addresses: ``others`` are bound to the rest, at its port."""
 
     others: tuple[socket.socket, ...] = ()
@@ -54,7 +54,7 @@ class Listener(socket.socket):
         super().close()
 
 
-def bind(settings: ServeConfig) -> Listener:
+def bind(settings: ServeConfig) -> ListeningSocket:
     """Takes the address before anything is launched, all of them where the host is a name such as ``localhost``. Nobody
     can connect until :func:`serve` listens.
 
@@ -89,7 +89,9 @@ def addresses_of(host: str) -> list[tuple[int, str]]:
     return sorted(addresses, key=lambda one: (one[0] != socket.AF_INET, one))
 
 
-def _bind_first(settings: ServeConfig, addresses: list[tuple[int, str]]) -> tuple[Listener, list[tuple[int, str]]]:
+def _bind_first(
+    settings: ServeConfig, addresses: list[tuple[int, str]]
+) -> tuple[ListeningSocket, list[tuple[int, str]]]:
     """The first address that this machine has, and those behind it."""
     for index, (family, address) in enumerate(addresses):
         try:
@@ -100,8 +102,8 @@ def _bind_first(settings: ServeConfig, addresses: list[tuple[int, str]]) -> tupl
     raise AssertionError("a name stands for one address at least")
 
 
-def _bind_others(settings: ServeConfig, addresses: list[tuple[int, str]], port: int) -> tuple[Listener, ...]:
-    bound: list[Listener] = []
+def _bind_others(settings: ServeConfig, addresses: list[tuple[int, str]], port: int) -> tuple[ListeningSocket, ...]:
+    bound: list[ListeningSocket] = []
     try:
         for family, address in addresses:
             with contextlib.suppress(NotHere):  # such as IPv6 where it is off
@@ -117,12 +119,12 @@ class NotHere(OSError):
     """An address that this machine does not have."""
 
 
-def _bind_one(settings: ServeConfig, family: int, address: str, port: int) -> Listener:
+def _bind_one(settings: ServeConfig, family: int, address: str, port: int) -> ListeningSocket:
     # Sockets that reuse addresses may share one until the first listens, which here is after a launch. So this one
     # reuses only to bind, and only if it must: closed connections of an earlier server still hold the address.
     for reuse in (0, 1):
         try:
-            one = Listener(family, socket.SOCK_STREAM)
+            one = ListeningSocket(family, socket.SOCK_STREAM)
         except OSError as error:
             raise NotHere(error.strerror or str(error)) from None
         try:
@@ -150,7 +152,7 @@ def url_of(listener: socket.socket) -> str:
 
 def sockets_of(listener: socket.socket) -> list[socket.socket]:
     """All sockets of a listener, which may be one of the caller's own."""
-    return listener.everything() if isinstance(listener, Listener) else [listener]
+    return listener.everything() if isinstance(listener, ListeningSocket) else [listener]
 
 
 def exposed(settings: ServeConfig, listener: socket.socket) -> bool:

@@ -18,7 +18,7 @@ from raylaunch_actors.communicator import topology
 from raylaunch_actors.communicator.sgl_kernel import WORLD_SIZES, GpuOffer
 from raylaunch_actors.communicator.shared_memory import MACHINES, ShareOffer
 
-Offer = TypeVar("Offer", ShareOffer, GpuOffer)
+AnyOffer = TypeVar("AnyOffer", ShareOffer, GpuOffer)
 KIB = 1024
 SYMMETRIC = ("symmetric-one-shot", "symmetric-two-shot")
 # Largest message for which one shot of symmetric memory is taken: from twice as much on, two shots were faster wherever
@@ -79,7 +79,7 @@ def _order_of_writes(offers: Sequence[ShareOffer]) -> str:
     return f"rank {other.rank} runs on {other.machine}; the order of memory writes needs x86-64" if other else ""
 
 
-def _cannot_share_memory(offers: Sequence[Offer]) -> str:
+def _cannot_share_memory(offers: Sequence[AnyOffer]) -> str:
     first = offers[0]
     for offer in offers:
         if not offer.shares:
@@ -131,7 +131,7 @@ def _spread(nodes: Sequence[str]) -> str:
     return f"the group spans {len(set(nodes))} nodes" if len(set(nodes)) > 1 else ""
 
 
-def _one_each(offers: Sequence[Offer], world_size: int) -> list[Offer]:
+def _one_each(offers: Sequence[AnyOffer], world_size: int) -> list[AnyOffer]:
     ordered = sorted(offers, key=lambda offer: offer.rank)
     if [offer.rank for offer in ordered] != list(range(world_size)):
         raise ValueError(f"offers of ranks {[offer.rank for offer in ordered]}, wanted one of each of {world_size}")

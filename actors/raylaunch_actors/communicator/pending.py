@@ -7,15 +7,15 @@ from typing import Generic, TypeVar
 from raylaunch.errors import RankFault
 from raylaunch_actors.communicator.base import CallLabel, RecordedCall, RecordedInput
 
-Call = TypeVar("Call", bound=RecordedCall)
+AnyCall = TypeVar("AnyCall", bound=RecordedCall)
 
 
-class PendingCalls(Generic[Call]):
+class PendingCalls(Generic[AnyCall]):
     """Keeps calls, and so the memory that they read, alive until they are registered; detects reuse."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.calls: list[Call] = []
+        self.calls: list[AnyCall] = []
         self.registered = 0
         self._inputs: list[RecordedInput] = []
         self._owners: list[tuple[int, int, str, CallLabel]] = []  # first byte, end, segment, who
@@ -25,7 +25,7 @@ class PendingCalls(Generic[Call]):
         """What peers have to know, in the order of recording."""
         return tuple(self._inputs)
 
-    def add(self, call: Call, recorded: RecordedInput) -> None:
+    def add(self, call: AnyCall, recorded: RecordedInput) -> None:
         """Takes a call.
 
         Raises RankFault F04 if its input overlaps one of another piece. The graphs of *one* piece share their

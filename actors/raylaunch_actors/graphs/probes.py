@@ -23,7 +23,7 @@ CALLS: Mapping[str, int] = {"cpu": 10, "cuda": 40}
 in which a small one is done."""
 WARM = 2
 QUEUED = 16  # runs ahead of the GPU: more than a pause of the host, fewer launches than CUDA takes without waiting
-Run = Callable[[], object]
+TimedRun = Callable[[], object]
 
 
 class Probes:
@@ -48,7 +48,7 @@ class Probes:
     ) -> None:
         self.communicators, self.sizes, self.dtype, self.device = communicators, tuple(sizes), dtype, device
         self.calls = CALLS[device.type]
-        self._graphs: dict[tuple[str, int], Run] = {}
+        self._graphs: dict[tuple[str, int], TimedRun] = {}
         self._inputs: dict[str, torch.Tensor] = {}
 
     # ---- graphs
@@ -66,7 +66,7 @@ class Probes:
         for communicator in self.communicators.values():
             register_inputs(communicator, peers)
 
-    def _graph(self, kind: str, communicator: Any, size: int) -> Run:
+    def _graph(self, kind: str, communicator: Any, size: int) -> TimedRun:
         x = self._input(kind, size)
         communicator.all_reduce(x)  # what a kind does the first time at a size is not to be captured, nor timed
         if self.device.type == "cuda":
@@ -76,7 +76,7 @@ class Probes:
         calls = [communicator.record(x, out, label) for label in labels]
         return lambda: [call.run() for call in calls]
 
-    def _cuda_graph(self, communicator: Any, x: torch.Tensor) -> Run:
+    def _cuda_graph(self, communicator: Any, x: torch.Tensor) -> TimedRun:
         def calls(x: torch.Tensor) -> None:
             for _ in range(self.calls):
                 communicator.all_reduce(x)
@@ -92,16 +92,16 @@ class Probes:
 
     # ---- times
 
-    def graph(self, kind: str, size: int) -> Run:
+    def graph(self, kind: str, size: int) -> TimedRun:
         """Runs the graph of ``calls`` all-reduces."""
         return self._graphs[kind, size]
 
-    def eager(self, kind: str, size: int) -> Run:
+    def eager(self, kind: str, size: int) -> TimedRun:
         """Runs ``calls`` all-reduces one by one."""
         x, communicator = self._input(kind, size), self.communicators[kind]
         return lambda: [communicator.all_reduce(x) for _ in range(self.calls)]
 
-    def measure(self, run: Run, repeats: int) -> float:
+    def measure(self, run: TimedRun, repeats: int) -> float:
         """Microseconds of one all-reduce: the median of ``repeats`` runs.
 
         On a GPU one run follows the other without a gap, as layers do: how long a launch takes to arrive and how far
@@ -129,7 +129,7 @@ class Mark(Protocol):
         """Returns when the device has come to it."""
 
 
-def enqueue(run: Run, marks: Sequence[Mark]) -> None:
+def enqueue(run: TimedRun, marks: Sequence[Mark]) -> None:
     """Enqueues a run between each two marks, at most ``QUEUED`` ahead of the device; returns when all are done."""
     marks[0].record()
     for number, mark in enumerate(marks[1:]):
@@ -145,7 +145,7 @@ def median_microseconds(times: Sequence[float], calls: int) -> float:
     return median_high(end - begin for begin, end in pairwise(times)) / calls * 1e6
 
 
-def _cpu_times(run: Run, repeats: int) -> list[float]:
+def _cpu_times(run: TimedRun, repeats: int) -> list[float]:
     times = [time.perf_counter()]
     for _ in range(repeats):
         run()
@@ -153,7 +153,7 @@ def _cpu_times(run: Run, repeats: int) -> list[float]:
     return times
 
 
-def _gpu_times(run: Run, repeats: int) -> list[float]:
+def _gpu_times(run: TimedRun, repeats: int) -> list[float]:
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     enqueue(run, marks)
     return [0.0, *(float(marks[0].elapsed_time(mark)) / 1e3 for mark in marks[1:])]

@@ -40,7 +40,7 @@ def check_supported(config: Any, world_size: int) -> None:
         raise RankFault(None, why)
     text = config.get_text_config()
     heads = text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads  # transformers' default may not be the driver's
     if heads % world_size or kv_heads % world_size:
         raise RankFault(
             None,

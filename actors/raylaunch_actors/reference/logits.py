@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from raylaunch.errors import RankFault
 
-Rule = Callable[[Tensor], Tensor]
+LogitRule = Callable[[Tensor], Tensor]
 _FACTORS = ("logits_scaling", "logit_scale", "lm_head_multiplier")
 _CAP = "final_logit_softcapping"
 _ROWS = 2
 _RELATIVE = 1e-3  # what rounding may differ by; a wrong factor differs by much more
 
 
-def logit_rule(model: Any, head: nn.Linear) -> Rule:
+def logit_rule(model: Any, head: nn.Linear) -> LogitRule:
     """What to apply to what the head gives, whole or this rank's part of it.
 
     Args:
@@ -79,7 +79,7 @@ class _Output(SimpleNamespace):
         return hidden
 
 
-def _rules(text: Any) -> Iterator[Rule]:
+def _rules(text: Any) -> Iterator[LogitRule]:
     """What models are known to do, by the settings that they do it with."""
     yield lambda logits: logits
     if cap := getattr(text, _CAP, None):

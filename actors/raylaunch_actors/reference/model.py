@@ -13,12 +13,12 @@ from torch import nn
 from raylaunch.errors import RankFault
 from raylaunch_actors.reference import build, weights
 from raylaunch_actors.reference.checkpoint import Checkpoint
-from raylaunch_actors.reference.logits import Rule, logit_rule
+from raylaunch_actors.reference.logits import LogitRule, logit_rule
 from raylaunch_actors.reference.supported import is_mixture
 from raylaunch_actors.reference.tensor_parallel import TensorParallelPlan, insert_all_reduces, with_norms_of_heads
 from raylaunch_actors.reference.weight_files import weight_files
 
-LoadFormat = Literal["safetensors", "dummy"]
+ReferenceLoadFormat = Literal["safetensors", "dummy"]
 RUNS_IN = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -90,7 +90,7 @@ class LoadedModel:
     inner: nn.Module
     embed: nn.Module
     lm_head: nn.Linear
-    logit_rule: Rule
+    logit_rule: LogitRule
     facts: ModelFacts
     report: LoadReport
 
@@ -103,7 +103,7 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     group: str = "tp",
-    load_format: LoadFormat = "safetensors",
+    load_format: ReferenceLoadFormat = "safetensors",
     seed: int = 0,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda name: None,

@@ -10,7 +10,7 @@ from raylaunch.benchmarks.sweep.plan import Cell
 from raylaunch.cluster.placement import fits
 from raylaunch.resolved import BundleRequest
 
-Start = tuple[str, int]
+CellStart = tuple[str, int]
 """A cell's id and the number of one of its starts, from 1."""
 Requests = Sequence[BundleRequest]
 """What a cell asks of Ray: one request for each of its replicas."""
@@ -18,7 +18,7 @@ Line = Mapping[str, Any]
 """What is written of one start."""
 
 
-def latest(lines: Iterable[Line]) -> dict[Start, Line]:
+def latest(lines: Iterable[Line]) -> dict[CellStart, Line]:
     """The last line of each start: one that was tried again has several."""
     return {(line["cell"], line["start"]): line for line in lines}
 
