@@ -17,6 +17,7 @@ from raylaunch_actors.communicator.single import SingleRank
 from raylaunch.errors import CollectiveAborted
 from tests.busy import patient
 from tests.communicator.ranks import Channel, attached, check, over_gloo, run
+from tests.shared_memory import in_dev_shm
 
 SHAPES = [(), (1,), (7,), (1, 33, 16), (3, 5, 2), (1, 200, 16), (0, 4)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -141,13 +142,13 @@ def killed_peer(channel: Channel, kind: str):
             communicator.all_reduce(torch.ones(4))
             communicator.all_reduce(torch.ones(4))
         except CollectiveAborted as error:
-            return str(error), time.monotonic() - start, sorted(os.listdir("/dev/shm"))
+            return str(error), time.monotonic() - start, in_dev_shm()
     return None
 
 
 @pytest.mark.parametrize("kind", ["shared-memory", "gloo"])
 def test_a_killed_peer_ends_the_wait_at_the_deadline_and_leaves_nothing(kind):
-    before = sorted(os.listdir("/dev/shm"))
+    before = in_dev_shm()
     survivor, killed = run(2, killed_peer, kind)
     assert killed == -signal.SIGKILL
     message, seconds, during = survivor
@@ -156,7 +157,7 @@ def test_a_killed_peer_ends_the_wait_at_the_deadline_and_leaves_nothing(kind):
     assert "all-reduce #2" in message
     if kind == "shared-memory":
         assert "waited 1 s for rank 1 to reach all-reduce #2; it is at all-reduce #1" in message
-    assert during == before == sorted(os.listdir("/dev/shm"))
+    assert during == before == in_dev_shm()
 
 
 def late_peer(channel: Channel, kind: str, who: int):

@@ -12,6 +12,7 @@ from raylaunch_actors.communicator.arena import ALIGNMENT, HEADER_BYTES, Arena, 
 from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce, arena_bytes_needed
 
 from raylaunch.errors import RankFault
+from tests.shared_memory import in_dev_shm
 
 
 @pytest.fixture
@@ -41,12 +42,12 @@ def test_allocations_are_aligned_and_never_overlap(sizes):
 
 
 def test_a_peer_sees_the_same_bytes_and_nothing_is_in_dev_shm(arena):
-    before = os.listdir("/dev/shm")
+    before = in_dev_shm()
     peer = open_segment("rank0", arena.handle())
     arena.view(HEADER_BYTES, (4,), torch.float32).copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert peer.base != arena.base
     assert peer.view(HEADER_BYTES, (2, 2), torch.float32).tolist() == [[1, 2], [3, 4]]
-    assert os.listdir("/dev/shm") == before
+    assert in_dev_shm() == before
 
 
 def test_views_are_checked(arena):

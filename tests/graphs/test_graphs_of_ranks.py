@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 
 import pytest
@@ -14,6 +13,7 @@ from raylaunch_actors.graphs.context import Mode
 from raylaunch.errors import CollectiveAborted, RankFault
 from tests.communicator.ranks import Channel, attached, check, over_gloo, run
 from tests.graphs.decoder import Engine
+from tests.shared_memory import in_dev_shm
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def engine_of(channel: Channel, kind: str, **options):
 
 
 def life_cycle(channel: Channel, kind: str, dtype: torch.dtype, experts: bool):
-    shm = set(os.listdir("/dev/shm"))
+    shm = in_dev_shm()
     with engine_of(channel, kind, dtype=dtype, experts=experts) as engine:
         runner, registered = engine.runner(), 0
         for round, shapes in (("prefill", [8, 16]), ("decode", [2])):
@@ -39,7 +39,7 @@ def life_cycle(channel: Channel, kind: str, dtype: torch.dtype, experts: bool):
         for seed, key in enumerate((("prefill", 16), ("decode", 2), ("prefill", 8), ("prefill", 16))):
             assert engine.same(*key, seed), key
             outs.append(engine.forward(Mode.REPLAY, *key, seed).clone().float())
-        assert set(os.listdir("/dev/shm")) <= shm
+        assert in_dev_shm() <= shm
         return registered, outs
 
 
