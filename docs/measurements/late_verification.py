@@ -12,7 +12,7 @@ import time
 
 from raylaunch import Engine, LaunchConfig
 
-TURNS, SECONDS, PAUSE_S, TOKENS = 3, 40.0, 0.25, 48
+TURNS, SECONDS, PAUSE_S, TOKENS = 2, 40.0, 0.25, 48
 SHAPES = (f"capture.prefill_tokens={list(range(8, 257, 8))}", f"capture.decode_batch_sizes={list(range(2, 33, 2))}")
 
 
