@@ -143,7 +143,7 @@ class Routed:
         self._running: Running | None = None
         self._lost_at: set[int] = set()
         self._begun = self._left = False
-        self._may_wait_until = time.monotonic() + router.engines[0].config.recovery.give_up_s
+        self._may_wait_until = 0.0  # since it has waited for ranks, or lost them
         self._lock = threading.Lock()
 
     @property
@@ -158,6 +158,8 @@ class Routed:
         """
         while True:
             self.at = self._router.choose(self._lost_at, self._prepared.text or self._prepared.ids, may_wait)
+            if not self._router.engines[self.at].health(ask_ranks=False).ready:
+                self._waits()
             try:
                 running = self._router.engines[self.at].submit(self._prepared, self._hear, self.request_id)
                 break
@@ -167,6 +169,13 @@ class Routed:
             self._running, left = running, self._left
         if left:
             self._router.engines[self.at].frontend.forget(running)
+
+    def _waits(self) -> bool:
+        """Whether it may wait for ranks, for which its time begins with the first: it must not wait anew with each
+        group."""
+        now = time.monotonic()
+        self._may_wait_until = self._may_wait_until or now + self._router.engines[0].config.recovery.give_up_s
+        return now < self._may_wait_until
 
     def move(self, request: RunningRequest) -> bool:
         """What it has begun goes on at another replica. Whether it does."""
@@ -193,8 +202,7 @@ class Routed:
         if lost and not self._begun and not self._left:
             self._lost_at.add(self.at)
             try:
-                # It may have waited for ranks for as long as it may: it must not do so anew with each group.
-                self.go_on(may_wait=time.monotonic() < self._may_wait_until)
+                self.go_on(may_wait=self._waits())
                 self._router.moved()
                 return
             except RaylaunchError:

@@ -112,8 +112,14 @@ class Preloaded:
         self._folder = Path(tempfile.mkdtemp(prefix="raylaunch-", dir="/tmp"))
         self._program = str(Path(ranks_side(str(Path(__file__).parents[1]))) / "preload.py")
         self._left = [self._folder / str(rank) for rank in range(count)]
-        self._started = {name: self._start(name, modules) for name in self._left}
+        self._started = dict[Path, subprocess.Popen[bytes]]()
         self._why: str | None = None
+        try:
+            for name in self._left:
+                self._started[name] = self._start(name, modules)
+        except OSError:
+            self.close()
+            raise
 
     def _start(self, name: Path, modules: Sequence[str]) -> subprocess.Popen[bytes]:
         """Starts one in a thread that lives as long as it does, and waits for it: SGLang has the kernel kill a

@@ -196,8 +196,10 @@ def test_a_request_waits_once_for_ranks_whatever_the_number_of_groups(router: Ro
 def test_a_request_that_has_not_waited_yet_does_so_at_another_group(
     router: Router, groups: list[Group], other: Health
 ) -> None:
-    groups[0].config = LaunchConfig.default(["recovery.while_rebuilding=wait"])
+    """However long it has been in a queue of ranks that were there."""
+    groups[0].config = LaunchConfig.default(["recovery.while_rebuilding=wait", "recovery.give_up_s=0.01"])
     router.submit(PREPARED, Client().append, "r")
+    time.sleep(0.02)
     groups[1].now = other
     groups[0].lose()
     assert list(groups[1].running) == ["r"]

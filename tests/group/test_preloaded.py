@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,3 +91,20 @@ def test_those_that_become_no_worker_are_ended() -> None:
     one.close()
     assert all(process.wait(10) is not None for process in processes)
     assert not one._folder.exists()
+
+
+def test_none_is_left_where_one_of_them_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, popen, folders = list[subprocess.Popen[bytes]](), subprocess.Popen, list[Path]()
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        folders.append(Path(command[3]).parent)
+        if begun:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        begun.append(popen(command, **options))
+        return begun[0]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(OSError, match="Too many open files"):
+        Preloaded(2, ("colorsys",), {}, {})
+    assert begun[0].wait(10) is not None
+    assert not folders[0].exists()
