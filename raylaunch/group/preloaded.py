@@ -112,7 +112,7 @@ class Preloaded:
         self._folder = Path(tempfile.mkdtemp(prefix="raylaunch-", dir="/tmp"))
         self._program = str(Path(ranks_side(str(Path(__file__).parents[1]))) / "preload.py")
         self._left = [self._folder / str(rank) for rank in range(count)]
-        self._started = dict[Path, subprocess.Popen[bytes]]()
+        self._started: dict[Path, subprocess.Popen[bytes]] = {}
         self._why: str | None = None
         try:
             for name in self._left:
