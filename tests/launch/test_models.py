@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from raylaunch import Engine, LaunchConfig
 from tests.models import BUILDERS, VOCAB, save
 
-pytestmark = pytest.mark.usefixtures("clean")
+# CI runs them. By default tests/reference compares all of these models on one rank, tests/graphs experts on two.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean")]
 
 NEW_TOKENS = 32
-QUICK = ("qwen3_moe",)  # the others are launched with -m slow; tests/reference covers all of them on one rank
 
 
 def prompt(length: int) -> list[int]:
@@ -30,9 +30,7 @@ def expected(folder: Path, ids: list[int]) -> tuple[int, ...]:
     return tuple(model.generate(tensor, max_new_tokens=NEW_TOKENS, **options)[0, len(ids) :].tolist())
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(BUILDERS)]
-)
+@pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_two_ranks_answer_as_transformers_does(name: str, tmp_path: Path) -> None:
     """The prompts of 1025 tokens are the client of sglang#14193: the second one used to crash (F20)."""
     folder = save(name, tmp_path)
