@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raylaunch.engine.engine import Engine
@@ -68,20 +68,22 @@ class Router:
             raise
         return request
 
-    def choose(self, without: set[int], prompt: str | Sequence[int] = "", may_wait: bool = True) -> int:
+    def choose(
+        self, without: set[int], prompt: str | Sequence[int] = "", may_wait: Callable[[], bool] = lambda: True
+    ) -> int:
         """The replica for one more request: a ready one, or one that is rebuilt, if requests wait for that.
 
         Args:
             without: not these.
             prompt: whose beginning counts, where ``parallel.routing`` says so.
-            may_wait: this request does so, too.
+            may_wait: whether this request does so, too; asked where none is ready.
         Raises:
             RequestFailed: there is none.
         """
         healths = [engine.health(ask_ranks=False) for engine in self.engines]
         left = {number: one for number, one in enumerate(healths) if number not in without}
         ready = {number: one.requests for number, one in left.items() if one.ready}
-        waits = may_wait and self.engines[0].config.recovery.while_rebuilding == "wait"
+        waits = not ready and self.engines[0].config.recovery.while_rebuilding == "wait" and may_wait()
         rebuilt = {number: one.requests for number, one in left.items() if not one.refusal(waits)}
         loads = ready or rebuilt
         if not loads:
@@ -143,23 +145,17 @@ class Routed:
         self._running: Running | None = None
         self._lost_at: set[int] = set()
         self._begun = self._left = False
-        self._may_wait_until = 0.0  # since it has waited for ranks, or lost them
+        self._may_wait_until = 0.0  # since it has had to wait
         self._lock = threading.Lock()
 
     @property
     def prompt_tokens(self) -> int:
         return len(self._prepared.ids) if self._running is None else self._running.prompt_tokens
 
-    def go_on(self, may_wait: bool = True) -> None:
-        """At the replica that has the fewest requests, of those that it was not lost at. Raises as ``submit``.
-
-        Args:
-            may_wait: for ranks, where none are ready.
-        """
+    def go_on(self) -> None:
+        """At the replica that has the fewest requests, of those that it was not lost at. Raises as ``submit``."""
         while True:
-            self.at = self._router.choose(self._lost_at, self._prepared.text or self._prepared.ids, may_wait)
-            if not self._router.engines[self.at].health(ask_ranks=False).ready:
-                self._waits()
+            self.at = self._router.choose(self._lost_at, self._prepared.text or self._prepared.ids, self._may_wait)
             try:
                 running = self._router.engines[self.at].submit(self._prepared, self._hear, self.request_id)
                 break
@@ -170,9 +166,9 @@ class Routed:
         if left:
             self._router.engines[self.at].frontend.forget(running)
 
-    def _waits(self) -> bool:
-        """Whether it may wait for ranks, for which its time begins with the first: it must not wait anew with each
-        group."""
+    def _may_wait(self) -> bool:
+        """Whether it may wait for ranks. Its time for that begins when this is asked first: it must not wait anew with
+        each group."""
         now = time.monotonic()
         self._may_wait_until = self._may_wait_until or now + self._router.engines[0].config.recovery.give_up_s
         return now < self._may_wait_until
@@ -202,7 +198,7 @@ class Routed:
         if lost and not self._begun and not self._left:
             self._lost_at.add(self.at)
             try:
-                self.go_on(may_wait=self._waits())
+                self.go_on()
                 self._router.moved()
                 return
             except RaylaunchError:
