@@ -57,7 +57,7 @@ def test_what_was_frozen_stays_so_and_new_garbage_is_found(collects):
         before, after = Ring(), Ring()
         gone, later = weakref.ref(before), weakref.ref(after)
         del before
-        with collect_what_is_new(None)(collects):
+        with collect_what_is_new(collects):
             assert gone() is None
             assert gc.isenabled() is collects
             del after

@@ -17,7 +17,7 @@ def shorter_seams() -> list[Seam]:
     made = dict[str, Any]()
     return [
         *(Seam(hook, lambda original: once(original, made)) for hook in hooked.TOKENIZERS),
-        *(Seam(hook, lambda original: collect_what_is_new(original)) for hook in hooked.COLLECTIONS),
+        *(Seam(hook, lambda _: collect_what_is_new) for hook in hooked.COLLECTIONS),
     ]
 
 
@@ -38,21 +38,18 @@ def once(original: Callable[..., Any], made: dict[str, Any]) -> Callable[..., An
     return make
 
 
-def collect_what_is_new(original: Callable[[bool], Any]) -> Callable[[bool], Any]:
-    """SGLang's ``freeze_gc``, around the captures of a round, without ``gc.unfreeze``: modules, which were frozen after
-    their import, stay so. It walks through all of them, twice a round, and full collections would while it serves."""
-
-    @contextlib.contextmanager
-    def freeze_gc(enable_cudagraph_gc: bool) -> Iterator[None]:
-        before = gc.isenabled()
+@contextlib.contextmanager
+def collect_what_is_new(enable_cudagraph_gc: bool) -> Iterator[None]:
+    """In place of SGLang's ``freeze_gc``, around the captures of a round, but without ``gc.unfreeze``: modules, which
+    were frozen after their import, stay so. It walks through all of them, twice a round, and full collections would
+    while it serves."""
+    before = gc.isenabled()
+    gc.collect()
+    if not enable_cudagraph_gc:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
         gc.collect()
-        if not enable_cudagraph_gc:
-            gc.disable()
-        try:
-            yield
-        finally:
-            if before:
-                gc.enable()
-            gc.collect()
-
-    return freeze_gc
