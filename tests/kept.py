@@ -68,9 +68,9 @@ def wait(done: Callable[[], bool]) -> None:
 
 
 def keeper_pids(engine: Engine) -> list[int]:
-    keepers = engine._supervisor._keepers
-    assert keepers is not None
-    return [one.kept.pid for one in keepers.keepers.values() if one.kept is not None]
+    runtime = engine._supervisor._runtime
+    assert runtime is not None
+    return [one.kept.pid for one in runtime.keepers.keepers.values() if one.kept is not None]
 
 
 def rebuilds_read_nothing(config: LaunchConfig, files: list[Path], caplog: pytest.LogCaptureFixture) -> None:

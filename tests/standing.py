@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from raylaunch import Engine
+from raylaunch.group.standby import Standby
 
 READY_S = 150.0
 
@@ -37,20 +38,24 @@ def pids_of(engine: Engine) -> list[int]:
     return [place.pid for place in engine.report.places]
 
 
+def standby_of(engine: Engine) -> Standby:
+    runtime = engine._supervisor._runtime
+    assert runtime is not None
+    return runtime.standby
+
+
 def spare_pids(engine: Engine, count: int) -> list[int]:
     """Processes of the spares, once so many have imported everything."""
-    end, standby = time.monotonic() + READY_S, engine._supervisor._standby
+    end, standby = time.monotonic() + READY_S, standby_of(engine)
     while engine.report.standby.ranks < count:
         assert time.monotonic() < end, "no ranks stand by"
         time.sleep(0.05)
-    assert standby is not None
     return [spare.process.pid for spare in standby.spares if spare.process]
 
 
 def without_spares(engine: Engine) -> None:
     """From here on the engine rebuilds as if it had never had any."""
-    standby = engine._supervisor._standby
-    assert standby is not None
+    standby = standby_of(engine)
     standby.per_rank = 0
     time.sleep(1)  # the thread that looks after them has seen it
     standby.close(10)

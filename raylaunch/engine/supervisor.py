@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from raylaunch.background import Background
-from raylaunch.cluster.session import RELEASE_PATIENCE_S, RaySession, enter
+from raylaunch.cluster.session import RELEASE_PATIENCE_S, enter
 from raylaunch.config import LaunchConfig
 from raylaunch.engine.asking import kept_metrics, rank_healths
 from raylaunch.engine.health import Condition, Health, readiness
@@ -27,9 +27,8 @@ from raylaunch.group.late_verify import LateVerification
 from raylaunch.group.launch import Launched, launch, span
 from raylaunch.group.preloaded import preload, preloading
 from raylaunch.group.ranks import RankGroup
+from raylaunch.group.runtime import EngineRuntime
 from raylaunch.group.serving import LostRanks, ServingWatch, explained
-from raylaunch.group.standby import Standby
-from raylaunch.group.weights import WeightKeepers
 from raylaunch.logs import about, about_error
 from raylaunch.protocol import Phase
 from raylaunch.report import LaunchReport, Span
@@ -70,12 +69,9 @@ class Supervisor:
         self._resolved: ResolvedLaunch | None = None
         self._environment: dict[str, str] = {}  # as it was before the first launch
         self._losses: list[Loss] = []  # that were followed by another launch
-        self._lost_nodes: set[str] = set()
         self._watch: ServingWatch | None = None
-        self._session: RaySession | None = None
+        self._runtime: EngineRuntime | None = None  # from when Ray was entered
         self._launched: Launched | None = None
-        self._standby: Standby | None = None
-        self._keepers: WeightKeepers | None = None
         self._stopping = threading.Event()
         self._starter: threading.Thread | None = None
         self._idle = threading.Event()  # whether no start is under way
@@ -108,16 +104,16 @@ class Supervisor:
         self.tracer, self.report = open_tracer(os.environ), LaunchReport(self.config.name, began)
         try:
             placement, cpus = resolved.config.placement, resolved.request.cpus
-            self._session = enter(placement.address, cpus, placement.namespace, self._stopping.is_set)
+            session = enter(placement.address, cpus, placement.namespace, self._stopping.is_set)
+            recovery = resolved.config.recovery
+            keeps = recovery.keep_weights and self.budget.rebuilds > 0
+            self._runtime = EngineRuntime.in_session(session, spares=recovery.standby, keep_weights=keeps)
             self._ray_span = Span("Ray session", began, time.time())
-            keep = resolved.config.recovery.keep_weights and self.budget.rebuilds > 0
-            self._keepers = WeightKeepers(keep, self._session, self._lost_nodes)
-            self._standby = Standby(resolved.config.recovery.standby, self._session, self._lost_nodes)
             self._launch(began)
         except BaseException as error:
             self.condition = Condition.STOPPED if self._stopping.is_set() else Condition.FAILED
             self.error = launch_error(error)
-            if self._session is None:
+            if self._runtime is None:
                 self._trace(self.error)
             self._leave()
             raise
@@ -163,7 +159,7 @@ class Supervisor:
 
     def health(self, ask_ranks: bool = True) -> Health:
         """Whether requests are answered now; asks the ranks if they serve, unless told not to. Never raises."""
-        gone = "" if self._session is None or self._session.current() else self._gone()
+        gone = "" if self._runtime is None or self._runtime.session.current() else self._gone()
         launched, watch = None if gone or not ask_ranks else self._launched, self._watch
         ranks = () if launched is None or not self._serves() else rank_healths(launched.group, self._serves)
         problems = (gone, watch.stalled if watch is not None else "", self.frontend.trouble())
@@ -207,8 +203,7 @@ class Supervisor:
                 assert self._resolved is not None
                 launched = launch(
                     self._resolved, self.report, self.listener,
-                    avoid=self._lost_nodes, stopped=self._cancelled, session=self._session, frontend=self.frontend,
-                    standby=self._standby, keepers=self._keepers,
+                    stopped=self._cancelled, frontend=self.frontend, runtime=self._runtime,
                 )  # fmt: skip
                 self._hand_over(launched)
                 break
@@ -224,13 +219,13 @@ class Supervisor:
                 self.error, attempt, began = self._after_the_first(error), attempt + 1, time.time()
         with self._lock:
             self._launched = launched
-        # A node that was cut off for a while may have been used again. In place: spares and keepers share the set.
-        self._lost_nodes.difference_update(seat.node_id for seat in launched.group.placement.seats)
+        assert self._runtime is not None
+        # A node that was cut off for a while may have been used again.
+        self._runtime.lost_nodes.difference_update(seat.node_id for seat in launched.group.placement.seats)
         # Where `auto` has led stays; what ranks have settled they settle anew.
         self._resolved = replace(self._resolved, device=launched.resolved.device, request=launched.resolved.request)
-        assert self._session is not None
         late = LateVerification(launched.group, launched.resolved.plan, self.report, self.frontend)
-        self._watch = ServingWatch(launched.group, self._session, self.config.deadlines, late)
+        self._watch = ServingWatch(launched.group, self._runtime.session, self.config.deadlines, late)
         self.error, self.condition = None, Condition.READY
         self._trace()
 
@@ -253,8 +248,8 @@ class Supervisor:
         """What a launch ended with: that Ray is gone if it is, whatever ``error`` says itself."""
         if self._stopping.is_set() or not (why := self._gone()):
             return error
-        assert self._session is not None
-        if not isinstance(error, Exception) and self._session.current():
+        assert self._runtime is not None
+        if not isinstance(error, Exception) and self._runtime.session.current():
             return error  # a signal's SystemExit, which goes first
         phase, teardown = (error.phase, error.teardown) if isinstance(error, LaunchError) else ("", "")
         return LaunchError(why, NODE_LOST, phase, teardown=teardown)
@@ -314,10 +309,8 @@ class Supervisor:
         while not self._stopping.is_set() and self._launched is not None and self._watch is not None:
             lost = self._watch.poll(WATCH_S, self.frontend.failure)
             if lost is None or self._stopping.is_set():
-                if self._standby is not None and not self._stopping.is_set() and self.restarts_left:
-                    self.report.standby = self._standby.tend(self._launched.group)
-                    if self._keepers is not None:
-                        self.report.kept = self._keepers.tend()
+                if self._runtime is not None and not self._stopping.is_set() and self.restarts_left:
+                    self._runtime.tend(self._launched.group, self.report)
                 continue
             if lost.for_good is not None:
                 self._give_up(lost.for_good)
@@ -326,7 +319,8 @@ class Supervisor:
 
     def _lost(self, group: RankGroup, lost: LostRanks) -> None:
         """A rank is gone: says so at once, then explains, tears down and rebuilds if that is allowed."""
-        self._lost_nodes.update(lost.nodes)
+        if self._runtime is not None:
+            self._runtime.lost_nodes.update(lost.nodes)
         self.error = known = lost.known(group)
         self.condition = Condition.REBUILDING
         self._notify_frontend(known, self._may_be_rebuilt())  # callers need not wait for the explanation
@@ -391,7 +385,8 @@ class Supervisor:
             log.exception("the group could not be torn down")
             error.teardown = f"could not be torn down: {type(problem).__name__}: {problem}"
             return False
-        self._lost_nodes |= launched.group.lost_nodes
+        if self._runtime is not None:
+            self._runtime.lost_nodes.update(launched.group.lost_nodes)
         return True
 
     def _fail(self, error: LaunchError) -> None:
@@ -399,12 +394,8 @@ class Supervisor:
         self._notify_frontend(error)
 
     def _end_spares(self) -> None:
-        for beside in (self._standby, self._keepers):
-            try:
-                if beside is not None:
-                    beside.close(self.config.deadlines.shutdown)
-            except (Exception, SystemExit):  # the second of Ray, where it is shut down meanwhile
-                log.exception("processes beside the ranks could not be ended")
+        if self._runtime is not None:
+            self._runtime.end_processes(self.config.deadlines.shutdown)
 
     def _may_be_rebuilt(self) -> bool:
         return self.restarts_left > 0 and not self._stopping.is_set()
@@ -416,11 +407,11 @@ class Supervisor:
             log.exception("the frontend could not be told of the group's loss")
 
     def _gone(self, patience_s: float = RELEASE_PATIENCE_S) -> str:
-        return self._session.ended(patience_s) if self._session is not None else ""
+        return self._runtime.session.ended(patience_s) if self._runtime is not None else ""
 
     def _silent(self) -> bool:
         """Whether calls of Ray may never be answered."""
-        return self._session is not None and bool(self._session.lost())
+        return self._runtime is not None and bool(self._runtime.session.lost())
 
     def _stop_watching(self) -> None:
         watch, self._watch = self._watch, None
@@ -430,7 +421,7 @@ class Supervisor:
     def _leave(self) -> None:
         self._stop_watching()
         self._end_spares()
-        if self._session is not None:
-            self._session.close()
+        if self._runtime is not None:
+            self._runtime.session.close()
         if self.tracer is not None:
             self.tracer.close()

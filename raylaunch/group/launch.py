@@ -25,8 +25,8 @@ from raylaunch.group.driver import Driver, StepListener
 from raylaunch.group.evidence import explain_failure
 from raylaunch.group.fetch import fetch, wanted_of
 from raylaunch.group.ranks import RankGroup
-from raylaunch.group.standby import Standby
-from raylaunch.group.weights import WeightKeepers, by_node, require_loadable
+from raylaunch.group.runtime import EngineRuntime
+from raylaunch.group.weights import by_node, require_loadable
 from raylaunch.model_check import on_device
 from raylaunch.package import package_files
 from raylaunch.protocol import Gate, Phase
@@ -62,38 +62,32 @@ def launch(
     report: LaunchReport,
     listener: StepListener = lambda *_: None,
     *,
-    avoid: set[str] | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    session: RaySession | None = None,
     frontend: Frontend | None = None,
-    standby: Standby | None = None,
-    keepers: WeightKeepers | None = None,
+    runtime: EngineRuntime | None = None,
 ) -> Launched:
     """Takes a group through all its phases. Needs a Ray session.
 
     Args:
         report: filled while the launch goes on.
         listener: told before each step.
-        avoid: ids of nodes not to use if others do; nodes that this launch finds lost are added.
         stopped: asked all the time whether the launch is wanted no more.
-        session: that this process is in, abandoned if its head is found to be gone.
         frontend: that requests will go through.
-        standby: whose spare ranks it may adopt.
-        keepers: who keep the weights on its nodes meanwhile.
+        runtime: of the engine that it is for, which hears of nodes that this launch finds lost; None for a launch by
+            itself.
     Raises:
         LaunchError: with its cause and evidence, or because it was stopped; everything that was made has been given
             back.
         ConfigError: the named placement group does not exist, or the device cannot do what is asked.
     """
     config = resolved.config
+    runtime = runtime or EngineRuntime.in_session(RaySession())
     report.group = name = f"{config.name}-{secrets.token_hex(3)}"
     with _ray_errors_named(), span(report, "placement"):
         if resolved.device == "auto":
             resolved = on_device(resolved, choose_device(config, cluster_nodes()))
-        placement = place(resolved, name, avoid or (), stopped)
-    session = session or RaySession()
-    group = RankGroup(placement, session=session)
-    keepers = keepers or WeightKeepers(False, session, set())
+        placement = place(resolved, name, runtime.lost_nodes, stopped)
+    group = RankGroup(placement, session=runtime.session)
     preparing: list[Background] = []  # kernels, while ranks import and load
     failed = threading.Event()
     try:
@@ -106,7 +100,7 @@ def launch(
                 wanted = wanted_of(config) if resolved.program in ENGINES else None
                 specs = specs_of(resolved, placement, name)
                 weights = by_node(config, placement) if resolved.program in ENGINES else {}
-                keepers.make(weights, config.environment)
+                runtime.keepers.make(weights, config.environment)
 
                 def in_vain() -> bool:
                     return failed.is_set() or stopped()
@@ -116,14 +110,13 @@ def launch(
                         with span(report, "fetch"):
                             fetch(agents, wanted, config, report, stopped)
                     if resolved.program == "sglang":
-                        work = partial(kernels.prepare, agents, config, report, in_vain, session.current)
+                        work = partial(kernels.prepare, agents, config, report, in_vain, runtime.session.current)
                         preparing.append(Background(work))
                     require_loadable(agents, weights, config.deadlines.place)
-                    keepers.begin(config.deadlines.place, stopped)
-                    report.kept = keepers.standing()
+                    runtime.keepers.begin(config.deadlines.place, stopped)
+                    report.kept = runtime.keepers.standing()
 
-                spares = standby or Standby(0, session, set())
-                started = group.start(specs, spares, stopped, prepare, resolved.preloaded)
+                started = group.start(specs, runtime.standby, stopped, prepare, resolved.preloaded)
             report.places = [
                 RankPlace(
                     member.rank,
@@ -159,8 +152,7 @@ def launch(
     except BaseException as error:
         failed.set()
         teardown = group.close(config.deadlines.shutdown)
-        if avoid is not None:
-            avoid |= group.lost_nodes
+        runtime.lost_nodes.update(group.lost_nodes)
         if isinstance(error, LaunchError):
             error.teardown = str(teardown)
         for work in preparing:  # its calls of Ray would start another session once this one is left

@@ -24,6 +24,7 @@ from raylaunch.group import launch as launching
 from raylaunch.group import node_loss, serving
 from raylaunch.group.launch import Launched
 from raylaunch.group.outcome import StepOutcome
+from raylaunch.group.runtime import EngineRuntime
 from raylaunch.model_check import check_model
 from raylaunch.report import LaunchReport, Span
 from raylaunch.resolved import ResolvedLaunch, launch_of
@@ -347,6 +348,7 @@ def test_a_lost_raylet_is_the_cause_whatever_its_ranks_say(monkeypatch: pytest.M
     monkeypatch.setattr(serving, "raylets_around", lambda _: ended)
     monkeypatch.setattr(node_loss.ray, "nodes", list)
     kept.keeper.start(RESOLVED)
+    assert kept.keeper._runtime is not None
     ended.nodes = {"n1"}
     lose(group)
     kept.wait_for(Condition.FAILED)
@@ -354,7 +356,7 @@ def test_a_lost_raylet_is_the_cause_whatever_its_ranks_say(monkeypatch: pytest.M
         "LaunchError F15 [SERVE] node 10.0.0.4 is lost: its raylet, Ray's process there, has ended; rank 1 ran there; "
         "the rebuild then failed: F13 [PLACE] no node has 1 CPU"
     )
-    assert kept.keeper._lost_nodes == {"n1"}
+    assert kept.keeper._runtime.lost_nodes == {"n1"}
     kept.keeper.stop()
 
 
@@ -362,13 +364,18 @@ def test_a_lost_node_that_is_used_again_is_lost_no_more(monkeypatch: pytest.Monk
     """Spares and keepers of weights are made on those that are not lost: who does both would make them for ever."""
     group = ScriptedGroup(PLAN)
     group.placement = Placement(None, (Seat(0, 0, "n0", "10.0.0.3", 0), Seat(1, 1, "n1", "10.0.0.4", 0)), owned=True)
-    kept = Kept(monkeypatch, group)
-    shared = kept.keeper._lost_nodes
-    shared |= {"n1", "n2"}
+
+    def lost_before(runtime: EngineRuntime, **_: Any) -> ScriptedGroup:
+        runtime.lost_nodes.update({"n1", "n2"})
+        return group
+
+    kept = Kept(monkeypatch, lost_before)
     kept.keeper.start(RESOLVED)
     kept.keeper.stop()
-    assert kept.keeper._lost_nodes is shared
-    assert shared == {"n2"}
+    runtime = kept.keeper._runtime
+    assert runtime is not None
+    assert runtime.standby.lost_nodes is runtime.keepers.lost_nodes is runtime.lost_nodes
+    assert runtime.lost_nodes == {"n2"}
 
 
 def test_a_user_that_cannot_be_told_of_a_loss_does_not_keep_the_group_from_being_rebuilt(

@@ -60,7 +60,7 @@ import ray
 from raylaunch import LaunchConfig
 from raylaunch.cluster.session import enter
 from raylaunch.group.launch import launch
-from raylaunch.group.standby import Standby
+from raylaunch.group.runtime import EngineRuntime
 from raylaunch.model.shape import ModelShape
 from raylaunch.report import LaunchReport
 from raylaunch.resolved import launch_of
@@ -71,7 +71,7 @@ class Neighbour:
         return ray.get_gpu_ids()
 
 def launched():
-    group = launch(resolved, LaunchReport("gpus"), session=session, standby=standby).group
+    group = launch(resolved, LaunchReport("gpus"), runtime=runtime).group
     free = ray.available_resources().get("GPU", 0.0)
     told = [(one.adopted, one.holder is not None, one.process.gpus) for one in group.members]
     while standby.tend(group).ranks < 2:
@@ -82,8 +82,8 @@ def launched():
 if __name__ == "__main__":
     ray.init(num_cpus=2, num_gpus=3, include_dashboard=False, log_to_driver=False)
     resolved = launch_of(LaunchConfig.default(["engine.device=cuda"]), ModelShape("none", 0, 0, 0, 0), "noop")
-    session = enter(None, 0, "raylaunch")
-    standby = Standby(1, session, set())
+    runtime = EngineRuntime.in_session(enter(None, 0, "raylaunch"), spares=1)
+    standby = runtime.standby
     launched().close(10)
     second = launched()
     ray.util.remove_placement_group(second.placement.group)
