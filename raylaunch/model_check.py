@@ -38,8 +38,9 @@ def on_device(resolved: ResolvedLaunch, device: str) -> ResolvedLaunch:
 
 def check_model(config: LaunchConfig) -> ModelShape:
     """Reads the model's shape and checks the launch against it. Raises :class:`ConfigError`."""
-    data = {**read_model_config(config), **overridden_by_sglang(config)}
-    shape = shape_of(data, config.model.path)
+    own, commit = read_model_config(config)
+    data = {**own, **overridden_by_sglang(config)}
+    shape = shape_of(data, config.model.path, commit)
     sglang = config.engine.kind == "sglang"
     world = config.parallel.tensor_parallel_size
     check_heads(shape, world, repeats_kv=sglang)

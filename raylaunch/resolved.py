@@ -66,6 +66,12 @@ class ResolvedLaunch:
         return self.plan.world_size
 
     @property
+    def revision(self) -> str | None:
+        """What every process reads of a model on the Hub: the commit that the driver has found, wherever the branch
+        has moved to since."""
+        return self.shape.commit or self.config.model.revision
+
+    @property
     def context(self) -> int:
         """Tokens of a prompt and its answer together that the model may have."""
         said = self.config.engine.sglang.args.get("context_length") or self.config.engine.max_context

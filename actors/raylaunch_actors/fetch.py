@@ -25,13 +25,15 @@ class Wanted:
     """Files of a model on the Hub.
 
     Attributes:
-        revision: a commit, or None for what is newest.
+        revision: as configured; None for the default branch.
+        commit: what of it to fetch, as the driver has found; None for what is newest.
         patterns: of the files' names.
         whole: whether safetensors must be there, all those that an index names.
     """
 
     path: str
     revision: str | None
+    commit: str | None
     patterns: tuple[str, ...]
     whole: bool = True
 
@@ -76,7 +78,7 @@ def main() -> None:
     from raylaunch.model import hub
 
     given = json.loads(sys.stdin.readline())
-    wanted = Wanted(given["path"], given["revision"], tuple(given["patterns"]), given["whole"])
+    wanted = Wanted(**{**given, "patterns": tuple(given["patterns"])})
     out, sys.stdout = sys.stdout, sys.stderr  # where the library may print
     threading.Thread(target=_end_with, args=(sys.stdin.read,), daemon=True).start()
     done = threading.Event()
@@ -84,7 +86,9 @@ def main() -> None:
     saying.start()
     problem = ""
     try:
-        hub.snapshot(wanted.path, wanted.revision, wanted.patterns, weights=wanted.whole)
+        hub.snapshot(wanted.path, wanted.commit or wanted.revision, wanted.patterns, weights=wanted.whole)
+        if wanted.commit is not None:  # for a later launch from this node that has no network
+            hub.remember(wanted.path, wanted.revision, wanted.commit)
     except (hub.HubError, ValueError) as error:
         problem = one_line(error)
     done.set()
@@ -120,7 +124,7 @@ def total_of(wanted: Wanted) -> int:
     if constants.HF_HUB_OFFLINE:
         return 0
     with contextlib.suppress(Exception):  # for a bar alone
-        revision = wanted.revision or constants.DEFAULT_REVISION
+        revision = wanted.commit or wanted.revision or constants.DEFAULT_REVISION
         found = HfApi().model_info(wanted.path, revision=revision, files_metadata=True, timeout=5.0).siblings or ()
         fetched = [one for one in found if any(fnmatch(one.rfilename, pattern) for pattern in wanted.patterns)]
         return sum(one.size or 0 for one in fetched)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from raylaunch.errors import RankFault
+from raylaunch.model.hub import commit_of
 from raylaunch.values.masking import looks_secret
 from raylaunch_actors.spec import RankSpec
 
@@ -64,12 +65,6 @@ def package_version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "absent"
-
-
-def commit_of(folder: Path) -> str | None:
-    """The commit that a folder of the Hub's local cache holds; None for any other folder."""
-    cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
-    return folder.name if cached else None
 
 
 def own_folder(path: str) -> Path | None:

@@ -67,7 +67,7 @@ class Engine(EngineBase):
             expected = "an Engine is one group: raylaunch.Replicas(config) is several"
             raise ConfigError("parallel.replicas", count, expected)
         self._resolved = resolved = resolved or self._resolved or resolve(self.config)
-        self._sampling = sampling_defaults(self.config)
+        self._sampling = sampling_defaults(self.config, resolved.revision)
         self._supervisor.sampling = str(self._sampling)
         self._supervisor.start(replace(resolved, placement_group=self._placement_group))
         return self

@@ -74,9 +74,11 @@ class SamplingDefaults:
         return f"{text or 'greedy in Python, temperature 1 over HTTP'} ({self.why}{unused})"
 
 
-def sampling_defaults(config: LaunchConfig) -> SamplingDefaults:
+def sampling_defaults(config: LaunchConfig, revision: str | None = None) -> SamplingDefaults:
     """What the model's ``generation_config.json`` says, unless ``engine.sampling_defaults`` is ``openai``.
 
+    Args:
+        revision: of a model on the Hub, the one to read; else the configured one.
     Raises:
         ConfigError: the file cannot be read, or asks for something impossible.
     """
@@ -84,7 +86,7 @@ def sampling_defaults(config: LaunchConfig) -> SamplingDefaults:
     asked = engine.sglang.args.get("sampling_defaults", engine.sampling_defaults)
     if asked != "model":
         return SamplingDefaults(why=f"engine.sampling_defaults is {asked}")
-    file = _file(config)
+    file = _file(config.model.path, revision or config.model.revision)
     if file is None:
         return SamplingDefaults(why=f"the model has no {FILE}")
     try:
@@ -142,12 +144,12 @@ def _preferred(given: Any) -> Mapping[str, Any]:
     return given if isinstance(given, Mapping) else {}
 
 
-def _file(config: LaunchConfig) -> Path | None:
+def _file(path: str, revision: str | None) -> Path | None:
     """Where the file is, fetched from the Hub if need be; None if there is none."""
-    folder = Path(config.model.path)
+    folder = Path(path)
     if not folder.is_absolute():  # as the configuration has made every folder
         try:
-            folder = hub.snapshot(config.model.path, config.model.revision, [FILE])
+            folder = hub.snapshot(path, revision, [FILE])
         except (hub.HubError, ValueError):  # told where config.json is read
             return None
     return folder / FILE if (folder / FILE).is_file() else None

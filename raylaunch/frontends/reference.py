@@ -54,7 +54,7 @@ class ReferenceFrontend:
     def begin(self, resolved: ResolvedLaunch) -> None:
         self._resolved = resolved
         # The tokenizer's import takes as long as the ranks' own: do both at once.
-        self._loading = Background(lambda: load_tokenizer(self._config))
+        self._loading = Background(lambda: load_tokenizer(self._config, resolved.revision))
 
     def raise_if_failed(self) -> None:
         if self._loading is not None:

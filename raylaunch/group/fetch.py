@@ -17,6 +17,7 @@ from raylaunch.model.load_formats import FORMATS, is_checkpoint, reads_files
 from raylaunch.protocol import Phase
 from raylaunch.protocol.rules.common import human_bytes
 from raylaunch.report import LaunchReport
+from raylaunch.resolved import ResolvedLaunch
 
 if TYPE_CHECKING:
     from raylaunch_actors.fetch import Wanted
@@ -24,17 +25,17 @@ if TYPE_CHECKING:
 LOOK_S = 0.5
 
 
-def wanted_of(config: LaunchConfig) -> Wanted | None:
+def wanted_of(resolved: ResolvedLaunch) -> Wanted | None:
     """What the ranks of an engine will read of a model on the Hub; None where there is nothing to fetch."""
     from raylaunch_actors.fetch import Wanted
 
-    model = config.model
+    model = resolved.config.model
     if Path(model.path).is_absolute() or not reads_files(model.load_format):
         return None
     code = ("*.py",) if model.trust_remote_code else ()
     whole = is_checkpoint(model.load_format)
     weights = (hub.WEIGHTS,) if whole else FORMATS[model.load_format].files
-    return Wanted(model.path, model.revision, (*hub.SETTINGS, *weights, *code), whole)
+    return Wanted(model.path, model.revision, resolved.revision, (*hub.SETTINGS, *weights, *code), whole)
 
 
 def fetch(

@@ -97,9 +97,9 @@ def launch(
             if frontend is not None:
                 resolved = replace(resolved, sockets=frontend.meet(meeting(placement)))
             with span(report, "actors"):
-                wanted = wanted_of(config) if resolved.program in ENGINES else None
+                wanted = wanted_of(resolved) if resolved.program in ENGINES else None
                 specs = specs_of(resolved, placement, name)
-                weights = by_node(config, placement) if resolved.program in ENGINES else {}
+                weights = by_node(resolved, placement) if resolved.program in ENGINES else {}
                 runtime.keepers.make(weights, config.environment)
 
                 def in_vain() -> bool:

@@ -13,7 +13,6 @@ from ray.exceptions import RayError, RayTaskError
 
 from raylaunch.cluster.placement import Placement
 from raylaunch.cluster.session import RaySession
-from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError, one_line, shut_down
 from raylaunch.group.ranks import kill
 from raylaunch.group.spares import pause_after
@@ -22,6 +21,7 @@ from raylaunch.model.load_formats import OF_REFERENCE, Weights, weights_of
 from raylaunch.protocol import Phase
 from raylaunch.protocol.rules.common import count, human_bytes
 from raylaunch.report import KeptWeights
+from raylaunch.resolved import ResolvedLaunch
 
 if TYPE_CHECKING:
     from raylaunch_actors.weight_keeper import Kept
@@ -32,10 +32,12 @@ LOOK_S = 0.2
 log = logging.getLogger(__name__)
 
 
-def by_node(config: LaunchConfig, placement: Placement) -> dict[str, Weights]:
+def by_node(resolved: ResolvedLaunch, placement: Placement) -> dict[str, Weights]:
     """What the ranks of each node will read, by its id."""
-    nodes = dict.fromkeys(seat.node_id for seat in placement.seats)
-    return {node: weights_of(config, (seat.rank for seat in placement.seats if seat.node_id == node)) for node in nodes}
+    ranks: dict[str, list[int]] = {}
+    for seat in placement.seats:
+        ranks.setdefault(seat.node_id, []).append(seat.rank)
+    return {node: weights_of(resolved.config, own, resolved.revision) for node, own in ranks.items()}
 
 
 def require_loadable(agents: Mapping[str, Any], weights: Mapping[str, Weights], deadline_s: float) -> None:

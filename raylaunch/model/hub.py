@@ -112,7 +112,7 @@ def snapshot(path: str, revision: str | None, patterns: Sequence[str], *, weight
     if answer.commit is not None:
         try:
             whole = Path(snapshot_download(path, revision=answer.commit, allow_patterns=list(patterns)))
-            _remember(path, revision, answer.commit)
+            remember(path, revision, answer.commit)
             return whole
         except Exception as error:
             if folder is None or (weights and missing_weights(folder)):
@@ -145,7 +145,13 @@ def cached(path: str, revision: str | None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _remember(path: str, revision: str | None, commit: str) -> None:
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder of the Hub's local cache holds; None for any other folder."""
+    in_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.name if in_cache else None
+
+
+def remember(path: str, revision: str | None, commit: str) -> None:
     """Notes what the revision was, as the Hub's library does where it is not asked by the commit: without a network
     nothing else says so."""
     from huggingface_hub import constants

@@ -69,7 +69,7 @@ class Weights:
     """What the ranks of a launch read on a node.
 
     Attributes:
-        path, revision: a folder or a name on the Hub, as in the configuration.
+        path, revision: a folder, or a name on the Hub and what is read of it.
         engine, load_format: which decide what is read of it.
         pattern: of the names of the files of ``sharded_state``.
         ranks: on that node, where each reads files of its own.
@@ -89,8 +89,8 @@ class Weights:
         return FORMATS.get(self.load_format, LoadFormat())
 
 
-def weights_of(config: LaunchConfig, ranks: Iterable[int]) -> Weights:
-    """What these ranks will read."""
+def weights_of(config: LaunchConfig, ranks: Iterable[int], revision: str | None = None) -> Weights:
+    """What these ranks will read; of a model on the Hub this ``revision``, else the configured one."""
     extra = config.engine.sglang.args.get("model_loader_extra_config") or {}
     try:
         told = json.loads(extra) if isinstance(extra, str) else extra
@@ -99,7 +99,8 @@ def weights_of(config: LaunchConfig, ranks: Iterable[int]) -> Weights:
         pattern = PATTERN
     model, world = config.model, config.parallel.tensor_parallel_size
     own = tuple(ranks) if model.load_format == "sharded_state" else ()
-    return Weights(model.path, model.revision, config.engine.kind, model.load_format, pattern, own, world)
+    revision = revision or model.revision
+    return Weights(model.path, revision, config.engine.kind, model.load_format, pattern, own, world)
 
 
 def reads_files(load_format: str) -> bool:

@@ -30,6 +30,7 @@ class ModelShape:
         scaled_from: positions that its configuration names, where rotary scaling makes more of them.
         layers, hidden_size: decoder layers, and elements per token between them; 0 where nothing says so.
         dtype: of its weights and activations, where its configuration names one that the reference engine knows.
+        commit: of a model on the Hub, the one that this was read of; None for a folder.
     """
 
     architecture: str
@@ -41,6 +42,7 @@ class ModelShape:
     layers: int = 0
     hidden_size: int = 0
     dtype: str = ""
+    commit: str | None = None
 
     def limit(self) -> str:
         """The longest context in words, for messages."""
@@ -49,8 +51,9 @@ class ModelShape:
         return f"{self.max_positions}, the model's positions; rotary scaling in its config.json would allow more"
 
 
-def read_model_config(config: LaunchConfig) -> dict[str, Any]:
-    """The model's ``config.json``, from its folder or the Hub. Raises :class:`ConfigError`."""
+def read_model_config(config: LaunchConfig) -> tuple[dict[str, Any], str | None]:
+    """The model's ``config.json``, from its folder or the Hub, and the commit that it has there. Raises
+    :class:`ConfigError`."""
     path = config.model.path
     folder = Path(path)
     if folder.is_absolute():  # else it is a name on the Hub: folders were made absolute when they were read
@@ -67,7 +70,7 @@ def read_model_config(config: LaunchConfig) -> dict[str, Any]:
         raise ConfigError("model.path", path, f"its config.json cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError("model.path", path, "its config.json must hold a mapping")
-    return data
+    return data, hub.commit_of(file.parent)
 
 
 def overridden_by_sglang(config: LaunchConfig) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def _from_hub(config: LaunchConfig) -> Path:
     return folder / "config.json"
 
 
-def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:
+def shape_of(data: Mapping[str, Any], path: str, commit: str | None = None) -> ModelShape:
     """The shape in a ``config.json``; a vision-language model keeps it under ``text_config``."""
     inner = data.get("text_config")
     text: Mapping[str, Any] = inner if isinstance(inner, Mapping) else data
@@ -129,6 +132,7 @@ def shape_of(data: Mapping[str, Any], path: str) -> ModelShape:
         layers=number("num_hidden_layers", 0),
         hidden_size=number("hidden_size", 0),
         dtype=next((one for one in named if one in DTYPES), ""),
+        commit=commit,
     )
 
 

@@ -58,9 +58,11 @@ def _has_weights(folder: Path) -> bool:
     return any(file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf") for file in folder.iterdir())
 
 
-def load_tokenizer(config: LaunchConfig) -> Any:
+def load_tokenizer(config: LaunchConfig, revision: str | None = None) -> Any:
     """The tokenizer, or None if the model's folder has none (prompts are token ids then).
 
+    Args:
+        revision: of a model on the Hub, the one to read; a tokenizer of another repository has the configured one.
     Raises:
         ConfigError: there is one and it cannot be loaded.
     """
@@ -76,7 +78,8 @@ def load_tokenizer(config: LaunchConfig) -> Any:
     try:
         if not folder.is_dir():
             code = ("*.py",) if config.model.trust_remote_code else ()
-            folder = hub.snapshot(name, config.model.revision, (*hub.SETTINGS, *code))
+            own = revision if name == config.model.path else None
+            folder = hub.snapshot(name, own or config.model.revision, (*hub.SETTINGS, *code))
             if not any((folder / file).is_file() for file in FILES):
                 if config.model.tokenizer is None:
                     log.warning("%s, snapshot %s, has no tokenizer: prompts are token ids", name, folder.name[:7])

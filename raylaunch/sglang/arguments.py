@@ -104,19 +104,24 @@ LOADS_BY_SOCKET = {"SGLANG_LOAD_SNAPSHOT_USE_ZMQ": "1"}
 IMPLEMENTATION = "SGLANG_OPT_USE_CUSTOM_ALL_REDUCE_V2"
 
 
-def server_arguments(config: LaunchConfig, nodes: int = 1, node: int = 0) -> dict[str, Any]:
+def server_arguments(
+    config: LaunchConfig, nodes: int = 1, node: int = 0, revision: str | None = None
+) -> dict[str, Any]:
     """Arguments of SGLang's ``ServerArgs`` by name, plain data, the same on every rank but for ``node``.
 
     Args:
         nodes: that the ranks are on.
         node: index of this one.
+        revision: of a model on the Hub, the one to read; else the configured one.
     """
     model, capture, engine = config.model, config.capture, config.engine
+    # SGLang reads the tokenizer at the same revision: in another repository that is no commit of the model's.
+    beside = model.tokenizer not in (None, model.path) and not Path(model.tokenizer).is_absolute()
     given: dict[str, Any] = {
         "model_path": model.path,
         "tokenizer_path": model.tokenizer,
         "trust_remote_code": model.trust_remote_code,
-        "revision": model.revision,
+        "revision": model.revision if beside else revision or model.revision,
         "dtype": model.dtype,
         "load_format": model.load_format,
         "tp_size": config.parallel.tensor_parallel_size,

@@ -46,7 +46,8 @@ def fitted(config: LaunchConfig) -> LaunchConfig:
     if config.engine.kind == "sglang" or "prefill_tokens" in config.capture.model_fields_set:
         return config
     with suppress(ConfigError):  # it is told when the launch is checked
-        most = shape_of(read_model_config(config), config.model.path).max_positions
+        data, _ = read_model_config(config)
+        most = shape_of(data, config.model.path).max_positions
         shapes = sorted({min(shape, most) for shape in config.capture.prefill_tokens})
         if shapes != list(config.capture.prefill_tokens):
             return config.replace({"capture.prefill_tokens": shapes})

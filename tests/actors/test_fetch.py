@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ from raylaunch_actors.fetch import Fetching, Wanted
 from raylaunch.model import hub
 from tests.reference import hub as fake
 
-WANTED = Wanted(fake.MODEL, None, (*hub.SETTINGS, hub.WEIGHTS))
+WANTED = Wanted(fake.MODEL, None, None, (*hub.SETTINGS, hub.WEIGHTS))
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,18 @@ def test_what_is_wanted_arrives_and_is_counted(environment: dict[str, str], tmp_
     assert fetching.total == sum(len(fake.FILES[name]) for name in wanted)
     offline = {**environment, "HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "1"}
     assert Fetching().run(WANTED, offline) == ""
+
+
+def test_what_the_driver_has_decided_is_fetched_where_the_branch_has_moved(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided = snapshot(tmp_path)
+    monkeypatch.setattr(fake, "COMMIT", "1" * 40)
+    assert Fetching().run(replace(WANTED, commit=decided.name), environment) == ""
+    assert [*decided.parent.iterdir()] == [decided]
+    assert (decided / "model.safetensors").is_file()
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    assert Fetching().run(WANTED, offline) == "", "a launch from this node knows what the branch was"
 
 
 def test_a_connection_that_breaks_off_is_gone_on_with(
@@ -99,7 +112,7 @@ def test_after_a_break_only_the_files_that_are_missing_are_fetched(
 def test_what_cannot_be_had_is_one_line(
     path: str, changed: dict[str, str], said: str, environment: dict[str, str]
 ) -> None:
-    problem = Fetching().run(Wanted(path, None, WANTED.patterns), environment | changed)
+    problem = Fetching().run(Wanted(path, None, None, WANTED.patterns), environment | changed)
     assert len(problem.splitlines()) == 1
     assert re.search(said, problem), problem
 
@@ -108,7 +121,7 @@ def test_it_ends_with_the_process_that_has_started_it(environment: dict[str, str
     code = f"""
 import raylaunch, json, sys
 from raylaunch_actors.fetch import Fetching, Wanted
-Fetching().run(Wanted(*{(WANTED.path, None, WANTED.patterns)!r}), {environment!r})
+Fetching().run(Wanted(*{(WANTED.path, None, None, WANTED.patterns)!r}), {environment!r})
 """
     fake.PART_S, before = 1.0, fake.PART_S
     try:

@@ -8,9 +8,10 @@ import types
 import pytest
 import torch
 from raylaunch_actors.device import device_prints, driver_version
-from raylaunch_actors.fingerprint import PACKAGES, commit_of, environment_prints, fingerprint, model_prints
+from raylaunch_actors.fingerprint import PACKAGES, environment_prints, fingerprint, model_prints
 
 from raylaunch import LaunchConfig
+from raylaunch.model.hub import commit_of
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from rich.console import Console
 
 from raylaunch.config import LaunchConfig
 from raylaunch.group.fetch import _said, wanted_of
+from raylaunch.model.shape import ModelShape
+from raylaunch.resolved import launch_of
 from raylaunch.terminal import progress
 from raylaunch.terminal.progress import LaunchProgress
 
@@ -28,12 +30,13 @@ from raylaunch.terminal.progress import LaunchProgress
 )
 def test_what_is_fetched(overrides: list[str], patterns: tuple[str, ...] | None) -> None:
     config = LaunchConfig.default(overrides)
-    wanted = wanted_of(config)
+    shape = ModelShape("tiny", 2048, 16, 4, 4, commit="0f" * 20)
+    wanted = wanted_of(launch_of(config, shape))
     if patterns is None:
         assert wanted is None
         return
     assert wanted is not None
-    assert (wanted.path, wanted.revision) == ("a/b", config.model.revision)
+    assert (wanted.path, wanted.revision, wanted.commit) == ("a/b", config.model.revision, shape.commit)
     assert wanted.whole == (config.model.load_format == "auto")  # shards are in no index
     assert set(patterns) <= set(wanted.patterns)
     assert ("*.py" in wanted.patterns) == config.model.trust_remote_code

@@ -17,7 +17,9 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError
 from raylaunch.group import ranks, remote, weights
 from raylaunch.group.weights import WeightKeepers, by_node, require_loadable
+from raylaunch.model.shape import ModelShape
 from raylaunch.report import KeptWeights
+from raylaunch.resolved import launch_of
 from tests.group.test_standby import Actor, Call, FakeRay
 
 CONFIG = LaunchConfig.default(["parallel.tensor_parallel_size=2"])
@@ -55,7 +57,8 @@ class Made:
 
 def on(nodes: str, config: LaunchConfig = CONFIG) -> dict[str, Any]:
     seats = tuple(Seat(rank, rank, node, "10.0.0.1", rank) for rank, node in enumerate(nodes))
-    return by_node(config, Placement(None, seats, owned=False))  # type: ignore[arg-type]
+    resolved = launch_of(config, ModelShape("tiny", 2048, 16, 4, 4))
+    return by_node(resolved, Placement(None, seats, owned=False))  # type: ignore[arg-type]
 
 
 @pytest.fixture

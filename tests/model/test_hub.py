@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from huggingface_hub import constants
 from raylaunch import ConfigError
 from raylaunch.config import LaunchConfig
 from raylaunch.model import hub
-from raylaunch.model.shape import read_model_config
+from raylaunch.model.shape import ModelShape, read_model_config
+from raylaunch.resolved import launch_of
 from tests.reference import hub as fake
 
 MODEL, COMMIT = fake.MODEL, fake.COMMIT
@@ -147,6 +149,22 @@ def test_a_hub_that_refuses_is_asked_once(monkeypatch, cache):
 )
 def test_what_is_missing_of_the_weights(cache, names, index, missing):
     assert hub.missing_weights(fill(cache, "config.json", *names, index=index)) == missing
+
+
+def test_the_driver_finds_the_commit_that_every_process_reads(cache, monkeypatch):
+    fill(cache, "config.json", "model.safetensors")
+    config = LaunchConfig.default([f"model.path={MODEL}"])
+    with hub_that("refuses") as address:
+        at(monkeypatch, address)
+        assert read_model_config(config) == ({}, COMMIT)
+    monkeypatch.setattr(fake, "COMMIT", "1" * 40)
+    hub._SILENT.clear()
+    with fake.hub() as address:
+        at(monkeypatch, address)
+        assert read_model_config(config) == ({}, "1" * 40)
+    shape = ModelShape("tiny", 2048, 16, 4, 4)
+    assert launch_of(config, replace(shape, commit=COMMIT)).revision == COMMIT
+    assert launch_of(config.replace({"model.revision": "v1"}), shape).revision == "v1"
 
 
 @pytest.mark.parametrize("offline", [False, True])

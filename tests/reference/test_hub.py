@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from raylaunch_actors import progress
-from raylaunch_actors.fingerprint import commit_of, model_prints
+from raylaunch_actors.fingerprint import model_prints
 from raylaunch_actors.gate import RankGate
 from raylaunch_actors.reference.hub import model_folder
 
@@ -42,38 +42,38 @@ def names(folder):
 
 def test_f08_weights_come_after_connect_and_a_rank_that_waits_for_them_says_so(gate):
     model = ModelConfig(path=hub.MODEL)
-    assert names(model_folder(model, gate, weights=False)) == SETTINGS
+    assert names(model_folder(model, None, gate, weights=False)) == SETTINGS
     before = gate.state().progress
-    assert names(model_folder(model, gate, weights=True)) == SETTINGS | {"model.safetensors"}
+    assert names(model_folder(model, None, gate, weights=True)) == SETTINGS | {"model.safetensors"}
     state = gate.state()
     assert state.progress >= before + 3  # once for the begin, and whenever more has arrived
     assert state.activity == f"fetching {hub.MODEL}"
 
 
-def test_f19_the_weights_are_of_the_commit_that_was_compared(gate, monkeypatch):
+def test_f19_settings_and_weights_are_of_the_commit_that_the_driver_has_found(gate, monkeypatch):
     model = ModelConfig(path=hub.MODEL)
-    settings = model_folder(model, gate, weights=False)
-    assert model_prints(settings) == {"model": f"commit {hub.COMMIT}"}
+    found = hub.COMMIT
     monkeypatch.setattr(hub, "COMMIT", "1" * 40)  # somebody pushes
-    assert model_prints(model_folder(model, gate, weights=False)) == {"model": f"commit {hub.COMMIT}"}
-    assert model_folder(model, gate, weights=True, commit=commit_of(settings)) == settings
+    settings = model_folder(model, found, gate, weights=False)
+    assert model_prints(settings) == {"model": f"commit {found}"}
+    assert model_folder(model, found, gate, weights=True) == settings
     assert "model.safetensors" in names(settings)
 
 
 def test_dummies_need_no_weights_and_code_is_fetched_where_it_is_trusted(gate):
     model = ModelConfig(path=hub.MODEL, load_format="dummy", trust_remote_code=True)
-    assert names(model_folder(model, gate, weights=True)) == SETTINGS | {"modeling.py"}
+    assert names(model_folder(model, None, gate, weights=True)) == SETTINGS | {"modeling.py"}
 
 
 def test_a_model_that_the_hub_does_not_have_is_named(gate):
     with pytest.raises(RankFault, match=r"someone/else cannot be fetched from the Hub"):
-        model_folder(ModelConfig(path="someone/else"), gate, weights=False)
+        model_folder(ModelConfig(path="someone/else"), None, gate, weights=False)
 
 
 def test_a_folder_that_this_node_does_not_have_is_named_with_the_node(gate, tmp_path):
     model = ModelConfig(path=str(tmp_path / "m"))
     with pytest.raises(RankFault, match=rf"there is no folder {tmp_path}/m on node {platform.node()}"):
-        model_folder(model, gate, weights=False)
+        model_folder(model, None, gate, weights=False)
 
 
 def test_a_name_on_the_hub_is_no_folder_of_the_ranks(gate, monkeypatch, tmp_path):
@@ -82,4 +82,4 @@ def test_a_name_on_the_hub_is_no_folder_of_the_ranks(gate, monkeypatch, tmp_path
     (tmp_path / "org/name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("raylaunch.model.hub.snapshot", lambda name, *_, **__: Path(f"/cache/{name}"))
-    assert model_folder(model, gate, weights=False) == Path("/cache/org/name")
+    assert model_folder(model, None, gate, weights=False) == Path("/cache/org/name")

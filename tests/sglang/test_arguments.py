@@ -61,6 +61,12 @@ def test_what_only_the_server_has_is_told_to_no_rank():
     assert (told["nnodes"], told["node_rank"]) == (2, 1)
 
 
+@pytest.mark.parametrize(("tokenizer", "read"), [(None, "0f"), ("/a/folder", "0f"), ("org/tokenizer", "main")])
+def test_a_commit_of_the_model_is_none_of_another_repository(tokenizer, read):
+    model = {"path": "org/model", "revision": "main", "tokenizer": tokenizer}
+    assert server_arguments(LaunchConfig.from_dict({**BASE, "model": model}), revision="0f")["revision"] == read
+
+
 def test_shapes_are_sglangs_own_unless_they_were_set():
     arguments = server_arguments(LaunchConfig.from_dict(BASE).replace({"serve.port": 1}))
     assert not {"cuda_graph_bs_prefill", "cuda_graph_bs_decode"} & set(arguments)

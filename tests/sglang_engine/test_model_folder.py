@@ -16,7 +16,7 @@ from raylaunch.errors import RankFault
 
 def prints_of(path: str, **more: str) -> dict[str, str]:
     model = LaunchConfig.default().replace({"model.path": path, **more}).model
-    return model_prints(model_folder(model))
+    return model_prints(model_folder(model, model.revision))
 
 
 def test_f19_of_a_hub_model_the_commit_that_this_node_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

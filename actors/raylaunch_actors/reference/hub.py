@@ -12,13 +12,13 @@ from raylaunch_actors.gate import RankGate
 from raylaunch_actors.progress import bytes_fetched, reported
 
 
-def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool, commit: str | None = None) -> Path:
+def model_folder(model: ModelConfig, revision: str | None, gate: RankGate, *, weights: bool) -> Path:
     """The model's folder on this node. What is missing of a Hub model is fetched into the local cache.
 
     Args:
+        revision: of a Hub model, what the driver has decided.
         gate: told while something arrives, also if it is another rank of this node that fetches it.
         weights: whether the weights are wanted already, which may take long; dummies are never fetched.
-        commit: the one to take of a Hub model; else it is what ``model.revision`` means now, on the Hub if it answers.
 
     Raises:
         RankFault: it cannot be had.
@@ -33,6 +33,6 @@ def model_folder(model: ModelConfig, gate: RankGate, *, weights: bool, commit: s
         patterns.append("*.py")
     try:
         with reported(gate, f"fetching {model.path}", lambda: bytes_fetched(model.path)):
-            return hub.snapshot(model.path, commit or model.revision, patterns, weights=weights)
+            return hub.snapshot(model.path, revision, patterns, weights=weights)
     except (hub.HubError, ValueError) as error:
         raise RankFault(None, f"{model.path} cannot be fetched from the Hub: {error}") from error

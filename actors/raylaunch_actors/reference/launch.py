@@ -22,7 +22,6 @@ from raylaunch.protocol import (
 from raylaunch.wire import Verify
 from raylaunch_actors.communicator.base import AllReduce, pending_inputs, register_inputs, registered_inputs
 from raylaunch_actors.device import memory_in_use, rank_device
-from raylaunch_actors.fingerprint import commit_of
 from raylaunch_actors.gate import RankGate
 from raylaunch_actors.graphs import ops
 from raylaunch_actors.graphs.backend import GraphBackend
@@ -56,11 +55,11 @@ def imports(_: RankSpec) -> tuple[str, ...]:
 def run(spec: RankSpec, gate: RankGate) -> None:
     """Launches, then serves until it is stopped. An exception ends this rank and frees its peers."""
     torch.set_num_threads(spec.config.engine.threads)
-    path = model_folder(spec.config.model, gate, weights=False)
+    path = model_folder(spec.config.model, spec.revision, gate, weights=False)
     with Connection(spec, path) as connection:
         communicator = connect(connection, gate)
         with _peers_freed_on_failure(gate, communicator):
-            loaded, limits = load(spec, gate, commit_of(path))
+            loaded, limits = load(spec, gate)
             runner, capture = warm_up(spec, gate, loaded, limits, communicator)
             for plan in spec.plan.rounds:
                 capture_round(gate, plan, capture, communicator)
@@ -72,17 +71,14 @@ def run(spec: RankSpec, gate: RankGate) -> None:
             worker.serve(gate.stop_requested)
 
 
-def load(spec: RankSpec, gate: RankGate, commit: str | None) -> tuple[LoadedModel, Limits]:
+def load(spec: RankSpec, gate: RankGate) -> tuple[LoadedModel, Limits]:
     """LOAD: this rank's part of the weights, and the sizes that all ranks have room for.
-
-    Args:
-        commit: of a Hub model, the one that the ranks have compared.
 
     Raises:
         RankFault: the checkpoint cannot be had or does not fit the model, or the model leaves no room for a request.
     """
     model = spec.config.model
-    path = model_folder(model, gate, weights=True, commit=commit)
+    path = model_folder(model, spec.revision, gate, weights=True)
     loaded = load_model(
         path,
         spec.rank,

@@ -51,7 +51,7 @@ def run(spec: RankSpec, gate: RankGate) -> None:
     try:
         with importing(gate, "sglang"):
             before = dict(os.environ)
-            args = versions.server_args(server_arguments(spec.config, spec.nodes, spec.node))
+            args = versions.server_args(server_arguments(spec.config, spec.nodes, spec.node, spec.revision))
             rounds = Rounds(spec, gate)
             hooks.install(seams.all_seams(rounds))
         take_handlers_back()
@@ -92,7 +92,7 @@ def settled(args: Any, before: Mapping[str, str]) -> SglangSettled:
 def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     """MEET: says who it is before anything slow is imported; rank 0 binds the store. Raises RankFault F09, F10."""
     _ask_the_hub(spec, gate)
-    prints = fingerprint(spec, model_folder(spec.config.model))
+    prints = fingerprint(spec, model_folder(spec.config.model, spec.revision))
     environment.prepare(spec)  # after the fingerprint, as some of it differs from rank to rank, and before CUDA
     device = rank_device(spec)
     store = None
@@ -104,13 +104,13 @@ def meet(spec: RankSpec, gate: RankGate) -> StoreServer | None:
     return store
 
 
-def model_folder(model: ModelConfig) -> Path:
+def model_folder(model: ModelConfig, revision: str | None) -> Path:
     """The model's on this node, of a Hub model that of its cache, which need not be there yet. Raises RankFault."""
     if (folder := own_folder(model.path)) is not None:
         return folder
     folder = Path(model.path).expanduser()
     with suppress(ValueError):  # no name on the Hub, but of another store that SGLang knows
-        return folder if folder.is_dir() else hub.cached(model.path, model.revision) or folder
+        return folder if folder.is_dir() else hub.cached(model.path, revision) or folder
     return folder
 
 
@@ -119,10 +119,9 @@ def _ask_the_hub(spec: RankSpec, gate: RankGate) -> None:
     path = spec.config.model.path
     if Path(path).expanduser().is_dir():
         return
-    revision = spec.config.model.revision
     gate.progress(f"asking the Hub for {path}")
     with suppress(ValueError):  # no name on the Hub, but of another store that SGLang knows
-        if hub.ask(path, revision).commit is None and hub.cached(path, revision) is not None:
+        if hub.ask(path, spec.revision).commit is None and hub.cached(path, spec.revision) is not None:
             hub.go_offline()
 
 
