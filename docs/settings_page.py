@@ -13,13 +13,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raylaunch.config.described import attributes_of
-from raylaunch.config.sections import LaunchConfig, Section
+from raylaunch.config.launch_config import LaunchConfig
+from raylaunch.config.types import Section
 
 HEAD = """# Settings
 
-Made from `raylaunch/config/sections.py`; a test keeps it true. A configuration is a YAML file with these keys, and
-`--set SECTION.KEY=VALUE` changes one of them on the command line. A wrong one is a message that names the key, its
-value and what would be right, before anything starts.
+Made from `raylaunch/config/launch_config.py` and `raylaunch/config/sections.py`; a test keeps it true. A configuration
+is a YAML file with these keys, and `--set SECTION.KEY=VALUE` changes one of them on the command line. A wrong one is a
+message that names the key, its value and what would be right, before anything starts.
 """
 
 

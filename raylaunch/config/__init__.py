@@ -5,8 +5,9 @@ mistake is one :class:`~raylaunch.errors.ConfigError` that names the key, its va
 """
 
 from raylaunch.config.files import shipped_configs
+from raylaunch.config.launch_config import LaunchConfig
 from raylaunch.config.overrides import apply_overrides
-from raylaunch.config.sections import AllReduceKind, FaultConfig, LaunchConfig, LogConfig, ModelConfig, ServeConfig
+from raylaunch.config.sections import AllReduceKind, FaultConfig, LogConfig, ModelConfig, ServeConfig
 
 __all__ = [
     "AllReduceKind",

@@ -11,8 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 from raylaunch.config.described import attributes_of
+from raylaunch.config.launch_config import LaunchConfig
 from raylaunch.config.overrides import BY_KIND
-from raylaunch.config.sections import LaunchConfig, Section
+from raylaunch.config.types import Section
 from raylaunch.values.masking import masked
 
 SECRET = "a secret that is not shown: give it again"

@@ -1,78 +1,25 @@
-"""The settings of a launch, a class for each section, and what a value must be by itself."""
+"""The sections of a launch's settings, a class for each, and what must hold between settings of one section."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from raylaunch.config.address import CLIENT, NO_CLIENT
-from raylaunch.config.explain import explain
 from raylaunch.config.faults import EVERYWHERE, FaultAction, place_of
-from raylaunch.config.files import DEFAULT, read_config, shipped_configs
-from raylaunch.config.overrides import BY_KIND, apply_overrides, changed, value_at
-from raylaunch.config.paths import absolute, file_or_text, folder_or_name, sglang_arguments
-from raylaunch.config.renamed import with_current_names
-from raylaunch.config.written import check_encoding
-from raylaunch.errors import ConfigError
+from raylaunch.config.paths import sglang_arguments
+from raylaunch.config.types import FileOrText, Float, FolderOrName, Int, LocalPath, PositiveInt, Seconds, Section
 from raylaunch.values.api_key import problem_of
-from raylaunch.values.masking import masked
 
-
-def _no_boolean(value: Any) -> Any:
-    if isinstance(value, bool):  # to Python, true is the number 1
-        raise ValueError("must be a number")
-    return value
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError("must be text: put it in quotes")
-    return value
-
-
-Text = Annotated[str, BeforeValidator(_text)]
-Int = Annotated[int, BeforeValidator(_no_boolean)]
-Float = Annotated[float, BeforeValidator(_no_boolean)]
-PositiveInt = Annotated[Int, Field(gt=0)]
-Seconds = Annotated[Float, Field(gt=0, le=86_400)]
-LocalPath = Annotated[str, AfterValidator(lambda text: absolute(text))]
-FolderOrName = Annotated[str, AfterValidator(lambda text: folder_or_name(text))]
-FileOrText = Annotated[str, AfterValidator(lambda text: file_or_text(text))]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 AllReduceKind = Literal["custom", "auto", "library", "symmetric_memory", "sgl_kernel", "jit"]
-
 
 REBUILDS_OF_SERVER = 5
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z]+")
 """Scheme, host and port, without a path: as browsers send it, in small letters."""
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values are not changed after the check, secrets are not shown."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
-
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        for name, value in super().__repr_args__():
-            yield name, masked(name or "", value)
 
 
 class ModelConfig(Section):
@@ -469,104 +416,3 @@ class FaultConfig(Section):
     def fits(self, shape: int) -> bool:
         """Whether it is to happen to a shape; a fault that names none happens to all."""
         return self.at.split()[2:3] in ([], [str(shape)])
-
-
-class LaunchConfig(Section):
-    """Everything that decides a launch. ``LaunchConfig.default()`` is the model that ships with raylaunch.
-
-    Paths are the driver's, and absolute once they are read: in a file they are relative to its folder, elsewhere to
-    the working directory (:mod:`raylaunch.config.paths`).
-
-    Attributes:
-        name: of the group; its actors are ``NAME-xxxxxx/rank0`` and so on, with six hexadecimal digits of the launch.
-        environment: variables that every rank gets before it imports anything, such as ``NCCL_DEBUG: INFO``.
-        faults: faults to provoke on purpose; empty in production.
-        debug: ``cuda`` has GPUs write a core dump where a kernel fails, and waits for every kernel: slow. A dump takes
-            time, so deadlines may have to be longer.
-        debug_folder: folder of the core dumps on each node; None takes the driver's one for temporary files.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "raylaunch"
-    model: ModelConfig
-    parallel: ParallelConfig = ParallelConfig()
-    engine: EngineConfig = EngineConfig()
-    capture: CaptureConfig = CaptureConfig()
-    communicator: CommunicatorConfig = CommunicatorConfig()
-    placement: PlacementConfig = PlacementConfig()
-    deadlines: DeadlineConfig = DeadlineConfig()
-    serve: ServeConfig = ServeConfig()
-    recovery: RecoveryConfig = RecoveryConfig()
-    log: LogConfig = LogConfig()
-    environment: dict[str, Text] = Field(default_factory=dict)
-    faults: tuple[FaultConfig, ...] = ()
-    debug: Literal["off", "cuda"] = "off"
-    debug_folder: LocalPath | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_current_names(cls, data: Any) -> Any:
-        return with_current_names(data)
-
-    @field_validator("environment")
-    @classmethod
-    def _can_be_set(cls, variables: dict[str, str]) -> dict[str, str]:
-        for name, value in variables.items():
-            if not name or "=" in name or "\0" in name + value:
-                raise ValueError(
-                    f"{name!r} cannot be set: a name has a letter or more and no =, nothing has a zero byte"
-                )
-        return variables
-
-    @field_validator("debug", mode="before")
-    @classmethod
-    def _off_is_no_boolean(cls, value: Any) -> Any:
-        return "off" if value is False else value  # as YAML reads it
-
-    @field_validator("debug")
-    @classmethod
-    def _a_dump_of_each_rank(cls, value: str, info: ValidationInfo) -> str:
-        if value == "cuda" and "recovery" in info.data and info.data["recovery"].standby:
-            raise ValueError("must be off with recovery.standby: CUDA asks once where a process writes its core dump")
-        return value
-
-    @field_validator(*BY_KIND, mode="before")
-    @classmethod
-    def _section_by_kind(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, source: str = "") -> LaunchConfig:
-        """A configuration from plain data. Raises :class:`ConfigError` naming the first wrong key."""
-        check_encoding(data, source)
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise explain(error, cls, source) from None
-
-    @classmethod
-    def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> LaunchConfig:
-        """Reads a YAML file and applies ``key=value`` overrides. Raises :class:`ConfigError`."""
-        return cls.from_dict(apply_overrides(read_config(path), overrides), source=str(path))
-
-    @classmethod
-    def default(cls, overrides: Iterable[str] = ()) -> LaunchConfig:
-        """The embedded default: the model that adds two numbers, on two CPU ranks."""
-        return cls.from_yaml(shipped_configs() / DEFAULT, overrides)
-
-    def override(self, *overrides: str) -> LaunchConfig:
-        """A copy with ``key=value`` settings changed, as ``--set`` does. Raises :class:`ConfigError`."""
-        return type(self).from_dict(apply_overrides(self.model_dump(by_alias=True, exclude_unset=True), overrides))
-
-    def replace(self, changes: Mapping[str, Any]) -> LaunchConfig:
-        """A copy with settings changed by dotted name, such as ``{"capture.enabled": False}``: values, not text.
-
-        Raises:
-            ConfigError: a key is unknown, or a value wrong; text is no number and no boolean here.
-        """
-        data = self.model_dump(by_alias=True, exclude_unset=True)
-        made = type(self).from_dict(changed(data, changes.items()))
-        for key, value in changes.items():
-            taken = value_at(made.model_dump(by_alias=True), key)
-            if type(taken) in (bool, int, float) and isinstance(value, str | bool) and type(taken) is not type(value):
-                raise ConfigError(key, value, f"must be a value of type {type(taken).__name__}")
-        return made

@@ -6,7 +6,7 @@ import re
 import runpy
 from pathlib import Path
 
-from raylaunch.config.sections import LaunchConfig
+from raylaunch.config import LaunchConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 settings_page = runpy.run_path(str(PAGE.with_name("settings_page.py")))["settings_page"]

@@ -21,7 +21,8 @@ from raylaunch.config.paths import (
     relative_to_file,
     sglang_arguments,
 )
-from raylaunch.config.sections import FileOrText, FolderOrName, LocalPath, ModelConfig
+from raylaunch.config.sections import ModelConfig
+from raylaunch.config.types import FileOrText, FolderOrName, LocalPath
 from raylaunch.errors import ConfigError
 from raylaunch.model_check import check_model
 

@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal
 import typer
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from raylaunch.config import LaunchConfig
 from raylaunch.config.explain import explain
 from raylaunch.config.files import read_yaml, shipped_configs
 from raylaunch.config.overrides import changed, value_at
 from raylaunch.config.paths import relative_to_file
 from raylaunch.config.renamed import current_name
-from raylaunch.config.sections import Int, LaunchConfig, PositiveInt, Seconds, Section
+from raylaunch.config.types import Int, PositiveInt, Seconds, Section
 from raylaunch.config.written import check_encoding
 from raylaunch.errors import ConfigError, UnknownKey
 from raylaunch.terminal.launch_options import SETTINGS
