@@ -6,19 +6,14 @@ import atexit
 import contextlib
 import functools
 import logging
-import math
 import os
-import secrets
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -26,17 +21,14 @@ import ray
 
 from raylaunch import ray_private
 from raylaunch.background import outlast
+from raylaunch.cluster import private_cluster
 from raylaunch.cluster.head_probe import head_of
 from raylaunch.cluster.ray_thread import RayThread
 from raylaunch.cluster.raylets import raylets_of
 from raylaunch.config.address import cluster_to_join
 from raylaunch.errors import LaunchError, shut_down
-from raylaunch.protocol import NICENESS, NICENESS_IS_OURS
-from raylaunch.startup.preflight import OBJECT_STORE_BYTES
 from raylaunch.startup.signals import of_a_command
 
-AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-AGENT_GRACE_S = 1.0
 CONNECT_S = 5.0
 LOOK_S = 1.0
 RELEASE_PATIENCE_S = 2.0
@@ -110,14 +102,8 @@ class RaySession:
         if self._answers_sigterm and _on_main_thread() and signal.getsignal(signal.SIGTERM) is _exit:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._forget()
-        if not token_folder:
-            return
-        shutil.rmtree(token_folder, ignore_errors=True)
-        if abandoned():
-            return  # Ray's threads go on in this process, and end it on the spot if they find no token
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):  # the first is set by Ray itself
-            os.environ.pop(name, None)
-        ray_private.forget_token()
+        if token_folder:
+            private_cluster.remove_token(token_folder, in_use=abandoned())
 
     def _start(self, init: Callable[[], object], stopped: Callable[[], bool]) -> None:
         """Has Ray started. Raises what it raises, and :class:`LaunchError` if ``stopped`` said so."""
@@ -165,12 +151,12 @@ class RaySession:
 
     def _end(self, started: bool) -> None:
         if self.current():
-            ours = _private_processes() if started else []
+            ours = private_cluster.processes() if started else []
             ray.shutdown()
-            _end(ours)
+            private_cluster.end(ours)
 
     def _processes(self) -> list[psutil.Process]:
-        return _private_processes() if self.started else []
+        return private_cluster.processes() if self.started else []
 
     def current(self) -> bool:
         """Whether this process still is in the session. Where it is not, most calls of Ray would start a new one."""
@@ -302,9 +288,9 @@ def _enter(address: str | None, cpus: float, namespace: str, stopped: Callable[[
             _require_listener(target)
             session._start(functools.partial(_join, head_of(target, stopped), namespace), stopped)
         else:
-            _private_token(session)
-            with _workers_at_nice_0(), ray_private.workers_without_uv():
-                session._start(functools.partial(_start_private, cpus, namespace), stopped)
+            session._token_folder = private_cluster.make_token()
+            with private_cluster.workers_at_nice_0(), ray_private.workers_without_uv():
+                session._start(functools.partial(private_cluster.start, cpus, namespace), stopped)
         session._entered()
         ray_private.print_no_worker_lines()
     except LaunchError:  # stopped
@@ -325,36 +311,6 @@ def _join(head: str, namespace: str) -> None:
     ray.init(address=head, namespace=namespace, log_to_driver=False, logging_level="ERROR")
 
 
-def _start_private(cpus: float, namespace: str) -> None:
-    ray.init(
-        address="local",
-        namespace=namespace,
-        num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
-
-
-@contextlib.contextmanager
-def _workers_at_nice_0() -> Iterator[None]:
-    """Has Ray start its workers at nice 0, unless the user has chosen: its own choice is 15
-    (https://github.com/ray-project/ray/pull/24928). Every process may become nicer and few less so;
-    ranks choose by their device (:mod:`raylaunch_actors.priority`).
-
-    By variables, which workers inherit: a version of Ray without this one ignores it, and would end over an entry of
-    ``_system_config`` that it does not know.
-    """
-    ours = {} if NICENESS in os.environ else {NICENESS: "0", NICENESS_IS_OURS: "1"}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
-
-
 def _joining_failed(target: str, error: Exception) -> str:
     if isinstance(error, RuntimeError) and "uv run" in str(error):
         remedy = f"; where every node has this environment at the same path, {ray_private.UV}=0 has workers use it"
@@ -367,25 +323,6 @@ def _require_listener(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in address:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-
-
-def _private_processes() -> list[psutil.Process]:
-    """Ray's processes below this one: of the private cluster, as a process is the head of one cluster at most."""
-    found: list[psutil.Process] = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if child.name() in ("raylet", "gcs_server"):
-                found += [child, *child.children(recursive=True)]
-    return found
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    """Ends what outlives its cluster: Ray's agents (2.60) try for a minute to tell one that is gone that it is gone."""
-    _, alive = psutil.wait_procs(processes, timeout=AGENT_GRACE_S)
-    for process in alive:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(alive, timeout=AGENT_GRACE_S)
 
 
 def _await_late_start(stopped: Callable[[], bool]) -> None:
@@ -420,19 +357,3 @@ def _hold_sigterm() -> None:
 
 def _exit(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
-
-
-def _private_token(session: RaySession) -> None:
-    """Gives a private cluster a token file of its own, so that none is written to the user's home folder.
-
-    Ray turns token authentication on for new local clusters (https://github.com/ray-project/ray/pull/64755) and would
-    leave ``~/.ray/auth_token`` behind, which changes how clusters that are started later behave.
-    """
-    if any(name in os.environ for name in AUTH_VARIABLES):
-        return
-    session._token_folder = tempfile.mkdtemp(prefix="raylaunch-auth-")
-    token = Path(session._token_folder) / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-    ray_private.forget_token()
