@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from raylaunch.cluster.placement import cluster_nodes
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import shut_down
-from raylaunch.group.ranks import kill
+from raylaunch.group.member import kill
 from raylaunch.protocol import Phase
 from raylaunch.protocol.rules.common import count, human_bytes
 from raylaunch.report import LaunchReport

@@ -19,6 +19,7 @@ from raylaunch.cluster.session import RaySession
 from raylaunch.cluster.tcp_probe import TcpProbe
 from raylaunch.errors import LaunchError, shut_down
 from raylaunch.group.diagnosis import LEFT, NODE_PATTERN
+from raylaunch.group.member import Member, kill
 from raylaunch.group.outcome import StepOutcome
 from raylaunch.group.stepping import Stepper
 from raylaunch.group.teardown import Teardown, prove_ended
@@ -27,7 +28,6 @@ from raylaunch.protocol import Arrival, Failure, Release
 if TYPE_CHECKING:
     from raylaunch_actors.gate import RankState
     from raylaunch_actors.process_watch import Sighting
-    from raylaunch_actors.rank import RankProcess
     from raylaunch_actors.spec import RankSpec
 
     from raylaunch.group.preloaded import Preloaded
@@ -39,33 +39,6 @@ SIGHTINGS_S = 1.0
 CLOSE_MARGIN_S = 8.0  # on top of the proof's deadline: a placement group is waited for, too
 CLOSE_LOOK_S = 0.1
 HEADLESS_S = 3.0  # in which agents of a cluster that goes on without its head can kill ranks
-
-
-@dataclass(eq=False)
-class Member:
-    """One rank: its specification, actor, process and the call that lives as long as the rank does.
-
-    Attributes:
-        ended: Ray has seen the process go before it had said which one it is.
-        adopted: the process has stood by before.
-        holder: the actor that keeps the GPUs of a rank that was started without them; None if it has them itself.
-        gpus: their ids.
-        held: the call that lasts as long as the holder does: both end with their placement group.
-    """
-
-    spec: RankSpec
-    actor: Any
-    process: RankProcess | None = None
-    boot: Any = None
-    ended: bool = False
-    adopted: bool = False
-    holder: Any = None
-    gpus: tuple[str, ...] = ()
-    held: Any = None
-
-    @property
-    def rank(self) -> int:
-        return self.spec.rank
 
 
 @dataclass
@@ -426,10 +399,3 @@ class RankGroup:
         """When processes were, by which the agent of their node tells them from others that have their number now."""
         processes = [member.process for member in self.members if member.process and member.process.node_id == node]
         return {one.pid: one.born for one in processes if one.pid in pids}
-
-
-def kill(actor: Any) -> None:
-    """Ends an actor's process, as far as Ray does; None is none."""
-    with contextlib.suppress(RayError):
-        if actor is not None:
-            ray.kill(actor, no_restart=True)

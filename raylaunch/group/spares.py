@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.group.ranks import Member
+from raylaunch.group.member import Member
 
 if TYPE_CHECKING:
     from raylaunch_actors.spec import RankSpec

@@ -16,7 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raylaunch.cluster.placement import Placement, gpus_seen
 from raylaunch.cluster.session import RaySession
 from raylaunch.errors import one_line
-from raylaunch.group.ranks import RankGroup, kill
+from raylaunch.group.member import kill
+from raylaunch.group.ranks import RankGroup
 from raylaunch.group.spares import Spare, chosen, dealt, in_order, missing, pause_after
 from raylaunch.protocol.rules.common import count, human_bytes
 from raylaunch.report import Standing

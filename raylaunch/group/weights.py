@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from raylaunch.cluster.placement import Placement
 from raylaunch.cluster.session import RaySession
 from raylaunch.errors import LaunchError, one_line, shut_down
-from raylaunch.group.ranks import kill
+from raylaunch.group.member import kill
 from raylaunch.group.spares import pause_after
 from raylaunch.logs import about
 from raylaunch.model.load_formats import OF_REFERENCE, Weights, weights_of

@@ -15,8 +15,9 @@ from raylaunch_actors.process_watch import Sighting
 from raylaunch.cluster.placement import Placement, Seat
 from raylaunch.cluster.tcp_probe import TcpProbe
 from raylaunch.errors import LaunchError
-from raylaunch.group import ranks
-from raylaunch.group.ranks import Member, RankGroup
+from raylaunch.group import member, ranks
+from raylaunch.group.member import Member
+from raylaunch.group.ranks import RankGroup
 
 
 class Answers:
@@ -53,7 +54,8 @@ class FakeRay:
 
 @pytest.fixture(autouse=True)
 def fake_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "ray", FakeRay())
+    for module in (ranks, member):
+        monkeypatch.setattr(module, "ray", FakeRay())
     monkeypatch.setattr(ranks, "SPAWN_EACH_S", 0.1)
 
 
@@ -171,8 +173,8 @@ DYING, STOPPED = Sighting(True, 9, 5.0), Sighting(False, 19, 5.0, for_s=2.0)
 def serving(news: Answers, *, boots: tuple[Answers, Answers] = (LATE, LATE)) -> RankGroup:
     """Two ranks that serve, and what the agent of their node says of processes."""
     group = group_of(LATE, LATE, agent=news)
-    for member, boot in zip(group.members, boots, strict=True):
-        member.process, member.boot = process(member.rank), boot
+    for one, boot in zip(group.members, boots, strict=True):
+        one.process, one.boot = process(one.rank), boot
     group.news = {news: "n"}
     return group
 

@@ -11,8 +11,9 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from raylaunch.cluster.placement import Placement, Seat
 from raylaunch.cluster.session import RaySession
-from raylaunch.group import ranks, remote, standby
-from raylaunch.group.ranks import Member, RankGroup
+from raylaunch.group import member, ranks, remote, standby
+from raylaunch.group.member import Member
+from raylaunch.group.ranks import RankGroup
 from raylaunch.group.standby import Standby
 from raylaunch.report import Standing
 from tests.group.test_spares import spec
@@ -63,8 +64,8 @@ class Made:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.coming, self.actors, self.agents = list[Actor](), list[Actor](), list[Actor]()
         self.standby = Standby(1, RaySession(), set())
-        monkeypatch.setattr(ranks, "ray", FakeRay())
-        monkeypatch.setattr(standby, "ray", FakeRay())
+        for module in (member, ranks, standby):
+            monkeypatch.setattr(module, "ray", FakeRay())
         monkeypatch.setattr(standby, "NodeAffinitySchedulingStrategy", lambda node, soft: node)
         monkeypatch.setattr(standby, "LOOK_EVERY_S", -1.0)
         monkeypatch.setattr(standby, "pause_after", lambda deaths: -1.0)

@@ -18,7 +18,8 @@ from raylaunch.cluster import session as ray_session
 from raylaunch.cluster.placement import Placement
 from raylaunch.cluster.session import RaySession
 from raylaunch.group import ranks, teardown
-from raylaunch.group.ranks import Member, RankGroup
+from raylaunch.group.member import Member
+from raylaunch.group.ranks import RankGroup
 from raylaunch.group.teardown import Teardown, prove_ended
 from tests.head import free_ports
 

@@ -15,7 +15,7 @@ from raylaunch.cluster.placement import Placement, Seat
 from raylaunch.cluster.session import RaySession
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import LaunchError
-from raylaunch.group import ranks, remote, weights
+from raylaunch.group import member, remote, weights
 from raylaunch.group.weights import WeightKeepers, by_node, require_loadable
 from raylaunch.model.shape import ModelShape
 from raylaunch.report import KeptWeights
@@ -37,7 +37,7 @@ class Made:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.coming, self.actors, self.lost = list[Actor](), list[Actor](), set[str]()
         self.keepers = WeightKeepers(True, RaySession(), self.lost)
-        for module in (ranks, weights):
+        for module in (member, weights):
             monkeypatch.setattr(module, "ray", Ray())
         monkeypatch.setattr(weights, "LOOK_EVERY_S", -1.0)
         monkeypatch.setattr(weights, "pause_after", lambda deaths: -1.0)
