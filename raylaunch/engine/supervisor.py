@@ -13,22 +13,22 @@ from typing import Any
 
 import psutil
 
-from raylaunch.background import Background
 from raylaunch.cluster.session import RELEASE_PATIENCE_S, enter
 from raylaunch.config import LaunchConfig
 from raylaunch.engine.asking import kept_metrics, rank_healths
+from raylaunch.engine.handover import hand_over
 from raylaunch.engine.health import Condition, Health, readiness
 from raylaunch.engine.recovery import Budget, Loss, launches_left, restart_policy
-from raylaunch.errors import LaunchError, launch_error, shut_down
+from raylaunch.errors import LaunchError, launch_error
 from raylaunch.frontends.base import Frontend
 from raylaunch.group.diagnosis import NODE_LOST
 from raylaunch.group.driver import StepListener
 from raylaunch.group.late_verify import LateVerification
-from raylaunch.group.launch import Launched, launch, span
+from raylaunch.group.launch import Launched, launch
 from raylaunch.group.preloaded import preload, preloading
 from raylaunch.group.ranks import RankGroup
 from raylaunch.group.runtime import EngineRuntime
-from raylaunch.group.serving import LostRanks, ServingWatch, explained
+from raylaunch.group.serving import LostRanks, ServingWatch
 from raylaunch.logs import about, about_error
 from raylaunch.protocol import Phase
 from raylaunch.report import LaunchReport, Span
@@ -205,7 +205,7 @@ class Supervisor:
                     self._resolved, self.report, self.listener,
                     stopped=self._cancelled, frontend=self.frontend, runtime=self._runtime,
                 )  # fmt: skip
-                self._hand_over(launched)
+                hand_over(launched, self.frontend, self._cancelled, self._notify_loss)
                 break
             except (Exception, SystemExit) as ended:
                 error = self._blamed_on_ray(ended)
@@ -262,28 +262,6 @@ class Supervisor:
         first.followers.append(error)
         return first
 
-    def _hand_over(self, launched: Launched) -> None:
-        """Lets the frontend take the group, and watches meanwhile. If that fails the group is torn down."""
-        group = launched.group
-        try:
-            with span(self.report, "first request", Phase.VERIFY):
-                handing = Background(lambda: self.frontend.up(launched.offer, launched.resolved))
-                while not handing.done(WATCH_S):
-                    if self._cancelled():
-                        raise shut_down(Phase.VERIFY.name)
-                    outcome = group.ended(0)
-                    if not outcome.complete:
-                        error = explained(group, outcome, Phase.VERIFY)
-                        self._notify_frontend(error, self._may_be_rebuilt())
-                        raise error
-                handing.raise_if_failed()
-            self.report.ready = time.time()
-        except BaseException as error:
-            teardown = group.close(self.config.deadlines.shutdown)
-            if isinstance(error, LaunchError):
-                error.teardown = str(teardown)
-            raise
-
     def _may_retry(self, error: LaunchError) -> bool:
         """Whether another launch may follow ``error``; counts it then, and waits as long as it must."""
         now = time.monotonic()
@@ -323,7 +301,7 @@ class Supervisor:
             self._runtime.lost_nodes.update(lost.nodes)
         self.error = known = lost.known(group)
         self.condition = Condition.REBUILDING
-        self._notify_frontend(known, self._may_be_rebuilt())  # callers need not wait for the explanation
+        self._notify_loss(known)  # callers need not wait for the explanation
         with self._preloading():
             self._rebuild(group, lost)
 
@@ -399,6 +377,9 @@ class Supervisor:
 
     def _may_be_rebuilt(self) -> bool:
         return self.restarts_left > 0 and not self._stopping.is_set()
+
+    def _notify_loss(self, error: LaunchError) -> None:
+        self._notify_frontend(error, self._may_be_rebuilt())
 
     def _notify_frontend(self, error: LaunchError, rebuilding: bool = False) -> None:
         try:
