@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from raylaunch.sglang.loop import Loop, LoopThread
 from raylaunch.sglang.manager import TokenizerSide
 from raylaunch.sglang.mapping import StreamedAnswer, image_data, sampling_parameters
 from raylaunch.sglang.metrics import SharedMetrics
+from raylaunch.sglang.request import SglangRequest
 from raylaunch.sglang.sockets import SocketFolder
 from raylaunch.sglang.source import installed_version
 from raylaunch.sglang.versions import apply_settled, published
@@ -46,23 +46,6 @@ CLOSE_S = 5.0
 LOOK_S = 0.05
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class SglangRequest:
-    """One request between its submission and its last chunk."""
-
-    request_id: str
-    prepared: Prepared
-    answer: StreamedAnswer
-    listener: Listener
-    task: asyncio.Task[None] | None = None
-    finished: bool = False
-
-    @property
-    def prompt_tokens(self) -> int:
-        """As SGLang counts, images included."""
-        return self.answer.prompt_tokens or len(self.prepared.ids)
 
 
 class SglangFrontend:
@@ -244,7 +227,7 @@ class SglangFrontend:
             request.finished = True
             self._requests.remove(request.request_id)
             if self.runs is not None:
-                self.runs.soon(_cancel, request)
+                self.runs.soon(request.cancel)
 
     def abort(self, request_id: str) -> bool:
         request, side, runs = self._requests.get(request_id), self.side, self.runs
@@ -275,21 +258,7 @@ class SglangFrontend:
 
     async def _answer(self, request: SglangRequest) -> None:
         assert self.side is not None
-        end: Chunk | RaylaunchError = RequestFailed(f"request {request.request_id} ended without a reason")
-        try:
-            async for output in self.side.stream(request.request_id, request.prepared):
-                item = request.answer.receive(output)
-                if isinstance(item, RaylaunchError) or (item is not None and item.finish_reason is not None):
-                    end = item
-                    break
-                if item is not None and not request.finished:
-                    request.listener(item)
-        except ValueError as error:  # what SGLang's validation refuses
-            aborted = type(error).__name__ == "RequestAbortedError"
-            end = Chunk(request.request_id, "", (), "abort") if aborted else RequestError(str(error))
-        except Exception as error:
-            end = RequestFailed(f"request {request.request_id}: {type(error).__name__}: {error}")
-        self._end(request, end)
+        self._end(request, await request.run(self.side))
 
     def _end(self, request: SglangRequest, item: Chunk | RaylaunchError) -> None:
         with self._lock:
@@ -417,11 +386,6 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     import uvloop
 
     return uvloop.new_event_loop()
-
-
-def _cancel(request: SglangRequest) -> None:
-    if request.task is not None:
-        request.task.cancel()
 
 
 def _verify(text: str) -> LaunchError:
