@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def find_data(path: str) -> Path:
     """``path`` if it is a file, else the shipped data file of that name. Raises :class:`ConfigError`."""
     from raylaunch.config import shipped_configs
 
-    given, folder = Path(path).expanduser(), shipped_configs() / "data"
+    given, folder = Path(os.path.expanduser(path)), shipped_configs() / "data"
     candidates = [given]
     if given.parent in (Path(), Path("configs/data")):
         candidates += [folder / given.name, folder / f"{given.name}.jsonl"]

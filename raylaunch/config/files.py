@@ -28,7 +28,7 @@ def find_config(path: str | Path) -> Path:
     given = Path(os.path.expanduser(path))
     # "configs/tiny-cpu.yaml" and "tiny-cpu" name what ships, from any folder; any other path means what it says.
     shipped = shipped_configs() / given.name if given.parent in (Path(), Path("configs")) else given
-    for candidate in (given, shipped, shipped.with_name(f"{shipped.name}.yaml")):
+    for candidate in (given, shipped, Path(f"{shipped}.yaml")):
         if candidate.is_file():
             return candidate
     names = ", ".join(sorted(file.name for file in shipped_configs().glob("*.yaml")))

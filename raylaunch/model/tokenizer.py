@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import threading
 from contextlib import suppress
@@ -93,7 +94,7 @@ def chat_template_of(settings: ServeConfig) -> str | None:
     if given is None or any(mark in given for mark in ("{{", "{%", "\n")):
         return given
     try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
+        return Path(os.path.expanduser(given)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("serve.chat_template", given, f"is no Jinja template, and no file: {error}") from None
 

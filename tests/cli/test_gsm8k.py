@@ -79,3 +79,8 @@ def test_what_cannot_be_asked(data: str, line: dict[str, str], shots: int, said:
         file.write(json.dumps(line) + "\n")
     with pytest.raises(ConfigError, match=said):
         read_gsm8k(data, shots)
+
+
+def test_a_file_in_the_home_of_nobody() -> None:
+    with pytest.raises(ConfigError, match="--data = '~nobody-of-this-name/a.jsonl': no such file; data that ships"):
+        read_gsm8k("~nobody-of-this-name/a.jsonl", 2)
