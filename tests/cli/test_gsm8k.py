@@ -82,5 +82,5 @@ def test_what_cannot_be_asked(data: str, line: dict[str, str], shots: int, said:
 
 
 def test_a_file_in_the_home_of_nobody() -> None:
-    with pytest.raises(ConfigError, match="--data = '~nobody-of-this-name/a.jsonl': no such file; data that ships"):
+    with pytest.raises(ConfigError, match=r"--data = '~nobody-of-this-name/a.jsonl': no such file; data that ships"):
         read_gsm8k("~nobody-of-this-name/a.jsonl", 2)

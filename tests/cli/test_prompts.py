@@ -47,7 +47,7 @@ def test_files_that_are_refused(name: str, data: bytes, said: str, tmp_path: Pat
 
 @pytest.mark.parametrize("file", ["/nowhere.txt", "~nobody-of-this-name/prompts.txt"])
 def test_files_that_are_not_there(file: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be read: .*No such file"):
+    with pytest.raises(ConfigError, match=r"cannot be read: .*No such file"):
         prompts_of(None, file)
 
 
