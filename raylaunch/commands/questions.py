@@ -93,7 +93,7 @@ def find_data(path: str) -> Path:
     if given.parent in (Path(), Path("configs/data")):
         candidates += [folder / given.name, folder / f"{given.name}.jsonl"]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # Path's own raises where a folder above it may not be entered
             return candidate
     names = ", ".join(sorted(file.name for file in folder.glob("*.jsonl")))
     raise ConfigError("--data", path, f"no such file; data that ships: {names}")

@@ -29,7 +29,7 @@ def find_config(path: str | Path) -> Path:
     # "configs/tiny-cpu.yaml" and "tiny-cpu" name what ships, from any folder; any other path means what it says.
     shipped = shipped_configs() / given.name if given.parent in (Path(), Path("configs")) else given
     for candidate in (given, shipped, Path(f"{shipped}.yaml")):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # Path's own raises where a folder above it may not be entered
             return candidate
     names = ", ".join(sorted(file.name for file in shipped_configs().glob("*.yaml")))
     raise ConfigError("CONFIG", str(path), f"no such file; configurations that ship: {names}")

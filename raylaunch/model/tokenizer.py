@@ -35,7 +35,7 @@ def check_tokenizer(model: ModelConfig) -> None:
         ConfigError: there is no such folder, or the installed ``tokenizers`` cannot read it, such as a newer format; or
             it is a copy of a model without weights, for a driver on a node of its own, and the tokenizer was forgotten.
     """
-    if model.tokenizer is not None and Path(model.tokenizer).is_absolute() and not Path(model.tokenizer).exists():
+    if model.tokenizer is not None and os.path.isabs(model.tokenizer) and not os.path.exists(model.tokenizer):
         raise ConfigError("model.tokenizer", model.tokenizer, "no such folder; give a tokenizer's, or a Hub name")
     folder = Path(model.tokenizer or model.path)
     bare = model.tokenizer is None and folder.is_dir() and not has_tokenizer(model)

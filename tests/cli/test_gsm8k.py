@@ -81,6 +81,7 @@ def test_what_cannot_be_asked(data: str, line: dict[str, str], shots: int, said:
         read_gsm8k(data, shots)
 
 
-def test_a_file_in_the_home_of_nobody() -> None:
-    with pytest.raises(ConfigError, match=r"--data = '~nobody-of-this-name/a.jsonl': no such file; data that ships"):
-        read_gsm8k("~nobody-of-this-name/a.jsonl", 2)
+@pytest.mark.parametrize("file", ["~nobody-of-this-name/a.jsonl", "x" * 300])
+def test_a_file_that_cannot_be_there(file: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--data = '{file}': no such file; data that ships"):
+        read_gsm8k(file, 2)
