@@ -191,6 +191,14 @@ def test_missing_folder(path):
     assert str(caught.value).startswith(f"model.path = {absolute!r}: no such folder")
 
 
+def test_folders_that_cannot_be_looked_into():
+    path = "/" + "x" * 300
+    with pytest.raises(ConfigError, match=r"model\.path = .*: cannot be looked into: File name too long"):
+        check_model(LaunchConfig.from_dict({"model": {"path": path}}))
+    with pytest.raises(ConfigError, match=r"model\.tokenizer = .*: no such folder"):
+        check_model(LaunchConfig.default().replace({"model.tokenizer": path}))
+
+
 def test_a_name_that_is_neither_folder_nor_hub_name():
     with pytest.raises(ConfigError, match="neither a folder nor a Hub name such as Qwen/Qwen3-8B"):
         check_model(LaunchConfig.from_dict({"model": {"path": "a/b/c"}}))

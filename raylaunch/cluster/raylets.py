@@ -39,7 +39,9 @@ class Held:
             self._socket = None
 
     def _closed(self, one: socket.socket) -> bool:
-        while select.select([one], [], [], 0)[0]:
+        poll = select.poll()  # select() takes no descriptor from 1024 on, which a busy server's may be
+        poll.register(one, select.POLLIN)
+        while poll.poll(0):
             try:
                 if not one.recv(4096):  # what a server says first is of no interest
                     return True

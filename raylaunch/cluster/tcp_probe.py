@@ -19,7 +19,9 @@ class TcpProbe:
     def answered(self, wait_s: float) -> bool:
         """Whether it was taken, at the latest after ``wait_s``; no more may be asked then."""
         with self._socket:
-            select.select([], [self._socket], [], max(0.0, wait_s))
+            poll = select.poll()  # select() takes no descriptor from 1024 on, which a busy server's may be
+            poll.register(self._socket, select.POLLOUT)
+            poll.poll(max(0.0, wait_s) * 1000)
             with contextlib.suppress(OSError):
                 self._socket.getpeername()  # only a connection has one
                 return True

@@ -45,7 +45,7 @@ def prompts_of(given: Sequence[str] | None, file: str | None) -> tuple[list[str]
 
 def _lines(file: str | None, name: str) -> list[str]:
     try:
-        data = sys.stdin.buffer.read() if file in (None, STDIN) else Path(str(file)).expanduser().read_bytes()
+        data = sys.stdin.buffer.read() if file in (None, STDIN) else Path(os.path.expanduser(str(file))).read_bytes()
         return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(OPTION, name, f"cannot be read: {error}") from None

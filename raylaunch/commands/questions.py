@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +88,12 @@ def find_data(path: str) -> Path:
     """``path`` if it is a file, else the shipped data file of that name. Raises :class:`ConfigError`."""
     from raylaunch.config import shipped_configs
 
-    given, folder = Path(path).expanduser(), shipped_configs() / "data"
+    given, folder = Path(os.path.expanduser(path)), shipped_configs() / "data"
     candidates = [given]
     if given.parent in (Path(), Path("configs/data")):
         candidates += [folder / given.name, folder / f"{given.name}.jsonl"]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # Path's own raises where a folder above it may not be entered
             return candidate
     names = ", ".join(sorted(file.name for file in folder.glob("*.jsonl")))
     raise ConfigError("--data", path, f"no such file; data that ships: {names}")

@@ -28,8 +28,8 @@ def find_config(path: str | Path) -> Path:
     given = Path(os.path.expanduser(path))
     # "configs/tiny-cpu.yaml" and "tiny-cpu" name what ships, from any folder; any other path means what it says.
     shipped = shipped_configs() / given.name if given.parent in (Path(), Path("configs")) else given
-    for candidate in (given, shipped, shipped.with_name(f"{shipped.name}.yaml")):
-        if candidate.is_file():
+    for candidate in (given, shipped, Path(f"{shipped}.yaml")):
+        if os.path.isfile(candidate):  # Path's own raises where a folder above it may not be entered
             return candidate
     names = ", ".join(sorted(file.name for file in shipped_configs().glob("*.yaml")))
     raise ConfigError("CONFIG", str(path), f"no such file; configurations that ship: {names}")

@@ -56,6 +56,8 @@ def kind_of(text: str, there: Literal["file", "folder", ""], shipped: Iterable[s
 
 def find_model(text: str) -> tuple[Kind, str]:
     """The same of this machine, and where it is: an absolute path, or the name on the Hub. Raises ConfigError."""
+    if not text:  # as a shell's variable that is not set
+        raise _wrong(text, "is empty: give a model or a configuration, or leave it out, which takes one that ships")
     path = Path(os.path.expanduser(text))
     there: Literal["file", "folder", ""] = "file" if os.path.isfile(path) else "folder" if os.path.isdir(path) else ""
     files = {file.stem: str(file) for file in shipped_configs().glob("*.yaml")}

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -142,7 +143,7 @@ def cached(path: str, revision: str | None) -> Path | None:
     except OSError:
         return None
     folder = model / "snapshots" / commit
-    return folder if folder.is_dir() else None
+    return folder if commit and folder.is_dir() else None
 
 
 def commit_of(folder: Path) -> str | None:
@@ -162,7 +163,12 @@ def remember(path: str, revision: str | None, commit: str) -> None:
     with suppress(OSError):  # a cache that may only be read
         if not COMMIT.fullmatch(reference.name) and (not reference.is_file() or reference.read_text() != commit):
             reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(commit)
+            part = reference.with_name(f".{reference.name}.{secrets.token_hex(4)}")
+            try:
+                part.write_text(commit)
+                part.replace(reference)  # whole, or what it was: others read it meanwhile, and a disk may be full
+            finally:
+                part.unlink(missing_ok=True)
 
 
 def missing_weights(folder: Path) -> str:
@@ -171,7 +177,8 @@ def missing_weights(folder: Path) -> str:
     if not index.is_file():
         return "" if any(file.is_file() for file in folder.glob(WEIGHTS)) else WEIGHTS
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in weights.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"readable {INDEX}"
     return next((name for name in names if not (folder / name).is_file()), "")

@@ -57,10 +57,14 @@ def read_model_config(config: LaunchConfig) -> tuple[dict[str, Any], str | None]
     path = config.model.path
     folder = Path(path)
     if folder.is_absolute():  # else it is a name on the Hub: folders were made absolute when they were read
-        if not folder.is_dir():
-            raise ConfigError("model.path", path, "no such folder; give a folder with config.json, or a Hub name")
         file = folder / "config.json"
-        if not file.is_file():
+        try:
+            is_folder, is_file = folder.is_dir(), file.is_file()
+        except OSError as error:  # such as of a folder above it that this user may not enter
+            raise ConfigError("model.path", path, f"cannot be looked into: {error.strerror}") from None
+        if not is_folder:
+            raise ConfigError("model.path", path, "no such folder; give a folder with config.json, or a Hub name")
+        if not is_file:
             raise ConfigError("model.path", path, "the folder has no config.json")
     else:
         file = _from_hub(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import threading
 from contextlib import suppress
@@ -34,7 +35,7 @@ def check_tokenizer(model: ModelConfig) -> None:
         ConfigError: there is no such folder, or the installed ``tokenizers`` cannot read it, such as a newer format; or
             it is a copy of a model without weights, for a driver on a node of its own, and the tokenizer was forgotten.
     """
-    if model.tokenizer is not None and Path(model.tokenizer).is_absolute() and not Path(model.tokenizer).exists():
+    if model.tokenizer is not None and os.path.isabs(model.tokenizer) and not os.path.exists(model.tokenizer):
         raise ConfigError("model.tokenizer", model.tokenizer, "no such folder; give a tokenizer's, or a Hub name")
     folder = Path(model.tokenizer or model.path)
     bare = model.tokenizer is None and folder.is_dir() and not has_tokenizer(model)
@@ -96,7 +97,7 @@ def chat_template_of(settings: ServeConfig) -> str | None:
     if given is None or any(mark in given for mark in ("{{", "{%", "\n")):
         return given
     try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
+        return Path(os.path.expanduser(given)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("serve.chat_template", given, f"is no Jinja template, and no file: {error}") from None
 

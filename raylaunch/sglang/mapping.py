@@ -83,7 +83,7 @@ def _image(image: Any, place: int) -> Any:
         return image
     if isinstance(image, str | os.PathLike):
         try:
-            return Path(image).expanduser().read_bytes()
+            return Path(os.path.expanduser(image)).read_bytes()
         except (OSError, ValueError) as error:
             raise RequestError(f"image {place} cannot be read: {error}") from None
     if hasattr(image, "convert") and hasattr(image, "size"):  # Pillow's, which need not be installed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -57,11 +57,17 @@ def fitted(config: LaunchConfig) -> LaunchConfig:
 def _with_arguments(data: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
     """The sections with SGLang's arguments added, ``engine`` as a mapping."""
     engine = data.get("engine") or {}
-    engine = {"kind": engine} if isinstance(engine, str) else dict(engine)
+    engine = {"kind": engine} if isinstance(engine, str) else _copied("engine", engine)
     if args:
-        inner = dict(engine.get("sglang") or {})
-        engine["sglang"] = {**inner, "args": {**(inner.get("args") or {}), **args}}
+        inner = _copied("engine.sglang", engine.get("sglang") or {})
+        engine["sglang"] = {**inner, "args": {**_copied("engine.sglang.args", inner.get("args") or {}), **args}}
     return {**data, "engine": engine}
+
+
+def _copied(key: str, section: Any) -> dict[str, Any]:
+    if not isinstance(section, Mapping):
+        raise ConfigError(key, section, "must be a mapping of settings")
+    return dict(section)
 
 
 def _engine(config: LaunchConfig, args: dict[str, Any]) -> tuple[str, str]:

@@ -18,9 +18,12 @@ def require_writable(option: str, file: Path | None) -> None:
     if file is None:
         return
     folder = file.absolute().parent
-    if file.is_dir():
-        raise ConfigError(option, str(file), "is a folder; give a file")
-    if not folder.is_dir():
-        raise ConfigError(option, str(file), f"there is no folder {folder}")
-    if not os.access(file if file.exists() else folder, os.W_OK):
-        raise ConfigError(option, str(file), "cannot be written")
+    try:
+        if file.is_dir():
+            raise ConfigError(option, str(file), "is a folder; give a file")
+        if not folder.is_dir():
+            raise ConfigError(option, str(file), f"there is no folder {folder}")
+        if not os.access(file if file.exists() else folder, os.W_OK):
+            raise ConfigError(option, str(file), "cannot be written")
+    except OSError as error:  # such as of a folder above it that this user may not enter
+        raise ConfigError(option, str(file), f"cannot be written: {error.strerror}") from None

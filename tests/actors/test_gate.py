@@ -76,6 +76,21 @@ def test_a_release_that_was_given_already_is_not_given_again(pool):
     gate.finish(Release(Step(Gate.ATTACH), ()))
 
 
+def test_a_rank_that_stands_at_the_same_gate_again_is_released_again():
+    """LATER, by a shape whose first turn requests have kept from being verified."""
+    gate, later, passed = RankGate(0, PLAN), Step(Gate.LATER, "prefill", 8), []
+
+    def rank():
+        for _ in range(2):
+            passed.append(gate.arrive(Gate.LATER, round="prefill", shape=8))
+
+    threading.Thread(target=rank, daemon=True).start()
+    for times in (1, 2):
+        assert gate.advance(None).step == later
+        gate.finish(Release(later, ()))
+        wait_until(lambda times=times: len(passed) == times, PATIENCE_S)
+
+
 def test_a_release_from_another_gate_is_refused_and_the_rank_stays(pool):
     gate = RankGate(2, PLAN)
     rank = pool.submit(gate.arrive, Gate.MEET)

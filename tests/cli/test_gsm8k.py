@@ -79,3 +79,9 @@ def test_what_cannot_be_asked(data: str, line: dict[str, str], shots: int, said:
         file.write(json.dumps(line) + "\n")
     with pytest.raises(ConfigError, match=said):
         read_gsm8k(data, shots)
+
+
+@pytest.mark.parametrize("file", ["~nobody-of-this-name/a.jsonl", "x" * 300])
+def test_a_file_that_cannot_be_there(file: str) -> None:
+    with pytest.raises(ConfigError, match=rf"--data = '{file}': no such file; data that ships"):
+        read_gsm8k(file, 2)

@@ -45,6 +45,12 @@ def test_files_that_are_refused(name: str, data: bytes, said: str, tmp_path: Pat
         prompts_of(None, str(tmp_path / name))
 
 
+@pytest.mark.parametrize("file", ["/nowhere.txt", "~nobody-of-this-name/prompts.txt"])
+def test_files_that_are_not_there(file: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read: .*No such file"):
+        prompts_of(None, file)
+
+
 def test_options_and_what_contradicts_them() -> None:
     assert prompts_of(["a", "b\n"], None) == (["a", "b\n"], False)
     with pytest.raises(ConfigError, match="leave out either"):

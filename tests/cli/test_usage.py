@@ -84,6 +84,7 @@ def test_the_command_line_loads_nothing_heavy() -> None:
         (("chat", "--temperature", "-1"), "--temperature = '-1.0'"),
         (("generate", "--prompt", "a", "--prompt", "b", "--stream"), "only a single prompt can be streamed"),
         (("generate", "--prompt", "a", "--trace", "no/such/folder/x.json"), "there is no folder"),
+        (("generate", "--prompt", "a", "--trace", "x" * 300), "cannot be written: File name too long"),
         (("eval", "--data", "sums-heldout", "--output", "."), "is a folder"),
         (("bench", "launch", "--ranks", "2,x"), "must be numbers of ranks"),
         (("bench", "launch", "--set", "parallel.nodes=3"), "nodes must divide"),

@@ -105,6 +105,7 @@ def test_f09_ranks_see_the_gpus_of_their_group_and_know_their_own(ranks, seen):
         ((ONE,) * 3, "PACK", ""),
         ((ONE,) * 3, "STRICT_SPREAD", "3 nodes are asked for and 2 can hold a bundle"),
         ((ONE,) * 2, "STRICT_SPREAD", ""),
+        (({"CPU": 0.05},) * 40, "STRICT_PACK", ""),  # whose sum is a little above 2
     ],
 )
 def test_what_can_never_be(bundles, strategy, why):

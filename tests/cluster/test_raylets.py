@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from raylaunch.cluster.raylets import Held, RayletWatch, raylets_of
+from raylaunch.cluster.tcp_probe import TcpProbe
 from raylaunch.group.node_loss import node_lost, nodes_lost, said_of
 from raylaunch.group.ray_deaths import drivers_node_lost, said_by_ray
 from tests.busy import patient
@@ -50,6 +54,31 @@ def test_a_server_that_only_closes_the_connection_or_speaks_is_there() -> None:
             time.sleep(0.02)
     time.sleep(0.02)
     assert held.gone()
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """As many open files as a server with a thousand clients has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4096), hard), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1024)]
+    yield
+    for one in opened:
+        os.close(one)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_servers_of_many_connections_look_at_raylets_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        held = Held(*address)
+        assert not held.gone()
+        assert not held.gone()
+        assert TcpProbe(*address).answered(5)
+    held.close()
+    assert held.gone()
+    assert not TcpProbe(*address).answered(0.2)
 
 
 def test_one_that_does_not_answer_at_all_is_not_said_to_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:

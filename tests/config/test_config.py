@@ -360,7 +360,7 @@ def test_what_is_merged_in_may_be_replaced(tmp_path):
     assert LaunchConfig.from_yaml(file).serve.port == 2
 
 
-@pytest.mark.parametrize("name", ["nowhere.yaml", "qwen-0.5b"])
+@pytest.mark.parametrize("name", ["nowhere.yaml", "qwen-0.5b", "/", "~nobody-of-this-name/c.yaml", "x" * 300])
 def test_a_file_that_is_not_there(name):
     with pytest.raises(ConfigError, match=r"no such file; configurations that ship: .*tiny-cpu\.yaml"):
         LaunchConfig.from_yaml(name)

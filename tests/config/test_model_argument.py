@@ -71,6 +71,23 @@ def test_a_shipped_name_from_any_folder(tmp_path, monkeypatch):
         find_model("./" + "x" * 5000)
 
 
+def test_an_empty_argument_names_nothing():
+    with pytest.raises(ConfigError, match="MODEL = '': is empty: give a model or a configuration, or leave it out"):
+        find_model("")
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [("engine=5", "engine"), ("engine=[1]", "engine"), ("engine.sglang=5", "engine.sglang")],
+)
+@pytest.mark.parametrize("model", [None, ADDER])
+def test_an_engine_that_is_no_section(model, setting, key, monkeypatch):
+    monkeypatch.setattr("raylaunch.terminal.configuration.arguments_of", lambda words: {"page_size": 16})
+    with pytest.raises(ConfigError, match="must be a mapping of settings") as caught:
+        configuration_of(model, [setting], ())
+    assert caught.value.key == key
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [("Qwen/Qwen3-8B", "qwen3-8b"), ("/models/My Model!/", "my-model-"), ("/m/__x", "x"), ("/m/...", "model")],

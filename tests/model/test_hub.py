@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -42,7 +43,7 @@ def at(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
 
 
-def fill(cache: Path, *names: str, index: dict[str, str] | None = None) -> Path:
+def fill(cache: Path, *names: str, index: dict[str, Any] | None = None) -> Path:
     """A cached snapshot with these files."""
     model = cache / f"models--{MODEL.replace('/', '--')}"
     folder = model / "snapshots" / COMMIT
@@ -144,6 +145,7 @@ def test_a_hub_that_refuses_is_asked_once(monkeypatch, cache):
         ((), None, "*.safetensors"),
         (("a.safetensors", "b.safetensors"), {"x": "a.safetensors", "y": "b.safetensors"}, ""),
         (("a.safetensors",), {"x": "a.safetensors", "y": "b.safetensors"}, "b.safetensors"),
+        (("a.safetensors",), {"x": "a.safetensors", "y": 5}, "5"),
         (("a.safetensors", hub.INDEX), None, f"readable {hub.INDEX}"),
     ],
 )
@@ -241,6 +243,29 @@ def test_a_branch_that_was_fetched_by_its_commit_is_known_without_a_network(cach
         folder = hub.snapshot(MODEL, None, (*hub.SETTINGS, hub.WEIGHTS), weights=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub.snapshot(MODEL, None, hub.SETTINGS, weights=True) == hub.snapshot(MODEL, "main", hub.SETTINGS) == folder
+
+
+def test_a_branch_is_noted_whole_or_not_at_all(cache, monkeypatch):
+    reference = fill(cache, "config.json").parents[1] / "refs" / "main"
+
+    def full(path: Path, text: str) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        hub._remember(MODEL, None, "1" * 40)
+    assert reference.read_text() == COMMIT
+    assert [file.name for file in reference.parent.iterdir()] == ["main"]
+    hub._remember(MODEL, None, "1" * 40)
+    assert reference.read_text() == "1" * 40
+
+
+def test_a_branch_of_which_nothing_is_noted_is_not_cached(cache):
+    reference = fill(cache, "config.json").parents[1] / "refs" / "main"
+    assert hub.cached(MODEL, "main") is not None
+    reference.write_text("")
+    assert hub.cached(MODEL, "main") is None
 
 
 @pytest.mark.parametrize(

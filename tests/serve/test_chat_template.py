@@ -155,11 +155,12 @@ def test_what_does_not_fit_together(messages, fields, param):
     assert (caught.value.status_code, caught.value.param) == (400, param)
 
 
-def test_a_file_that_is_none():
+@pytest.mark.parametrize("file", ["/nowhere/at/all", "~nobody-of-this-name/a.jinja"])
+def test_a_file_that_is_none(file):
     from raylaunch.config import ServeConfig
 
     with pytest.raises(ConfigError, match=r"serve\.chat_template"):
-        ChatTemplate.from_settings(ServeConfig(chat_template="/nowhere/at/all"))
+        ChatTemplate.from_settings(ServeConfig(chat_template=file))
 
 
 def adder(*messages, **fields):

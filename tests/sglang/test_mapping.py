@@ -150,7 +150,12 @@ def test_one_image_is_a_list_of_one():
 
 
 @pytest.mark.parametrize(
-    ("image", "text"), [("/nowhere.png", "image 1 cannot be read"), (7, "image 1 is a int: it must be a path")]
+    ("image", "text"),
+    [
+        ("/nowhere.png", "image 1 cannot be read"),
+        ("~nobody-of-this-name/a.png", "image 1 cannot be read"),
+        (7, "image 1 is a int: it must be a path"),
+    ],
 )
 def test_what_is_no_image(image, text):
     with pytest.raises(RequestError, match=text):

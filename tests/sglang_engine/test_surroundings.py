@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import types
+from urllib.parse import urlsplit
 
 import prometheus_client
 import pytest
@@ -30,6 +31,17 @@ def spec(*overrides, rank=1):
         nodes=1,
         shape=MODEL,
     )
+
+
+@pytest.mark.parametrize(("address", "host"), [("10.0.0.4:4000", "10.0.0.4"), ("fd00::4:4000", "fd00::4")])
+def test_torch_finds_the_store_by_its_address(address, host, monkeypatch):
+    override, agent = "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE", ("USE_AGENT_STORE", "RESTART_COUNT")
+    for name in (override, "MASTER_ADDR", "MASTER_PORT", *(f"TORCHELASTIC_{one}" for one in agent)):
+        monkeypatch.setenv(name, "")  # and as it was, afterwards
+    versions.use_store(address)
+    read = urlsplit(os.environ[override])
+    assert (read.scheme, read.hostname, read.port) == ("tcp", host, 4000)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == (host, "4000")
 
 
 @pytest.mark.parametrize(("kind", "value"), [("sgl_kernel", "0"), ("jit", "1"), ("custom", None), ("library", None)])

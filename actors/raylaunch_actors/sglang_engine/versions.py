@@ -117,11 +117,13 @@ def use_store(address: str) -> None:
     This is how torchrun's agents hand their store to workers (``TORCHELASTIC_USE_AGENT_STORE``): nobody binds a port
     that was only looked up before.
     """
-    os.environ["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"tcp://{address}"
+    host, _, port = address.rpartition(":")
+    shown = f"[{host}]" if ":" in host else host  # torch reads it as a URL
+    os.environ["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"tcp://{shown}:{port}"
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     os.environ["TORCHELASTIC_RESTART_COUNT"] = "0"
     # Since torch 2.14 only if these name the same address.
-    os.environ["MASTER_ADDR"], _, os.environ["MASTER_PORT"] = address.rpartition(":")
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, port
 
 
 def make_scheduler(spec: RankSpec, args: Any) -> Any:

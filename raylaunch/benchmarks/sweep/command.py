@@ -48,13 +48,17 @@ def bench_sweep(
         from raylaunch.benchmarks.sweep.plan import base_of, cells_of, read_sweep
         from raylaunch.benchmarks.sweep.run import run_sweep
         from raylaunch.benchmarks.sweep.show import notes, rows_of, summary, tables
+        from raylaunch.config.paths import absolute
         from raylaunch.terminal.machine import describe_machine
 
         sweep, path = read_sweep(file)
         base = base_of(sweep, path)
         cells = cells_of(sweep, base, path)
         folder = output or (path.parent / sweep.output if sweep.output else Path(f"{path.stem}-results"))
-        folder = folder.expanduser().absolute()
+        try:
+            folder = Path(absolute(str(folder)))
+        except ValueError as error:
+            raise ConfigError("--output", str(folder), str(error)) from None
         require_writable("--json", json_file)
         if report:
             lines = read_lines(folder / NAME)
