@@ -195,6 +195,7 @@ class ReferenceFrontend:
                 client.send(Abort(request.wire_id))
         if request is not None and client is None:
             request.abort()
+            self._abort(request)  # others may have been sent it meanwhile
         return request is not None
 
     def busy(self) -> bool:
@@ -237,6 +238,7 @@ class ReferenceFrontend:
             for request in self._requests.all():
                 if 0 < request.waits_until < now:
                     request.fail(RequestFailed(f"request {request.request_id} was lost: {text}"))
+                    self._abort(request)  # others may have been sent it meanwhile
             time.sleep(LOOK_S)
 
     def _deliver(self, outputs: list[Output]) -> None:
