@@ -120,6 +120,7 @@ class Supervisor:
             self.error = launch_error(error)
             if self._session is None:
                 self._trace(self.error)
+            self._tear_down(self.error)
             self._leave()
             raise
         self._watcher = threading.Thread(target=self._keep, name="raylaunch-watch", daemon=True)
@@ -371,7 +372,8 @@ class Supervisor:
             self._launch(time.time())
         except (Exception, SystemExit) as again:  # the second of Ray, which is shut down meanwhile
             if not self._stopping.is_set():
-                self._fail(self._after_the_first(launch_error(again)))
+                self._fail(error := self._after_the_first(launch_error(again)))
+                self._tear_down(error)
                 self._end_spares()
             return
         log.info("ready again after %.1f s", self.report.seconds, extra=about(launch=self.report.group))

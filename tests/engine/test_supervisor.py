@@ -429,6 +429,25 @@ def test_ranks_whose_user_has_failed_for_good_are_torn_down(monkeypatch: pytest.
     assert [error for _, error in kept.keeper.failures] == [failed]
 
 
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_a_group_that_cannot_be_watched_is_torn_down(monkeypatch: pytest.MonkeyPatch, rebuilt: bool) -> None:
+    """Such as one that stands ready when a signal comes."""
+    first, second = ScriptedGroup(PLAN), ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, first, second)
+    if rebuilt:
+        kept.keeper.start(RESOLVED)
+    monkeypatch.setattr(supervisor, "ServingWatch", raising(SystemExit(143)))
+    if rebuilt:
+        lose(first)
+        kept.wait_for(Condition.FAILED)
+    else:
+        with pytest.raises(SystemExit):
+            kept.keeper.start(RESOLVED)
+    wait_until(lambda: (first.closed, second.closed) == (1, int(rebuilt)), 5)
+    kept.keeper.stop()
+    assert (first.closed, second.closed) == (1, int(rebuilt))
+
+
 @pytest.mark.parametrize("how", ["the user fails", "a rank is lost"])
 def test_a_teardown_that_raises_does_not_replace_the_cause(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Nor is a group rebuilt beside one that may still hold its GPUs."""
