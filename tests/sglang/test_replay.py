@@ -14,6 +14,8 @@ import pytest
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RequestFailed
 from raylaunch.frontends.answers import Waiter, joined
+from raylaunch.frontends.base import Prepared
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.sglang.frontend import SglangFrontend
 from raylaunch.sglang.replay import Replay, SecondPart, continued, obstacle
@@ -145,6 +147,24 @@ def test_requests_of_a_lost_replica_are_shared_out_and_count_where_they_are():
     assert all(one.busy() for one in others), "no shape is verified beside them"
     side.replay._drop("r0")
     assert sorted(len(one) for one in others) == [1, 2]
+
+
+def test_a_request_that_comes_just_when_the_group_is_lost_for_good_is_told():
+    one, heard = replica(), []
+    one._up, one.runs = True, SimpleNamespace(soon=lambda *_: None)
+    one.side.manager.incremental_streaming_output, one.side.lose = False, lambda *_, **__: None
+    add, losing = one._requests.add, threading.Thread(target=lambda: one.down(LOST))
+
+    def lose_before(request):
+        losing.start()
+        losing.join(0.2)  # it may wait until the request is there
+        add(request)
+
+    one._requests.add = lose_before
+    one.submit(Prepared([1], SamplingParams()), heard.append, "a")
+    losing.join(5)
+    assert [str(error) for error in heard] == [f"request a was lost: {LOST.headline()}"]
+    assert len(one) == 0
 
 
 @needs_sglang
