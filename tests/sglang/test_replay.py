@@ -149,6 +149,22 @@ def test_requests_of_a_lost_replica_are_shared_out_and_count_where_they_are():
     assert sorted(len(one) for one in others) == [1, 2]
 
 
+def test_an_answer_that_cannot_be_made_text_again_keeps_no_other_from_going_on():
+    one, failed = replica(), []
+    manager, replay = one.side.manager, one.side.replay
+    replay._fail = lambda request_id, reason: failed.append((request_id, reason))
+    manager.server_args, manager.tokenizer = SimpleNamespace(skip_tokenizer_init=False), Bytes()
+    for name, given in (("a", [-1]), ("b", [ord("4")])):  # the first is no byte
+        manager.rid_to_state[name] = SimpleNamespace(output_ids=given, get_text=lambda: "")
+        replay._sent[name] = request(time_stats=None, wrap_pickle_fields=lambda: None)
+    replay.holding = "rank 1 is lost"
+    replay.resume()
+    assert [list(sent.input_ids) for sent in manager.sent] == [[1, 2, ord("4")]]
+    assert [(name, reason.partition(":")[0]) for name, reason in failed] == [
+        ("a", "rank 1 is lost; it cannot go on")
+    ]  # fmt: skip
+
+
 def test_a_request_that_comes_just_when_the_group_is_lost_for_good_is_told():
     one, heard = replica(), []
     one._up, one.runs = True, SimpleNamespace(soon=lambda *_: None)
