@@ -83,7 +83,7 @@ class Sampling(msgspec.Struct, frozen=True):
     ``logprobs`` asks for each token's log probability and that many of the likeliest ones; None for neither.
     ``prompt_logprobs`` asks the same of the prompt's tokens, and ``logit_bias`` adds to the logits of tokens. ``drawn``
     counts the prompt's last tokens that were drawn for this request, by a group that was lost: random numbers go on
-    behind them.
+    behind them, and the prompt's log probabilities were said with the first of them.
     """
 
     max_new_tokens: int = 16

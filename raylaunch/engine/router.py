@@ -121,7 +121,7 @@ class Router:
 
     def abort(self, request_id: str) -> bool:
         request = self.requests.get(request_id)
-        return request is not None and self.engines[request.at].abort(request_id)
+        return request is not None and request.abort()
 
     def moved(self) -> None:
         """A request has gone on at another replica."""
@@ -144,7 +144,7 @@ class Routed:
         self._router, self._prepared, self._listener = router, prepared, listener
         self._running: Running | None = None
         self._lost_at: set[int] = set()
-        self._begun = self._left = False
+        self._begun = self._left = self._aborted = False
         self._may_wait_until = 0.0  # since it has had to wait
         self._lock = threading.Lock()
 
@@ -165,6 +165,7 @@ class Routed:
             self._running, left = running, self._left
         if left:
             self._router.engines[self.at].frontend.forget(running)
+        self._end_if_aborted()
 
     def _may_wait(self) -> bool:
         """Whether it may wait for ranks. Its time for that begins when this is asked first: it must not wait anew with
@@ -181,9 +182,21 @@ class Routed:
             assert isinstance(other, ReferenceFrontend)
             self.at = number
             if other.continue_request(request):
+                self._end_if_aborted()
                 return True
         self.at = was
+        self._end_if_aborted()
         return False
+
+    def abort(self) -> bool:
+        """Has it end where it is, or where it is on its way to, as soon as it is there. Whether it runs."""
+        self._aborted = True
+        self._end_if_aborted()
+        return True
+
+    def _end_if_aborted(self) -> None:
+        if self._aborted:
+            self._router.engines[self.at].abort(self.request_id)
 
     def leave(self) -> None:
         """The caller has left."""

@@ -78,6 +78,7 @@ class Supervisor:
         self._idle.set()
         self._watcher: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._ending = threading.RLock()  # of one stop after the other, once there is nobody to wait for
 
     def start(self, resolved: ResolvedLaunch) -> None:
         """Launches, as often as is allowed, and watches. Raises :class:`LaunchError` with nothing left behind."""
@@ -115,6 +116,7 @@ class Supervisor:
             self.error = launch_error(error)
             if self._runtime is None:
                 self._trace(self.error)
+            self._tear_down(self.error)
             self._leave()
             raise
         self._watcher = threading.Thread(target=self._keep, name="raylaunch-watch", daemon=True)
@@ -137,17 +139,23 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._await_others()
-        with self._lock:
-            launched, self._launched = self._launched, None
-        if launched is not None:
+        with self._ending:  # a second one must not leave Ray while the first still ends the group
+            with self._lock:
+                launched, self._launched = self._launched, None
             try:
-                if not self._silent():
-                    launched.group.stop(min(STOP_S, self.config.deadlines.shutdown))
-            finally:
-                launched.group.close(self.config.deadlines.shutdown)
-        if self.condition is not Condition.FAILED:
-            self.condition = Condition.STOPPED
-        self._leave()
+                if launched is not None:
+                    self._end_group(launched.group)
+            finally:  # whatever a signal has raised meanwhile
+                if self.condition is not Condition.FAILED:
+                    self.condition = Condition.STOPPED
+                self._leave()
+
+    def _end_group(self, group: RankGroup) -> None:
+        try:
+            if not self._silent():
+                group.stop(min(STOP_S, self.config.deadlines.shutdown))
+        finally:
+            group.close(self.config.deadlines.shutdown)
 
     def _await_others(self) -> None:
         """Waits until nobody launches or watches the group any more; a cluster that is broken may keep them long."""
@@ -336,7 +344,8 @@ class Supervisor:
             self._launch(time.time())
         except (Exception, SystemExit) as again:  # the second of Ray, which is shut down meanwhile
             if not self._stopping.is_set():
-                self._fail(self._after_the_first(launch_error(again)))
+                self._fail(error := self._after_the_first(launch_error(again)))
+                self._tear_down(error)
                 self._end_spares()
             return
         log.info("ready again after %.1f s", self.report.seconds, extra=about(launch=self.report.group))

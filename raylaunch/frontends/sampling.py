@@ -105,7 +105,7 @@ class SamplingParams(BaseModel):
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,
             drawn=given,
-            prompt_logprobs=None if given else self.prompt_logprobs,  # they were said with the first token
+            prompt_logprobs=self.prompt_logprobs,
             logit_bias=list(self.logit_bias.items()),
         )
 

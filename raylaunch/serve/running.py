@@ -52,7 +52,8 @@ class Serving:
     Attributes:
         observe: makes the observer of one request.
         created: when the server started, seconds since the epoch.
-        running: the calls that the engine works on, by their request id.
+        running: the calls that the engine works on, and those that it is just asked to: one whose request id is in use
+            is refused.
         pulse: when the ranks last gave out tokens.
     """
 
@@ -60,11 +61,11 @@ class Serving:
     settings: ServeConfig
     observe: Callable[[], Observer]
     created: int
-    running: dict[str, Call] = field(default_factory=dict)
+    running: set[Call] = field(default_factory=set)
     pulse: Pulse = field(default_factory=lambda: Pulse())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """One choice that is asked of the engine: a prompt as token ids, already checked, and how to go on from it.
 
@@ -97,7 +98,7 @@ async def run(serving: Serving, endpoint: str, call: Call) -> AsyncGenerator[Chu
     observer.started(endpoint, len(call.prompt))
     chunks = engine.astream(call.prompt, call.params, request_id=call.request_id)
     try:
-        serving.running[call.request_id] = call
+        serving.running.add(call)
         async for chunk in chunks:
             if chunk.token_ids:
                 if not seen:
@@ -118,8 +119,7 @@ async def run(serving: Serving, endpoint: str, call: Call) -> AsyncGenerator[Chu
             raise
         raise GroupUnavailable(str(error)) from None
     finally:
-        if serving.running.get(call.request_id) is call:
-            del serving.running[call.request_id]
+        serving.running.discard(call)
         await closed(chunks)
         observer.finished(reason)
 

@@ -210,16 +210,17 @@ class SglangFrontend:
         return Prepared(ids, params)
 
     def submit(self, prepared: Prepared, listener: Listener, request_id: str) -> SglangRequest:
-        side, runs = self.side, self.runs
-        if side is None or runs is None or not (self._up or self._rebuilding):
-            raise RequestFailed(f"the engine is not ready: {self._gone}")
-        if self._detokenizer.trouble:
-            raise RequestFailed(f"the engine is not ready: {self._detokenizer.trouble}")
-        answer = StreamedAnswer(request_id, prepared.params, incremental=side.manager.incremental_streaming_output)
-        request = SglangRequest(request_id, prepared, answer, listener)
-        self._requests.add(request)
-        runs.soon(self._begin_request, request)
-        return request
+        with self._lock:  # a loss ends what was submitted before, and refuses what comes after
+            side, runs = self.side, self.runs
+            if side is None or runs is None or not (self._up or self._rebuilding):
+                raise RequestFailed(f"the engine is not ready: {self._gone}")
+            if self._detokenizer.trouble:
+                raise RequestFailed(f"the engine is not ready: {self._detokenizer.trouble}")
+            answer = StreamedAnswer(request_id, prepared.params, incremental=side.manager.incremental_streaming_output)
+            request = SglangRequest(request_id, prepared, answer, listener)
+            self._requests.add(request)
+            runs.soon(self._begin_request, request)
+            return request
 
     def forget(self, request: Running) -> None:
         assert isinstance(request, SglangRequest)

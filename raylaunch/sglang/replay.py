@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from http import HTTPStatus
@@ -29,6 +30,8 @@ USED_UP = ("mm_inputs", "session_id", "session_params")
 
 LOGPROBS = tuple(f"{kind}_logprobs_{what}" for kind in ("token", "top", "token_ids") for what in ("val", "idx"))
 """Lists of an output, behind ``input_`` for the prompt's tokens and ``output_`` for the answer's."""
+
+log = logging.getLogger(__name__)
 
 
 def obstacle(request: Any, has_output: bool) -> str:
@@ -254,7 +257,15 @@ class Replay:
                 self._drop(request_id)
 
     def _go_on(self, request_id: str, reason: str) -> None:
-        """What becomes of a request that no ranks have: sends it to our own, to another replica's, or lets it wait."""
+        """What becomes of a request that no ranks have: sends it to our own, to another replica's, or lets it wait.
+        One that cannot go on ends, and does not keep the others from it."""
+        try:
+            self._send_or_wait(request_id, reason)
+        except Exception as error:  # such as of the model's tokenizer, which may run code of its own
+            log.exception("request %s cannot go on", request_id)
+            self._fail(request_id, f"{reason}; it cannot go on: {type(error).__name__}: {error}")
+
+    def _send_or_wait(self, request_id: str, reason: str) -> None:
         if request_id in self._aborted:
             self._fail(request_id, "Aborted", aborted=True)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from raylaunch.engine.replicas import one_of, replicas_of
 from raylaunch.engine.router import Router
 from raylaunch.errors import EngineBusy, RaylaunchError, ReplicaLost
 from raylaunch.frontends.base import Listener, Prepared
+from raylaunch.frontends.reference import ReferenceFrontend
 from raylaunch.frontends.requests import Chunk
 from raylaunch.frontends.sampling import SamplingParams
 
@@ -65,6 +67,7 @@ class Group:
     kv_tokens: int = 4096
     running: dict[str, Running] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
 
     @property
     def frontend(self) -> Group:
@@ -84,6 +87,7 @@ class Group:
         self.running.pop(request.request_id, None)
 
     def abort(self, request_id: str) -> bool:
+        self.aborted += [one for one in self.running if one == request_id]
         return request_id in self.running
 
     def give(self, request_id: str, text: str, end: bool = False) -> None:
@@ -248,6 +252,40 @@ def test_who_leaves_while_the_request_is_lost_leaves_nothing_behind(router: Rout
     groups[1].submit = leave_meanwhile  # type: ignore[method-assign]
     groups[0].lose()
     assert [one.running for one in groups] == [{}, {}]
+
+
+def test_an_abort_while_the_request_is_lost_ends_it_where_it_goes_on(router: Router, groups: list[Group]) -> None:
+    router.submit(PREPARED, Client().append, "r")
+    submitted = groups[1].submit
+
+    def abort_meanwhile(*arguments: Any) -> Running:
+        assert router.abort("r")
+        return submitted(*arguments)
+
+    groups[1].submit = abort_meanwhile  # type: ignore[method-assign]
+    groups[0].lose()
+    assert [one.aborted for one in groups] == [[], ["r"]]
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_an_abort_while_a_begun_answer_moves_ends_it_where_it_stays(groups: list[Group], takes: bool) -> None:
+    own = ReferenceFrontend(groups[1].config)
+
+    class Other(Group):
+        frontend = own  # type: ignore[assignment]
+
+    router = Router([groups[0], other := Other()])  # type: ignore[list-item]
+    router.submit(PREPARED, Client().append, "r")
+
+    def continue_request(request: Any) -> bool:
+        assert router.abort("r")
+        if takes:
+            other.running["r"] = groups[0].running.pop("r")
+        return takes
+
+    own.continue_request = continue_request  # type: ignore[method-assign]
+    assert router.move_elsewhere(SimpleNamespace(request_id="r")) == takes  # type: ignore[arg-type]
+    assert [one.aborted for one in (groups[0], other)] == ([[], ["r"]] if takes else [["r"], []])
 
 
 def test_an_id_is_in_use_at_whatever_group(router: Router) -> None:

@@ -13,6 +13,7 @@ import pytest
 from ray.exceptions import GetTimeoutError, RaySystemError
 
 from raylaunch import LaunchConfig, LaunchError
+from raylaunch.background import Background
 from raylaunch.cluster.placement import Placement, Seat
 from raylaunch.cluster.session import RaySession
 from raylaunch.engine import recovery, supervisor
@@ -25,6 +26,7 @@ from raylaunch.group import node_loss, serving
 from raylaunch.group.launch import Launched
 from raylaunch.group.outcome import StepOutcome
 from raylaunch.group.runtime import EngineRuntime
+from raylaunch.group.teardown import Teardown
 from raylaunch.model_check import check_model
 from raylaunch.report import LaunchReport, Span
 from raylaunch.resolved import ResolvedLaunch, launch_of
@@ -434,6 +436,25 @@ def test_ranks_whose_user_has_failed_for_good_are_torn_down(monkeypatch: pytest.
     assert [error for _, error in kept.keeper.failures] == [failed]
 
 
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_a_group_that_cannot_be_watched_is_torn_down(monkeypatch: pytest.MonkeyPatch, rebuilt: bool) -> None:
+    """Such as one that stands ready when a signal comes."""
+    first, second = ScriptedGroup(PLAN), ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, first, second)
+    if rebuilt:
+        kept.keeper.start(RESOLVED)
+    monkeypatch.setattr(supervisor, "ServingWatch", raising(SystemExit(143)))
+    if rebuilt:
+        lose(first)
+        kept.wait_for(Condition.FAILED)
+    else:
+        with pytest.raises(SystemExit):
+            kept.keeper.start(RESOLVED)
+    wait_until(lambda: (first.closed, second.closed) == (1, int(rebuilt)), 5)
+    kept.keeper.stop()
+    assert (first.closed, second.closed) == (1, int(rebuilt))
+
+
 @pytest.mark.parametrize("how", ["the user fails", "a rank is lost"])
 def test_a_teardown_that_raises_does_not_replace_the_cause(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Nor is a group rebuilt beside one that may still hold its GPUs."""
@@ -514,6 +535,37 @@ def test_a_stop_leaves_ray_after_the_launch_that_another_thread_is_in(monkeypatc
     starter.join()
     assert events[:2] == ["given back", "left Ray"]
     assert kept.keeper.condition is Condition.STOPPED
+
+
+def test_a_second_stop_leaves_ray_after_the_first_has_ended_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class SlowToEnd(ScriptedGroup):
+        def close(self, deadline_s: float) -> Teardown:
+            events.append("ending")
+            time.sleep(0.2)
+            events.append("ended")
+            return super().close(deadline_s)
+
+    kept = Kept(monkeypatch, SlowToEnd(PLAN))
+    monkeypatch.setattr(RaySession, "close", lambda _: events.append("left Ray"))
+    kept.keeper.start(RESOLVED)
+    first = Background(kept.keeper.stop)
+    wait_until(lambda: events == ["ending"], 5)
+    kept.keeper.stop()
+    first.result(5)
+    assert events[:3] == ["ending", "ended", "left Ray"]
+
+
+def test_a_stop_that_a_signal_interrupts_gives_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    group, left = ScriptedGroup(PLAN), list[str]()
+    kept = Kept(monkeypatch, group)
+    monkeypatch.setattr(RaySession, "close", lambda _: left.append("Ray"))
+    kept.keeper.start(RESOLVED)
+    group.stop = raising(KeyboardInterrupt())  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        kept.keeper.stop()
+    assert (group.closed, left, kept.keeper.condition) == (1, ["Ray"], Condition.STOPPED)
 
 
 def test_a_stop_from_within_the_launch_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

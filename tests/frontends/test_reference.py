@@ -20,7 +20,7 @@ from raylaunch.errors import LaunchError, RaylaunchError, RequestError, RequestF
 from raylaunch.frontends.base import Prepared
 from raylaunch.frontends.client import RankZeroClient
 from raylaunch.frontends.reference import ReferenceFrontend
-from raylaunch.frontends.requests import Chunk
+from raylaunch.frontends.requests import Chunk, RunningRequest
 from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model.shape import ModelShape
 from raylaunch.model.tokenizer import load_tokenizer
@@ -319,6 +319,32 @@ def test_who_leaves_while_requests_are_sent_again_has_nothing_computed(
     assert {name[0] for name in names} == {"a", "c"}
     ended = [one.request_id for one in heard[-2:] if isinstance(one, Abort)]
     assert [name[0] for name in ended] == ["a"], "behind the request itself"
+    frontend.close()
+
+
+@pytest.mark.parametrize("ends_by", ["abort", "fail"])
+def test_a_request_that_ends_just_when_it_is_sent_again_is_not_computed(
+    two_ranks: tuple[Rank, Rank], monkeypatch: pytest.MonkeyPatch, ends_by: str
+) -> None:
+    """Aborted, or because it has waited for long enough."""
+    first, second = two_ranks
+    config = LaunchConfig.default(["recovery.give_up_s=0.05"] if ends_by == "fail" else [])
+    frontend, end = ReferenceFrontend(config), getattr(RunningRequest, ends_by)
+    frontend.up(first.offer, RESOLVED)
+    _, arrived = submit(frontend, "a")
+
+    def end_once_it_is_sent(request: RunningRequest, *why: Any) -> None:
+        frontend.up(second.offer, RESOLVED)
+        end(request, *why)
+
+    monkeypatch.setattr(RunningRequest, ends_by, end_once_it_is_sent)
+    frontend.down(LOST, rebuilding=True)
+    if ends_by == "abort":
+        assert frontend.abort("a")
+    sent, ended = second.receive(), second.receive()
+    assert ended == Abort(sent.request_id)
+    assert len(arrived) == 1
+    monkeypatch.undo()
     frontend.close()
 
 

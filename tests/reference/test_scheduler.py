@@ -333,12 +333,13 @@ def test_every_token_of_a_prompt_but_the_first_is_scored_once_by_the_row_before_
     for name, length in (("a", 5), ("b", 40), ("c", 1)):
         scheduler.submit(ask(name, prompt=length, prompt_logprobs=0))
     scheduler.submit(ask("plain", prompt=20))
+    scheduler.submit(ask("went on", prompt=20, prompt_logprobs=0, drawn=2))
     scored: dict[str, list[int]] = {}
     while (step := scheduler.next_step()) is not None:
         for request, part in zip(step.requests, step.plan.sequences, strict=True):
             scored.setdefault(request.id, []).extend(part.kv_length + row + 1 for row in range(part.scored))
         model.book(scheduler.complete(step, model.run(step)))
-    assert scored == {"a": [*range(1, 5)], "b": [*range(1, 40)], "c": [], "plain": []}
+    assert scored == {"a": [*range(1, 5)], "b": [*range(1, 40)], "c": [], "plain": [], "went on": []}
 
 
 def test_a_prompt_alone_generates_nothing_and_may_fill_the_context() -> None:

@@ -274,5 +274,7 @@ def test_the_token_that_ends_an_answer_is_scored_where_the_prompt_is(runner: Mod
 
     ended = ask(prompt_logprobs=0)
     assert ended.matched_logprob is not None
+    again = ask(prompt_logprobs=0, drawn=1)
+    assert (again.matched_logprob, again.prompt_logprobs) == (ended.matched_logprob, None), "of a group before it"
     assert (ended.tokens, ended.matched_logprob.token_id, ended.logprobs) == ([], ended.matched, None)
     assert ask().matched_logprob is None

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from raylaunch.config import ServeConfig
 from raylaunch.engine.health import Condition
-from raylaunch.errors import RequestFailed
+from raylaunch.errors import EngineBusy, RequestFailed
 from raylaunch.serve import build_app
 from raylaunch.serve.errors import ApiError
 from raylaunch.serve.reference.health import require_answer
@@ -130,6 +130,38 @@ def test_no_question_is_asked_of_a_group_that_is_known_to_be_lost(engine: Any, n
 
     assert nothing_left(ask).status == 503
     assert engine.asked_for == []
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_an_engine_that_is_full_is_well_as_long_as_it_gives_out_tokens(
+    engine: Any, nothing_left: Any, moves: bool
+) -> None:
+    engine.config = engine.config.override("deadlines.health=0.5")
+    answers = engine.astream
+
+    async def full(prompt: Any, params: Any = None, *, request_id: str) -> Any:
+        if request_id.startswith("health-"):
+            raise EngineBusy("2 requests are running or waiting already; try again later")
+        async for chunk in answers(prompt, params, request_id=request_id):
+            yield chunk
+
+    async def ask() -> Exchange:
+        app = build_app(engine, ServeConfig())
+        engine.astream = full
+        engine.gate.clear()
+        other = asyncio.create_task(Exchange(app, "/generate", b'{"text":"12+30="}').run())
+        asked = asyncio.create_task(Exchange(app, "/health_generate", method="GET").run())
+        await asyncio.sleep(0.1)
+        if moves:
+            engine.gate.set()
+        exchange = await asyncio.wait_for(asked, 5)
+        engine.gate.set()
+        await other
+        return exchange
+
+    exchange = nothing_left(ask)
+    assert exchange.status == (200 if moves else 503), exchange.body
+    assert moves or "no token within 0.5 s" in exchange.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])

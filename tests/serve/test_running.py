@@ -86,7 +86,7 @@ def test_a_client_that_leaves_frees_its_request(engine, path, stream, texts):
     app = asyncio.run(ask())
     assert engine.running == set()
     assert engine.left_early == (1 if isinstance(texts, str) else 2)
-    assert app.state.serving.running == {}
+    assert app.state.serving.running == set()
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_stream(engine):
@@ -131,6 +131,32 @@ def test_abort(engine, target):
 
     expected = {"mine": ["abort", "stop"], "mine_1": ["stop", "abort"], None: ["abort", "abort"]}
     assert asyncio.run(ask()) == expected[target.get("rid")]
+
+
+def test_an_id_that_is_refused_as_in_use_does_not_keep_its_request_from_an_abort(engine):
+    original = engine.astream
+
+    async def refusing(*arguments, request_id):
+        if request_id in engine.running:
+            raise RequestError(f"request id {request_id!r} is in use by a running request")
+        async for chunk in original(*arguments, request_id=request_id):
+            yield chunk
+
+    async def ask():
+        app, body = build_app(engine, ServeConfig()), b'{"text":"12+30=","rid":"mine"}'
+        engine.astream = refusing
+        engine.gate.clear()
+        first = Exchange(app, "/generate", body)
+        running = asyncio.create_task(first.run())
+        while not engine.running:
+            await asyncio.sleep(0.01)
+        assert (await Exchange(app, "/generate", body).run()).status == 400
+        assert (await Exchange(app, "/abort_request", b'{"rid":"mine"}').run()).status == 200
+        engine.gate.set()
+        await running
+        return first.json()["meta_info"]["finish_reason"]["type"]
+
+    assert asyncio.run(ask()) == "abort"
 
 
 # ---- a group that is lost

@@ -14,6 +14,8 @@ import pytest
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import RequestFailed
 from raylaunch.frontends.answers import Waiter, joined
+from raylaunch.frontends.base import Prepared
+from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.sglang.frontend import SglangFrontend
 from raylaunch.sglang.replay import Replay, SecondPart, continued, obstacle
@@ -145,6 +147,40 @@ def test_requests_of_a_lost_replica_are_shared_out_and_count_where_they_are():
     assert all(one.busy() for one in others), "no shape is verified beside them"
     side.replay._drop("r0")
     assert sorted(len(one) for one in others) == [1, 2]
+
+
+def test_an_answer_that_cannot_be_made_text_again_keeps_no_other_from_going_on():
+    one, failed = replica(), []
+    manager, replay = one.side.manager, one.side.replay
+    replay._fail = lambda request_id, reason: failed.append((request_id, reason))
+    manager.server_args, manager.tokenizer = SimpleNamespace(skip_tokenizer_init=False), Bytes()
+    for name, given in (("a", [-1]), ("b", [ord("4")])):  # the first is no byte
+        manager.rid_to_state[name] = SimpleNamespace(output_ids=given, get_text=lambda: "")
+        replay._sent[name] = request(time_stats=None, wrap_pickle_fields=lambda: None)
+    replay.holding = "rank 1 is lost"
+    replay.resume()
+    assert [list(sent.input_ids) for sent in manager.sent] == [[1, 2, ord("4")]]
+    assert [(name, reason.partition(":")[0]) for name, reason in failed] == [
+        ("a", "rank 1 is lost; it cannot go on")
+    ]  # fmt: skip
+
+
+def test_a_request_that_comes_just_when_the_group_is_lost_for_good_is_told():
+    one, heard = replica(), []
+    one._up, one.runs = True, SimpleNamespace(soon=lambda *_: None)
+    one.side.manager.incremental_streaming_output, one.side.lose = False, lambda *_, **__: None
+    add, losing = one._requests.add, threading.Thread(target=lambda: one.down(LOST))
+
+    def lose_before(request):
+        losing.start()
+        losing.join(0.2)  # it may wait until the request is there
+        add(request)
+
+    one._requests.add = lose_before
+    one.submit(Prepared([1], SamplingParams()), heard.append, "a")
+    losing.join(5)
+    assert [str(error) for error in heard] == [f"request a was lost: {LOST.headline()}"]
+    assert len(one) == 0
 
 
 @needs_sglang

@@ -42,8 +42,8 @@ class ScheduledRequest:
 
     @property
     def scored(self) -> bool:
-        """Whether the log probabilities of its prompt are wanted."""
-        return self.submit.sampling.prompt_logprobs is not None
+        """Whether the log probabilities of its prompt are wanted, and were not said before."""
+        return self.submit.sampling.prompt_logprobs is not None and not self.submit.sampling.drawn
 
     @property
     def prompt_left(self) -> int:

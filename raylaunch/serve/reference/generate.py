@@ -46,7 +46,7 @@ def build(serving: Serving) -> APIRouter:
     async def abort_request(body: AbortRequest) -> Response:
         """Ends the request of that id, or all; unknown ids are no error. Its answer says ``abort``."""
         check_fields(body)
-        for call in list(serving.running.values()):
+        for call in list(serving.running):
             if body.abort_all or body.rid in (call.group, call.request_id):
                 with contextlib.suppress(RequestFailed):  # the ranks are gone, and so is the request
                     engine.abort(call.request_id)

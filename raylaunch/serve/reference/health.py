@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from raylaunch.errors import RaylaunchError
+from raylaunch.errors import EngineBusy, RaylaunchError
 from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.serve.errors import ApiError, unavailable
 from raylaunch.serve.reference.streaming import json_answer
@@ -94,13 +94,18 @@ async def require_answer(
 
 
 async def _one_token(serving: Serving) -> None:
+    """Asks for a token until the question is taken: an engine that has no room for it is busy with others, whose
+    tokens will do."""
     params = SamplingParams(max_new_tokens=1, ignore_eos=True)
-    chunks = serving.engine.astream([0], params, request_id=f"health-{secrets.token_hex(8)}")
-    try:
-        async for _ in chunks:
-            return
-    finally:
-        await closed(chunks)
+    while True:
+        chunks = serving.engine.astream([0], params, request_id=f"health-{secrets.token_hex(8)}")
+        try:
+            async for _ in chunks:
+                return
+        except EngineBusy:
+            await asyncio.sleep(LOOK_S)
+        finally:
+            await closed(chunks)
 
 
 def _unready(reason: str) -> ApiError:
