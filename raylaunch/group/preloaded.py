@@ -18,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,7 @@ class ProcessEnvironment:
 
     spaces: tuple[str, ...]
     python: str
-    variables: Mapping[str, str]
+    variables: Mapping[str, str] = field(repr=False)
 
 
 def difference(mine: ProcessEnvironment, raylet: ProcessEnvironment, said: Mapping[str, str]) -> str:

@@ -82,7 +82,7 @@ class WeightKeepers:
     lost_nodes: set[str]
     keepers: dict[str, Keeper] = field(default_factory=dict)
     _weights: Mapping[str, Weights] = field(default_factory=dict)
-    _environment: Mapping[str, str] = field(default_factory=dict)
+    _environment: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold keys
     _served: bool = False
     _deaths: int = 0
     _look_at: float = 0.0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import zmq
@@ -131,6 +134,25 @@ def test_what_pydantic_says_itself():
     with pytest.raises(ValidationError) as caught:
         ServeConfig(api_key=f"{SECRET}\n")
     assert SECRET not in str(caught.value)
+
+
+ROOT = Path(__file__).parents[2]
+MAY_HOLD_KEYS = re.compile("environment|secret|password|server_key|variables")
+PUBLIC = {"SglangSettled.variables"}  # SGLANG_ variables alone
+
+
+def test_no_dataclass_shows_an_environment():
+    """In the repr that a dataclass makes of itself. Read, not imported: some modules need a GPU, or SGLang."""
+    shown, kept = set(), set()
+    for file in (*(ROOT / "raylaunch").rglob("*.py"), *(ROOT / "actors").rglob("*.py")):
+        for one in ast.walk(ast.parse(file.read_text())):
+            if isinstance(one, ast.ClassDef) and any("dataclass" in ast.unparse(by) for by in one.decorator_list):
+                for item in one.body:
+                    if isinstance(item, ast.AnnAssign) and MAY_HOLD_KEYS.search(name := ast.unparse(item.target)):
+                        hidden = item.value is not None and "repr=False" in ast.unparse(item.value)
+                        (kept if hidden else shown).add(f"{one.name}.{name}")
+    assert {"RankSpec.environment", "WeightKeepers._environment"} <= kept
+    assert shown == PUBLIC
 
 
 def test_what_travels_between_ranks_and_driver_shows_none():
