@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping
 
 import psutil
@@ -17,6 +18,7 @@ import ray._private.ray_constants
 import ray._private.worker
 import ray._raylet
 
+SHUTDOWN_S = 10.0
 WORKERS = "--python_worker_command="
 UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 HANDLERS_INSTALLED = "_ZN3ray6RayLog36is_failure_signal_handler_installed_E"
@@ -69,6 +71,14 @@ def workers_folders() -> tuple[str, ...] | None:
     session. No public interface tells them."""
     worker = ray._private.worker.global_worker
     return tuple(getattr(worker.core_worker.get_job_config(), "py_driver_sys_path", ())) if worker.connected else None
+
+
+def outlast_shutdown(deadline_s: float = SHUTDOWN_S) -> None:
+    """Waits while another thread is within ``ray.shutdown``. A reference to an object that is dropped after Ray's core
+    has ended, and before Ray has forgotten it, ends the process with code 1."""
+    worker, end = ray._private.worker.global_worker, time.monotonic() + deadline_s
+    while not worker.connected and hasattr(worker, "core_worker") and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def start_no_other_session() -> None:

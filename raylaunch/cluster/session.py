@@ -173,6 +173,7 @@ class RaySession:
             patience_s: how long the head of a cluster that is not ours may refuse connections: it may be restarted.
         """
         if not self.current():
+            ray_private.outlast_shutdown()
             return "Ray was shut down in this process, and with it the session that the ranks ran in"
         if not self._refuses():
             self._refused_since = None

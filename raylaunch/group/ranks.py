@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raylaunch import ray_private
 from raylaunch.background import Background
 from raylaunch.cluster.placement import STOP_LOOK_S, Placement, gpus_seen, release
 from raylaunch.cluster.raylets import raylets_of
@@ -342,6 +343,8 @@ class RankGroup:
                 if self.session.lost() and (self.session.started or time.monotonic() > began + HEADLESS_S):
                     break
             self.session.abandon(self._pids() if self.session.started else ())
+        else:
+            ray_private.outlast_shutdown()
         left, unseen = tuple(self._pids()), self._unseen()
         count, self.members, self.agents, self.news = len(self.members), [], {}, {}
         return Teardown(count, left=left, unseen=unseen, seconds=time.monotonic() - began)

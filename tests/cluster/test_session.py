@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -14,8 +15,9 @@ import ray._private.ray_constants as constants
 from ray._private.runtime_env import uv_runtime_env_hook
 from ray._private.worker import _maybe_modify_runtime_env
 
+from raylaunch.background import Background
 from raylaunch.cluster import session
-from raylaunch.cluster.session import _joining_failed
+from raylaunch.cluster.session import RaySession, _joining_failed
 from raylaunch.errors import LaunchError
 from raylaunch.ray_private import UV, workers_without_uv
 from raylaunch.startup.shadows import _entries
@@ -152,3 +154,15 @@ def test_a_ray_that_is_not_up_in_its_own_time_is_started_once_more(slow, said):
     done = subprocess.run(program, capture_output=True, text=True, timeout=200)
     assert done.stdout.endswith(said), done.stdout + done.stderr[-3000:]
     assert "Ray is started once more: The current node timed out" in done.stderr
+
+
+def test_who_notices_that_ray_is_shut_down_waits_until_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's core ends the process where a reference is dropped between its own end and Ray's forgetting it."""
+    worker = SimpleNamespace(connected=False, core_worker=object(), worker_id=b"other")
+    monkeypatch.setattr(ray._private.worker, "global_worker", worker)
+    monkeypatch.setattr(ray, "is_initialized", lambda: worker.connected)
+    said = Background(RaySession(_worker=b"mine").lost)
+    assert not said.done(0.2)
+    del worker.core_worker
+    assert said.done(2)
+    assert "Ray was shut down in this process" in said.result()
