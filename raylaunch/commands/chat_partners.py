@@ -98,7 +98,7 @@ class Server:
         try:
             with _asked(f"{url}/v1/models", None, CONNECT_S) as answer:
                 name = str(json.load(answer)["data"][0]["id"])
-        except (RequestError, RequestFailed) as error:
+        except (RequestError, RequestFailed, OSError, http.client.HTTPException) as error:  # the last two: it broke off
             raise ConfigError("MODEL", url, f"no model can be asked there: {error}") from None
         except (ValueError, LookupError, TypeError):
             raise ConfigError("MODEL", url, "is no server of a model: its /v1/models is none of OpenAI's") from None
@@ -121,6 +121,8 @@ class Server:
                         yield _piece(json.loads(data))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise RequestFailed(f"the answer broke off: {error}") from None
+            except (AttributeError, TypeError):
+                raise RequestFailed(f"the answer has an event that is none of OpenAI's: {data[:200]}") from None
 
     def require_alive(self) -> None:
         """A server may come back."""
@@ -129,7 +131,8 @@ class Server:
 def _piece(event: Mapping[str, Any]) -> str:
     if "error" in event:
         raise RequestFailed(_message(event))
-    return "".join(choice.get("delta", {}).get("content") or "" for choice in event.get("choices", ()))
+    # Servers differ in what they leave out, and what they say is null.
+    return "".join((choice.get("delta") or {}).get("content") or "" for choice in event.get("choices") or ())
 
 
 def _asked(url: str, body: Any, timeout_s: float) -> Any:

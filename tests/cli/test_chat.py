@@ -7,7 +7,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -199,3 +201,60 @@ def test_a_server_with_a_key(url_of: Callable[..., str], monkeypatch: pytest.Mon
 def test_no_server_at_all() -> None:
     with pytest.raises(ConfigError, match=r"MODEL = 'http://127.0.0.1:1': no model can be asked there: .*refused"):
         Server.at("http://127.0.0.1:1", SamplingParams())
+
+
+MODELS = b'{"data": [{"id": "m"}]}'
+
+
+@contextmanager
+def answering(models: bytes, events: Sequence[bytes] = (), length: int | None = None) -> Iterator[str]:
+    """The address of a server that has one answer for everybody.
+
+    Args:
+        length: of the list of its models, as it says.
+    """
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(models) if length is None else length))
+            self.end_headers()
+            self.wfile.write(models)
+
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"".join(b"data: " + event + b"\n\n" for event in events))
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_server_that_breaks_off_before_it_has_said_which_model() -> None:
+    with answering(MODELS, length=1000) as url, pytest.raises(ConfigError, match="no model can be asked there: "):
+        Server.at(url, SamplingParams())
+
+
+def test_what_other_servers_say_is_null() -> None:
+    events = [
+        b'{"choices": null}',
+        b'{"choices": [{"delta": null}]}',
+        b'{"choices": [{"delta": {"content": "4"}}]}',
+        b"[DONE]",
+    ]
+    with answering(MODELS, events) as url:
+        assert list(Server.at(url, SamplingParams()).answer([])) == ["", "", "4"]
+
+
+@pytest.mark.parametrize("event", [b"5", b'{"choices": 5}', b'{"choices": ["a"]}'])
+def test_an_event_of_another_kind_is_an_error(event: bytes) -> None:
+    with (
+        answering(MODELS, [event]) as url,
+        pytest.raises(RequestFailed, match="an event that is none of OpenAI's: "),
+    ):
+        list(Server.at(url, SamplingParams()).answer([]))
