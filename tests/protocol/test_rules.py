@@ -128,6 +128,12 @@ def test_f03_absent_input():
     assert first_difference(ranks, 8, 0) == ""
 
 
+def test_f03_inputs_that_differ_by_little_are_told_apart():
+    (step,) = (s for s in PLAN.steps() if s.gate is Gate.CAPTURED and s.round == "prefill")
+    ranks = say(1, sizes={32: (4096, 9_437_184)})(say(0, sizes={32: (4096, 9_437_200)})(arrivals(PLAN, step)))
+    assert first_difference(ranks, 32, 1) == ", first difference: input 1 (9437184 B here, 9437200 B there)"
+
+
 @pytest.mark.parametrize("change", [{"pieces": 9}, {"eager_pieces": {0: "x"}}, {"planned_inputs": 0}])
 def test_f03_model_split_differently(change):
     found = submit(Gate.WARMED, say(2, **change), THREE)

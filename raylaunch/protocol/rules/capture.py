@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 from raylaunch.protocol.facts import (
     CaptureFacts,
@@ -63,11 +64,12 @@ def first_difference(arrivals: Sequence[Arrival], shape: int, odd: int) -> str:
     theirs = next((other for rank, other in sizes.items() if other != mine), None)
     if mine is None or theirs is None:
         return ""
-    for index in range(max(len(mine), len(theirs))):
-        here = human_bytes(mine[index]) if index < len(mine) else "absent"
-        there = human_bytes(theirs[index]) if index < len(theirs) else "absent"
+    for index, (here, there) in enumerate(zip_longest(mine, theirs)):
         if here != there:
-            return f", first difference: input {index} ({here} here, {there} there)"
+            said = [human_bytes(size) if size is not None else "absent" for size in (here, there)]
+            if said[0] == said[1]:  # which differ by less than a unit's tenth
+                said = [f"{here} B", f"{there} B"]
+            return f", first difference: input {index} ({said[0]} here, {said[1]} there)"
     return ""
 
 
