@@ -108,10 +108,13 @@ def unpack(root: str | None, files: Sequence[Cached]) -> int:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
-        part.write_bytes(one.data)
-        part.chmod(one.mode)
-        os.utime(part, ns=(one.mtime_ns, one.mtime_ns))
-        part.replace(target)
+        try:
+            part.write_bytes(one.data)
+            part.chmod(one.mode)
+            os.utime(part, ns=(one.mtime_ns, one.mtime_ns))
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)  # of a disk that is full
         new += 1
     return new
 

@@ -73,6 +73,17 @@ def test_nothing_is_written_elsewhere(name: str, tmp_path: Path) -> None:
     assert not Path("/tmp/raylaunch-out").exists()
 
 
+def test_nothing_is_left_of_a_copy_that_has_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        unpack(str(tmp_path), [Cached("triton/k.cubin", 0o600, 0, b"x")])
+    assert not [one for one in tmp_path.rglob("*") if one.is_file()]
+
+
 def test_one_builds_and_the_others_find_it_built(tmp_path: Path) -> None:
     root, first = str(tmp_path), Building(str(tmp_path), "a")
     assert first.begin(0.0) < 1
