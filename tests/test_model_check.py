@@ -163,6 +163,7 @@ def test_sglang_gives_several_ranks_the_same_kv_head(ranks, reference, sglang):
         ({**GOOD, "rope_scaling": ["yarn"]}, "has rope_scaling = ['yarn']: must be a mapping"),
         ({"text_config": "none"}, "num_attention_heads = None"),
         ({**GOOD, "quantization_config": {"quant_method": "fp8"}}, "the checkpoint is quantised (fp8)"),
+        ({**GOOD, "layer_types": 2}, "layer_types = 2 is no list of a type for each layer"),
         (None, "the folder has no config.json"),
     ],
 )

@@ -58,7 +58,10 @@ def why_unsupported(config: Mapping[str, Any], ranks: int = 1) -> str | None:
         return f"{name}: models with an encoder are not implemented"
     if text.get("kv_lora_rank"):
         return f"{name}: multi-head latent attention is not implemented"
-    if kinds := {str(kind) for kind in text.get("layer_types") or ()} - {"full_attention"}:
+    types = text.get("layer_types") or ()
+    if not isinstance(types, list | tuple):
+        return f"{name}: layer_types = {types!r} is no list of a type for each layer"
+    if kinds := {str(kind) for kind in types} - {"full_attention"}:
         return f"{name}: layers of type {', '.join(sorted(kinds))} are not implemented"
     window = text.get("sliding_window")
     if window and not text.get("layer_types") and text.get("use_sliding_window", True):
