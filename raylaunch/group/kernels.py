@@ -136,10 +136,11 @@ def prepare(
     cold = sorted(node for node in agents if not built.get(node))
     if cold:
         _share(agents, cold, root, asking, in_session)
-    waited = 0.0
+    waited, end = 0.0, time.monotonic() + BUILD_S  # for all nodes: one that hangs may hold each of them
     for node in cold:  # one after the other: launches that wait for each other would for ever
-        call = agents[node].begin_building.remote(root, mark, report.group, BUILD_S)
-        waited += sum(asking.answers({call: node}, BUILD_S + ANSWER_S).values())
+        left = max(0.0, end - time.monotonic())
+        call = agents[node].begin_building.remote(root, mark, report.group, left)
+        waited += sum(asking.answers({call: node}, left + ANSWER_S).values())
     if waited > 1:
         asking.said.append(f"waited {waited:.0f} s for another launch that builds kernels")
     report.kernels = "; ".join(asking.said)

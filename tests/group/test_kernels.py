@@ -83,3 +83,27 @@ def test_agents_elsewhere_are_ended_unless_the_session_has(monkeypatch: pytest.M
     with pytest.raises(LaunchError, match="shut down"):
         kernels.prepare({"here": Agent()}, LaunchConfig.default(), LaunchReport("x"), lambda: False, lambda: in_session)
     assert killed == ([guest] if in_session else [])
+
+
+def test_another_launch_that_hangs_is_waited_for_once_and_not_on_each_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, given = [0.0], list[float]()
+
+    def agent(node: str) -> Any:
+        def begin(root: str, mark: str, group: str, patience_s: float) -> tuple[str, str, float]:
+            given.append(patience_s)
+            return "begin", node, patience_s
+
+        built = SimpleNamespace(remote=lambda root, mark: ("built", node, 0.0))
+        return SimpleNamespace(built=built, begin_building=SimpleNamespace(remote=begin))
+
+    def get(call: tuple[str, str, float]) -> float:
+        now[0] += call[2]  # all that it may wait
+        return call[2]
+
+    monkeypatch.setattr(kernels, "ray", SimpleNamespace(wait=lambda calls, **_: (calls, []), get=get))
+    monkeypatch.setattr(kernels, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(kernels, "_share", lambda *_: None)
+    report = LaunchReport("x")
+    kernels.prepare({node: agent(node) for node in "abcd"}, LaunchConfig.default(), report, lambda: False)
+    assert given == [kernels.BUILD_S, 0.0, 0.0, 0.0]
+    assert report.kernels == "waited 300 s for another launch that builds kernels"
