@@ -16,6 +16,8 @@ from raylaunch.model import hub
 OF_REFERENCE = ("auto", "safetensors", "dummy")
 PATTERN = "model-rank-{rank}-part-{part}.safetensors"
 """Names of the files of ``sharded_state``, unless ``model_loader_extra_config`` has another ``pattern``."""
+PLACES = re.compile(r"\{(rank|part)[^{}]*\}")
+"""In such a pattern; with how a number is to be written, as in ``{rank:02d}``."""
 
 
 @dataclass(frozen=True)
@@ -163,18 +165,27 @@ def _of_index(folder: Path, found: list[Path]) -> list[Path]:
 def _shards(folder: Path, weights: Weights, rank: int) -> list[Path]:
     """Files of a rank. Raises LookupError if there are none, or some for more ranks than the group has."""
 
-    def of(number: int | str) -> list[Path]:
-        return sorted(folder.glob(weights.pattern.format(rank=number, part="*")))
-
-    saved = re.compile(re.escape(weights.pattern).replace(r"\{rank\}", r"(\d+)").replace(r"\{part\}", ".*"))
-    numbers = {int(match[1]) for file in of("*") if (match := saved.fullmatch(file.name)) and match.groups()}
+    try:
+        wanted = weights.pattern.format(rank=rank, part="*")  # as SGLang does
+        files, every = sorted(folder.glob(wanted)), sorted(folder.glob(PLACES.sub("*", weights.pattern)))
+    except (LookupError, ValueError, NotImplementedError):
+        text = f"is given the pattern {weights.pattern!r}: must be names of files with {{rank}} and {{part}} in them"
+        raise LookupError(text) from None
+    saved = _read_by(weights.pattern)
+    numbers = {int(match[1]) for file in every if (match := saved.fullmatch(file.name)) and match.groups()}
     if numbers and (many := max(numbers) + 1) > weights.of:
         text = f"{folder} on {_here()} was saved by {many} ranks, and parallel.tensor_parallel_size is {weights.of}"
         raise LookupError(text)
-    if not (files := of(rank)):
-        wanted = weights.pattern.format(rank=rank, part="*")
+    if not files:
         raise LookupError(f"{_lacks(folder, wanted)}; as many ranks must save it as will read it")
     return files
+
+
+def _read_by(pattern: str) -> re.Pattern[str]:
+    """What reads the ranks of the names that a pattern makes."""
+    parts = PLACES.split(pattern)  # text, and the name of the place behind it, in turns
+    what = {"rank": r"(\d+)", "part": ".*"}
+    return re.compile("".join(what[one] if at % 2 else re.escape(one) for at, one in enumerate(parts)))
 
 
 def _lacks(folder: Path, what: str) -> str:

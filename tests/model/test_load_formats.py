@@ -91,6 +91,19 @@ def test_a_node_needs_the_shards_of_its_own_ranks_by_their_pattern(tmp_path: Pat
     assert "needs r0p*.safetensors" in problem_with(replace(mine, ranks=(0,)))
 
 
+def test_a_pattern_may_say_how_numbers_are_written(tmp_path: Path) -> None:
+    write(tmp_path, "r00p0.st", "r01p0.st", "r11p0.st")
+    mine = weights(tmp_path, "sharded_state", pattern="r{rank:02d}p{part}.st", ranks=(1,), of=12)
+    assert files_of(mine) == [tmp_path / "r01p0.st"]
+    assert "was saved by 12 ranks, and parallel.tensor_parallel_size is 2" in problem_with(replace(mine, of=2))
+
+
+@pytest.mark.parametrize("pattern", ["r{number}.st", "{}.st", "r{rank.st", "r{rank:x!}.st", "/r{rank}p{part}.st", ""])
+def test_a_pattern_that_names_no_files_is_refused(pattern: str, tmp_path: Path) -> None:
+    said = problem_with(weights(tmp_path, "sharded_state", pattern=pattern))
+    assert said == f"is given the pattern {pattern!r}: must be names of files with {{rank}} and {{part}} in them"
+
+
 def test_files_on_the_hub_are_missed_once_they_should_be_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raylaunch.model.hub.cached", lambda path, revision: tmp_path)
     named = replace(weights(tmp_path, "sharded_state"), path="some/model")
