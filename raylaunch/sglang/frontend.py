@@ -234,7 +234,7 @@ class SglangFrontend:
         request, side, runs = self._requests.get(request_id), self.side, self.runs
         if request is None or side is None or runs is None:
             return False
-        runs.soon(side.abort, request_id)
+        runs.soon(side.abort, request.rid)
         return True
 
     def busy(self) -> bool:

@@ -88,7 +88,7 @@ class ScriptedRank:
                         continue
                     jobs[message.rid] = Job(message, self._tokens(message))
                 elif isinstance(message, AbortReq):
-                    gone = list(jobs) if message.abort_all else [rid for rid in jobs if rid == message.rid]
+                    gone = [rid for rid in jobs if message.abort_all or rid.startswith(message.rid)]
                     for rid in gone:
                         self.aborted.append(rid)
                         job = jobs.pop(rid)

@@ -60,8 +60,19 @@ def test_abort_and_leaving(frontend, rank):
     assert frontend.abort("kept")
     assert not frontend.abort("never")
     assert kept.completion().finish_reason == "abort"
-    wait_until(lambda: {"kept", "left-later"} <= set(rank.aborted))
+    wait_until(lambda: {"/4/kept", "/10/left-later"} <= set(rank.aborted))
     assert len(frontend) == 0
+
+
+def test_a_request_whose_id_begins_like_one_that_is_aborted_goes_on(frontend, rank):
+    rank.hold.set()
+    names = [f"{number}" for number in (1, 10, 11, 100)]
+    waiters = [Waiter(frontend, start(frontend, request_id=name)) for name in names]
+    wait_until(lambda: len(rank.seen) == len(names))
+    assert frontend.abort("1")
+    assert waiters[0].completion().finish_reason == "abort"
+    rank.hold.clear()
+    assert [one.completion().text for one in waiters[1:]] == ["42"] * 3
 
 
 def test_what_is_refused(frontend, rank):

@@ -233,7 +233,7 @@ def scripted(frontend, answer, prompt):
 
 def cut_off(rank, frontend, waiter, tokens):
     """Waits until so many tokens of a request have come, the last of them from this rank."""
-    name, states = waiter._request.request_id, frontend.side.manager.rid_to_state
+    name, states = waiter._request.rid, frontend.side.manager.rid_to_state
     wait_until(lambda: any(one.rid == name for one in rank.seen) and len(states[name].output_ids) >= tokens)
 
 
@@ -250,7 +250,7 @@ def ask_over_losses(frontend, cuts, **params):
             if cut is not None:
                 wait_until(lambda: any(len(one.input_ids) >= 6 for one in rank.seen))
                 state = frontend.side.manager.rid_to_state
-                name = waiter._request.request_id
+                name = waiter._request.rid
                 wait_until(lambda cut=cut, state=state, name=name: len(state[name].output_ids) >= cut)
                 frontend.down(LOST, rebuilding=True)
             else:
@@ -323,7 +323,7 @@ def test_an_abort_that_was_sent_to_ranks_that_are_lost_is_not_forgotten(frontend
         frontend.up(OFFER, RESOLVED)
         rank.most, state = 3, frontend.side.manager.rid_to_state
         request = start(frontend, "12+30=", "a", max_new_tokens=20)(got.append)
-        wait_until(lambda: "a" in state and len(state["a"].output_ids) >= 3)
+        wait_until(lambda: request.rid in state and len(state[request.rid].output_ids) >= 3)
         rank.stopped.set()
         frontend.forget(request) if leaves else frontend.abort("a")
         frontend.runs.submit(asyncio.sleep(0)).result(5)
@@ -331,7 +331,7 @@ def test_an_abort_that_was_sent_to_ranks_that_are_lost_is_not_forgotten(frontend
         wait_until(lambda: not state)
     with scripted(frontend, "42+17=59", "12+30=") as rank:
         frontend.up(OFFER, RESOLVED)
-        assert all(one.rid != "a" for one in rank.seen)
+        assert all(one.rid != request.rid for one in rank.seen)
     wait_until(lambda: leaves or got[-1].finish_reason == "abort")
     frontend.down(LOST)
 
@@ -372,7 +372,7 @@ def test_an_answer_goes_on_at_another_replica_and_back(frontend, beside, rebuild
         cut_off(second, beside, its_waiter, 5)
         frontend.down(LOST, rebuilding=rebuilding)
         cut_off(second, frontend, waiter, 8)
-        assert list(beside.side.replay.guests) == [waiter._request.request_id]
+        assert list(beside.side.replay.guests) == [waiter._request.rid]
     with scripted(frontend, answer, prompt) as third:
         frontend.others, third.most = (lambda: ()), 1 << 30
         frontend.up(OFFER, RESOLVED)
@@ -405,7 +405,7 @@ def test_who_leaves_is_aborted_where_the_request_is(frontend, beside):
         assert frontend.abort(waiter._request.request_id)
         thread.join(10)
         assert got[-1].finish_reason == "abort"
-        assert waiter._request.request_id in second.aborted
+        assert waiter._request.rid in second.aborted
     assert beside.side.replay.guests == {}
 
 
@@ -423,9 +423,9 @@ def test_an_end_that_another_replica_says_beside_its_outputs_is_heard(frontend, 
         thread, got, waiter = begin(frontend, "12+30=", max_new_tokens=20)
         cut_off(first, frontend, waiter, 2)
         frontend.down(LOST, rebuilding=True)
-        name = waiter._request.request_id
+        name = waiter._request.rid
         wait_until(lambda: any(one.rid == name for one in second.seen))
-        assert refusal or frontend.abort(name)
+        assert refusal or frontend.abort(waiter._request.request_id)
         thread.join(5)
         assert not thread.is_alive()
     assert refusal in str(got[-1]) if refusal else got[-1].finish_reason == "abort"
