@@ -20,6 +20,8 @@ TEXTS = (
 
 ENVIRONMENT = "environment."
 DATE = "tag:yaml.org,2002:timestamp"
+MALFORMED = (ValueError, LookupError, AttributeError, OverflowError)
+"""What PyYAML (6.0) raises over ``!!int x``, ``!!bool x``, ``!!timestamp x`` and ``"\\UFFFFFFFF"``."""
 
 
 def is_text(key: str) -> bool:
@@ -80,8 +82,12 @@ def read(text: str, source: str = "", prefix: str = "") -> Any:
             if mark is not None:
                 mark.buffer = None  # the text there may be a secret
         raise
-    except ValueError as error:  # such as !!int x
-        raise yaml.YAMLError(str(error)) from None
+    except MALFORMED as error:
+        raise _malformed(error) from None
+
+
+def _malformed(error: Exception) -> yaml.YAMLError:
+    return yaml.YAMLError(f"a value is not what its tag says, or has a character that there is not: {error}")
 
 
 def _converted(value: Any, key: str, source: str) -> Any:
@@ -167,7 +173,7 @@ def _has_comment(text: str) -> bool:
 
 def _is_plain(text: str) -> bool:
     """Whether the text, without its comment, is one scalar without quotes, or nothing."""
-    kinds = [type(token) for token in yaml.scan(text, yaml.SafeLoader)]
+    kinds = [type(token) for token in _tokens(text)]
     plain = all(token.plain for token in _scalars(text))
     return plain and kinds in (
         [yaml.StreamStartToken, *middle, yaml.StreamEndToken] for middle in ([], [yaml.ScalarToken])
@@ -175,4 +181,11 @@ def _is_plain(text: str) -> bool:
 
 
 def _scalars(text: str) -> list[yaml.ScalarToken]:
-    return [token for token in yaml.scan(text, yaml.SafeLoader) if isinstance(token, yaml.ScalarToken)]
+    return [token for token in _tokens(text) if isinstance(token, yaml.ScalarToken)]
+
+
+def _tokens(text: str) -> list[yaml.Token]:
+    try:
+        return list(yaml.scan(text, yaml.SafeLoader))
+    except MALFORMED as error:
+        raise _malformed(error) from None

@@ -101,6 +101,10 @@ def test_set(key, text, value):
         ("environment={A=B: c}", "environment", "'A=B' cannot be set"),
         ("environment.X=[1", "", ""),
         ("recovery.rebuilds=!!int x", "recovery.rebuilds", "not readable as a YAML value"),
+        ("recovery.rebuilds=!!int ''", "recovery.rebuilds", "not readable as a YAML value"),
+        ("capture.enabled=!!bool x", "capture.enabled", "not readable as a YAML value"),
+        ("faults=!!timestamp x", "faults", "not readable as a YAML value"),
+        ('model.path="\\UFFFFFFFF"', "model.path", "not readable as a YAML value"),
         ("faults=&a [*a]", "faults", "nested without end"),
     ],
 )
@@ -155,3 +159,11 @@ def test_arguments_that_are_not_utf_8_are_one_message(setting):
 def test_half_of_a_pair_in_a_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"c\.yaml: environment\.X = .*ud800.*is not valid UTF-8"):
         read_file(tmp_path, 'environment: {X: "\\ud800"}\n')
+
+
+@pytest.mark.parametrize("written", ["!!int ''", "!!bool x", "!!timestamp x", '"\\UFFFFFFFF"'])
+def test_what_yaml_cannot_make_in_a_file_is_one_message(tmp_path, written):
+    file = tmp_path / "c.yaml"
+    file.write_text(f"model: {{path: m}}\nname: {written}\n")
+    with pytest.raises(ConfigError, match="not readable as YAML: a value is not what its tag says"):
+        LaunchConfig.from_yaml(file)
