@@ -17,6 +17,8 @@ from raylaunch.config.types import Section
 from raylaunch.values.masking import masked
 
 SECRET = "a secret that is not shown: give it again"
+LINE_BREAKS = "\x85\u2028\u2029"
+"""To YAML, beside those of a text file; PyYAML (6.0) would write them so that something else is read again."""
 
 
 def as_yaml(config: LaunchConfig) -> str:
@@ -51,7 +53,10 @@ def _setting(key: str, value: Any, indent: str, was_set: bool) -> Iterator[str]:
         return
     of_many = isinstance(value, list | Mapping)
     data = value if of_many else {key: value}
-    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1 << 20, default_flow_style=of_many)
+    options: dict[str, Any] = {"sort_keys": False, "width": 1 << 20, "default_flow_style": of_many}
+    text = yaml.safe_dump(data, allow_unicode=True, **options)
+    if any(one in text for one in LINE_BREAKS):
+        text = yaml.safe_dump(data, **options)
     if of_many:
         text = f"{key}: {text}"
     for line in text.splitlines():

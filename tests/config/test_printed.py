@@ -24,6 +24,7 @@ MODEL = {"model": {"path": "Qwen/Qwen3-8B"}}
         ["deadlines.register=7", "serve.cors_origins=[]", "capture.prefill_tokens=[8]", "restarts=0"],
         ["faults=[{action: raise, at: load}, {action: kill, rank: 1}]", "placement.resources_per_rank={GPU: 0.5}"],
         ["serve.chat_template='{{ a }}\n# b'", "environment={}"],
+        ['environment.X="a\\Nb\\Lc\\Pd"', 'engine.sglang.args.a=["\\L"]', "engine=sglang"],
     ],
 )
 def test_a_printed_configuration_is_the_same(overrides, tmp_path):
