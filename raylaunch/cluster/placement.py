@@ -73,7 +73,7 @@ def choose_device(config: LaunchConfig, nodes: Sequence[Node]) -> str:
 
 
 def fits(node: Resources, bundle: Resources) -> bool:
-    return all(node.get(name, 0) >= amount for name, amount in bundle.items())
+    return all(node.get(name, 0) >= amount - ROUNDING for name, amount in bundle.items())  # sums of 0.05 are more
 
 
 def impossible(request: BundleRequest, nodes: Sequence[Node]) -> str:
