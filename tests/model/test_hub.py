@@ -254,10 +254,10 @@ def test_a_branch_is_noted_whole_or_not_at_all(cache, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", full)
-        hub._remember(MODEL, None, "1" * 40)
+        hub.remember(MODEL, None, "1" * 40)
     assert reference.read_text() == COMMIT
     assert [file.name for file in reference.parent.iterdir()] == ["main"]
-    hub._remember(MODEL, None, "1" * 40)
+    hub.remember(MODEL, None, "1" * 40)
     assert reference.read_text() == "1" * 40
 
 
