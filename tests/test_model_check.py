@@ -198,6 +198,7 @@ def test_folders_that_cannot_be_looked_into():
         check_model(LaunchConfig.from_dict({"model": {"path": path}}))
     with pytest.raises(ConfigError, match=r"model\.tokenizer = .*: no such folder"):
         check_model(LaunchConfig.default().replace({"model.tokenizer": path}))
+    assert check_model(LaunchConfig.default().replace({"model.tokenizer": path[1:]}))  # a name: the Hub says so
 
 
 def test_a_name_that_is_neither_folder_nor_hub_name():

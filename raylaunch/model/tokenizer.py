@@ -25,7 +25,7 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.js
 def has_tokenizer(model: ModelConfig) -> bool:
     """Whether the model comes with a tokenizer; of a Hub model that is taken for granted."""
     folder = Path(model.tokenizer or model.path)
-    return not folder.is_dir() or any((folder / file).is_file() for file in FILES)
+    return not os.path.isdir(folder) or any((folder / file).is_file() for file in FILES)
 
 
 def check_tokenizer(model: ModelConfig) -> None:
@@ -38,14 +38,14 @@ def check_tokenizer(model: ModelConfig) -> None:
     if model.tokenizer is not None and os.path.isabs(model.tokenizer) and not os.path.exists(model.tokenizer):
         raise ConfigError("model.tokenizer", model.tokenizer, "no such folder; give a tokenizer's, or a Hub name")
     folder = Path(model.tokenizer or model.path)
-    bare = model.tokenizer is None and folder.is_dir() and not has_tokenizer(model)
+    bare = model.tokenizer is None and os.path.isdir(folder) and not has_tokenizer(model)
     if bare and reads_files(model.load_format) and not _has_weights(folder):
         expected = (
             f"has no tokenizer on the driver's node, {platform.node()}: it needs one of {', '.join(FILES)} there, "
         )
         raise ConfigError("model.path", str(folder), f"{expected}or engine.sglang.args.skip_tokenizer_init=true")
     file = folder / "tokenizer.json"
-    if model.trust_remote_code or not file.is_file():  # the model's own code may read other files
+    if model.trust_remote_code or not os.path.isfile(file):  # the model's own code may read other files
         return
     from tokenizers import Tokenizer
 
@@ -77,7 +77,7 @@ def load_tokenizer(config: LaunchConfig, revision: str | None = None) -> Any:
         from transformers import AutoTokenizer
 
     try:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             code = ("*.py",) if config.model.trust_remote_code else ()
             own = revision if name == config.model.path else None
             folder = hub.snapshot(name, own or config.model.revision, (*hub.SETTINGS, *code))
@@ -105,7 +105,7 @@ def chat_template_of(settings: ServeConfig) -> str | None:
 def require_chat_template(config: LaunchConfig) -> None:
     """Raises :class:`ConfigError` where a model's folder has no chat template and none is configured."""
     folder = Path(config.model.tokenizer or config.model.path)
-    if chat_template_of(config.serve) is not None or not folder.is_dir():
+    if chat_template_of(config.serve) is not None or not os.path.isdir(folder):
         return
     settings = folder / "tokenizer_config.json"
     with suppress(OSError, UnicodeDecodeError):
