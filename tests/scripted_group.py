@@ -31,6 +31,7 @@ class ScriptedGroup:
         self.agents: dict[str, Any] = {}
         self.placement = Placement(None, (), owned=False)
         self.lost_nodes: set[str] = set()
+        self.ended_raylets: set[str] = set()
         self.finished = StepOutcome()
         self.lives: queue.SimpleQueue[StepOutcome] = queue.SimpleQueue()
         self.closed = 0

@@ -50,6 +50,8 @@ class RankGroup:
         agents: one per node, by node id.
         news: what each agent will say once a process of its node dies, or was stopped for long; by the call, its node.
         lost_nodes: ids of nodes that were found to answer no more; they are not asked again.
+        ended_raylets: ids of nodes whose raylet has ended. Their agents end with it, at once where the node has lost its
+            power: what they do not answer once, they never will.
         raylets: host and port of its nodes' raylets, by node id; the driver's own node cannot be lost to it.
         session: that the group runs in.
         stepper: takes the ranks from gate to gate.
@@ -60,6 +62,7 @@ class RankGroup:
     agents: dict[str, Any] = field(default_factory=dict)
     news: dict[Any, str] = field(default_factory=dict)
     lost_nodes: set[str] = field(default_factory=set)
+    ended_raylets: set[str] = field(default_factory=set)
     raylets: dict[str, tuple[str, int]] = field(default_factory=dict)
     session: RaySession = field(default_factory=RaySession)
     stepper: Stepper = field(default_factory=lambda: Stepper({}, {}))
@@ -390,9 +393,9 @@ class RankGroup:
             raise LookupError(node)
         try:
             return set(ray.get(agent.process_states.remote(self._born(node, pids)), timeout=timeout_s))
-        except ActorDiedError as error:
-            raise LookupError(node) from error
-        except RayError:
+        except RayError as error:
+            if isinstance(error, ActorDiedError) or node in self.ended_raylets:
+                raise LookupError(node) from error
             return None
 
     def _force(self, node: str, pids: set[int]) -> None:

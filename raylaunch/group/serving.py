@@ -90,6 +90,7 @@ class ServingWatch:
         if why := self._session_lost(at_once=bool(nodes)):
             return _for_good(why)
         if nodes:
+            self.group.ended_raylets.update(nodes)
             return LostRanks(nodes=frozenset(nodes))
         try:
             outcome = self.group.ended(wait_s)

@@ -207,3 +207,12 @@ def test_a_lost_node_is_not_asked_what_its_processes_do() -> None:
     group = serving(Answers({100: DYING}))
     group.lost_nodes = {"n"}
     assert group.sightings() == {}
+
+
+@pytest.mark.parametrize("answer", [Answers({100}, ready=False), Answers(ActorUnavailableError("x", b"0" * 16))])
+def test_the_agent_of_a_node_whose_raylet_has_ended_is_asked_once_for_processes(answer: Answers) -> None:
+    group = serving(answer)
+    assert group._existing("n", {100}, 0.1) is None, "a busy node's late answer is no proof of anything"
+    group.ended_raylets = {"n"}
+    with pytest.raises(LookupError):
+        group._existing("n", {100}, 0.1)
