@@ -121,6 +121,7 @@ class Server:
                         yield _piece(json.loads(data))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise RequestFailed(f"the answer broke off: {error}") from None
+        raise RequestFailed("the answer broke off: the server has left")
 
     def require_alive(self) -> None:
         """A server may come back."""
