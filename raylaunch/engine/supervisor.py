@@ -89,8 +89,9 @@ class Supervisor:
         self._starter, self.config = threading.current_thread(), resolved.config
         self._environment = dict(os.environ)
         self._idle.clear()
-        resolved = resolved if resolved.preloaded is not None else replace(resolved, preloaded=preload(resolved.config))
         try:
+            if resolved.preloaded is None:
+                resolved = replace(resolved, preloaded=preload(resolved.config))
             self.frontend.begin(resolved)
             self._resolved = resolved
             self._start(resolved)

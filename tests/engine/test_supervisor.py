@@ -561,6 +561,15 @@ def test_a_stop_that_a_signal_interrupts_gives_everything_back(monkeypatch: pyte
     assert (group.closed, left, kept.keeper.condition) == (1, ["Ray"], Condition.STOPPED)
 
 
+def test_a_start_that_is_interrupted_before_it_begins_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(monkeypatch)
+    monkeypatch.setattr(supervisor, "preload", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        kept.keeper.start(RESOLVED)
+    Background(kept.keeper.stop).result(5)
+    assert kept.keeper.condition is Condition.STOPPED
+
+
 def test_a_stop_from_within_the_launch_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def listener_stops(stopped: Callable[[], bool], **_: Any) -> Any:
         kept.keeper.stop()
