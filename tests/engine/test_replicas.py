@@ -138,6 +138,17 @@ def test_a_prompt_goes_where_its_beginning_was_until_that_group_is_another(route
     assert router.submit(other, Client().append, "forgotten").at == 0, "by the load"
 
 
+def test_a_prompt_does_not_go_where_its_beginning_is_and_no_room(groups: list[Group]) -> None:
+    settings = ["parallel.routing=prefix", "engine.max_running_requests=4", "engine.max_waiting_requests=2"]
+    groups[0].config = LaunchConfig.default(settings)
+    router = Router(groups)  # type: ignore[arg-type]
+    prompt, client = Prepared(list(range(50)), SamplingParams()), Client()
+    assert [router.submit(prompt, client.append, f"r{number}").at for number in range(5)] == [0] * 5
+    groups[1].running = {f"own{number}": Running(f"own{number}", client.append) for number in range(4)}
+    assert [router.submit(prompt, client.append, name).at for name in "abc"] == [0, 1, 1]
+    assert router.submit(prompt, client.append, "one too many").at in (0, 1), "which refuses it"
+
+
 def test_a_group_that_is_not_ready_gets_none(router: Router, groups: list[Group]) -> None:
     groups[0].now = LOST
     for number in range(3):
