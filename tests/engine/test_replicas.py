@@ -329,6 +329,26 @@ def test_each_replica_is_a_launch_of_its_own() -> None:
     assert not replicas.wait_ready(1)
 
 
+@pytest.mark.parametrize("fails", [0, 1])
+def test_ray_is_left_when_every_group_has_ended_though_one_could_not(
+    monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    events: list[str] = []
+    engine = Replicas(LaunchConfig.default(["parallel.replicas=2"]))
+
+    def shutdown(one: Engine) -> None:
+        if one is engine.engines[fails]:
+            raise RuntimeError("it could not")
+        time.sleep(0.2)
+        events.append("ended")
+
+    monkeypatch.setattr(Engine, "shutdown", shutdown)
+    engine._session = SimpleNamespace(close=lambda: events.append("left Ray"))  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="it could not"):
+        engine.shutdown()
+    assert events == ["ended", "left Ray"]
+
+
 def test_failures_say_which_replica() -> None:
     replicas = Replicas(CONFIG)
     first, second, known = (LaunchError(text, "F07", "SERVE") for text in ("first", "second", "third"))
