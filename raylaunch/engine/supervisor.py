@@ -157,6 +157,8 @@ class Supervisor:
 
     def _end_group(self, group: RankGroup) -> None:
         try:
+            # Before the ranks say of each request that it was aborted, as if its caller had asked for that.
+            self._notify_frontend(LaunchError("the engine was shut down"))
             if not self._silent():
                 group.stop(min(STOP_S, self.config.deadlines.shutdown))
         finally:

@@ -550,6 +550,17 @@ def test_a_second_stop_leaves_ray_after_the_first_has_ended_the_group(monkeypatc
     assert events[:3] == ["ending", "ended", "left Ray"]
 
 
+def test_requests_fail_before_the_ranks_are_asked_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who leave their loops with an end for each request that still runs: that it was aborted."""
+    group = ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, group)
+    kept.keeper.start(RESOLVED)
+    told: list[str] = []
+    group.stop = lambda _: bool(told.extend(one.summary for one in kept.told))  # type: ignore[method-assign]
+    kept.keeper.stop()
+    assert told == ["the engine was shut down"]
+
+
 def test_a_stop_that_a_signal_interrupts_gives_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
     group, left = ScriptedGroup(PLAN), list[str]()
     kept = Kept(monkeypatch, group)
