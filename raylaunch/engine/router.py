@@ -221,4 +221,8 @@ class Routed:
         self._begun = True
         if not isinstance(item, Chunk) or item.finish_reason is not None:
             self._router.requests.remove(self.request_id)
-        self._listener(ReplicaLost(*item.args) if lost and isinstance(item, RaylaunchError) else item)
+        try:
+            self._listener(ReplicaLost(*item.args) if lost and isinstance(item, RaylaunchError) else item)
+        except Exception:  # of a caller who cannot be told any more, whose request its frontend ends
+            self._router.requests.remove(self.request_id)
+            raise

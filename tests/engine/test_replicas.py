@@ -252,6 +252,18 @@ def test_who_leaves_is_forgotten_where_the_request_is(router: Router, groups: li
     assert len(router) == 0
 
 
+def test_a_caller_that_cannot_be_told_any_more_leaves_nothing_behind(router: Router, groups: list[Group]) -> None:
+    """Such as one whose event loop is closed: frontends end the request of whoever raises."""
+
+    def closed(_: object) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    router.submit(PREPARED, closed, "r")
+    with pytest.raises(RuntimeError):
+        groups[0].give("r", "4")
+    assert len(router) == 0
+
+
 def test_who_leaves_while_the_request_is_lost_leaves_nothing_behind(router: Router, groups: list[Group]) -> None:
     request = router.submit(PREPARED, Client().append, "r")
     submitted = groups[1].submit
