@@ -361,6 +361,28 @@ def test_an_abort_that_was_sent_to_ranks_that_are_lost_is_not_forgotten(frontend
     frontend.down(LOST)
 
 
+@pytest.mark.slow
+@needs_sglang
+def test_what_is_sent_to_ranks_that_are_gone_reaches_the_next_ones_once(frontend):
+    """They have died, and nobody knows yet."""
+    with ScriptedRank(frontend.sockets):
+        frontend.up(OFFER, RESOLVED)
+    waiter, states = (
+        Waiter(frontend, start(frontend, request_id="a", max_new_tokens=3)),
+        frontend.side.manager.rid_to_state,
+    )
+    wait_until(lambda: getattr(states.get("a"), "sent", False))
+    frontend.down(LOST, rebuilding=True)
+    with ScriptedRank(frontend.sockets) as rank:
+        rank.most = 0  # of the probe it gives out more
+        frontend.up(OFFER, RESOLVED)
+        wait_until(lambda: "a" in [one.rid for one in rank.seen])
+        rank.most = 1 << 30
+        assert waiter.completion().token_ids == (5, 5, 5)
+        assert [one.rid for one in rank.seen].count("a") == 1
+    frontend.down(LOST)
+
+
 # ---- at another replica
 
 
