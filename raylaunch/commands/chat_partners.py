@@ -123,6 +123,7 @@ class Server:
                 raise RequestFailed(f"the answer broke off: {error}") from None
             except (AttributeError, TypeError):
                 raise RequestFailed(f"the answer has an event that is none of OpenAI's: {data[:200]}") from None
+        raise RequestFailed("the answer broke off: the server has left")
 
     def require_alive(self) -> None:
         """A server may come back."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -75,12 +76,11 @@ class Replicas(EngineBase):
     def shutdown(self) -> None:
         self._stopping.set()
         self._router.closed = True
-        try:
-            for ending in [Background(engine.shutdown) for engine in self.engines]:
-                ending.result()
-        finally:
+        with ExitStack() as ending:  # each is waited for, whatever another one or a signal raises
             if self._session is not None:
-                self._session.close()
+                ending.callback(self._session.close)
+            for engine in self.engines:
+                ending.callback(Background(engine.shutdown).result)
 
     @property
     def report(self) -> LaunchReport:

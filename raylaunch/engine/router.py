@@ -27,8 +27,9 @@ class Router:
     def __init__(self, engines: Sequence[Engine]) -> None:
         self.engines = engines
         config = engines[0].config.engine
-        most = len(engines) * (config.max_running_requests + config.max_waiting_requests)
-        self.requests = RequestTable[Routed](None if config.kind == "sglang" else most)  # SGLang queues them itself
+        self._each = config.max_running_requests + config.max_waiting_requests  # that a group takes
+        most = None if config.kind == "sglang" else len(engines) * self._each  # SGLang queues them itself
+        self.requests = RequestTable[Routed](most)
         self._last = -1
         self._remembered = [(Remembered(), 0) for _ in engines]  # each with the restarts of its group by then
         self._moved, self._lock = 0, threading.Lock()
@@ -86,6 +87,7 @@ class Router:
         waits = not ready and self.engines[0].config.recovery.while_rebuilding == "wait" and may_wait()
         rebuilt = {number: one.requests for number, one in left.items() if not one.refusal(waits)}
         loads = ready or rebuilt
+        loads = {number: load for number, load in loads.items() if load < self._each} or loads
         if not loads:
             raise RequestFailed(f"the engine is not ready: {joined(healths).reason or 'every replica has lost it'}")
         if not prompt or self.engines[0].config.parallel.routing == "least_loaded":
@@ -219,4 +221,8 @@ class Routed:
         self._begun = True
         if not isinstance(item, Chunk) or item.finish_reason is not None:
             self._router.requests.remove(self.request_id)
-        self._listener(ReplicaLost(*item.args) if lost and isinstance(item, RaylaunchError) else item)
+        try:
+            self._listener(ReplicaLost(*item.args) if lost and isinstance(item, RaylaunchError) else item)
+        except Exception:  # of a caller who cannot be told any more, whose request its frontend ends
+            self._router.requests.remove(self.request_id)
+            raise

@@ -85,8 +85,9 @@ class Supervisor:
         self._starter, self.config = threading.current_thread(), resolved.config
         self._environment = dict(os.environ)
         self._idle.clear()
-        resolved = resolved if resolved.preloaded is not None else replace(resolved, preloaded=preload(resolved.config))
         try:
+            if resolved.preloaded is None:
+                resolved = replace(resolved, preloaded=preload(resolved.config))
             self.frontend.begin(resolved)
             self._resolved = resolved
             self._start(resolved)
@@ -152,6 +153,8 @@ class Supervisor:
 
     def _end_group(self, group: RankGroup) -> None:
         try:
+            # Before the ranks say of each request that it was aborted, as if its caller had asked for that.
+            self._notify_frontend(LaunchError("the engine was shut down"))
             if not self._silent():
                 group.stop(min(STOP_S, self.config.deadlines.shutdown))
         finally:

@@ -117,7 +117,7 @@ class Preloaded:
         try:
             for name in self._left:
                 self._started[name] = self._start(name, modules)
-        except OSError:
+        except BaseException:
             self.close()
             raise
 

@@ -50,8 +50,8 @@ class RankGroup:
         agents: one per node, by node id.
         news: what each agent will say once a process of its node dies, or was stopped for long; by the call, its node.
         lost_nodes: ids of nodes that were found to answer no more; they are not asked again.
-        ended_raylets: ids of nodes whose raylet has ended. Their agents end with it, at once where the node has lost its
-            power: what they do not answer once, they never will.
+        ended_raylets: ids of nodes whose raylet has ended. Their agents end with it, if the node has not lost its power
+            anyway: what they do not answer once, they never will.
         raylets: host and port of its nodes' raylets, by node id; the driver's own node cannot be lost to it.
         session: that the group runs in.
         stepper: takes the ranks from gate to gate.

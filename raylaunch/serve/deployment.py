@@ -68,8 +68,9 @@ class Replica:
         return BelowPrefix(app)
 
     async def check_health(self) -> None:
-        """The group's health. Raises ``RuntimeError`` with the reason: Serve replaces a replica that goes on so."""
-        health = await asyncio.to_thread(self._engine.health)
+        """The group's health. Raises ``RuntimeError`` with the reason: Serve replaces a replica that goes on so, which
+        a rank that is only busy must not come to. Whether one answers the engine watches, for ``deadlines.health``."""
+        health = self._engine.health(ask_ranks=False)
         if not health.ready:
             raise RuntimeError(health.reason)
 

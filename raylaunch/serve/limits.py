@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig, ServeConfig
 
 MAX_CONCURRENT = 256
-BODY_S = 30.0  # a client that sends its body slower than this is not waited for
+BODY_S, SLOWEST = 30.0, 16 << 10  # seconds for a body, and bytes of it for which there is another second
 
 
 def max_concurrent(config: LaunchConfig, settings: ServeConfig) -> int | None:
@@ -95,14 +95,16 @@ class LimitBody:
         )
 
     def _counting(self, receive: Receive) -> Receive:
-        size, complete = 0, False
+        size, complete, end = 0, False, 0.0
 
         async def counted() -> Message:
-            nonlocal size, complete
+            nonlocal size, complete, end
             if complete:
                 return await receive()
+            end = end or asyncio.get_running_loop().time() + BODY_S
             try:
-                async with asyncio.timeout(BODY_S):  # wait_for makes a task of it
+                # Of the whole body: one that comes byte by byte would have a place for ever.
+                async with asyncio.timeout_at(end + size / SLOWEST):  # wait_for makes a task of it
                     message = await receive()
             except TimeoutError:
                 raise ApiError(

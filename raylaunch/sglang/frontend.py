@@ -234,7 +234,7 @@ class SglangFrontend:
         request, side, runs = self._requests.get(request_id), self.side, self.runs
         if request is None or side is None or runs is None:
             return False
-        runs.soon(side.abort, request.rid)
+        runs.soon(self._abort, request)
         return True
 
     def busy(self) -> bool:
@@ -256,6 +256,15 @@ class SglangFrontend:
     def _begin_request(self, request: SglangRequest) -> None:
         if not request.finished:
             request.task = asyncio.get_running_loop().create_task(self._answer(request))
+
+    def _abort(self, request: SglangRequest) -> None:
+        """SGLang lets an abort go by of what it has not sent to the ranks yet: that ends here."""
+        assert self.side is not None
+        if getattr(self.side.manager.rid_to_state.get(request.rid), "sent", False):
+            self.side.abort(request.rid)
+        else:
+            request.cancel()
+            self._end(request, Chunk(request.request_id, "", (), "abort"))
 
     async def _answer(self, request: SglangRequest) -> None:
         assert self.side is not None

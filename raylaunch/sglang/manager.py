@@ -22,6 +22,7 @@ from raylaunch.sglang.listeners import Doors, Listeners
 from raylaunch.sglang.mapping import logprob_arguments, note, sampling_parameters
 from raylaunch.sglang.replay import Replay
 from raylaunch.sglang.sampling import check_parameters
+from raylaunch.sglang.unsent import Recallable
 from raylaunch.tracing.spans import of_request
 from raylaunch.wire import SGLANG_VERIFY
 
@@ -74,6 +75,7 @@ class TokenizerSide:
                 self.manager, self.templates = init_tokenizer_manager(self.server_args, self.port_args)
             finally:
                 tokenizer_manager.get_zmq_socket = original
+        self.manager.send_to_scheduler = Recallable(self.manager.send_to_scheduler)
         if self._listeners is not None:
             versions.receive_loads(self.manager, self._doors, self.port_args.load_collector_ipc_name)
         if self.manager.mm_processor is not None and self.settled.mm_feature_transport == "cpu":
@@ -219,6 +221,8 @@ class TokenizerSide:
         from sglang.srt.managers.tokenizer_manager import ServerStatus
 
         self.manager.server_status = ServerStatus.Starting
+        if not ranks_go_on:
+            self.manager.send_to_scheduler.take_back()  # requests that can go on are sent again
         if not rebuilding and (ranks_go_on or not self.replay.others()):
             self._fail_all(reason, ranks_go_on)
             return

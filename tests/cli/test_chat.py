@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from raylaunch.commands import chat_partners
 from raylaunch.commands.chat import converse
 from raylaunch.commands.chat_partners import OwnEngine, Server
 from raylaunch.config import LaunchConfig, ServeConfig
@@ -165,6 +167,16 @@ def url_of() -> Iterator[Callable[..., str]]:
     for server, thread in servers:
         server.should_exit = True
         thread.join(10)
+
+
+def test_an_answer_whose_end_does_not_come_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that leaves without a word, behind a proxy that ends what it passes on in order."""
+    begun = b'data: {"choices": [{"delta": {"content": "4"}}]}\n\n'
+    monkeypatch.setattr(chat_partners, "_asked", lambda *_: io.BytesIO(begun))
+    answer, heard = Server("http://somewhere", "model", SamplingParams()).answer([]), list[str]()
+    with pytest.raises(RequestFailed, match="broke off"):
+        heard.extend(answer)
+    assert heard == ["4"]
 
 
 def test_a_server_is_asked_over_openais_interface(

@@ -138,6 +138,17 @@ def test_a_prompt_goes_where_its_beginning_was_until_that_group_is_another(route
     assert router.submit(other, Client().append, "forgotten").at == 0, "by the load"
 
 
+def test_a_prompt_does_not_go_where_its_beginning_is_and_no_room(groups: list[Group]) -> None:
+    settings = ["parallel.routing=prefix", "engine.max_running_requests=4", "engine.max_waiting_requests=2"]
+    groups[0].config = LaunchConfig.default(settings)
+    router = Router(groups)  # type: ignore[arg-type]
+    prompt, client = Prepared(list(range(50)), SamplingParams()), Client()
+    assert [router.submit(prompt, client.append, f"r{number}").at for number in range(5)] == [0] * 5
+    groups[1].running = {f"own{number}": Running(f"own{number}", client.append) for number in range(4)}
+    assert [router.submit(prompt, client.append, name).at for name in "abc"] == [0, 1, 1]
+    assert router.submit(prompt, client.append, "one too many").at in (0, 1), "which refuses it"
+
+
 def test_a_group_that_is_not_ready_gets_none(router: Router, groups: list[Group]) -> None:
     groups[0].now = LOST
     for number in range(3):
@@ -241,6 +252,18 @@ def test_who_leaves_is_forgotten_where_the_request_is(router: Router, groups: li
     assert len(router) == 0
 
 
+def test_a_caller_that_cannot_be_told_any_more_leaves_nothing_behind(router: Router, groups: list[Group]) -> None:
+    """Such as one whose event loop is closed: frontends end the request of whoever raises."""
+
+    def closed(_: object) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    router.submit(PREPARED, closed, "r")
+    with pytest.raises(RuntimeError):
+        groups[0].give("r", "4")
+    assert len(router) == 0
+
+
 def test_who_leaves_while_the_request_is_lost_leaves_nothing_behind(router: Router, groups: list[Group]) -> None:
     request = router.submit(PREPARED, Client().append, "r")
     submitted = groups[1].submit
@@ -316,6 +339,26 @@ def test_each_replica_is_a_launch_of_its_own() -> None:
     assert (replicas.health(ask_ranks=False).condition, len(replicas.health().replicas)) == ("new", 3)
     assert (replicas.failures, replicas.last_error, replicas.restarts) == ((), None, 0)
     assert not replicas.wait_ready(1)
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_ray_is_left_when_every_group_has_ended_though_one_could_not(
+    monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    events: list[str] = []
+    engine = Replicas(LaunchConfig.default(["parallel.replicas=2"]))
+
+    def shutdown(one: Engine) -> None:
+        if one is engine.engines[fails]:
+            raise RuntimeError("it could not")
+        time.sleep(0.2)
+        events.append("ended")
+
+    monkeypatch.setattr(Engine, "shutdown", shutdown)
+    engine._session = SimpleNamespace(close=lambda: events.append("left Ray"))  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="it could not"):
+        engine.shutdown()
+    assert events == ["ended", "left Ray"]
 
 
 def test_failures_say_which_replica() -> None:

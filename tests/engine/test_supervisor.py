@@ -557,6 +557,17 @@ def test_a_second_stop_leaves_ray_after_the_first_has_ended_the_group(monkeypatc
     assert events[:3] == ["ending", "ended", "left Ray"]
 
 
+def test_requests_fail_before_the_ranks_are_asked_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who leave their loops with an end for each request that still runs: that it was aborted."""
+    group = ScriptedGroup(PLAN)
+    kept = Kept(monkeypatch, group)
+    kept.keeper.start(RESOLVED)
+    told: list[str] = []
+    group.stop = lambda _: bool(told.extend(one.summary for one in kept.told))  # type: ignore[method-assign]
+    kept.keeper.stop()
+    assert told == ["the engine was shut down"]
+
+
 def test_a_stop_that_a_signal_interrupts_gives_everything_back(monkeypatch: pytest.MonkeyPatch) -> None:
     group, left = ScriptedGroup(PLAN), list[str]()
     kept = Kept(monkeypatch, group)
@@ -566,6 +577,15 @@ def test_a_stop_that_a_signal_interrupts_gives_everything_back(monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         kept.keeper.stop()
     assert (group.closed, left, kept.keeper.condition) == (1, ["Ray"], Condition.STOPPED)
+
+
+def test_a_start_that_is_interrupted_before_it_begins_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(monkeypatch)
+    monkeypatch.setattr(supervisor, "preload", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        kept.keeper.start(RESOLVED)
+    Background(kept.keeper.stop).result(5)
+    assert kept.keeper.condition is Condition.STOPPED
 
 
 def test_a_stop_from_within_the_launch_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:

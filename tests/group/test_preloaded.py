@@ -93,18 +93,21 @@ def test_those_that_become_no_worker_are_ended() -> None:
     assert not one._folder.exists()
 
 
-def test_none_is_left_where_one_of_them_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, os.strerror(errno.EMFILE)), KeyboardInterrupt()])
+def test_none_is_left_where_one_of_them_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     begun, popen, folders = list[subprocess.Popen[bytes]](), subprocess.Popen, list[Path]()
 
     def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
         folders.append(Path(command[3]).parent)
         if begun:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise error
         begun.append(popen(command, **options))
         return begun[0]
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    with pytest.raises(OSError, match="Too many open files"):
+    with pytest.raises(type(error)):
         Preloaded(2, ("colorsys",), {}, {})
     assert begun[0].wait(10) is not None
     assert not folders[0].exists()

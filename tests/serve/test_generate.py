@@ -108,6 +108,18 @@ def test_streamed_text_grows(client):
     assert events[-1]["meta_info"]["finish_reason"]["type"] == "stop"
 
 
+def test_a_streams_log_probabilities_are_made_text_once(client, engine, monkeypatch):
+    """Every event has those of all before it."""
+    decoded, decode = [], engine.tokenizer.decode
+    monkeypatch.setattr(engine.tokenizer, "decode", lambda ids, **more: decoded.append(ids) or decode(ids, **more))
+    more = {"return_logprob": True, "top_logprobs_num": 2, "return_text_in_logprobs": True, "stream": True}
+    events = events_of(client.post("/generate", json={"text": "12345678+1=", **more}).text)
+    kept = events[-1]["meta_info"]["output_token_logprobs"]
+    assert [token for _, token, _ in kept] == events[-1]["output_ids"]
+    assert [len(event["meta_info"]["output_top_logprobs"]) for event in events] == [*range(1, len(kept) + 1), len(kept)]
+    assert len(decoded) <= 4 * len(kept) + 1, "the prompt, and of each token its chunk, itself and two beside it"
+
+
 def test_streamed_batch_says_which(client):
     events = events_of(client.post("/generate", json={"text": ["12+30=", "1+1="], "stream": True}).text)
     last = {event["index"]: event["text"] for event in events}

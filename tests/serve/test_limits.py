@@ -73,6 +73,22 @@ def test_a_body_that_does_not_come(engine, monkeypatch):
     assert exchange.status == 408
 
 
+def test_a_body_that_comes_byte_by_byte_is_not_waited_for(engine, monkeypatch):
+    monkeypatch.setattr(limits, "BODY_S", 0.2)
+
+    class Dripping(Exchange):
+        received = 0
+
+        async def _receive(self):
+            self.received += 1
+            await asyncio.sleep(0.05)
+            return {"type": "http.request", "body": b" ", "more_body": True}
+
+    exchange = Dripping(build_app(engine, ServeConfig()), "/generate")
+    asyncio.run(asyncio.wait_for(exchange.run(), 5))
+    assert (exchange.status, exchange.received <= 5) == (408, True)
+
+
 def test_too_many_at_once(engine):
     """The first waits for the engine; the second is refused; when the first has ended, a third is answered."""
 

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,11 +23,13 @@ import yaml
 
 pytest.importorskip("ray.serve.scripts", exc_type=ImportError, reason="needs the serve extra")
 
-from raylaunch import ConfigError, LaunchConfig
+from raylaunch import ConfigError, LaunchConfig, LaunchError
 from raylaunch.config import shipped_configs
-from raylaunch.serve.deployment import ARGUMENTS, AUTOSCALING, BelowPrefix, app, application
+from raylaunch.engine.health import RankHealth
+from raylaunch.serve.deployment import ARGUMENTS, AUTOSCALING, BelowPrefix, Replica, app, application
 from tests.busy import patient
 from tests.head import ROOT, Head, free_ports
+from tests.serve.fake_engine import FakeEngine
 
 EXAMPLE = ROOT / "examples" / "serve" / "tiny.yaml"
 NONE = EXAMPLE.with_name("none.yaml")
@@ -316,6 +319,18 @@ def test_a_route_prefix_is_taken_off(prefix: str, path: str, seen: tuple[str, st
 
     asyncio.run(BelowPrefix(asked)({"type": "http", "path": path, "root_path": prefix}, None, None))  # type: ignore[arg-type]
     assert scopes == [seen]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_replica_is_well_while_a_rank_is_too_busy_to_answer(lost: bool) -> None:
+    """Serve would replace it within seconds, and ``deadlines.health`` may be minutes."""
+    engine, silent = FakeEngine(), (RankHealth(1, False, "does not answer", {}),)
+    engine.health = lambda ask_ranks=True: engine.now.with_ranks(silent if ask_ranks else ())  # type: ignore[method-assign]
+    if lost:
+        engine.fail(LaunchError("rank 1 is lost", "F08", "SERVE"))
+    told = pytest.raises(RuntimeError, match="rank 1 is lost") if lost else contextlib.nullcontext()
+    with told:
+        asyncio.run(Replica.check_health(SimpleNamespace(_engine=engine)))
 
 
 def test_what_serve_is_asked_for() -> None:

@@ -60,6 +60,8 @@ def test_abort_and_leaving(frontend, rank):
     assert frontend.abort("kept")
     assert not frontend.abort("never")
     assert kept.completion().finish_reason == "abort"
+    assert frontend.abort((early := Waiter(frontend, start(frontend, request_id="early")))._request.request_id)
+    assert early.completion().finish_reason == "abort"
     wait_until(lambda: {"/4/kept", "/10/left-later"} <= set(rank.aborted))
     assert len(frontend) == 0
 

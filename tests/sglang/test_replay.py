@@ -15,9 +15,11 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import RequestFailed
 from raylaunch.frontends.answers import Waiter, joined
 from raylaunch.frontends.base import Prepared
+from raylaunch.frontends.requests import Chunk
 from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model.tokenizer import load_tokenizer
 from raylaunch.sglang.frontend import SglangFrontend
+from raylaunch.sglang.loop import Loop
 from raylaunch.sglang.replay import Replay, SecondPart, continued, obstacle
 from tests.sglang.conftest import CONFIG, LOST, RESOLVED, needs_sglang, place_ranks, start
 from tests.sglang.scripted_rank import OFFER, ScriptedRank
@@ -147,6 +149,29 @@ def test_requests_of_a_lost_replica_are_shared_out_and_count_where_they_are():
     assert all(one.busy() for one in others), "no shape is verified beside them"
     side.replay._drop("r0")
     assert sorted(len(one) for one in others) == [1, 2]
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_an_abort_ends_what_the_ranks_have_not_been_sent_too(sent):
+    one, heard, asked = replica(), [], []
+
+    async def never(*_):
+        await asyncio.sleep(60)
+        yield {}
+
+    async def ask():
+        one.runs, one._up = Loop(asyncio.get_running_loop()), True
+        one.side.stream, one.side.abort, one.side.manager.incremental_streaming_output = never, asked.append, False
+        request = one.submit(Prepared([1], SamplingParams()), heard.append, "a")
+        one.side.manager.rid_to_state |= {request.rid: SimpleNamespace(sent=True)} if sent else {}
+        assert one.abort("a")
+        await asyncio.sleep(0.05)
+        running = not request.task.done()
+        request.task.cancel()
+        return running
+
+    assert asyncio.run(ask()) == sent
+    assert (heard, asked) == (([], [request.rid]) if sent else ([Chunk("a", "", (), "abort")], []))
 
 
 def test_an_answer_that_cannot_be_made_text_again_keeps_no_other_from_going_on():
@@ -333,6 +358,28 @@ def test_an_abort_that_was_sent_to_ranks_that_are_lost_is_not_forgotten(frontend
         frontend.up(OFFER, RESOLVED)
         assert all(one.rid != request.rid for one in rank.seen)
     wait_until(lambda: leaves or got[-1].finish_reason == "abort")
+    frontend.down(LOST)
+
+
+@pytest.mark.slow
+@needs_sglang
+def test_what_is_sent_to_ranks_that_are_gone_reaches_the_next_ones_once(frontend):
+    """They have died, and nobody knows yet."""
+    with ScriptedRank(frontend.sockets):
+        frontend.up(OFFER, RESOLVED)
+    waiter, states = (
+        Waiter(frontend, start(frontend, request_id="a", max_new_tokens=3)),
+        frontend.side.manager.rid_to_state,
+    )
+    wait_until(lambda: getattr(states.get("a"), "sent", False))
+    frontend.down(LOST, rebuilding=True)
+    with ScriptedRank(frontend.sockets) as rank:
+        rank.most = 0  # of the probe it gives out more
+        frontend.up(OFFER, RESOLVED)
+        wait_until(lambda: "a" in [one.rid for one in rank.seen])
+        rank.most = 1 << 30
+        assert waiter.completion().token_ids == (5, 5, 5)
+        assert [one.rid for one in rank.seen].count("a") == 1
     frontend.down(LOST)
 
 

@@ -22,7 +22,6 @@ from raylaunch.serve.reference.generate_schema import AbortRequest, GenerateRequ
 from raylaunch.serve.reference.prompts import require_biases, require_possible, require_room, token_ids
 from raylaunch.serve.reference.streaming import WHOLE_OR_STREAMED, EventStream, answer, json_answer
 from raylaunch.serve.running import Call, Serving, run_all
-from raylaunch.wire import TokenLogprob
 
 ENDPOINT = "generate"
 GENERATE = "/generate"
@@ -111,23 +110,30 @@ class _CheckedRequest:
 
 @dataclass
 class _Choice:
-    """One choice as it grows."""
+    """One choice as it grows. ``tokenizer`` makes the texts of log probabilities; None if they have none."""
 
     call: Call
     began: float
+    tokenizer: Any
     texts: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    tops: list[Any] = field(default_factory=list)
     finish: str | None = None
     matched: str | int | None = None
 
     def add(self, chunk: Chunk) -> None:
         self.texts.append(chunk.text)
         self.tokens.extend(chunk.token_ids)
-        self.logprobs.extend(chunk.logprobs or ())
+        for one in chunk.logprobs or ():  # once: every event has all that came before
+            self.logprobs.append(self._entry(one.token_id, one.logprob))
+            self.tops.append([self._entry(*pair) for pair in one.top] or None)
         self.finish, self.matched = chunk.finish_reason, chunk.matched
 
-    def data(self, serving: Serving, asked: _CheckedRequest) -> dict[str, Any]:
+    def _entry(self, token: int, logprob: float) -> list[Any]:
+        return [logprob, token, self.tokenizer.decode([token]) if self.tokenizer is not None else None]
+
+    def data(self, asked: _CheckedRequest) -> dict[str, Any]:
         self.texts = ["".join(self.texts)]
         meta: dict[str, Any] = {
             "id": self.call.request_id,
@@ -139,7 +145,11 @@ class _Choice:
         if self.finish is not None:
             meta["e2e_latency"] = time.monotonic() - self.began
         if asked.logprobs:
-            meta |= _logprobs(serving, self.logprobs, asked.texts)
+            meta |= {
+                "input_token_logprobs": [],
+                "output_token_logprobs": self.logprobs,
+                "output_top_logprobs": self.tops,
+            }
         found = {"text": self.texts[0], "output_ids": self.tokens, "meta_info": meta}
         return {**found, "index": self.call.index} if asked.batch else found
 
@@ -192,25 +202,28 @@ def _ids(given: str | list[str] | None, prompts: int, batch: bool) -> list[str]:
     return given
 
 
+def _choices(serving: Serving, asked: _CheckedRequest) -> list[_Choice]:
+    began, tokenizer = time.monotonic(), serving.engine.tokenizer if asked.texts else None
+    return [_Choice(call, began, tokenizer) for call in asked.calls]
+
+
 async def _whole(serving: Serving, asked: _CheckedRequest) -> Any:
-    began = time.monotonic()
-    answers = [_Choice(call, began) for call in asked.calls]
+    answers = _choices(serving, asked)
     async for call, chunk in run_all(serving, ENDPOINT, asked.calls):
         answers[call.index].add(chunk)
-    found = [one.data(serving, asked) for one in answers]
+    found = [one.data(asked) for one in answers]
     for one in found:
         one.pop("index", None)
     return found if asked.batch else found[0]
 
 
 async def _events(serving: Serving, asked: _CheckedRequest) -> AsyncGenerator[Any, None]:
-    began = time.monotonic()
-    answers = [_Choice(call, began) for call in asked.calls]
+    answers = _choices(serving, asked)
     chunks = run_all(serving, ENDPOINT, asked.calls)
     try:
         async for call, chunk in chunks:
             answers[call.index].add(chunk)
-            yield answers[call.index].data(serving, asked)
+            yield answers[call.index].data(asked)
     finally:
         await chunks.aclose()
 
@@ -223,16 +236,3 @@ def _finish(reason: str | None, tokens: int, matched: str | int | None) -> dict[
     if reason == "abort":
         return {"type": "abort", "message": "the request was aborted"}
     return {"type": reason, "matched": matched}
-
-
-def _logprobs(serving: Serving, entries: list[TokenLogprob], texts: bool) -> dict[str, Any]:
-    tokenizer = serving.engine.tokenizer if texts else None
-
-    def entry(token: int, logprob: float) -> list[Any]:
-        return [logprob, token, tokenizer.decode([token]) if tokenizer is not None else None]
-
-    return {
-        "input_token_logprobs": [],
-        "output_token_logprobs": [entry(one.token_id, one.logprob) for one in entries],
-        "output_top_logprobs": [[entry(*pair) for pair in one.top] or None for one in entries],
-    }
