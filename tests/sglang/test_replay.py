@@ -171,7 +171,7 @@ def test_an_abort_ends_what_the_ranks_have_not_been_sent_too(sent):
         return running
 
     assert asyncio.run(ask()) == sent
-    assert (heard, asked) == (([], [request.rid]) if sent else ([Chunk("a", "", (), "abort")], []))
+    assert (heard, asked) == (([], ["/1/a"]) if sent else ([Chunk("a", "", (), "abort")], []))
 
 
 def test_an_answer_that_cannot_be_made_text_again_keeps_no_other_from_going_on():
