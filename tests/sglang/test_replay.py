@@ -371,15 +371,15 @@ def test_what_is_sent_to_ranks_that_are_gone_reaches_the_next_ones_once(frontend
         Waiter(frontend, start(frontend, request_id="a", max_new_tokens=3)),
         frontend.side.manager.rid_to_state,
     )
-    wait_until(lambda: getattr(states.get("a"), "sent", False))
+    wait_until(lambda: getattr(states.get("/1/a"), "sent", False))
     frontend.down(LOST, rebuilding=True)
     with ScriptedRank(frontend.sockets) as rank:
         rank.most = 0  # of the probe it gives out more
         frontend.up(OFFER, RESOLVED)
-        wait_until(lambda: "a" in [one.rid for one in rank.seen])
+        wait_until(lambda: "/1/a" in [one.rid for one in rank.seen])
         rank.most = 1 << 30
         assert waiter.completion().token_ids == (5, 5, 5)
-        assert [one.rid for one in rank.seen].count("a") == 1
+        assert [one.rid for one in rank.seen].count("/1/a") == 1
     frontend.down(LOST)
 
 
