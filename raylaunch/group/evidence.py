@@ -150,13 +150,15 @@ def _observe_all(group: RankGroup, outcome: StepOutcome) -> tuple[list[Observati
     ended = {rank for rank, one in outcome.seen.items() if one.ended}
     pending = [rank for rank in ranks if rank not in {*outcome.arrivals, *outcome.failures, *outcome.deaths, *ended}]
     states = group.states(pending, PROBE_S)
-    if late := [rank for rank in pending if rank not in {*states, *outcome.seen}]:
+    late = [rank for rank in pending if rank not in {*states, *outcome.seen}]
+    lost = group.find_lost_nodes(late)  # of these nothing more comes
+    if late := [rank for rank in late if rank not in lost]:
         states |= group.states(late, LATE_PROBE_S)
     stacks: dict[int, str] = group.ask("stacks", list(states), PROBE_S)
     silent = [rank for rank in pending if rank not in states]
     if silent:  # one that crashes writes down its stacks before it ends
         outcome.seen |= group.sightings()
-    lost = group.find_lost_nodes([*outcome.deaths, *silent])
+    lost |= group.find_lost_nodes([*outcome.deaths, *(rank for rank in silent if rank not in late)])
     tails: dict[int, str] = {}
     observations = []
     for rank in ranks:

@@ -123,6 +123,25 @@ def test_an_error_without_words_is_a_cause_all_the_same(message: str) -> None:
     assert explained(Failure(1, None, "AssertionError", message)).rank == 1
 
 
+class Powerless(Answering):
+    """Rank 0 does not answer, and neither does its node."""
+
+    asked: ClassVar[list[float]] = []
+
+    def states(self, ranks: Sequence[int], timeout_s: float) -> dict[int, Any]:
+        self.asked.extend(timeout_s for rank in ranks if rank == 0)
+        return super().states([rank for rank in ranks if rank], timeout_s)
+
+    def find_lost_nodes(self, ranks: Sequence[int]) -> set[int]:
+        return {0} & set(ranks)
+
+
+def test_a_rank_is_given_no_more_time_whose_node_is_lost() -> None:
+    error = explained(Failure(1, None, "RuntimeError", "closed by peer", secondary=True), group=Powerless())
+    assert (error.rank, error.code) == (0, "F15")
+    assert Powerless.asked == [evidence.PROBE_S]
+
+
 class Dying(Answering):
     """Rank 0 is being killed, and answers no more."""
 
