@@ -23,6 +23,7 @@ WORKERS = "--python_worker_command="
 UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 HANDLERS_INSTALLED = "_ZN3ray6RayLog36is_failure_signal_handler_installed_E"
 """``ray::RayLog::is_failure_signal_handler_installed_``"""
+_OUTLASTED: dict[bytes, float] = {}  # until when the end of a session is waited for, by Ray's id of this process in it
 
 HEAD_PROBE = """
 import socket
@@ -73,11 +74,15 @@ def workers_folders() -> tuple[str, ...] | None:
     return tuple(getattr(worker.core_worker.get_job_config(), "py_driver_sys_path", ())) if worker.connected else None
 
 
-def outlast_shutdown(deadline_s: float = SHUTDOWN_S) -> None:
+def outlast_shutdown() -> None:
     """Waits while another thread is within ``ray.shutdown``. A reference to an object that is dropped after Ray's core
-    has ended, and before Ray has forgotten it, ends the process with code 1."""
-    worker, end = ray._private.worker.global_worker, time.monotonic() + deadline_s
-    while not worker.connected and hasattr(worker, "core_worker") and time.monotonic() < end:
+    has ended, and before Ray has forgotten it, ends the process with code 1.
+
+    One that a signal has ended in its midst comes to no end: all who ask wait :data:`SHUTDOWN_S` for it together."""
+    worker = ray._private.worker.global_worker
+    while not worker.connected and hasattr(worker, "core_worker"):
+        if time.monotonic() > _OUTLASTED.setdefault(worker_id(), time.monotonic() + SHUTDOWN_S):
+            return
         time.sleep(0.01)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raylaunch.config import LaunchConfig
@@ -68,8 +69,13 @@ class ResolvedLaunch:
     @property
     def revision(self) -> str | None:
         """What every process reads of a model on the Hub: the commit that the driver has found, wherever the branch
-        has moved to since."""
-        return self.shape.commit or self.config.model.revision
+        has moved to since. SGLang reads the tokenizer at the same revision: with one of another repository, in which
+        the model's commit is none, it is the configured one."""
+        model = self.config.model
+        beside = model.tokenizer not in (None, model.path) and not Path(model.tokenizer).is_absolute()
+        if beside and self.config.engine.kind == "sglang":
+            return model.revision
+        return self.shape.commit or model.revision
 
     @property
     def context(self) -> int:

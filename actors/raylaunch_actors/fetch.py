@@ -87,7 +87,8 @@ def main() -> None:
     problem = ""
     try:
         hub.snapshot(wanted.path, wanted.commit or wanted.revision, wanted.patterns, weights=wanted.whole)
-        if wanted.commit is not None:  # for a later launch from this node that has no network
+        # For a later launch from this node that has no network. One that knows the branch may know a newer commit.
+        if wanted.commit is not None and hub.cached(wanted.path, wanted.revision) is None:
             hub.remember(wanted.path, wanted.revision, wanted.commit)
     except (hub.HubError, ValueError) as error:
         problem = one_line(error)

@@ -82,12 +82,13 @@ def read(text: str, source: str = "", prefix: str = "") -> Any:
             if mark is not None:
                 mark.buffer = None  # the text there may be a secret
         raise
-    except MALFORMED as error:
-        raise _malformed(error) from None
+    except MALFORMED:
+        raise _malformed() from None
 
 
-def _malformed(error: Exception) -> yaml.YAMLError:
-    return yaml.YAMLError(f"a value is not what its tag says, or has a character that there is not: {error}")
+def _malformed() -> yaml.YAMLError:
+    """Without what PyYAML says, which is the value: it may be a secret."""
+    return yaml.YAMLError("a value is not what its tag says, or has a character that there is not")
 
 
 def _converted(value: Any, key: str, source: str) -> Any:
@@ -187,5 +188,5 @@ def _scalars(text: str) -> list[yaml.ScalarToken]:
 def _tokens(text: str) -> list[yaml.Token]:
     try:
         return list(yaml.scan(text, yaml.SafeLoader))
-    except MALFORMED as error:
-        raise _malformed(error) from None
+    except MALFORMED:
+        raise _malformed() from None

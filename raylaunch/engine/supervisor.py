@@ -117,8 +117,10 @@ class Supervisor:
             self.error = launch_error(error)
             if self._runtime is None:
                 self._trace(self.error)
-            self._tear_down(self.error)
-            self._leave()
+            try:
+                self._tear_down(self.error)
+            finally:  # of Ray's, which is shut down meanwhile, or of a second signal
+                self._leave()
             raise
         self._watcher = threading.Thread(target=self._keep, name="raylaunch-watch", daemon=True)
         self._watcher.start()

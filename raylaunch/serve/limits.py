@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raylaunch.config import LaunchConfig, ServeConfig
 
 MAX_CONCURRENT = 256
-BODY_S, SLOWEST = 30.0, 16 << 10  # seconds for a body, and bytes of it for which there is another second
+BODY_S, SLOWEST = 30.0, 4 << 10  # seconds for a body, and bytes of it for which there is another second
 
 
 def max_concurrent(config: LaunchConfig, settings: ServeConfig) -> int | None:
@@ -107,9 +107,8 @@ class LimitBody:
                 async with asyncio.timeout_at(end + size / SLOWEST):  # wait_for makes a task of it
                     message = await receive()
             except TimeoutError:
-                raise ApiError(
-                    408, f"the request's body did not come within {BODY_S:g} s", headers={"connection": "close"}
-                ) from None
+                text = f"the request's body came too slowly: {BODY_S:g} s, and one more for every {SLOWEST} bytes"
+                raise ApiError(408, text, headers={"connection": "close"}) from None
             size += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if size > self.max_bytes:

@@ -115,13 +115,11 @@ def server_arguments(
         revision: of a model on the Hub, the one to read; else the configured one.
     """
     model, capture, engine = config.model, config.capture, config.engine
-    # SGLang reads the tokenizer at the same revision: in another repository that is no commit of the model's.
-    beside = model.tokenizer not in (None, model.path) and not Path(model.tokenizer).is_absolute()
     given: dict[str, Any] = {
         "model_path": model.path,
         "tokenizer_path": model.tokenizer,
         "trust_remote_code": model.trust_remote_code,
-        "revision": model.revision if beside else revision or model.revision,
+        "revision": revision or model.revision,
         "dtype": model.dtype,
         "load_format": model.load_format,
         "tp_size": config.parallel.tensor_parallel_size,

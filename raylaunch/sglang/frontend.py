@@ -260,8 +260,8 @@ class SglangFrontend:
     def _abort(self, request: SglangRequest) -> None:
         """SGLang lets an abort go by of what it has not sent to the ranks yet: that ends here."""
         assert self.side is not None
-        if getattr(self.side.manager.rid_to_state.get(request.rid), "sent", False):
-            self.side.abort(request.rid)
+        if request.sent:
+            self.side.abort(request.rid)  # its last tokens may be on their way already, and are its answer then
         else:
             request.cancel()
             self._end(request, Chunk(request.request_id, "", (), "abort"))

@@ -138,29 +138,34 @@ class TokenizerSide:
 
             self.manager.set_startup_time(build_engine_startup_time([info["startup_time"]], tokenizer_e2e=0.0))
 
-    def stream(self, request_id: str, prepared: Prepared) -> AsyncIterator[dict[str, Any]]:
-        """SGLang's outputs for a request. Closing it aborts the request.
+    def input_of(self, request_id: str, prepared: Prepared) -> Any:
+        """SGLang's object for a request. ``sent`` of it is set once the ranks were sent it."""
+        from sglang.srt.managers.io_struct import GenerateReqInput
 
-        Raises:
-            ValueError: SGLang refuses it.
-        """
         prompt = {"text": prepared.text} if prepared.text is not None else {"input_ids": prepared.ids}
-        return self._send(
+        return GenerateReqInput(
             **prompt,
             rid=request_id,
             image_data=list(prepared.images) or None,
             sampling_params=sampling_parameters(prepared.params, self.settled.preferred_sampling_params or ()),
             **logprob_arguments(prepared.params),
+            stream=True,
         )
 
-    async def _send(self, **arguments: Any) -> AsyncGenerator[dict[str, Any], None]:
-        from sglang.srt.managers.io_struct import GenerateReqInput
+    async def stream(self, given: Any) -> AsyncGenerator[dict[str, Any], None]:
+        """SGLang's outputs for an object of :meth:`input_of`. Closing it aborts the request.
 
-        async with contextlib.aclosing(
-            self.manager.generate_request(GenerateReqInput(stream=True, **arguments))
-        ) as one:
+        Raises:
+            ValueError: SGLang refuses it.
+        """
+        async with contextlib.aclosing(self.manager.generate_request(given)) as one:
             async for output in one:
                 yield output
+
+    def _send(self, **arguments: Any) -> AsyncGenerator[dict[str, Any], None]:
+        from sglang.srt.managers.io_struct import GenerateReqInput
+
+        return self.stream(GenerateReqInput(stream=True, **arguments))
 
     async def one_token(self) -> None:
         """Asks the ranks for a token as SGLang's own health does: of ranks that are busy any output is the answer.
@@ -218,11 +223,13 @@ class TokenizerSide:
             rebuilding: others may take their place: requests that can go on there, and not at another replica, wait
                 for them.
         """
+        from fastapi import HTTPException
         from sglang.srt.managers.tokenizer_manager import ServerStatus
 
         self.manager.server_status = ServerStatus.Starting
         if not ranks_go_on:
-            self.manager.send_to_scheduler.take_back()  # requests that can go on are sent again
+            # Requests that can go on are sent again.
+            self.manager.send_to_scheduler.take_back(HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, reason))
         if not rebuilding and (ranks_go_on or not self.replay.others()):
             self._fail_all(reason, ranks_go_on)
             return

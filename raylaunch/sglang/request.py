@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from raylaunch.errors import RaylaunchError, RequestError, RequestFailed
 from raylaunch.frontends.base import Listener, Prepared
@@ -18,6 +19,7 @@ class SglangRequest:
 
     Attributes:
         task: that runs it on the loop; None before.
+        given: SGLang's object for it; None before.
         finished: whether its listener has heard the last of it, or wants to hear no more.
     """
 
@@ -26,6 +28,7 @@ class SglangRequest:
     answer: StreamedAnswer
     listener: Listener
     task: asyncio.Task[None] | None = None
+    given: Any = None
     finished: bool = False
 
     @property
@@ -35,6 +38,11 @@ class SglangRequest:
         return f"/{len(self.request_id)}/{self.request_id}"
 
     @property
+    def sent(self) -> bool:
+        """Whether the ranks were sent it."""
+        return getattr(self.given, "sent", False)
+
+    @property
     def prompt_tokens(self) -> int:
         """As SGLang counts, images included."""
         return self.answer.prompt_tokens or len(self.prepared.ids)
@@ -42,7 +50,8 @@ class SglangRequest:
     async def run(self, side: TokenizerSide) -> Chunk | RaylaunchError:
         """Has it answered, on the loop of ``side``. Tells the listener all but the end, which is returned."""
         try:
-            async for output in side.stream(self.rid, self.prepared):
+            self.given = side.input_of(self.rid, self.prepared)
+            async for output in side.stream(self.given):
                 item = self.answer.receive(output)
                 if isinstance(item, RaylaunchError) or (item is not None and item.finish_reason is not None):
                     return item

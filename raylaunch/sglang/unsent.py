@@ -27,10 +27,11 @@ class Recallable:
     def send_pyobj(self, *arguments: Any, **named: Any) -> Any:
         return self._kept(self._socket.send_pyobj(*arguments, **named))
 
-    def take_back(self) -> None:
-        """None of those that wait will be sent."""
+    def take_back(self, error: Exception) -> None:
+        """None of those that wait will be sent: whoever awaits it is told ``error``."""
         for sending in list(self._waiting):
-            sending.cancel()
+            sending.set_exception(error)
+            sending.exception()  # most are awaited by nobody, which asyncio would say
 
     def _kept(self, sending: asyncio.Future[Any]) -> asyncio.Future[Any]:
         if not sending.done():

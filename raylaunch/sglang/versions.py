@@ -132,7 +132,8 @@ def forget(manager: Any, request_id: str) -> None:
 def guard_dispatch(manager: Any) -> None:
     """Ends a request on its way to the ranks that were lost meanwhile, with the reason that its object has then.
 
-    What was sent is told by ``sent`` of its state: SGLang's own mark is not in 0.5.18 and 0.5.19.
+    What was sent is told by ``sent`` of its state: SGLang's own mark is not in 0.5.18 and 0.5.19. Its object tells it
+    too, also when SGLang knows it no more.
     """
     from fastapi import HTTPException
 
@@ -147,7 +148,7 @@ def guard_dispatch(manager: Any) -> None:
                 raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, reason)
         dispatch(message)
         for state in states:
-            state.sent = True
+            state.sent = state.obj.sent = True
 
     manager._dispatch_to_scheduler = dispatch_unless_lost
 

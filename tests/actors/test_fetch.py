@@ -60,6 +60,17 @@ def test_what_the_driver_has_decided_is_fetched_where_the_branch_has_moved(
     assert Fetching().run(WANTED, offline) == "", "a launch from this node knows what the branch was"
 
 
+def test_a_node_that_knows_a_newer_commit_of_the_branch_goes_on_knowing_it(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    ref = snapshot(tmp_path).parents[1] / "refs" / "main"
+    (newer := ref.parents[1] / "snapshots" / ("2" * 40)).mkdir(parents=True)
+    ref.parent.mkdir()
+    ref.write_text(newer.name)
+    assert Fetching().run(replace(WANTED, commit=snapshot(tmp_path).name), environment) == ""
+    assert ref.read_text() == newer.name
+
+
 def test_a_connection_that_breaks_off_is_gone_on_with(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

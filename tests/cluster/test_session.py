@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import ray._private.ray_constants as constants
 from ray._private.runtime_env import uv_runtime_env_hook
 from ray._private.worker import _maybe_modify_runtime_env
 
+from raylaunch import ray_private
 from raylaunch.background import Background
 from raylaunch.cluster import session
 from raylaunch.cluster.session import RaySession, _joining_failed
@@ -166,3 +168,18 @@ def test_who_notices_that_ray_is_shut_down_waits_until_it_is(monkeypatch: pytest
     del worker.core_worker
     assert said.done(2)
     assert "Ray was shut down in this process" in said.result()
+
+
+def test_a_shutdown_that_comes_to_no_end_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal has ended it in its midst."""
+    worker = SimpleNamespace(connected=False, core_worker=object(), worker_id=b"ended in its midst")
+    monkeypatch.setattr(ray._private.worker, "global_worker", worker)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_private, "SHUTDOWN_S", 0.3)
+    left, waits = RaySession(_worker=b"mine"), []
+    for _ in range(2):
+        began = time.monotonic()
+        assert "Ray was shut down in this process" in left.lost()
+        waits.append(time.monotonic() - began)
+    assert waits[0] > 0.25
+    assert waits[1] < 0.1

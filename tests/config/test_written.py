@@ -167,3 +167,11 @@ def test_what_yaml_cannot_make_in_a_file_is_one_message(tmp_path, written):
     file.write_text(f"model: {{path: m}}\nname: {written}\n")
     with pytest.raises(ConfigError, match="not readable as YAML: a value is not what its tag says"):
         LaunchConfig.from_yaml(file)
+
+
+def test_what_yaml_cannot_make_is_not_shown(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("serve: {api_key: !!bool hunter2}\n")
+    with pytest.raises(ConfigError, match="a value is not what its tag says") as caught:
+        LaunchConfig.from_yaml(file)
+    assert "hunter2" not in str(caught.value)

@@ -89,6 +89,23 @@ def test_a_body_that_comes_byte_by_byte_is_not_waited_for(engine, monkeypatch):
     assert (exchange.status, exchange.received <= 5) == (408, True)
 
 
+def test_a_large_body_that_comes_slowly_and_steadily_is_taken(engine, monkeypatch):
+    monkeypatch.setattr(limits, "BODY_S", 0.2)
+
+    class Slow(Exchange):
+        received = 0
+
+        async def _receive(self):
+            self.received += 1
+            await asyncio.sleep(0.05)
+            body = b'{"text":"1+1="}' if self.received == 10 else b" " * limits.SLOWEST
+            return {"type": "http.request", "body": body, "more_body": self.received < 10}
+
+    exchange = Slow(build_app(engine, ServeConfig()), "/generate")
+    asyncio.run(asyncio.wait_for(exchange.run(), 5))
+    assert exchange.status == 200
+
+
 def test_too_many_at_once(engine):
     """The first waits for the engine; the second is refused; when the first has ended, a third is answered."""
 

@@ -11,6 +11,8 @@ import pytest
 from raylaunch.config import LaunchConfig, shipped_configs
 from raylaunch.config.paths import OF_SGLANG
 from raylaunch.errors import ConfigError
+from raylaunch.model.shape import ModelShape
+from raylaunch.resolved import launch_of
 from raylaunch.sglang import arguments
 from raylaunch.sglang.arguments import (
     OF_ITS_SERVER,
@@ -64,7 +66,9 @@ def test_what_only_the_server_has_is_told_to_no_rank():
 @pytest.mark.parametrize(("tokenizer", "read"), [(None, "0f"), ("/a/folder", "0f"), ("org/tokenizer", "main")])
 def test_a_commit_of_the_model_is_none_of_another_repository(tokenizer, read):
     model = {"path": "org/model", "revision": "main", "tokenizer": tokenizer}
-    assert server_arguments(LaunchConfig.from_dict({**BASE, "model": model}), revision="0f")["revision"] == read
+    config = LaunchConfig.from_dict({**BASE, "model": model})
+    resolved = launch_of(config, ModelShape("m", 2048, 16, 4, 4, commit="0f"))
+    assert server_arguments(config, revision=resolved.revision)["revision"] == read
 
 
 def test_shapes_are_sglangs_own_unless_they_were_set():

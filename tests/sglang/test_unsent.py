@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 import zmq
 import zmq.asyncio
 
+from raylaunch.errors import RequestFailed
 from raylaunch.sglang.unsent import Recallable
 
 
@@ -21,7 +23,10 @@ def test_what_is_taken_back_does_not_reach_who_connects_next(tmp_path: Path) -> 
             for message in (b"one", b"two"):
                 socket.send(message)
             socket.send_pyobj("three")
-            socket.take_back()
+            awaited = asyncio.ensure_future(socket.send(b"awaited"))
+            socket.take_back(RequestFailed("they are gone"))
+            with pytest.raises(RequestFailed, match="they are gone"):
+                await awaited
             last = socket.send(b"four")
             taking.connect(f"ipc://{tmp_path / 'socket'}")
             heard = [await asyncio.wait_for(taking.recv(), 5)]
