@@ -6,6 +6,7 @@ It speaks SGLang's messages over the real sockets, to the real tokenizer manager
 from __future__ import annotations
 
 import threading
+import time
 from array import array
 from dataclasses import dataclass, field
 
@@ -61,6 +62,7 @@ class ScriptedRank:
     def __exit__(self, *_: object) -> None:
         self._leave.set()
         self._thread.join(10)
+        time.sleep(0.1)  # a frontend that has not noticed yet sends what is for the next one to this one
 
     def _run(self) -> None:
         import zmq

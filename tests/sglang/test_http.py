@@ -87,10 +87,16 @@ def test_requests_have_spans(engine):
 
     def ask(client):
         two = {"text": ["12+30=", "1+1="], "sampling_params": parameters}
-        client.post("/generate", json=two, headers={"traceparent": "theirs"})
-        client.post("/generate", json={"text": "12+30=", "sampling_params": parameters, "stream": True})
-        client.post("/v1/completions", json={"model": "m", "prompt": "12+30=", "max_tokens": 4, "stream": True})
-        client.post("/generate", json={"text": "1", "sampling_params": {"max_new_tokens": 5000}})
+        for number, (path, body, headers) in enumerate(
+            [
+                ("/generate", two, {"traceparent": "theirs"}),
+                ("/generate", {"text": "12+30=", "sampling_params": parameters, "stream": True}, {}),
+                ("/v1/completions", {"model": "m", "prompt": "12+30=", "max_tokens": 4, "stream": True}, {}),
+                ("/generate", {"text": "1", "sampling_params": {"max_new_tokens": 5000}}, {}),
+            ]
+        ):
+            client.post(path, json=body, headers=headers)
+            wait_until(lambda number=number: len(sent) > number)  # a stream's is sent behind its last byte
         client.get("/v1/models")
 
     served(engine, ask)
