@@ -135,7 +135,6 @@ class RaySession:
         """
         if of_a_command():
             self.abandon(process.pid for process in self._processes())
-            self._thread = None
             return
         late = replace(self)
         self._forget()
@@ -227,6 +226,7 @@ class RaySession:
             pids: processes of the cluster on this machine that must not stay.
         """
         self.started = self.joined = False
+        self._thread = None  # which would ask it, where the session is closed later
         atexit.unregister(ray.shutdown)
         _ABANDONED.set()
         for pid in pids:

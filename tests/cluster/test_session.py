@@ -19,6 +19,7 @@ from ray._private.worker import _maybe_modify_runtime_env
 from raylaunch import ray_private
 from raylaunch.background import Background
 from raylaunch.cluster import session
+from raylaunch.cluster.ray_thread import RayThread
 from raylaunch.cluster.session import RaySession, _joining_failed
 from raylaunch.errors import LaunchError
 from raylaunch.ray_private import UV, workers_without_uv
@@ -183,3 +184,14 @@ def test_a_shutdown_that_comes_to_no_end_is_waited_for_once(monkeypatch: pytest.
         waits.append(time.monotonic() - began)
     assert waits[0] > 0.25
     assert waits[1] < 0.1
+
+
+def test_a_session_that_was_left_asks_nothing_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its group has found Ray's head gone: Ray's own end would wait for it."""
+    monkeypatch.setattr(session, "_ABANDONED", threading.Event())
+    monkeypatch.setattr(session.atexit, "unregister", lambda _: None)
+    asked = threading.Event()
+    left = RaySession(started=True, _thread=RayThread(lambda: None, asked.set))
+    left.abandon()
+    left.close()
+    assert not asked.wait(0.1)

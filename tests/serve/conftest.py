@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from raylaunch.cluster.session import enter
 from raylaunch.config import LaunchConfig, ServeConfig
 from raylaunch.engine import Engine
 from raylaunch.serve import bind, build_app
@@ -94,5 +95,9 @@ def live() -> Iterator[Live]:
     changes = [*shapes, "capture.enabled=false", "deadlines.health=20"]
     config = LaunchConfig.default(changes)
     settings = ServeConfig(port=0, chat_template=TEMPLATE)
-    with Engine(config) as engine, served(engine, settings) as found:
-        yield found
+    session = enter(None, 8, "raylaunch")  # room for tests that launch engines of their own beside it
+    try:
+        with Engine(config) as engine, served(engine, settings) as found:
+            yield found
+    finally:
+        session.close()

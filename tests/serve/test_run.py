@@ -253,7 +253,7 @@ def test_requests_that_outlast_the_drain_are_ended():
 @pytest.mark.slow
 def test_a_lost_group_ends_the_server():
     """Requests are told at once that a rank is lost; the last line says why: ``ray job submit`` shows a failed job."""
-    with serving() as (process, url, lines):
+    with serving("--set", "recovery.rebuilds=0") as (process, url, lines):
         body = {"text": "1+1=", "stream": True, "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True}}
         with httpx.stream("POST", f"{url}/generate", json=body, timeout=60) as stream:
             pieces = stream.iter_text()
