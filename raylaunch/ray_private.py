@@ -23,7 +23,7 @@ WORKERS = "--python_worker_command="
 UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 HANDLERS_INSTALLED = "_ZN3ray6RayLog36is_failure_signal_handler_installed_E"
 """``ray::RayLog::is_failure_signal_handler_installed_``"""
-_OUTLASTED: dict[bytes, float] = {}  # until when the end of a session is waited for, by Ray's id of this process in it
+_OUTLASTED: dict[int, float] = {}  # until when the end of which core is waited for
 
 HEAD_PROBE = """
 import socket
@@ -80,10 +80,12 @@ def outlast_shutdown() -> None:
 
     One that a signal has ended in its midst comes to no end: all who ask wait :data:`SHUTDOWN_S` for it together."""
     worker = ray._private.worker.global_worker
+    core = id(getattr(worker, "core_worker", None))  # which may not be asked anything any more, not even its own id
     while not worker.connected and hasattr(worker, "core_worker"):
-        if time.monotonic() > _OUTLASTED.setdefault(worker_id(), time.monotonic() + SHUTDOWN_S):
+        if time.monotonic() > _OUTLASTED.setdefault(core, time.monotonic() + SHUTDOWN_S):
             return
         time.sleep(0.01)
+    _OUTLASTED.pop(core, None)
 
 
 def start_no_other_session() -> None:

@@ -171,9 +171,19 @@ def test_who_notices_that_ray_is_shut_down_waits_until_it_is(monkeypatch: pytest
     assert "Ray was shut down in this process" in said.result()
 
 
+class EndedWorker:
+    """Ray's, whose core has ended: what asks it ends the process."""
+
+    connected, core_worker = False, object()
+
+    @property
+    def worker_id(self) -> bytes:
+        raise SystemExit(1)
+
+
 def test_a_shutdown_that_comes_to_no_end_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal has ended it in its midst."""
-    worker = SimpleNamespace(connected=False, core_worker=object(), worker_id=b"ended in its midst")
+    worker = EndedWorker()
     monkeypatch.setattr(ray._private.worker, "global_worker", worker)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray_private, "SHUTDOWN_S", 0.3)
