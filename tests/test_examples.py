@@ -82,7 +82,7 @@ def test_submitting_a_job() -> None:
         wrong = "python -m raylaunch generate nowhere.yaml --prompt 1+1="
         done = head.run(str(head.python), str(EXAMPLES / "submit_job.py"), wrong)
         assert done.returncode == 2
-        assert done.stdout.splitlines()[-2].startswith("ConfigError CONFIG = 'nowhere.yaml': no such file")
+        assert done.stdout.splitlines()[-2].startswith("ConfigError MODEL = 'nowhere.yaml': no such file")
         assert head.held() == set()
     finally:
         head.stop()
