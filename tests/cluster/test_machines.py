@@ -41,7 +41,7 @@ def test_a_node_says_what_it_has_or_why_not() -> None:
     cluster.add_node(num_cpus=3, object_store_memory=80_000_000)
     ray.init(cluster.address, log_to_driver=False)
     try:
-        (answer,) = ask_each_kind(cluster_nodes(), os.getpid).values()
+        (answer,) = ask_each_kind(cluster_nodes(), lambda: os.getpid()).values()
         assert answer not in (0, os.getpid())
         (reason,) = ask_each_kind(cluster_nodes(), lambda: 1 / 0).values()
         assert reason == "does not say what it has: ZeroDivisionError: division by zero"
