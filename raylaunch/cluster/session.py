@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 import psutil
@@ -63,6 +63,7 @@ class RaySession:
     _raylet: tuple[str, int] | None = None  # of this process's own node
     _worker: bytes = b""  # Ray's id of this process, another one after every ray.init
     _refused_since: float | None = None
+    _ending: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def close(self) -> None:
         """Leaves or ends the session if it is ours; the caller's is left alone. May be called twice.
@@ -79,17 +80,18 @@ class RaySession:
                     heir._thread, heir._answers_sigterm = self._thread, self._answers_sigterm
                 self._forget()
                 return
-        try:
-            if (self.started or self.joined) and self.current() and self._refuses():
-                self.abandon()
-            elif self._thread is not None:
-                try:
-                    outlast(self._thread.over, END_S)
-                finally:
-                    if not self._thread.over(0):
-                        self.abandon(process.pid for process in self._processes())
-        finally:
-            self._give_back()
+        with self._ending:  # a second one waits: the process may end once this has returned
+            try:
+                if (self.started or self.joined) and self.current() and self._refuses():
+                    self.abandon()
+                elif (thread := self._thread) is not None:
+                    try:
+                        outlast(thread.over, END_S)
+                    finally:
+                        if not thread.over(0):
+                            self.abandon(process.pid for process in self._processes())
+            finally:
+                self._give_back()
 
     def _forget(self) -> None:
         self.started = self.joined = self._answers_sigterm = False

@@ -205,3 +205,21 @@ def test_a_session_that_was_left_asks_nothing_when_it_is_closed(monkeypatch: pyt
     left.abandon()
     left.close()
     assert not asked.wait(0.1)
+
+
+def test_two_who_close_a_session_both_return_when_it_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that starts an engine, and the one that a signal has told to end it: the process ends then."""
+    monkeypatch.setattr(session.private_cluster, "remove_token", lambda folder, in_use: Path(folder).rmdir())
+    (folder := tmp_path / "token").mkdir()
+    ended = threading.Event()
+    one = RaySession(started=True, _token_folder=str(folder), _worker=b"another", _thread=RayThread(int, ended.wait))
+    first, second = Background(one.close), Background(one.close)
+    assert not first.done(0.1)
+    assert not second.done(0.1)
+    ended.set()
+    for closing in (first, second):
+        assert closing.done(2)
+        assert not folder.exists()
+        closing.result()
