@@ -144,8 +144,8 @@ def lacking(name: str) -> str | None:
 
 
 def save_family(name: str, folder: Path) -> Path:
-    """Makes the model ``name`` in ``folder / families / name``, unless it is there, and returns that path."""
-    path = folder / "families" / name  # other tests have models of these names too
+    """Makes the model ``name`` in ``folder / name``, unless it is there, and returns that path."""
+    path = folder / name
     if not path.exists():
         kind, own = (FAMILIES | ONE_RANK)[name] if name not in REFUSED else REFUSED[name][:2]
         torch.manual_seed(0)

@@ -32,6 +32,12 @@ BATCHES = 5  # of models: two processes and transformers are started once for ea
 UNDIVIDED = "its layers cannot be divided among ranks; use 1 rank"
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of their own: other tests make other models of some of these names."""
+    return tmp_path_factory.mktemp("families")
+
+
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     transformers.logging.disable_progress_bar()
