@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import contextlib
 import signal
 import tempfile
@@ -148,7 +149,8 @@ def test_eight_cells_two_at_a_time_interrupted_and_resumed(folder: Path) -> None
     again = start(folder, EIGHT)  # nothing is due, so there is no Ray either
     code, out, _ = finish(again)
     assert (code, written(folder)) == (1, lines)
-    assert (folder / "out" / "prefill-median.png").is_file()
+    drawn = importlib.util.find_spec("matplotlib") is not None  # of the extra `bench`
+    assert (folder / "out" / "prefill-median.png").is_file() == drawn
 
 
 def test_a_sweep_that_is_killed_leaves_nothing_and_goes_on(folder: Path) -> None:
