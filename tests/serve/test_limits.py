@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 
@@ -73,35 +74,30 @@ def test_a_body_that_does_not_come(engine, monkeypatch):
     assert exchange.status == 408
 
 
+class Dripping(Exchange):
+    """Its body comes in pieces, each after 50 ms, with whether there are more."""
+
+    def __init__(self, engine, pieces):
+        super().__init__(build_app(engine, ServeConfig()), "/generate")
+        self.pieces, self.received = iter(pieces), 0
+
+    async def _receive(self):
+        self.received += 1
+        await asyncio.sleep(0.05)
+        body, more = next(self.pieces)
+        return {"type": "http.request", "body": body, "more_body": more}
+
+
 def test_a_body_that_comes_byte_by_byte_is_not_waited_for(engine, monkeypatch):
     monkeypatch.setattr(limits, "BODY_S", 0.2)
-
-    class Dripping(Exchange):
-        received = 0
-
-        async def _receive(self):
-            self.received += 1
-            await asyncio.sleep(0.05)
-            return {"type": "http.request", "body": b" ", "more_body": True}
-
-    exchange = Dripping(build_app(engine, ServeConfig()), "/generate")
+    exchange = Dripping(engine, itertools.repeat((b" ", True)))
     asyncio.run(asyncio.wait_for(exchange.run(), 5))
     assert (exchange.status, exchange.received <= 5) == (408, True)
 
 
 def test_a_large_body_that_comes_slowly_and_steadily_is_taken(engine, monkeypatch):
     monkeypatch.setattr(limits, "BODY_S", 0.2)
-
-    class Slow(Exchange):
-        received = 0
-
-        async def _receive(self):
-            self.received += 1
-            await asyncio.sleep(0.05)
-            body = b'{"text":"1+1="}' if self.received == 10 else b" " * limits.SLOWEST
-            return {"type": "http.request", "body": body, "more_body": self.received < 10}
-
-    exchange = Slow(build_app(engine, ServeConfig()), "/generate")
+    exchange = Dripping(engine, [*[(b" " * limits.SLOWEST, True)] * 9, (b'{"text":"1+1="}', False)])
     asyncio.run(asyncio.wait_for(exchange.run(), 5))
     assert exchange.status == 200
 
