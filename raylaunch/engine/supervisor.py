@@ -16,7 +16,7 @@ import psutil
 from raylaunch.cluster.session import RELEASE_PATIENCE_S, enter
 from raylaunch.config import LaunchConfig
 from raylaunch.engine.asking import kept_metrics, rank_healths
-from raylaunch.engine.handover import hand_over
+from raylaunch.engine.handover import WATCH_S, hand_over
 from raylaunch.engine.health import Condition, Health, readiness
 from raylaunch.engine.recovery import Budget, Loss, launches_left, restart_policy
 from raylaunch.errors import LaunchError, launch_error
@@ -37,7 +37,6 @@ from raylaunch.startup.signals import of_a_command
 from raylaunch.tracing.export import Tracer, open_tracer
 from raylaunch.tracing.spans import launch_span
 
-WATCH_S = 0.1
 STOP_S = 2.0
 
 log = logging.getLogger(__name__)

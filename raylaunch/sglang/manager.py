@@ -140,16 +140,13 @@ class TokenizerSide:
 
     def input_of(self, request_id: str, prepared: Prepared) -> Any:
         """SGLang's object for a request. ``sent`` of it is set once the ranks were sent it."""
-        from sglang.srt.managers.io_struct import GenerateReqInput
-
         prompt = {"text": prepared.text} if prepared.text is not None else {"input_ids": prepared.ids}
-        return GenerateReqInput(
+        return _input(
             **prompt,
             rid=request_id,
             image_data=list(prepared.images) or None,
             sampling_params=sampling_parameters(prepared.params, self.settled.preferred_sampling_params or ()),
             **logprob_arguments(prepared.params),
-            stream=True,
         )
 
     async def stream(self, given: Any) -> AsyncGenerator[dict[str, Any], None]:
@@ -163,9 +160,7 @@ class TokenizerSide:
                 yield output
 
     def _send(self, **arguments: Any) -> AsyncGenerator[dict[str, Any], None]:
-        from sglang.srt.managers.io_struct import GenerateReqInput
-
-        return self.stream(GenerateReqInput(stream=True, **arguments))
+        return self.stream(_input(**arguments))
 
     async def one_token(self) -> None:
         """Asks the ranks for a token as SGLang's own health does: of ranks that are busy any output is the answer.
@@ -379,3 +374,10 @@ class TokenizerSide:
                 # One bad message must not silence all that follow; whose answer it was cannot be told.
                 log.exception("an output of the ranks could not be delivered")
                 self._fail_all(f"an output could not be delivered: {type(error).__name__}: {error}", ranks_go_on=True)
+
+
+def _input(**arguments: Any) -> Any:
+    """SGLang's own object for a request, whose answer comes as it grows."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    return GenerateReqInput(stream=True, **arguments)
