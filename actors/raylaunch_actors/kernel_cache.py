@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raylaunch_actors.fingerprint import package_version
+from raylaunch_actors.preload import own_cache
 
 CACHED_BY = ("sglang", "sglang-kernel", "torch", "triton", "flashinfer-python")
 BUILT = "built"  # in the folder: a file for each kind of launch that has built all it needs, and its lock
@@ -51,7 +52,7 @@ def folder_of(root: str | None) -> Path:
     Args:
         root: what ``engine.sglang.cache_dir`` says.
     """
-    base = Path(root).expanduser() if root else Path.home() / ".cache" / "raylaunch"
+    base = Path(root).expanduser() if root else own_cache()
     return base / "_".join(f"{name}-{package_version(name)}" for name in CACHED_BY)
 
 

@@ -35,7 +35,14 @@ from importlib.machinery import (
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-BYTECODE = Path("~/.cache/raylaunch/bytecode").expanduser()
+
+def own_cache() -> Path:
+    """The folder of what raylaunch keeps for this user and can make again; one that cannot be made without a home."""
+    home = os.path.expanduser("~")
+    return Path(os.devnull if home == "~" else home, ".cache", "raylaunch")
+
+
+BYTECODE = own_cache() / "bytecode"
 NOT_USED = ("sklearn",)
 """What transformers imports for one function of its own generation, and takes seconds with all that comes along."""
 MARK = "keeps_bytecode"

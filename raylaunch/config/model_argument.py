@@ -78,7 +78,7 @@ def launch_name(model: str) -> str:
 
 
 def choose_engine(
-    *, sglang: str, tested: Iterable[str], gpus: int, nodes: int, device: str, args: Mapping[str, object]
+    *, sglang: str, tested: Iterable[str], gpus: int, device: str, args: Mapping[str, object]
 ) -> tuple[Literal["sglang", "reference"], str]:
     """The engine of a launch that names none, and why.
 
@@ -86,7 +86,6 @@ def choose_engine(
         sglang: the installed version of SGLang, or ``absent``.
         tested: versions that raylaunch was run with.
         gpus: how many this machine has.
-        nodes: over which the ranks are spread.
         device: ``engine.device``.
         args: SGLang's arguments, where there are any.
     """
@@ -98,8 +97,6 @@ def choose_engine(
         return "reference", f"SGLang {sglang} is installed, which raylaunch was never run with"
     if device == "cpu":
         return "reference", "it is to run on CPUs"
-    if nodes > 1:
-        return "reference", f"the ranks are spread over {nodes} nodes, and SGLang's would have to be on one"
     if not gpus:
         return "reference", "there is no GPU here"
     return "sglang", f"SGLang {sglang} is installed, and there {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'}"

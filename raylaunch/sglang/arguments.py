@@ -24,8 +24,6 @@ from raylaunch.sglang.source import (
     misfits,
 )
 
-FIT = Path("~/.cache/raylaunch/fits").expanduser()
-"""Has a file for each SGLang that all hooks were found to fit."""
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Where prometheus_client looks for the folder that processes leave their metrics in."""
 log = logging.getLogger(__name__)
@@ -246,11 +244,12 @@ def check_load_format(config: LaunchConfig, folder: Path) -> None:
 
 def misfit(folder: Path) -> list[str]:
     """What raylaunch hooks or calls and SGLang has not, or has with other parameters."""
+    from raylaunch_actors.preload import own_cache
     from raylaunch_actors.sglang_engine import hooked as hooked_by_ranks
 
     hooks = (*hooked.EVERY, *hooked_by_ranks.EVERY)
-    mark = FIT / digest_of(hooks, folder)
-    if mark.exists():  # reading it again takes a second
+    mark = own_cache() / "fits" / digest_of(hooks, folder)
+    if mark.exists():  # all hooks were found to fit; reading it again takes a second
         return []
     problems = misfits(hooks, folder)
     if not problems:

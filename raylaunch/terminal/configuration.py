@@ -77,7 +77,6 @@ def _engine(config: LaunchConfig, args: dict[str, Any]) -> tuple[str, str]:
         sglang=installed_version(),
         tested=TESTED,
         gpus=len(find_gpus()[0]),
-        nodes=config.parallel.nodes,
         device=config.engine.device,
         args=args or config.engine.sglang.args,
     )

@@ -20,6 +20,16 @@ told = {"pid": os.getpid(), "arguments": sys.argv[1:], "folder": os.getcwd(), "v
 print(json.dumps(told), flush=True)
 sys.exit(7)
 """
+HOMELESS = """
+import pwd
+def unknown(user): raise KeyError(user)
+pwd.getpwuid = unknown
+from raylaunch_actors import kernel_cache, preload
+import raylaunch.model_check
+preload.keep_bytecode()
+import kept_module
+print(kernel_cache.holding(None).files, kept_module.VALUE)
+"""
 KEEPING = """
 import sys
 from pathlib import Path
@@ -124,3 +134,18 @@ def test_a_function_that_keeps_what_it_returns_is_called(tmp_path: Path, monkeyp
     assert sys.modules["keeps_much"].kept == [1]
     preload.import_all(["keeps_much:much"], lambda: False)
     assert sys.modules.pop("keeps_much").kept == [1]
+
+
+def test_without_a_home_nothing_is_kept(tmp_path: Path) -> None:
+    """As in a container whose user has no entry in /etc/passwd."""
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    for one in (source, folder):
+        one.mkdir()
+    (source / "kept_module.py").write_text("VALUE = 7\n")
+    more = {"PYTHONPATH": os.pathsep.join([str(source), *sys.path]), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {name: value for name, value in os.environ.items() if name != "HOME"} | more
+    done = subprocess.run(
+        [sys.executable, "-c", HOMELESS], capture_output=True, text=True, check=False, env=env, cwd=folder, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "{} 7\n"), done.stderr
+    assert not list(folder.iterdir())

@@ -97,7 +97,7 @@ def test_a_launch_is_named_after_its_model(path, name):
     LaunchConfig.from_dict({"name": name, "model": {"path": "x/y"}})
 
 
-HERE = {"sglang": "1.0", "tested": ["1.0"], "gpus": 2, "nodes": 1, "device": "auto", "args": {}}
+HERE = {"sglang": "1.0", "tested": ["1.0"], "gpus": 2, "device": "auto", "args": {}}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,6 @@ HERE = {"sglang": "1.0", "tested": ["1.0"], "gpus": 2, "nodes": 1, "device": "au
         ({"sglang": "absent"}, "reference", "not installed"),
         ({"sglang": "0.9"}, "reference", "0.9 is installed, which raylaunch was never run with"),
         ({"device": "cpu"}, "reference", "CPUs"),
-        ({"nodes": 2}, "reference", "over 2 nodes"),
         ({"gpus": 0, "args": {"attention_backend": "fa3"}}, "sglang", "arguments of SGLang's"),
     ],
 )

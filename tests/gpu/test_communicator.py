@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
+from raylaunch_actors.communicator.nccl import NcclAllReduce
+from raylaunch_actors.communicator.process_group import NotOpened, connect_store, open_store
 from raylaunch_actors.graphs.probes import QUEUED, Probes
 
 from raylaunch import Engine, LaunchConfig, LaunchError
 from raylaunch.protocol import CommunicatorFacts, Gate, Route
+from tests.communicator.ranks import Channel, check, run
 from tests.gpu.conftest import gpus
 from tests.gpu.test_faults import OTHER_HOST, OVER_SOCKETS
 
@@ -106,3 +111,33 @@ def test_symmetric_memory_or_the_reason_why_not(two_ranks: LaunchConfig) -> None
         return
     text, facts, registered = launched(config)
     assert (text, facts.kind, registered) == ("42", "symmetric-one-shot", [0, 0])
+
+
+class Unsure(NcclAllReduce):
+    """Says that it could not connect after it has."""
+
+    def open(self) -> None:
+        with mock.patch("torch.cuda.synchronize", side_effect=RuntimeError("no way")):
+            super().open()
+
+
+def _left(channel: Channel) -> tuple[str, bool]:
+    torch.cuda.set_device(channel.rank)
+    server = open_store("127.0.0.1") if channel.rank == 0 else None
+    store = connect_store(channel.exchange(server.address if server else None)[0], 20)
+    kind = Unsure if channel.rank == 1 else NcclAllReduce
+    communicator = kind(store, channel.rank, 2, deadline_s=2, open_s=20)
+    try:
+        communicator.open()
+    except NotOpened as fault:
+        time.sleep(5)  # longer than NCCL's watchdog lets a collective wait
+        channel.exchange(None)
+        return fault.message, communicator._group is None
+    return "", False
+
+
+@pytest.mark.skipif(gpus() < 2, reason="NCCL needs a GPU for each rank")
+def test_a_group_that_a_peer_could_not_join_is_left() -> None:
+    for message, is_gone in check(run(2, _left)):
+        assert message == "on rank 1: NCCL does not connect: no way"
+        assert is_gone

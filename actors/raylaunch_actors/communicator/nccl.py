@@ -12,6 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from raylaunch.errors import RankFault
 from raylaunch_actors.communicator.base import require_capture
 from raylaunch_actors.communicator.process_group import opened_alike
 from raylaunch_actors.communicator.streams import NothingRecorded
@@ -41,15 +42,20 @@ class NcclAllReduce(NothingRecorded):
         """
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = self._deadline
-        store, problem = dist.PrefixStore("nccl", self._store), ""
+        store, problem, group = dist.PrefixStore("nccl", self._store), "", None
         try:
             group = dist.ProcessGroupNCCL(store, self.rank, self.world_size, options)
             group.allreduce([torch.zeros(1, device="cuda")]).wait(timedelta(seconds=self._open_s))
             torch.cuda.synchronize()
-            self._group = group
         except RuntimeError as error:
             problem = f"NCCL does not connect: {error}"
-        opened_alike(store, self.rank, self.world_size, problem, self._open_s)
+        try:
+            opened_alike(store, self.rank, self.world_size, problem, self._open_s)
+        except RankFault:
+            if group is not None:  # its watchdog would end a process that does without it
+                group.abort()
+            raise
+        self._group = group
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return self.reduce_in_place(x.clone(memory_format=torch.contiguous_format))

@@ -14,6 +14,7 @@ import contextlib
 import torch
 import torch.distributed as dist
 
+from raylaunch.errors import RankFault
 from raylaunch_actors.communicator.base import require_capture
 from raylaunch_actors.communicator.process_group import opened_alike
 from raylaunch_actors.communicator.streams import NothingRecorded, reduce_in_parts
@@ -65,7 +66,11 @@ class SymmetricMemoryAllReduce(NothingRecorded):
             self._buffer = buffer
         except (RuntimeError, TypeError) as error:
             problem = f"symmetric memory cannot be set up: {error}"
-        opened_alike(store, self.rank, self.world_size, problem, self._open_s)
+        try:
+            opened_alike(store, self.rank, self.world_size, problem, self._open_s)
+        except RankFault:
+            self.close()
+            raise
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         if torch.cuda.is_current_stream_capturing():
