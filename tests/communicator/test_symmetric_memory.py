@@ -18,7 +18,7 @@ def test_torch_finds_the_group_and_its_store():
     try:
         group = c10d._resolve_process_group("raylaunch-test")
         assert group is kept
-        assert (group.rank(), group.size()) == (1, 2)
+        assert (group.rank(), group.size(), group.group_name) == (1, 2, "raylaunch-test")
         group.get_group_store().set("handle", "1")
         assert store.get("handle") == b"1"
     finally:

@@ -25,8 +25,9 @@ OPERATIONS = {"symmetric-one-shot": "one_shot_all_reduce", "symmetric-two-shot":
 def missing_support() -> str:
     """Why this build of torch cannot do it, or ""."""
     try:
-        from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory  # noqa: F401
+        from torch._C._distributed_c10d import FakeProcessGroup, _register_process_group, _SymmetricMemory  # noqa: F401
 
+        FakeProcessGroup._create_internal  # noqa: B018
         for name in ("set_group_info", "empty_strided_p2p", "rendezvous"):
             getattr(_SymmetricMemory, name)
         for name in OPERATIONS.values():
@@ -54,7 +55,10 @@ class SymmetricMemoryAllReduce(NothingRecorded):
         self._registered: dist.ProcessGroup | None = None
 
     def open(self) -> None:
-        """Maps the peers' buffers; every rank has to call it. Raises NotOpened, on every rank, if torch cannot."""
+        """Maps the peers' buffers and reduces once; every rank has to call it.
+
+        Raises NotOpened, on every rank, if torch cannot.
+        """
         from torch._C._distributed_c10d import _SymmetricMemory
 
         store, problem = dist.PrefixStore(self._group, self._store), ""
@@ -64,6 +68,8 @@ class SymmetricMemoryAllReduce(NothingRecorded):
             buffer = _SymmetricMemory.empty_strided_p2p((self.max_bytes,), (1,), torch.uint8, device, None)
             _SymmetricMemory.rendezvous(buffer, self._group)
             self._buffer = buffer
+            self.all_reduce(torch.zeros(1, device=device))
+            torch.cuda.synchronize()
         except (RuntimeError, TypeError) as error:
             problem = f"symmetric memory cannot be set up: {error}"
         try:
@@ -97,14 +103,18 @@ class SymmetricMemoryAllReduce(NothingRecorded):
 
 
 def register_group(name: str, store: dist.Store, rank: int, world_size: int) -> dist.ProcessGroup:
-    """Enters a group without a backend in torch's two global registries: its versions ask one or the other.
+    """Enters a group in torch's two global registries: its versions ask one or the other.
 
-    All that symmetric memory wants of a group is its store, which the handles are exchanged through. It is registered
-    only as long as what is returned is kept.
+    All that symmetric memory wants of a group is its name, and its store, which the handles are exchanged through. It
+    is registered only as long as what is returned is kept.
     """
-    from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory
+    from torch._C._distributed_c10d import FakeProcessGroup, _register_process_group, _SymmetricMemory
 
     group = dist.ProcessGroup(store, rank, world_size)
+    # a group's name, which torch 2.14 asks for, is kept by its backends: this one connects nobody
+    nobody = FakeProcessGroup._create_internal(rank, world_size)
+    group._register_backend(torch.device("cuda"), dist.ProcessGroup.BackendType.CUSTOM, nobody)
+    group._set_group_name(name)
     _register_process_group(name, group)
     _SymmetricMemory.set_group_info(name, rank, world_size, store)
     return group
