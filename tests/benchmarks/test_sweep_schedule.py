@@ -72,6 +72,7 @@ def test_starts_come_in_rounds_and_what_is_there_is_not_due(tmp_path: Path) -> N
     assert left(line_of(one, error="no"), line_of(one), retry_failed=True) == [(1, 1), (0, 2), (1, 2)]
     assert left(line_of(one, error="no"), line_of(one)) == [(1, 1), (0, 2), (1, 2)]
     assert left(*(line_of(cell, start) for cell in (one, two) for start in (1, 2, 3))) == []
+    assert left(line_of(one, 3, error="no")) == left()  # of a file that asked for more starts
 
 
 @pytest.mark.parametrize(

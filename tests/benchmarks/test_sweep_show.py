@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from raylaunch.benchmarks.sweep import run as sweep_run
 from raylaunch.benchmarks.sweep.command import as_text
 from raylaunch.benchmarks.sweep.lines import NAME
 from raylaunch.benchmarks.sweep.plan import Cell
@@ -56,7 +57,7 @@ def measured(cells: list[Cell]) -> list[dict[str, Any]]:
 @pytest.fixture
 def rows(tmp_path: Path) -> list[Row]:
     _, cells = sweep_of(tmp_path, GRID)
-    return rows_of(cells, measured(cells))
+    return rows_of(cells, measured(cells), 2)
 
 
 def words(line: str) -> list[str]:
@@ -106,9 +107,9 @@ def test_starts_that_ran_beside_others_on_a_node_and_other_versions_are_told(tmp
         return line_of(cells[cell], beside=[f"{cells[beside].id}/1"], ranks=ranks, versions={"torch": torch})
 
     alone = [on("a", 0, 1), on("b", 1, 0)]
-    assert notes(rows_of(cells, alone), 1) == []
+    assert notes(rows_of(cells, alone, 1), 1) == []
     together = [on("a", 0, 1), on("a", 1, 0), on("b", 2, 3, "2.13")]
-    shared, versions = notes(rows_of(cells, together), 1)
+    shared, versions = notes(rows_of(cells, together, 1), 1)
     assert shared.startswith("2 starts shared a node with others")
     assert versions == "not all were measured with the same versions: torch 2.11; torch 2.13"
 
@@ -117,7 +118,7 @@ def test_a_setting_is_called_as_its_option_or_by_the_end_of_its_name(tmp_path: P
     text = "measure: launch\ngrid: {nodes: [1, 2], engine.threads: [1, 2], capture.enabled: [true, false]}\n"
     text += "cells: [{tp: 4}]"
     _, cells = sweep_of(tmp_path, text)
-    head = as_text(tables(rows_of(cells, []), 1, "grid")[0][1]).splitlines()[1]
+    head = as_text(tables(rows_of(cells, [], 1), 1, "grid")[0][1]).splitlines()[1]
     assert words(head)[:-2] == ["nodes", "threads", "capture.enabled", "tp", "starts"]
 
 
@@ -154,6 +155,38 @@ def test_drawings(rows: list[Row], tmp_path: Path) -> None:
             assert file.stat().st_size > 5000
 
 
+def test_starts_that_the_file_asks_for_no_more_are_left_out(tmp_path: Path) -> None:
+    text = GRID.replace("starts: 2", "starts: 1")
+    _, cells = sweep_of(tmp_path, text)
+    lines = [
+        *(line_of(cell, 1, figures=figures(10.0)) for cell in cells),
+        line_of(cells[0], 2, figures=figures(90.0)),
+        line_of(cells[1], 2, error="LaunchError F06 [LOAD] rank 1 died"),
+    ]
+    fewer = rows_of(cells, lines, 1)
+    title, _ = tables(fewer, 1, "grid")[0]
+    assert (title, notes(fewer, 1)) == ("grid: 4 cells, 4 of 4 starts measured", [])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ran = run("bench", "sweep", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out"))
+    assert (ran.code, "4 of 4 starts measured" in ran.stdout) == (0, True)
+
+
+def test_an_interrupted_sweep_counts_each_start_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_run, "run_sweep", interrupted)
+    _, cells = sweep_of(tmp_path, GRID)
+    retried = [line_of(cells[0], error="no"), line_of(cells[0]), line_of(cells[0], 3)]
+    (tmp_path / "out").mkdir()
+    lines = [*retried, {**line_of(cells[0]), "cell": "of another file"}]
+    (tmp_path / "out" / NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ran = run("bench", "sweep", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out"))
+    assert ran.code == 130
+    assert ran.stderr.startswith("1 of 8 starts have a result: the same command goes on\n")
+
+
 def test_for_programs(rows: list[Row]) -> None:
     first, _, failed, _ = summary(rows)
     assert first["settings"] == {"capture.enabled": True, "parallel.tensor_parallel_size": 1}
@@ -185,3 +218,15 @@ def test_a_secret_is_in_no_file(tmp_path: Path) -> None:
     lines = (tmp_path / "out" / NAME).read_text()
     assert lines.count("must divide the model's num_attention_heads") == 2
     assert "hf_" not in lines + ran.stdout + ran.stderr
+
+
+def test_a_cell_that_has_become_impossible_keeps_what_was_measured_of_it(tmp_path: Path) -> None:
+    _, (cell,) = sweep_of(tmp_path, "measure: launch\nstarts: 3\ncells: [{tp: 3}]")
+    good = line_of(cell, 1, figures=figures(10.0))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / NAME).write_text(json.dumps(good) + "\n")
+    for options in ((), ("--retry-failed",)):  # the same error is written once
+        ran = run("bench", "sweep", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "out"), *options)
+        first, second = (json.loads(line) for line in (tmp_path / "out" / NAME).read_text().splitlines())
+        assert (ran.code, first, second["start"]) == (1, good, 2)
+        assert "must divide the model's num_attention_heads" in second["error"]

@@ -47,7 +47,7 @@ def bench_sweep(
         from raylaunch.benchmarks.sweep.lines import NAME, ResultsFile, read_lines
         from raylaunch.benchmarks.sweep.plan import base_of, cells_of, read_sweep
         from raylaunch.benchmarks.sweep.run import run_sweep
-        from raylaunch.benchmarks.sweep.show import notes, rows_of, summary, tables
+        from raylaunch.benchmarks.sweep.show import how_far, notes, rows_of, summary, tables
         from raylaunch.config.paths import absolute
         from raylaunch.terminal.machine import describe_machine
 
@@ -71,10 +71,11 @@ def bench_sweep(
                     with progress(sweep, cells, results.lines) as show:
                         run_sweep(sweep, cells, base, results, show, retry_failed=retry_failed)
                 except KeyboardInterrupt:
-                    typer.echo(f"{len(results.lines)} starts have a result: the same command goes on", err=True)
+                    done = how_far(rows_of(cells, results.lines, sweep.starts), sweep.starts)
+                    typer.echo(f"{done}: the same command goes on", err=True)
                     raise
             lines = results.lines
-        rows = rows_of(cells, lines)
+        rows = rows_of(cells, lines, sweep.starts)
         said = [f"{title}\n{as_text(one)}" for title, one in tables(rows, sweep.starts, path.stem)]
         said += notes(rows, sweep.starts)
         if unknown := {line["cell"] for line in lines} - {cell.id for cell in cells}:
@@ -123,10 +124,10 @@ def progress(sweep: Sweep, cells: Sequence[Cell], lines: Sequence[dict[str, Any]
     from rich.live import Live
     from rich.text import Text
 
-    from raylaunch.benchmarks.sweep.show import columns_of, in_words, label, rows_of
+    from raylaunch.benchmarks.sweep.show import columns_of, how_far, in_words, label, rows_of
 
-    console, whole = stderr_console(), len(cells) * sweep.starts
-    columns = columns_of(rows_of(cells, []))
+    console = stderr_console()
+    columns = columns_of(rows_of(cells, [], sweep.starts))
 
     def name(cell: Cell, start: int) -> str:
         return f"{label(cell, columns)}, start {start} of {sweep.starts}"
@@ -135,12 +136,12 @@ def progress(sweep: Sweep, cells: Sequence[Cell], lines: Sequence[dict[str, Any]
 
         def show(running: Sequence[RunningCell], line: dict[str, Any] | None) -> None:
             if line is not None:
-                row = next(row for row in rows_of(cells, [line]) if row.lines)
+                row = next(row for row in rows_of(cells, [line], sweep.starts) if row.lines)
                 said = f"{name(row.cell, line['start'])}: {row.error or in_words(row)}"
                 console.print(said, markup=False, soft_wrap=True)
             if live is not None:
                 now = [f"  {name(one.cell, one.number)}: {one.at}" for one in running]
-                done = sum(len(row.lines) for row in rows_of(cells, lines))
-                live.update(Text("\n".join([f"{done} of {whole} starts have a result", *now])), refresh=True)
+                done = how_far(rows_of(cells, lines, sweep.starts), sweep.starts)
+                live.update(Text("\n".join([done, *now])), refresh=True)
 
         yield show

@@ -23,7 +23,7 @@ from raylaunch.benchmarks.programs import ray_session
 from raylaunch.benchmarks.sweep.cell import ENDING, Job, in_a_line
 from raylaunch.benchmarks.sweep.lines import ResultsFile
 from raylaunch.benchmarks.sweep.plan import Cell, Sweep
-from raylaunch.benchmarks.sweep.schedule import Requests, due, latest, next_start
+from raylaunch.benchmarks.sweep.schedule import Requests, due, first_of_each, latest, next_start
 from raylaunch.errors import ConfigError, LaunchError
 from raylaunch.sglang.children import last_lines
 from raylaunch.terminal.outcome import signals_held
@@ -145,7 +145,7 @@ def run_sweep(
         LaunchError: there is no Ray, or no longer.
     """
     waiting = due(cells, sweep.starts, results.lines, retry_failed=retry_failed)
-    wanted = list({cell.id: cell for cell, _ in waiting}.values())
+    wanted = first_of_each(waiting)
     sweeping = _Sweeping(sweep, results, show)
     launches = sweeping.checked(wanted, resolved)
     if not launches:
@@ -161,7 +161,7 @@ def run_sweep(
             os.environ.setdefault(UV, "0")
         address = ray.get_runtime_context().gcs_address
         nodes = nodes_now(session.ended)
-        able = [cell for cell in wanted if cell.id in launches]
+        able = [(cell, start) for cell, start in wanted if cell.id in launches]
         launches = sweeping.checked(able, lambda cell: in_cluster(launches[cell.id], nodes, address))
         waiting = [(cell, start) for cell, start in waiting if cell.id in launches]
         on_gpus = all(launch.device == "cuda" for launch in launches.values())
@@ -218,17 +218,20 @@ class _Sweeping:
         self._logs = results.folder / LOGS
         self._running: list[RunningCell] = []
 
-    def checked(self, cells: Sequence[Cell], check: Callable[[Cell], ResolvedLaunch]) -> dict[str, ResolvedLaunch]:
-        """The launches of those cells that can be launched, by cell. Of the others the error is written."""
+    def checked(
+        self, wanted: Sequence[tuple[Cell, int]], check: Callable[[Cell], ResolvedLaunch]
+    ) -> dict[str, ResolvedLaunch]:
+        """The launches of those cells that can be launched, by cell. Of the others the error is written, as that of the
+        start that is due: a result of an earlier one stays."""
         launches = {}
-        for cell in cells:
+        for cell, start in wanted:
             try:
                 launches[cell.id] = check(cell)
             except (ConfigError, LaunchError) as error:
-                known = latest(self._results.lines).get((cell.id, 1))
+                known = latest(self._results.lines, start).get((cell.id, start))
                 text = in_a_line(error)
                 if known is None or known["error"] != text:
-                    self._write(cell, 1, {"error": text}, None)
+                    self._write(cell, start, {"error": text}, None)
         return launches
 
     def run(

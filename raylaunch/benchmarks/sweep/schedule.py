@@ -18,15 +18,16 @@ Line = Mapping[str, Any]
 """What is written of one start."""
 
 
-def latest(lines: Iterable[Line]) -> dict[CellStart, Line]:
-    """The last line of each start: one that was tried again has several."""
-    return {(line["cell"], line["start"]): line for line in lines}
+def latest(lines: Iterable[Line], starts: int) -> dict[CellStart, Line]:
+    """The last line of each start: one that was tried again has several. Those beyond ``starts``, of a file that asked
+    for more, are left out."""
+    return {(line["cell"], line["start"]): line for line in lines if line["start"] <= starts}
 
 
 def due(cells: Sequence[Cell], starts: int, lines: Iterable[Line], *, retry_failed: bool) -> list[tuple[Cell, int]]:
     """The starts that there is no result of yet, in rounds over all cells. A cell of which one has failed has no others
     due, unless what has failed is to be tried again."""
-    known = latest(lines)
+    known = latest(lines, starts)
     failed = {cell for (cell, _), line in known.items() if line["error"]}
     result = []
     for start in range(1, starts + 1):
@@ -35,6 +36,14 @@ def due(cells: Sequence[Cell], starts: int, lines: Iterable[Line], *, retry_fail
             if (line is None and cell.id not in failed) or (retry_failed and (line is None or line["error"])):
                 result.append((cell, start))
     return result
+
+
+def first_of_each(waiting: Iterable[tuple[Cell, int]]) -> list[tuple[Cell, int]]:
+    """Each cell with the first of its starts that wait."""
+    firsts: dict[str, tuple[Cell, int]] = {}
+    for cell, start in waiting:
+        firsts.setdefault(cell.id, (cell, start))
+    return list(firsts.values())
 
 
 def next_start(

@@ -81,10 +81,15 @@ class Row:
         return found
 
 
-def rows_of(cells: Sequence[Cell], lines: Sequence[Line]) -> list[Row]:
-    """A row for each cell, with what is known of it."""
-    known = latest(lines).items()
+def rows_of(cells: Sequence[Cell], lines: Sequence[Line], starts: int) -> list[Row]:
+    """A row for each cell, with what is known of its ``starts``."""
+    known = latest(lines, starts).items()
     return [Row(cell, [line for (own, _), line in known if own == cell.id]) for cell in cells]
+
+
+def how_far(rows: Sequence[Row], starts: int) -> str:
+    """How many starts have a result, be it an error, in words."""
+    return f"{sum(len(row.lines) for row in rows)} of {len(rows) * starts} starts have a result"
 
 
 def columns_of(rows: Sequence[Row]) -> dict[str, str]:
