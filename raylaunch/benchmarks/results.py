@@ -16,11 +16,13 @@ from raylaunch.terminal.outcome import written
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all results there.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the results there (needs matplotlib).")]
 
+DIGITS = 9  # nothing that is measured is larger; of thousands Python makes no number
+
 
 def numbers_of(option: str, text: str, example: str) -> list[int]:
     """The positive whole numbers in ``2,4,8``. Raises :class:`ConfigError` that shows ``example``."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and len(part) <= DIGITS and int(part) > 0 for part in parts):
         raise ConfigError(option, text, f"must be {example}")
     return [int(part) for part in parts]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from raylaunch.errors import ConfigError
 from raylaunch.values.encodable import problem_of
+from raylaunch.values.json_lines import from_json, numbered_lines
 
 STDIN = "-"
 OPTION = "--prompt-file"
@@ -37,16 +37,16 @@ def prompts_of(given: Sequence[str] | None, file: str | None) -> tuple[list[str]
         raise ConfigError("--prompt", "", "give one, or --prompt-file FILE, or pipe prompts to standard input")
     as_json = (file or STDIN).endswith(".jsonl")
     name = "standard input" if file in (None, STDIN) else str(file)
-    lines = [(number, line) for number, line in enumerate(_lines(file, name), 1) if line.strip()]
+    lines = _lines(file, name)
     if not lines:
         raise ConfigError(OPTION, name, "holds no prompt")
     return [_prompt(name, number, line, as_json) for number, line in lines], as_json
 
 
-def _lines(file: str | None, name: str) -> list[str]:
+def _lines(file: str | None, name: str) -> list[tuple[int, str]]:
     try:
         data = sys.stdin.buffer.read() if file in (None, STDIN) else Path(os.path.expanduser(str(file))).read_bytes()
-        return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n")]
+        return numbered_lines(data)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(OPTION, name, f"cannot be read: {error}") from None
 
@@ -55,7 +55,7 @@ def _prompt(name: str, number: int, line: str, as_json: bool) -> str:
     text: object = line
     if as_json:
         try:
-            data = json.loads(line)
+            data = from_json(line)
         except ValueError as error:
             raise ConfigError(OPTION, name, f"line {number} is not JSON: {error}") from None
         text = data.get("prompt") if isinstance(data, dict) else None

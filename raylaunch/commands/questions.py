@@ -10,6 +10,7 @@ from pathlib import Path
 
 from raylaunch.errors import ConfigError
 from raylaunch.values.encodable import problem_of
+from raylaunch.values.json_lines import from_json, numbered_lines
 
 Extract = Callable[[str, str], str | None]
 """The answer in a text that ended so (``stop``, ``length``); None if there is none in it."""
@@ -119,15 +120,12 @@ def read_lines(path: str, example: Mapping[str, str], *, strict: bool) -> list[t
         ConfigError: the file cannot be read, is empty, or a line is malformed.
     """
     try:
-        lines = find_data(path).read_text(encoding="utf-8-sig").split("\n")  # other ends of lines may be in texts
+        lines = numbered_lines(find_data(path).read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("--data", path, f"cannot be read: {error}") from None
-    found = [
-        (number, _line(path, number, line, example, strict)) for number, line in enumerate(lines, 1) if line.strip()
-    ]
-    if not found:
+    if not lines:
         raise ConfigError("--data", path, "holds no line; each line is a question and its answer")
-    return found
+    return [(number, _line(path, number, line, example, strict)) for number, line in lines]
 
 
 def _line(path: str, number: int, line: str, example: Mapping[str, str], strict: bool) -> dict[str, str]:
@@ -135,7 +133,7 @@ def _line(path: str, number: int, line: str, example: Mapping[str, str], strict:
         return ConfigError("--data", path, f"line {number} {what}; must be {json.dumps(example)}")
 
     try:
-        data = json.loads(line)
+        data = from_json(line)
     except ValueError as error:
         raise wrong(f"is not JSON ({error})") from None
     if not isinstance(data, dict):
