@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -39,7 +41,17 @@ def test_a_torn_last_line_is_none_and_is_taken_away_before_the_next(torn: bytes,
     assert [line["cell"] for line in read_lines(file)] == ["a", "c"]
 
 
-@pytest.mark.parametrize("text", ["nothing", "{}", "[1]", '{"cell": "a"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nothing",
+        "{}",
+        "[1]",
+        '{"cell": "a"}',
+        '{"cell": "a", "start": "1", "error": null}',
+        pytest.param("[" * 100_000, id="nested deep"),
+    ],
+)
 def test_a_file_of_something_else_is_left_alone(text: str, tmp_path: Path) -> None:
     file = tmp_path / NAME
     file.write_text(f"{json.dumps(LINE)}\n{text}\n{text}")
@@ -68,6 +80,24 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"output = .*cannot be written"):
         ResultsFile(tmp_path / "file")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_filesystem_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:  # as some over a network; none can be mounted here
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ConfigError, match=r"output = .*cannot be locked or written: No locks available"):
+        ResultsFile(tmp_path)
+
+
+def test_results_that_are_no_file_or_in_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output = .*/file': cannot be read: Not a directory"):
+        read_lines(tmp_path / "file" / NAME)
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(ConfigError, match=r"output = .*cannot be read: Is a directory"):
+        read_lines(tmp_path / NAME)
 
 
 def test_a_line_that_cannot_be_written_whole_leaves_the_others_as_they_are(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("measure: launch\nstart: 1", "start = 1: unknown key; did you mean 'starts'"),
         ("measure: launch\nside_by_side: 0", "side_by_side"),
         ("measure: launch\nmodel: ./nowhere.yaml", "MODEL = './nowhere.yaml': no such file"),
+        (f"measure: launch\nmodel: {'x' * 300}.yaml", "MODEL = 'x+.yaml': no such file"),
         ("measure: launch\nsettings: {tp: 3, nodes: 2}", "nodes must divide"),
     ],
 )
@@ -134,8 +135,9 @@ def test_what_is_wrong_with_a_file_is_told_at_once(text: str, message: str, tmp_
 
 
 def test_sweeps_that_ship() -> None:
-    with pytest.raises(ConfigError, match=r"sweeps that ship: .*tiny-cpu"):
-        read_sweep("nowhere")
+    for text in ("nowhere", "x" * 300):
+        with pytest.raises(ConfigError, match=r"no such file; sweeps that ship: .*tiny-cpu"):
+            read_sweep(text)
     for file in (shipped_configs() / "sweeps").glob("*.yaml"):
         sweep, cells = sweep_of_file(file)
         assert cells

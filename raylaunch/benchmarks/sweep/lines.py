@@ -11,26 +11,36 @@ from typing import Any
 
 from raylaunch.errors import ConfigError
 from raylaunch.terminal.outcome import signals_held, written
+from raylaunch.values.json_lines import from_json
 
 NAME = "results.jsonl"
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """What is written there. A last line that is not whole, of a sweep that was killed, is no line yet."""
+    """What is written there. A last line that is not whole, of a sweep that was killed, is no line yet.
+
+    Raises :class:`ConfigError` if it cannot be read, or holds something else.
+    """
     try:
         data = file.read_bytes()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise ConfigError("output", str(file.parent), f"cannot be read: {error.strerror or error}") from None
     lines = []
     for number, text in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         try:
-            line = json.loads(text)
-            line["cell"], line["start"], line["error"]
-        except (ValueError, TypeError, KeyError):
-            expected = f"line {number} is no result of a sweep: take it out"
-            raise ConfigError("output", str(file), expected) from None
+            line = from_json(text)
+        except ValueError:
+            line = None
+        if not _is_result(line):
+            raise ConfigError("output", str(file), f"line {number} is no result of a sweep: take it out")
         lines.append(line)
     return lines
+
+
+def _is_result(line: Any) -> bool:
+    return isinstance(line, dict) and {"cell", "start", "error"} <= line.keys() and isinstance(line["start"], int)
 
 
 class ResultsFile:
@@ -40,7 +50,7 @@ class ResultsFile:
         folder: that it is in.
         lines: all that is written there.
     Raises:
-        ConfigError: it cannot be written, or another sweep writes there.
+        ConfigError: it cannot be written or locked, or another sweep writes there.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,14 +63,18 @@ class ResultsFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.lines = read_lines(self._path)
+            self._file.truncate(self._path.read_bytes().rfind(b"\n") + 1)
         except BlockingIOError:
             self._file.close()
             raise ConfigError("output", str(folder), "another sweep is writing its results there") from None
+        except OSError as error:  # such as of a filesystem over the network without locks, or a device
+            self._file.close()
+            raise ConfigError(
+                "output", str(folder), f"cannot be locked or written: {error.strerror or error}"
+            ) from None
         except BaseException:
             self._file.close()
             raise
-        whole = self._path.read_bytes().rfind(b"\n") + 1
-        self._file.truncate(whole)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Writes one line, which is there once this returns. Raises :class:`Unwritten`."""

@@ -160,7 +160,8 @@ def read_sweep(text: str) -> tuple[Sweep, Path]:
     """The sweep in a file, or of the name of one that ships, and where it is. Raises :class:`ConfigError`."""
     shipped = shipped_configs() / FOLDER
     given = Path(os.path.expanduser(text))
-    file = next((one for one in (given, shipped / f"{text.removesuffix('.yaml')}.yaml") if one.is_file()), None)
+    candidates = (given, shipped / f"{text.removesuffix('.yaml')}.yaml")
+    file = next((one for one in candidates if os.path.isfile(one)), None)  # Path's own raises: see find_config
     if file is None:
         names = ", ".join(sorted(one.stem for one in shipped.glob("*.yaml")))
         raise ConfigError("FILE", text, f"no such file; sweeps that ship: {names}")
@@ -177,7 +178,7 @@ def base_of(sweep: Sweep, file: Path) -> LaunchConfig:
     from raylaunch.terminal.configuration import configuration_of
 
     beside = file.parent / os.path.expanduser(sweep.model or "")
-    config, chosen = configuration_of(str(beside) if sweep.model and beside.exists() else sweep.model, (), ())
+    config, chosen = configuration_of(str(beside) if sweep.model and os.path.exists(beside) else sweep.model, (), ())
     if chosen:
         typer.echo(chosen, err=True)
     settings = _absolute(_flat(sweep.settings), file.parent)

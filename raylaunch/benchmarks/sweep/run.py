@@ -26,7 +26,7 @@ from raylaunch.benchmarks.sweep.plan import Cell, Sweep
 from raylaunch.benchmarks.sweep.schedule import Requests, due, first_of_each, latest, next_start
 from raylaunch.errors import ConfigError, LaunchError
 from raylaunch.sglang.children import last_lines
-from raylaunch.terminal.outcome import signals_held
+from raylaunch.terminal.outcome import signals_held, written
 
 if TYPE_CHECKING:
     from raylaunch.cluster.placement import Node
@@ -242,7 +242,8 @@ class _Sweeping:
         session_ended: Callable[[float], str],
     ) -> None:
         """Runs them all."""
-        self._logs.mkdir(exist_ok=True)
+        with written("output", self._logs):
+            self._logs.mkdir(exist_ok=True)
         try:
             while waiting or self._running:
                 for one in [one for one in self._running if one.over()]:
