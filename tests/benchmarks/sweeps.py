@@ -19,7 +19,7 @@ def sweep_of(folder: Path, text: str) -> tuple[Sweep, list[Cell]]:
 
 def line_of(cell: Cell, start: int = 1, error: str | None = None, **more: Any) -> dict[str, Any]:
     """What is written of a start."""
-    return {"cell": cell.id, "start": start, "settings": dict(cell.shown), "error": error, **more}
+    return {"cell": cell.id, "start": start, "settings": dict(cell.named), "error": error, **more}
 
 
 def settings_of(cells: Sequence[Cell]) -> list[tuple[Any, ...]]:

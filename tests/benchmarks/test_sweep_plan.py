@@ -69,6 +69,17 @@ def test_only_what_varies_is_shown_with_the_bases_value_where_a_cell_has_none(tm
     assert [cell.shown for cell in cells] == [{tp: 1, enabled: True}, {tp: 2, enabled: True}, {tp: 2, enabled: False}]
 
 
+def test_every_setting_of_the_file_is_named_without_secrets(tmp_path: Path) -> None:
+    text = "measure: launch\nsettings: {engine.threads: 2, environment: {HF_TOKEN: hf_x, A: '1'}}\ngrid: {tp: [1, 2]}"
+    text += "\ncells: [{capture.enabled: false, environment.HF_TOKEN: hf_y}]"
+    _, cells = sweep_of(tmp_path, text)
+    common = {"engine.threads": 2, "environment.HF_TOKEN": "***", "environment.A": "1"}
+    assert [cell.named for cell in cells] == [
+        {**common, "parallel.tensor_parallel_size": tp, "capture.enabled": enabled}
+        for tp, enabled in ((1, True), (2, True), (2, False))
+    ]
+
+
 def test_ids_are_of_what_is_launched_and_measured_and_of_nothing_else(tmp_path: Path) -> None:
     ids = [cell.id for cell in sweep_of(tmp_path, GRID)[1]]
     assert len(set(ids)) == 4

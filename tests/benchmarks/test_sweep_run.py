@@ -37,7 +37,7 @@ def test_a_process_that_ends_without_a_result(
 ) -> None:
     monkeypatch.setattr(run, "GIVE_BACK_S", 0.5)  # the one that is stopped cannot be told anything
     job = Job(resolve(LaunchConfig.default()), Measure.model_validate("launch"), parent or os.getpid())
-    one = RunningCell(Cell("id", {}, {}, None), 1, job, tmp_path / "log", deadline_s)
+    one = RunningCell(Cell("id", {}, {}, {}, None), 1, job, tmp_path / "log", deadline_s)
     one.begin()
     process: Any = one._process
     for number in signals:

@@ -191,7 +191,17 @@ def test_for_programs(rows: list[Row]) -> None:
     first, _, failed, _ = summary(rows)
     assert first["settings"] == {"capture.enabled": True, "parallel.tensor_parallel_size": 1}
     assert first["figures"]["launch.ready"] == [{"size": None, "unit": "s", "values": [10.0, 20.0], "median": 15.0}]
+    assert failed["settings"] == {"capture.enabled": False, "parallel.tensor_parallel_size": 1}
     assert (failed["error"], failed["figures"]) == ("LaunchError F06 [LOAD] rank 1 died", {})
+
+
+def test_cells_are_told_apart_also_by_what_an_earlier_file_did_not_vary(tmp_path: Path) -> None:
+    _, (alone,) = sweep_of(tmp_path, "measure: launch\ncells: [{tp: 2}]")
+    earlier = line_of(alone, figures=figures(10.0))
+    assert earlier["settings"] == {"parallel.tensor_parallel_size": 2}
+    _, cells = sweep_of(tmp_path, "measure: launch\ncells: [{tp: 2}, {tp: 1}]")
+    made = summary(rows_of(cells, [earlier], 1))
+    assert [one["settings"] for one in made] == [{"parallel.tensor_parallel_size": tp} for tp in (2, 1)]
 
 
 def test_report_shows_what_is_there_and_launches_nothing(tmp_path: Path) -> None:
@@ -217,6 +227,8 @@ def test_a_secret_is_in_no_file(tmp_path: Path) -> None:
     assert ran.code == 1  # three ranks divide no head, which is found before anything is launched
     lines = (tmp_path / "out" / NAME).read_text()
     assert lines.count("must divide the model's num_attention_heads") == 2
+    named = {"parallel.tensor_parallel_size": 3, "environment.HF_TOKEN": "***"}
+    assert [json.loads(line)["settings"] for line in lines.splitlines()] == [named] * 2
     assert "hf_" not in lines + ran.stdout + ran.stderr
 
 

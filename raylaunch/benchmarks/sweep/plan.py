@@ -144,13 +144,15 @@ class Cell:
     Attributes:
         id: a digest of its whole configuration as it was written and of what is measured: the same while these are.
         settings: what it sets of the sweep's base, by dotted name.
-        shown: the value of every setting that is not the same in all cells; of secrets ``***``.
+        named: the value of every setting that the sweep's file names; of secrets ``***``.
+        shown: those of them that are not the same in all cells.
         config: None where the settings contradict each other.
         problem: what contradicts what then.
     """
 
     id: str
     settings: Mapping[str, Any]
+    named: Mapping[str, Any]
     shown: Mapping[str, Any]
     config: LaunchConfig | None
     problem: ConfigError | None = None
@@ -206,26 +208,33 @@ def cells_of(sweep: Sweep, base: LaunchConfig, file: Path) -> list[Cell]:
     kept = [one for one in grid if not any(_matches(one, rule) for rule in rules)]
     asked = [_absolute(one, file.parent) for one in [*kept, *more]]
     whole = base.model_dump(mode="json", by_alias=True)
-    values = [{key: one.get(key, value_or_none(whole, key)) for key in _keys(asked)} for one in asked]
-    varying = [key for key in _keys(asked) if any(one[key] != values[0][key] for one in values)]
+    keys = list(_keys([_flat(sweep.settings), *asked]))
+    values = [{key: one.get(key, value_or_none(whole, key)) for key in keys} for one in asked]
+    varying = [key for key in keys if any(one[key] != values[0][key] for one in values)]
     measure = sweep.measure.model_dump(mode="json", exclude_none=True)
     cells: dict[str, Cell] = {}
     for settings, every in zip(asked, values, strict=True):
-        shown = {key: masked(key, every[key]) for key in varying}
-        cell = _cell(base, settings, shown, measure)
+        named = {key: masked(key, value) for key, value in every.items()}
+        cell = _cell(base, settings, named, {key: named[key] for key in varying}, measure)
         cells.setdefault(cell.id, cell)
     return list(cells.values())
 
 
-def _cell(base: LaunchConfig, settings: dict[str, Any], shown: dict[str, Any], measure: Mapping[str, Any]) -> Cell:
+def _cell(
+    base: LaunchConfig,
+    settings: dict[str, Any],
+    named: dict[str, Any],
+    shown: dict[str, Any],
+    measure: Mapping[str, Any],
+) -> Cell:
     written = base.model_dump(mode="json", by_alias=True, exclude_unset=True)
     written = changed(written, [*settings.items(), *((key, None) for key in NO_PART_OF_A_CELL)])
     text = json.dumps([written, measure], sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
     try:
-        return Cell(digest, settings, shown, base.replace(settings))
+        return Cell(digest, settings, named, shown, base.replace(settings))
     except ConfigError as error:
-        return Cell(digest, settings, shown, None, error)
+        return Cell(digest, settings, named, shown, None, error)
 
 
 def value_or_none(data: Any, key: str) -> Any:

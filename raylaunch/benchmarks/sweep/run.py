@@ -301,7 +301,7 @@ class _Sweeping:
         line = {
             "cell": cell.id,
             "start": number,
-            "settings": dict(cell.shown),
+            "settings": dict(cell.named),
             "measure": self._sweep.measure.model_dump(mode="json", exclude_none=True),
             **outcome,
             "beside": sorted(ran.beside) if ran else [],

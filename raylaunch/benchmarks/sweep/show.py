@@ -209,11 +209,11 @@ def sharing(lines: Sequence[Line]) -> int:
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The same for programs: of each cell its settings, its error, and of each quantity all starts' values by size."""
+    """The same for programs: of each cell the settings that vary, its error, and each quantity's values by size."""
     return [
         {
             "cell": row.cell.id,
-            "settings": next((line["settings"] for line in row.lines), {}),
+            "settings": dict(row.cell.shown),
             "error": row.error or None,
             "figures": {
                 f"{quantity.measure}.{quantity.field}": [
