@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raylaunch.benchmarks.programs import ray_session, run_program
-from raylaunch.benchmarks.results import JsonFile, machine_line, numbers_of, write_results
+from raylaunch.benchmarks.results import JsonFile, machine_line, numbers_of, percentile, write_results
 from raylaunch.terminal.launch_options import Launch
 from raylaunch.terminal.options import require_writable
 from raylaunch.terminal.outcome import reported
@@ -95,13 +95,13 @@ def cost_of(ranks: int, report: LaunchReport) -> StepCost:
     """From release to release, over the barriers inside CAPTURE."""
     from raylaunch.protocol import Gate
 
-    took = sorted(
+    took = [
         (after.released - before.released) * 1e3
         for before, after in pairwise(report.steps)
         if after.step.gate is Gate.ITERATION
-    )
+    ]
     middle = median_high(took)
-    return StepCost(ranks, len(took), middle, took[min(len(took) - 1, int(len(took) * 0.99))], middle / ranks)
+    return StepCost(ranks, len(took), middle, percentile(took, 99), middle / ranks)
 
 
 def medians(launches: list[dict[str, Any]]) -> dict[str, float]:

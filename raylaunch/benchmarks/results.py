@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,12 @@ def sizes_of(option: str, text: str, example: str) -> list[int]:
     if not sizes:
         raise ConfigError(option, text, f"must be {example}")
     return sizes
+
+
+def percentile(values: Iterable[float], percent: int) -> float:
+    """The least of the values that ``percent`` of them are not above: one of them, by its rank."""
+    ranked = sorted(values)
+    return ranked[-(-len(ranked) * percent // 100) - 1]
 
 
 def require_outputs(json_file: Path | None, plot: Path | None) -> None:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from raylaunch.benchmarks.results import percentile
 from raylaunch.benchmarks.timed_server import asked, request
 from raylaunch.errors import LaunchError, RequestFailed
 
@@ -124,14 +125,14 @@ def send(load: Load) -> ServeResult:
         began = time.perf_counter()
         taken = list(pool.map(lambda prompt: ask(load, prompt), asked))
         seconds = time.perf_counter() - began
-    first = sorted(one for one, _ in taken)
+    first = [one for one, _ in taken]
     return ServeResult(
         load.concurrency,
         load.requests,
         load.requests * load.new_tokens / seconds,
         load.requests / seconds,
         median(first),
-        first[min(len(first) - 1, int(len(first) * 0.99))],
+        percentile(first, 99),
         median((whole - one) / (load.new_tokens - 1) for one, whole in taken),
     )
 
