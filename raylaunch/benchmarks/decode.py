@@ -14,7 +14,16 @@ import typer
 
 from raylaunch.benchmarks.plot import draw
 from raylaunch.benchmarks.results import JsonFile, Plot, machine_line, require_outputs, sizes_of, write_results
-from raylaunch.benchmarks.variants import DEFAULT, Results, comparison, lines_of, measure_all, plain, variants_of
+from raylaunch.benchmarks.variants import (
+    DEFAULT,
+    Results,
+    Unmeasured,
+    comparison,
+    lines_of,
+    measure_all,
+    plain,
+    variants_of,
+)
 from raylaunch.terminal.launch_options import Launch
 from raylaunch.terminal.outcome import reported
 from raylaunch.terminal.printed import deliver
@@ -99,7 +108,8 @@ def refusal(engine: EngineBase, requests: int, new_tokens: int) -> str:
 
 
 def time_decode(engine: EngineBase, requests: int, new_tokens: int, repeat: int) -> DecodeResult:
-    """Runs ``requests`` requests together ``repeat`` times, after once that is not timed."""
+    """Runs ``requests`` requests together ``repeat`` times, after once that is not timed. Raises :class:`Unmeasured` as
+    :func:`common_rate`."""
     draw_token = random.Random(requests)
     rates = []
     for _ in range(1 + repeat):
@@ -117,13 +127,13 @@ def common_rate(answers: Sequence[Arrivals]) -> float:
     all ends in the middle of a step; each request's own chunks are whole steps apart, whether all decode in every step
     or they take turns because they are more than the largest decode shape.
 
-    Raises ``ValueError`` if they never ran together for as long as each has two chunks.
+    Raises :class:`Unmeasured` if they never ran together for as long as each has two chunks.
     """
     began = max(arrivals[0][0] for arrivals in answers)
     ended = min(arrivals[-1][0] for arrivals in answers)
     common = [[arrival for arrival in arrivals if began <= arrival[0] <= ended] for arrivals in answers]
     if any(len(arrivals) < 2 for arrivals in common):
-        raise ValueError("the requests never ran all at the same time for two steps: generate more tokens")
+        raise Unmeasured("the requests never ran all at the same time for two steps: generate more tokens")
     return sum(sum(count for _, count in own[1:]) / (own[-1][0] - own[0][0]) for own in common)
 
 

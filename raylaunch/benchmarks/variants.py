@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from raylaunch.errors import ConfigError
+from raylaunch.errors import ConfigError, RequestFailed
 from raylaunch.terminal.progress import stderr_console
 from raylaunch.terminal.session import launched
 
@@ -28,6 +28,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Settings that make each variant. All but ``eager`` replay graphs; ``library`` reduces by NCCL or gloo."""
 
 DEFAULT = "eager,library,custom"
+
+
+class Unmeasured(RequestFailed):
+    """A size of which there are no figures, though all requests were answered."""
 
 
 def variants_of(text: str, config: LaunchConfig) -> dict[str, ResolvedLaunch]:
@@ -52,7 +56,8 @@ def measure_all(
 
     Args:
         refusal: why a size cannot be measured, "" if it can; told to the user.
-        measure: one result; called in the order of the sizes.
+        measure: one result; called in the order of the sizes. Raises :class:`Unmeasured` where only then a size turns
+            out to be none that can be measured.
         show: called once; if something fails, with the results that there are by then, unless there are none.
     Raises:
         LaunchError: a variant cannot be launched; nothing of it is left.
@@ -64,11 +69,13 @@ def measure_all(
                 results[name] = {}
                 for size in sizes:
                     why = refusal(engine, size)
-                    if why:
-                        stderr_console().print(f"{name}: {size} is left out: {why}", markup=False)
-                        continue
-                    results[name][size] = measure(engine, size)
-                    stderr_console().print(f"{name}, {size}: {results[name][size]}", markup=False)
+                    if not why:
+                        try:
+                            results[name][size] = measure(engine, size)
+                        except Unmeasured as error:
+                            why = str(error)
+                    said = f"{name}: {size} is left out: {why}" if why else f"{name}, {size}: {results[name][size]}"
+                    stderr_console().print(said, markup=False)
     except BaseException:
         if any(results.values()):
             show(results)

@@ -80,7 +80,7 @@ def test_the_rate_counts_only_what_all_share() -> None:
     first = [(0.0, 1), (1.0, 1), (2.0, 1), (3.0, 1)]
     second = [(1.0, 1), (2.0, 1), (3.0, 1), (9.0, 1)]
     assert decode.common_rate([first, second]) == 2.0  # both from 1.0 to 3.0: two tokens each
-    with pytest.raises(ValueError, match="generate more tokens"):
+    with pytest.raises(variants.Unmeasured, match="generate more tokens"):
         decode.common_rate([[(0.0, 1), (1.0, 1)], [(1.0, 1), (2.0, 1)]])
 
 
@@ -143,6 +143,25 @@ def test_what_was_measured_is_told_though_a_later_variant_fails(
 def test_where_nothing_was_measured_before_a_failure_there_is_no_table(launches: list[str], tmp_path: Path) -> None:
     ran = run("bench", "prefill", "--tokens", "8", "--variants", "library,eager", "--json", str(tmp_path / "x.json"))
     assert (ran.code, ran.stdout, list(tmp_path.iterdir())) == (1, "", [])
+
+
+def test_requests_that_never_ran_together_are_left_out(
+    launches: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_decode(_: Any, requests: int, new_tokens: int, repeat: int) -> decode.DecodeResult:
+        rate = decode.common_rate([[(float(step + 8 * one), 1) for step in range(8)] for one in range(requests)])
+        return decode.DecodeResult(requests, repeat, new_tokens, rate, requests / rate)
+
+    monkeypatch.setattr(decode, "time_decode", time_decode)
+    file = tmp_path / "figures.json"
+    ran = run("bench", "decode", "--batch-sizes", "1,2", "--variants", "eager,custom", "--json", str(file))
+    assert (ran.code, launches) == (0, ["eager", "custom"])
+    assert "custom: 2 is left out: the requests never ran all at the same time for two steps" in ran.stderr
+    written = json.loads(file.read_text())["decode"]
+    assert {name: [one["requests"] for one in column] for name, column in written.items()} == {
+        "eager": [1],
+        "custom": [1],
+    }
 
 
 def test_lines_to_draw() -> None:
