@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -36,6 +37,14 @@ def kill_once_stopped(process: subprocess.Popen[bytes], patience_s: float, on_st
             process.kill()
         time.sleep(POLL_S)
     followed.close()
+
+
+def how_ended(code: int) -> str:
+    """The end of a child in words, from its return code."""
+    if code >= 0:
+        return f"ended with code {code}"
+    named = -code in set(signal.Signals)  # not so the real-time signals
+    return f"was killed by {signal.Signals(-code).name if named else f'signal {-code}'}"
 
 
 def last_lines(log: Path, count: int) -> str:

@@ -8,19 +8,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from raylaunch.benchmarks.sweep.plan import ServeMeasure
-from raylaunch.benchmarks.sweep.serving import Load, send, time_serving
+from raylaunch.benchmarks.sweep.serving import Load, refusal, send, time_serving
+from raylaunch.config import LaunchConfig
 from raylaunch.errors import RequestFailed
 
 FIRST_S, EACH_S = 0.05, 0.01
 
 
 @contextmanager
-def server(*, status: int = 200, error: str = "", missing: int = 0) -> Iterator[tuple[int, list[int]]]:
+def server(
+    *, status: int = 200, error: str = "", missing: int = 0, kills: bool = False
+) -> Iterator[tuple[int, list[int]]]:
     """Answers ``/generate`` as raylaunch does, a token at a time; its port, and how many requests ran at each start."""
     running, seen, lock = set[int](), list[int](), threading.Lock()
 
@@ -28,6 +33,8 @@ def server(*, status: int = 200, error: str = "", missing: int = 0) -> Iterator[
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             assert asked["stream"]
+            for one in psutil.Process().children() if kills else ():  # the clients, as the kernel where memory runs out
+                one.kill()
             assert len(asked["input_ids"]) == 6
             assert all(0 <= one < 10 for one in asked["input_ids"])
             with lock:
@@ -76,9 +83,27 @@ def test_requests_at_a_time_and_their_times() -> None:
         ({"status": 503}, "/generate answered 503"),
         ({"error": "a rank died"}, "/generate answered a rank died"),
         ({"missing": 1}, "/generate gave 4 tokens, asked 5"),
+        ({"kills": True}, "the process of the clients was killed by SIGKILL"),
     ],
 )
 def test_an_answer_that_is_none_ends_the_measurement(broken: dict[str, Any], message: str) -> None:
     wanted = ServeMeasure(concurrency=(2,), requests=1, prompt_tokens=6, new_tokens=5)
     with server(**broken) as (port, _), pytest.raises(RequestFailed, match=message):
         time_serving(2, port, 10, wanted)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens", "concurrency", "why"),
+    [
+        ((), 64, 256, ""),
+        ((), 64, 257, "the server answers 256 requests at a time (serve.max_concurrent)"),
+        (("serve.max_concurrent=1024",), 64, 1000, ""),
+        (("engine.kind=sglang",), 64, 1000, ""),
+        (("engine.kind=sglang", "serve.max_concurrent=8"), 64, 9, "the server answers 8 requests at a time"),
+        ((), 65, 1, "65 prompt tokens and 64 new ones are more than the context of 128"),
+    ],
+)
+def test_what_cannot_be_served_at_a_time(settings: tuple[str, ...], tokens: int, concurrency: int, why: str) -> None:
+    engine: Any = SimpleNamespace(config=LaunchConfig.default(settings), max_context=128)
+    said = refusal(engine, ServeMeasure(prompt_tokens=tokens, new_tokens=64), concurrency)
+    assert (why in said, bool(said)) == (True, bool(why))

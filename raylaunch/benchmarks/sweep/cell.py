@@ -14,13 +14,13 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raylaunch.errors import LaunchError
+from raylaunch.errors import LaunchError, RequestError, RequestFailed, one_line
 from raylaunch.startup.signals import INTERRUPTED, leave_when_told
 from raylaunch.terminal.outcome import explain, last_line
 from raylaunch.terminal.progress import LaunchProgress, stderr_console
@@ -70,22 +70,41 @@ def measured(job: Job, tell: Tell) -> dict[str, Any]:
     """Figures of one launch, by measurement, and where its ranks ran with what.
 
     Raises:
-        RaylaunchError: it cannot be launched, or a request failed.
+        RaylaunchError: it cannot be launched, or its ranks were lost.
     """
     with launched(job.resolved, show_report=False, shown_by=ToldProgress(tell)) as engine:
-        figures: dict[str, Any] = {"launch": launch_figures(engine)}
-        left_out = []
+        launch = launch_figures(engine)
         with closing(measurements(engine, job.measure)) as wanted:
-            for name, sizes, refusal, measure in wanted:
-                figures[name] = []
-                for size in sizes:
-                    tell({"at": f"{name} {size}"})
-                    if why := refusal(size):
-                        left_out.append(f"{name} {size}: {why}")
-                    else:
-                        figures[name].append(asdict(measure(size)))
+            figures, left_out = figures_of(wanted, tell, lambda: engine.health(ask_ranks=False).ready)
         tell({"at": ENDING})
-        return {"figures": figures, "left_out": left_out, **ranks_and_versions(engine)}
+        return {"figures": {"launch": launch, **figures}, "left_out": left_out, **ranks_and_versions(engine)}
+
+
+def figures_of(
+    wanted: Iterable[Measurement], tell: Tell, ready: Callable[[], bool]
+) -> tuple[dict[str, list[Any]], list[str]]:
+    """Figures by measurement, and which sizes are left out and why: a request that fails costs its own size alone.
+
+    Raises:
+        RequestError, RequestFailed: the ranks are not ``ready`` any more, so there is nothing else to measure.
+    """
+    figures: dict[str, list[Any]] = {}
+    left_out = []
+    for name, sizes, refusal, measure in wanted:
+        figures[name] = []
+        for size in sizes:
+            tell({"at": f"{name} {size}"})
+            why = refusal(size)
+            if not why:
+                try:
+                    figures[name].append(asdict(measure(size)))
+                except (RequestError, RequestFailed) as error:
+                    if not ready():
+                        raise
+                    why = one_line(error)
+            if why:
+                left_out.append(f"{name} {size}: {why}")
+    return figures, left_out
 
 
 def measurements(engine: EngineBase, wanted: Measure) -> Generator[Measurement, None, None]:
@@ -104,7 +123,7 @@ def measurements(engine: EngineBase, wanted: Measure) -> Generator[Measurement, 
         with serving.served(engine) as port:
             vocabulary = engine.shape.vocab_size
             serve = partial(serving.time_serving, port=port, vocabulary=vocabulary, wanted=load)
-            yield "serve", load.concurrency, lambda size: serving.refusal(engine, load), serve
+            yield "serve", load.concurrency, lambda size: serving.refusal(engine, load, size), serve
 
 
 def launch_figures(engine: EngineBase) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from raylaunch.benchmarks.sweep.lines import ResultsFile
 from raylaunch.benchmarks.sweep.plan import Cell, Sweep
 from raylaunch.benchmarks.sweep.schedule import Requests, due, first_of_each, latest, next_start
 from raylaunch.errors import ConfigError, LaunchError
-from raylaunch.sglang.children import last_lines
+from raylaunch.sglang.children import how_ended, last_lines
 from raylaunch.terminal.outcome import signals_held, written
 
 if TYPE_CHECKING:
@@ -112,9 +111,7 @@ class RunningCell:
         """What came of it, once it is over: its figures, or its error in one line."""
         if self._outcome is not None and not self._late:
             return self._outcome
-        code = self._process.returncode
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        last = last_lines(self.log, 1)
+        how, last = how_ended(self._process.returncode), last_lines(self.log, 1)
         return {"error": self._late or f"its process {how} at {self.at}{f': {last}' if last else ''}"}
 
     def _talking(self) -> None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from raylaunch.benchmarks.results import percentile
 from raylaunch.benchmarks.timed_server import asked, request
 from raylaunch.errors import LaunchError, RequestFailed
+from raylaunch.sglang.children import how_ended
 
 if TYPE_CHECKING:
     from raylaunch.benchmarks.sweep.plan import ServeMeasure
@@ -58,12 +59,17 @@ class ServeResult:
     each_token: float
 
 
-def refusal(engine: EngineBase, wanted: ServeMeasure) -> str:
-    """Why such requests cannot be measured, or ""."""
-    if wanted.prompt_tokens + wanted.new_tokens <= engine.max_context:
-        return ""
-    asked = f"{wanted.prompt_tokens} prompt tokens and {wanted.new_tokens} new ones"
-    return f"{asked} are more than the context of {engine.max_context}"
+def refusal(engine: EngineBase, wanted: ServeMeasure, concurrency: int) -> str:
+    """Why such requests, so many at a time, cannot be measured, or ""."""
+    from raylaunch.serve.limits import max_concurrent
+
+    if wanted.prompt_tokens + wanted.new_tokens > engine.max_context:
+        asked = f"{wanted.prompt_tokens} prompt tokens and {wanted.new_tokens} new ones"
+        return f"{asked} are more than the context of {engine.max_context}"
+    most = max_concurrent(engine.config, engine.config.serve)
+    if most is not None and concurrency > most:
+        return f"the server answers {most} requests at a time (serve.max_concurrent)"
+    return ""
 
 
 def time_serving(concurrency: int, port: int, vocabulary: int, wanted: ServeMeasure) -> ServeResult:
@@ -75,7 +81,8 @@ def time_serving(concurrency: int, port: int, vocabulary: int, wanted: ServeMeas
         input=json.dumps(asdict(load)), capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise RequestFailed(done.stderr.strip().splitlines()[-1])
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise RequestFailed(last or f"the process of the clients {how_ended(done.returncode)}")
     return ServeResult(**json.loads(done.stdout))
 
 
