@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raylaunch.benchmarks.programs import ray_session, run_program
-from raylaunch.benchmarks.results import JsonFile, machine_line, numbers_of, percentile, write_results
+from raylaunch.benchmarks.results import JsonFile, machine_line, numbers_of, percentile, told_in_the_end, write_results
 from raylaunch.terminal.launch_options import Launch
 from raylaunch.terminal.options import require_writable
 from raylaunch.terminal.outcome import reported
@@ -48,18 +48,26 @@ def bench_launch(
         sizes = numbers_of("--ranks", ranks, "numbers of ranks such as 2,4,8")
         require_writable("--json", json_file)
         idle = {size: noop_config(wanted, size) for size in sizes}
+        from raylaunch.model_check import resolve
         from raylaunch.terminal.machine import describe_machine
 
+        wholes = [resolve(wanted)] * repeat if repeat else []  # before barriers are measured: it may be impossible
         machine = describe_machine()
-        costs = step_costs(idle) if idle else []
-        launches = []
-        for number in range(repeat):
-            stderr_console().print(f"launch {number + 1} of {repeat}")
-            with launched(wanted, show_report=False) as engine:
-                launches.append(engine.report.to_dict())
-        barriers = [asdict(cost) for cost in costs]
-        results = {"barriers": barriers, "launches": launches, "medians": medians(launches)}
-        deliver("\n".join(show(machine, costs, launches)), lambda: write_results(json_file, machine, results))
+        costs: list[StepCost] = []
+        launches: list[dict[str, Any]] = []
+
+        def tell() -> None:
+            barriers = [asdict(cost) for cost in costs]
+            results = {"barriers": barriers, "launches": launches, "medians": medians(launches)}
+            deliver("\n".join(show(machine, costs, launches)), lambda: write_results(json_file, machine, results))
+
+        with told_in_the_end(lambda: costs or launches, tell):
+            if idle:
+                time_barriers(idle, costs)
+            for number, whole in enumerate(wholes, 1):
+                stderr_console().print(f"launch {number} of {repeat}")
+                with launched(whole, show_report=False) as engine:
+                    launches.append(engine.report.to_dict())
 
 
 def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
@@ -81,14 +89,12 @@ def noop_config(config: LaunchConfig, ranks: int) -> LaunchConfig:
     )
 
 
-def step_costs(configs: dict[int, LaunchConfig]) -> list[StepCost]:
-    """Launches idle ranks in each size and times their barriers. Raises :class:`LaunchError`."""
-    costs = []
+def time_barriers(configs: dict[int, LaunchConfig], costs: list[StepCost]) -> None:
+    """Launches idle ranks in each size, times their barriers and adds what they cost. Raises :class:`LaunchError`."""
     with ray_session(next(iter(configs.values())), float(max(configs))):
         for size, config in configs.items():
             stderr_console().print(f"barriers of {size} ranks")
             costs.append(cost_of(size, run_program(config, "noop").report))
-    return costs
 
 
 def cost_of(ranks: int, report: LaunchReport) -> StepCost:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,6 +59,19 @@ def machine_line(machine: dict[str, Any]) -> str:
         f"{machine['host']}: {machine['cpus_usable']:g} CPUs, {memory:.0f} GiB, {len(machine['gpus'])} GPUs, "
         f"Python {machine['python']}, {packages}"
     )
+
+
+@contextmanager
+def told_in_the_end(there_are: Callable[[], object], tell: Callable[[], None]) -> Iterator[None]:
+    """Tells results once when the block ends; where it fails or is interrupted those that there are by then, unless
+    there are none."""
+    try:
+        yield
+    except BaseException:
+        if there_are():
+            tell()
+        raise
+    tell()
 
 
 def write_results(file: Path | None, machine: dict[str, Any], results: dict[str, Any]) -> None:

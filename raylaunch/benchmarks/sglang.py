@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.benchmarks.results import JsonFile, machine_line, numbers_of, write_results
+from raylaunch.benchmarks.results import JsonFile, machine_line, numbers_of, told_in_the_end, write_results
 from raylaunch.errors import ConfigError
 from raylaunch.terminal.launch_options import Launch
 from raylaunch.terminal.options import require_writable
@@ -68,10 +68,17 @@ def bench_sglang(
         from raylaunch.terminal.machine import describe_machine
 
         resolved = resolve(chosen)
+        require_fitting(lengths, new_tokens, resolved.max_context)
         work = Work(tuple(lengths), repeat, concurrent, new_tokens, resolved.shape.vocab_size)
         machine = describe_machine()
         results: dict[str, list[Served]] = {}
+
+        def tell() -> None:
+            data = {name: [asdict(one) for one in each] for name, each in results.items()}
+            deliver("\n".join(show(machine, results)), lambda: write_results(json_file, machine, data))
+
         with (
+            told_in_the_end(lambda: results, tell),
             interruptible(),
             tempfile.TemporaryDirectory(prefix="raylaunch-bench-") as folder,
             segments_removed(),
@@ -85,8 +92,18 @@ def bench_sglang(
                 for name, measured in measure(group, Path(folder), work).items():
                     stderr_console().print(f"{name}: {measured}")
                     results.setdefault(name, []).append(measured)
-        data = {name: [asdict(one) for one in each] for name, each in results.items()}
-        deliver("\n".join(show(machine, results)), lambda: write_results(json_file, machine, data))
+
+
+def require_fitting(lengths: Sequence[int], new_tokens: int, context: int) -> None:
+    """Raises :class:`ConfigError` where a prompt and its answer have more tokens than the context."""
+    from raylaunch.benchmarks.timed_server import DECODE_PROMPT
+
+    longest = max(lengths, default=0)
+    if longest + 1 > context:
+        raise ConfigError("--prompts", longest, f"a prompt and one token may have {context} together, the context")
+    if DECODE_PROMPT + new_tokens > context:
+        expected = f"with {DECODE_PROMPT} tokens of a prompt these are more than the context of {context}"
+        raise ConfigError("--new-tokens", new_tokens, expected)
 
 
 def require_comparable(config: LaunchConfig, together: bool, joined: bool = False) -> None:
@@ -184,12 +201,12 @@ def is_mapped(file: Path, process: Path) -> bool:
 
 
 def show(machine: dict[str, Any], results: dict[str, list[Served]]) -> list[str]:
-    """The means as lines for people; a ratio above 1 is for raylaunch.
+    """The means as lines for people, of what was measured of SGLang's own at least; a ratio above 1 is for raylaunch.
 
     ``+-`` is the standard error of the ratio, from the deals of the processors; ``alike`` is the ratio of SGLang's own
     starts, smallest to largest: what comes of nothing but another start.
     """
-    theirs, ours = (rows(results[name]) for name in ("sglang", "raylaunch"))
+    theirs, ours = (rows(results[name]) if name in results else {} for name in ("sglang", "raylaunch"))
     if JOINED in results:
         theirs[READY_JOINED], ours[READY_JOINED] = theirs[READY], rows(results[JOINED])[READY]
     lines = [
@@ -199,11 +216,14 @@ def show(machine: dict[str, Any], results: dict[str, list[Served]]) -> list[str]
     ]
     for name, values in theirs.items():
         starts = [fmean(one) for one in values]
-        before, after = median(starts), median(fmean(one) for one in ours[name])
-        ratio = after / before if name.endswith("tokens/s") else before / after
-        error = f"{standard_error(values, ours[name]):7.3f}" if len(values[0]) > 2 else f"{'-':>7}"
-        alike = min(starts) / max(starts)
-        lines.append(f"{name:<26} {before:10.2f} {after:10.2f} {ratio:7.3f} {error} {alike:7.3f}")
+        before, alike = median(starts), min(starts) / max(starts)
+        compared = f"{'-':>10} {'-':>7} {'-':>7}"
+        if name in ours:
+            after = median(fmean(one) for one in ours[name])
+            ratio = after / before if name.endswith("tokens/s") else before / after
+            error = f"{standard_error(values, ours[name]):7.3f}" if len(values[0]) > 2 else f"{'-':>7}"
+            compared = f"{after:10.2f} {ratio:7.3f} {error}"
+        lines.append(f"{name:<26} {before:10.2f} {compared} {alike:7.3f}")
     return lines
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from raylaunch.benchmarks.results import told_in_the_end
 from raylaunch.errors import ConfigError, RequestFailed
 from raylaunch.terminal.progress import stderr_console
 from raylaunch.terminal.session import launched
@@ -63,7 +64,7 @@ def measure_all(
         LaunchError: a variant cannot be launched; nothing of it is left.
     """
     results: Results[Result] = {}
-    try:
+    with told_in_the_end(lambda: any(results.values()), lambda: show(results)):
         for name, resolved in variants.items():
             with _launched(name, resolved) as engine:
                 results[name] = {}
@@ -76,11 +77,6 @@ def measure_all(
                             why = str(error)
                     said = f"{name}: {size} is left out: {why}" if why else f"{name}, {size}: {results[name][size]}"
                     stderr_console().print(said, markup=False)
-    except BaseException:
-        if any(results.values()):
-            show(results)
-        raise
-    show(results)
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from raylaunch.benchmarks import decode, prefill, variants
+from raylaunch.benchmarks import decode, launch, prefill, variants
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.report import LaunchReport
 from raylaunch.resolved import ResolvedLaunch
 from tests.cli.runner import run
 
@@ -143,6 +144,33 @@ def test_what_was_measured_is_told_though_a_later_variant_fails(
 def test_where_nothing_was_measured_before_a_failure_there_is_no_table(launches: list[str], tmp_path: Path) -> None:
     ran = run("bench", "prefill", "--tokens", "8", "--variants", "library,eager", "--json", str(tmp_path / "x.json"))
     assert (ran.code, ran.stdout, list(tmp_path.iterdir())) == (1, "", [])
+
+
+def test_launches_that_were_measured_are_told_though_a_later_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[LaunchReport] = []
+
+    @contextmanager
+    def launched(_: ResolvedLaunch, *, show_report: bool) -> Iterator[Any]:
+        begun.append(LaunchReport("x"))
+        if len(begun) == 3:
+            raise LaunchError("rank 1 has died", "F06", "LOAD")
+        yield SimpleNamespace(report=begun[-1])
+
+    monkeypatch.setattr(launch, "launched", launched)
+    file = tmp_path / "figures.json"
+    ran = run("bench", "launch", "--ranks", "", "--repeat", "4", "--json", str(file))
+    assert (ran.code, len(begun)) == (1, 3)
+    assert ran.stderr.endswith("LaunchError F06 [LOAD] rank 1 has died\n")
+    assert "a whole launch, median of 2, seconds" in ran.stdout
+    assert len(json.loads(file.read_text())["launches"]) == 2
+
+
+def test_a_launch_that_is_impossible_is_told_before_barriers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "ray_session", lambda *_: pytest.fail("Ray was asked for"))
+    ran = run("bench", "launch", "--tp", "3")
+    assert (ran.code, "must divide the model's num_attention_heads" in ran.stderr) == (2, True)
 
 
 def test_requests_that_never_ran_together_are_left_out(

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 from raylaunch_actors.sglang_engine.environment import caches
 
+from raylaunch import model_check
+from raylaunch.benchmarks import sglang
 from raylaunch.benchmarks.processors import confine, deals, family
 from raylaunch.benchmarks.sglang import (
     JOINED,
+    READY,
     commands,
     groups,
     require_comparable,
@@ -27,8 +30,11 @@ from raylaunch.benchmarks.sglang import (
 from raylaunch.benchmarks.timed_server import Served, Work, measure, plan
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
+from raylaunch.model.shape import ModelShape
+from raylaunch.resolved import launch_of
 from raylaunch.sglang.arguments import IMPLEMENTATION, LONGER_CONTEXT
 from raylaunch.terminal.machine import describe_machine
+from tests.cli.runner import run
 
 SERVER = """
 import http.server, json, os, sys, time
@@ -130,6 +136,39 @@ def test_a_cluster_that_was_started_before_has_a_row_of_its_own():
         ["30.00", "24.00", "1.250"],
         ["30.00", "20.00", "1.500"],
     ]
+
+
+@pytest.fixture
+def fitting(monkeypatch):
+    """A model of 512 positions, which is decided without SGLang."""
+    shape = ModelShape("none", max_positions=512, vocab_size=1000, heads=1, kv_heads=1)
+    monkeypatch.setattr(model_check, "resolve", lambda config: launch_of(config, shape))
+
+
+def test_what_was_measured_is_told_though_a_later_start_fails(fitting, tmp_path, monkeypatch):
+    failing = lambda port: [sys.executable, "-c", "print('no memory'); exit(3)"]  # noqa: E731
+    monkeypatch.setattr(sglang, "commands", lambda *_: {"sglang": server(), "raylaunch": failing})
+    file = tmp_path / "figures.json"
+    options = ("--prompts", "100", "--repeat", "1", "--concurrent", "1", "--new-tokens", "5", "--no-warm")
+    ran = run("bench", "sglang", "--engine", "sglang", *options, "--json", str(file))
+    assert ran.code == 1
+    assert "ended with code 3" in ran.stderr
+    shown = {line[:26].strip(): line[26:].split()[1:] for line in ran.stdout.splitlines()[3:]}
+    assert shown == {name: ["-", "-", "-", "1.000"] for name in (READY, "prefill 100 tokens, ms", "decode, tokens/s")}
+    assert [len(starts) for name, starts in json.loads(file.read_text()).items() if name != "machine"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--prompts", "256,512"), "--prompts = 512: a prompt and one token may have 512 together"),
+        (("--prompts", "511", "--new-tokens", "481"), "--new-tokens = 481: with 32 tokens of a prompt"),
+    ],
+)
+def test_what_is_longer_than_the_context_is_refused_before_a_launch(fitting, options, message):
+    ran = run("bench", "sglang", "--engine", "sglang", *options)
+    assert ran.code == 2
+    assert message in ran.stderr
 
 
 def test_what_a_launcher_leaves_in_shared_memory_is_removed(tmp_path):
