@@ -21,12 +21,14 @@ from statistics import fmean, median_high
 from typing import Any
 
 from raylaunch.benchmarks.processors import confine, deals, family
-from raylaunch.errors import LaunchError
-from raylaunch.sglang.children import end, last_lines
+from raylaunch.errors import LaunchError, launch_error
+from raylaunch.sglang.children import end, how_ended, last_lines
+from raylaunch.values.api_key import VARIABLE
 
 READY_S = 1800.0
 ANSWER_S = 600.0
 END_S = 90.0
+ENDED_S = 5.0
 POLL_S = 0.1
 ROUNDS, PREFILLS_A_ROUND = 3, 10
 EACH_DEAL = 3
@@ -85,6 +87,35 @@ Prompts = list[list[int]]
 """Token ids of requests that are sent at once."""
 
 
+class NotReady(LaunchError):
+    """A server that listens, and says that it cannot answer yet: 503."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs.
+
+    Attributes:
+        log: what it prints.
+        began: when it was started, on the monotonic clock.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+    began: float
+
+    def lost(self, why: str = "") -> LaunchError:
+        """What there is to say of it once it does not answer: whether it has ended and how, and the end of its log."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(ENDED_S)  # its connections are closed before it has ended
+        code = self.process.returncode
+        how = "still runs" if code is None else how_ended(code)
+        why = f"; {' '.join(why.split())}" if why else ""
+        return LaunchError(f"the server {self.name} {how}{why}:\n{last_lines(self.log, LOG_LINES)}")
+
+
 def measure(servers: Mapping[str, Command], folder: Path, work: Work) -> dict[str, Served]:
     """Starts servers one after another, sends the same requests to each of them in turn, and ends them.
 
@@ -95,23 +126,22 @@ def measure(servers: Mapping[str, Command], folder: Path, work: Work) -> dict[st
         servers: by name.
         folder: gets what each prints, in ``<name>.log``.
     Raises:
-        LaunchError: one did not start, or did not answer.
+        LaunchError: one did not start, or did not answer; with how it ended, and the end of its log.
     """
     draw = random.Random(0)  # the same prompts at every start
 
     def prompts(count: int, length: int) -> Prompts:
         return [[draw.randrange(FIRST_TOKEN_ID, work.vocabulary) for _ in range(length)] for _ in range(count)]
 
-    ports, families, ready_s = {}, {}, {}
+    up: list[Server] = []
+    ready_s = {}
     with contextlib.ExitStack() as stack:
         for name, command in servers.items():
-            log = folder / f"{name}.log"
-            ports[name] = free_port()
-            process, began = stack.enter_context(running(command(ports[name]), log))
-            wait_for_answer(process, ports[name], prompts(1, 4)[0], log)
-            ready_s[name] = time.monotonic() - began
-            families[name] = family(process.pid)
-        side_by_side = SideBySide(ports, families)
+            server = stack.enter_context(running(name, command, folder))
+            wait_for_answer(server, prompts(1, 4)[0])
+            ready_s[name] = time.monotonic() - server.began
+            up.append(server)
+        side_by_side = SideBySide(up)
         prefill = {one: side_by_side.medians(prefill_ms, partial(prompts, 1, one), work.repeat) for one in work.lengths}
         decode = side_by_side.medians(
             partial(tokens_per_s, new_tokens=work.new_tokens),
@@ -125,16 +155,12 @@ def measure(servers: Mapping[str, Command], folder: Path, work: Work) -> dict[st
 
 
 class SideBySide:
-    """Servers that are up at the same time and are asked the same in turn.
+    """Servers that are up at the same time and are asked the same in turn."""
 
-    Args:
-        ports: by name.
-        families: of each, its process and all that it has started.
-    """
-
-    def __init__(self, ports: Mapping[str, int], families: Mapping[str, Sequence[int]]) -> None:
-        self._ports, self._families = ports, families
-        self._deals = deals(sorted(os.sched_getaffinity(0)), len(ports), random.Random(0))
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self._servers = servers
+        self._families = [family(server.process.pid) for server in servers]
+        self._deals = deals(sorted(os.sched_getaffinity(0)), len(servers), random.Random(0))
 
     def medians(
         self, value: Callable[[int, Prompts], float], prompts: Callable[[], Prompts], count: int
@@ -145,22 +171,26 @@ class SideBySide:
             value: made of a port and prompts; the first after a deal is not counted.
             count: how many values of each server count, at least.
         """
-        turns, each = plan(count, len(self._ports))
-        medians: dict[str, list[float]] = {name: [] for name in self._ports}
+        turns, each = plan(count, len(self._servers))
+        medians: dict[str, list[float]] = {server.name: [] for server in self._servers}
         for _ in range(turns):
             self._deal()
-            taken: dict[str, list[float]] = {name: [] for name in self._ports}
+            taken: dict[str, list[float]] = {server.name: [] for server in self._servers}
             for turn in range(each + 1):
                 asked = prompts()
-                for name in sorted(self._ports, reverse=turn % 2 == 1):  # in case one disturbs the next
-                    taken[name].append(value(self._ports[name], asked))
+                in_turn = sorted(self._servers, key=lambda one: one.name, reverse=turn % 2 == 1)
+                for server in in_turn:  # in case one disturbs the next
+                    try:
+                        taken[server.name].append(value(server.port, asked))
+                    except (OSError, http.client.HTTPException, LaunchError) as error:
+                        raise server.lost(launch_error(error).summary) from None
             for name, values in taken.items():
                 medians[name].append(median_high(values[1:]))
         return medians
 
     def _deal(self) -> None:
-        if len(self._ports) > 1:
-            for pids, processors in zip(self._families.values(), next(self._deals), strict=True):
+        if len(self._servers) > 1:
+            for pids, processors in zip(self._families, next(self._deals), strict=True):
                 confine(pids, processors)
 
 
@@ -200,7 +230,8 @@ def asked(port: int, body: str) -> Iterator[http.client.HTTPResponse]:
         connection.request("POST", "/generate", body, {"content-type": "application/json"})
         response = connection.getresponse()
         if response.status != 200:
-            raise LaunchError(f"/generate answered {response.status}: {response.read(200).decode(errors='replace')}")
+            kind = NotReady if response.status == 503 else LaunchError
+            raise kind(f"/generate answered {response.status}: {response.read(200).decode(errors='replace')}")
         yield response
     finally:
         connection.close()
@@ -212,29 +243,36 @@ def generate(port: int, prompt: list[int], new_tokens: int) -> int:
         return int(json.loads(response.read())["meta_info"]["completion_tokens"])
 
 
-def wait_for_answer(process: subprocess.Popen[bytes], port: int, prompt: list[int], log: Path) -> None:
+def wait_for_answer(server: Server, prompt: list[int]) -> None:
     """Returns with the first answer. Raises :class:`LaunchError` with the log's end if there is none."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise LaunchError(f"the server ended with code {process.returncode}:\n{last_lines(log, LOG_LINES)}")
+        if server.process.poll() is not None:
+            raise server.lost()
         try:
-            generate(port, prompt, 1)
-        except (OSError, http.client.HTTPException, LaunchError):  # not listening yet, or not ready: 503
+            generate(server.port, prompt, 1)
+        except (OSError, http.client.HTTPException, NotReady):  # it does not listen yet, or is not ready
             time.sleep(POLL_S)
+        except LaunchError as error:  # what it says will not change
+            raise server.lost(error.summary) from None
         else:
             return
-    raise LaunchError(f"the server gave no answer within {READY_S:g} s:\n{last_lines(log, LOG_LINES)}")
+    raise server.lost(f"it gave no answer within {READY_S:g} s")
 
 
 @contextlib.contextmanager
-def running(command: list[str], log: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
-    """A process in a group of its own, and when it was started (monotonic); at the end the whole group is gone."""
+def running(name: str, command: Command, folder: Path) -> Iterator[Server]:
+    """A server in a process group of its own; at the end the whole group is gone."""
+    port, log = free_port(), folder / f"{name}.log"
+    environment = dict(os.environ)
+    environment.pop(VARIABLE, None)  # a server with a key refuses those who ask without one
     with log.open("wb") as output:
         began = time.monotonic()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command(port), stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
     try:
-        yield process, began
+        yield Server(name, process, port, log, began)
     finally:
         end(process, END_S)
         with contextlib.suppress(ProcessLookupError):

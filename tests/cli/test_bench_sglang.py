@@ -15,7 +15,7 @@ import pytest
 from raylaunch_actors.sglang_engine.environment import caches
 
 from raylaunch import model_check
-from raylaunch.benchmarks import sglang
+from raylaunch.benchmarks import sglang, timed_server
 from raylaunch.benchmarks.processors import confine, deals, family
 from raylaunch.benchmarks.sglang import (
     JOINED,
@@ -27,21 +27,30 @@ from raylaunch.benchmarks.sglang import (
     show,
     standard_error,
 )
-from raylaunch.benchmarks.timed_server import Served, Work, measure, plan
+from raylaunch.benchmarks.timed_server import DECODE_PROMPT, Served, Work, measure, plan
 from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, LaunchError
 from raylaunch.model.shape import ModelShape
 from raylaunch.resolved import launch_of
 from raylaunch.sglang.arguments import IMPLEMENTATION, LONGER_CONTEXT
 from raylaunch.terminal.machine import describe_machine
+from raylaunch.values.api_key import VARIABLE
 from tests.cli.runner import run
 
 SERVER = """
 import http.server, json, os, sys, time
 print(os.getpgrp(), flush=True)
+early = [503] * 3 if "early" in sys.argv else [401] if "RAYLAUNCH_API_KEY" in os.environ or "locked" in sys.argv else []
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if early:
+            self.send_response(early.pop(0) if early[0] == 503 else early[0])
+            self.end_headers()
+            return
+        if f"dies-at-{len(asked['input_ids'])}" in sys.argv:
+            print("CUDA error", flush=True)
+            os._exit(7)
         time.sleep(len(asked["input_ids"]) / (3_333 if "slow" in sys.argv else 10_000))
         body = json.dumps({"meta_info": {"completion_tokens": asked["sampling_params"]["max_new_tokens"]}}).encode()
         self.send_response(200)
@@ -80,6 +89,29 @@ def test_a_server_that_ends_is_an_error_with_its_last_words(tmp_path):
     with pytest.raises(LaunchError, match="ended with code 3") as caught:
         measure({"one": lambda port: [sys.executable, "-c", "print('no memory'); exit(3)"]}, tmp_path, WORK)
     assert "no memory" in str(caught.value)
+
+
+@pytest.mark.parametrize(("tokens", "servers"), [(100, 1), (400, 2), (DECODE_PROMPT, 1)])
+def test_a_server_that_dies_while_it_is_measured_is_an_error_with_its_last_words(tokens, servers, tmp_path):
+    up = {"dying": server(f"dies-at-{tokens}"), "other": server()}
+    with pytest.raises(LaunchError, match="the server dying ended with code 7; ") as caught:
+        measure(dict(list(up.items())[:servers]), tmp_path, WORK)
+    assert str(caught.value).endswith("CUDA error")
+
+
+def test_a_server_is_waited_for_while_it_says_that_it_is_not_ready(tmp_path):
+    assert measure({"one": server("early")}, tmp_path, WORK)["one"].decode_tokens_per_s
+
+
+def test_a_server_that_refuses_a_request_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(timed_server, "ENDED_S", 0.1)
+    with pytest.raises(LaunchError, match="the server one still runs; /generate answered 401"):
+        measure({"one": server("locked")}, tmp_path, WORK)
+
+
+def test_servers_that_are_measured_ask_for_no_key(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "a key")
+    assert measure({"one": server()}, tmp_path, WORK)["one"].decode_tokens_per_s
 
 
 @pytest.mark.parametrize(
