@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -182,14 +183,21 @@ def commands(
 @contextlib.contextmanager
 def segments_removed(folder: Path = Path("/dev/shm")) -> Iterator[None]:
     """SGLang's own launcher leaves shared memory behind (https://github.com/sgl-project/sglang/pull/28089): what is new
-    in the end, and not mapped, is removed."""
+    in the end, this user's, and not mapped, is removed."""
     before = set(folder.glob(SEGMENTS))
     try:
         yield
     finally:
         for left in set(folder.glob(SEGMENTS)) - before:
-            if not any(is_mapped(left, process) for process in Path("/proc").glob("[0-9]*")):
-                left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it may be gone meanwhile
+                # Others' processes do not show what they have mapped.
+                if left.stat().st_uid == os.getuid() and not is_mapped_by_any(left):
+                    left.unlink()
+
+
+def is_mapped_by_any(file: Path) -> bool:
+    """Whether a process of this machine has a file mapped, of those that this user may look into."""
+    return any(is_mapped(file, process) for process in Path("/proc").glob("[0-9]*"))
 
 
 def is_mapped(file: Path, process: Path) -> bool:

@@ -217,6 +217,20 @@ def test_what_a_launcher_leaves_in_shared_memory_is_removed(tmp_path):
     mapped.close()
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="files are given to another user")
+def test_what_others_have_in_shared_memory_is_left_alone(tmp_path):
+    with segments_removed(tmp_path):
+        others = tmp_path / "sgl_shm_mq_7_a"
+        others.touch()
+        os.chown(others, 12345, -1)
+    assert others.exists()
+
+
+def test_what_cannot_be_removed_from_shared_memory_hides_no_result(tmp_path):
+    with segments_removed(tmp_path):
+        (tmp_path / "sgl_shm_mq_7_a").mkdir()  # which nobody can unlink
+
+
 def test_every_hand_gets_every_part_of_a_deal():
     dealing = deals(range(7), 3, random.Random(0))
     for _ in range(5):
