@@ -155,6 +155,7 @@ def test_sglang_gives_several_ranks_the_same_kv_head(ranks, reference, sglang):
     ("data", "text"),
     [
         ("{", "its config.json cannot be read"),
+        pytest.param("[" * 100_000, "its config.json cannot be read: it is nested too deep", id="nested deep"),
         ("[]", "its config.json must hold a mapping"),
         ({**GOOD, "num_attention_heads": "8"}, "num_attention_heads = '8': must be a positive integer"),
         ({**GOOD, "vocab_size": 0}, "vocab_size = 0: must be a positive integer"),

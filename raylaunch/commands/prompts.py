@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raylaunch.errors import ConfigError
 from raylaunch.values.encodable import problem_of
-from raylaunch.values.json_lines import from_json, numbered_lines
+from raylaunch.values.json_text import from_json, numbered_lines
 
 STDIN = "-"
 OPTION = "--prompt-file"

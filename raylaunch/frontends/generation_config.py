@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, RequestError
 from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.model import hub
+from raylaunch.values.json_text import from_json
 
 FILE = "generation_config.json"
 OF_BOTH = ("temperature", "top_k", "top_p")
@@ -90,7 +90,7 @@ def sampling_defaults(config: LaunchConfig, revision: str | None = None) -> Samp
     if file is None:
         return SamplingDefaults(why=f"the model has no {FILE}")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = from_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError("model.path", config.model.path, f"its {FILE} cannot be read: {error}") from None
     if not isinstance(data, dict):
@@ -138,7 +138,7 @@ def _preferred(given: Any) -> Mapping[str, Any]:
     """SGLang's argument ``preferred_sampling_params``, which goes before the model's; it may be JSON."""
     if isinstance(given, str):
         try:
-            given = json.loads(given)
+            given = from_json(given)
         except ValueError:  # SGLang says so itself
             return {}
     return given if isinstance(given, Mapping) else {}

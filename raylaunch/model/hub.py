@@ -7,7 +7,6 @@ for every file, and try a network that is not there for minutes.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from raylaunch.background import Background
 from raylaunch.errors import one_line
+from raylaunch.values.json_text import from_json
 
 ASK_S = 5.0
 ASK_AGAIN_S = 60.0
@@ -177,7 +177,7 @@ def missing_weights(folder: Path) -> str:
     if not index.is_file():
         return "" if any(file.is_file() for file in folder.glob(WEIGHTS)) else WEIGHTS
     try:
-        weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weights = from_json(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({str(name) for name in weights.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"readable {INDEX}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import platform
 import re
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from raylaunch.config import LaunchConfig
 from raylaunch.model import hub
+from raylaunch.values.json_text import from_json
 
 OF_REFERENCE = ("auto", "safetensors", "dummy")
 PATTERN = "model-rank-{rank}-part-{part}.safetensors"
@@ -95,7 +95,7 @@ def weights_of(config: LaunchConfig, ranks: Iterable[int], revision: str | None 
     """What these ranks will read; of a model on the Hub this ``revision``, else the configured one."""
     extra = config.engine.sglang.args.get("model_loader_extra_config") or {}
     try:
-        told = json.loads(extra) if isinstance(extra, str) else extra
+        told = from_json(extra) if isinstance(extra, str) else extra
         pattern = str(dict(told).get("pattern", PATTERN))
     except (TypeError, ValueError):  # SGLang says so
         pattern = PATTERN
@@ -158,7 +158,7 @@ def _of_index(folder: Path, found: list[Path]) -> list[Path]:
     index = folder / hub.INDEX
     if not index.is_file():
         return found
-    named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    named = set(from_json(index.read_text(encoding="utf-8"))["weight_map"].values())
     return [file for file in found if file.name in named]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from raylaunch.config.address import cluster_to_join
 from raylaunch.config.context import POSITIONS, longest_context, trained_context
 from raylaunch.errors import ConfigError
 from raylaunch.model import hub
+from raylaunch.values.json_text import from_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -69,7 +69,7 @@ def read_model_config(config: LaunchConfig) -> tuple[dict[str, Any], str | None]
     else:
         file = _from_hub(config)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = from_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError("model.path", path, f"its config.json cannot be read: {error}") from None
     if not isinstance(data, dict):
@@ -82,7 +82,7 @@ def overridden_by_sglang(config: LaunchConfig) -> dict[str, Any]:
     name = "json_model_override_args"
     text = config.engine.sglang.args.get(name) if config.engine.kind == "sglang" else None
     try:
-        data = {} if text is None else json.loads(text)
+        data = {} if text is None else from_json(text)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"engine.sglang.args.{name}", text, f"must be JSON in a text: {error}") from None
     if not isinstance(data, dict):

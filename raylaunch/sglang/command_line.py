@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 
 from raylaunch.errors import ConfigError
 from raylaunch.sglang.source import argument_classes, installed_folder
+from raylaunch.values.json_text import from_json
 
 KEY = "arguments after --"
 NUMBERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float}
@@ -132,6 +132,6 @@ def _number(text: str) -> int:
 
 def _json_or_text(text: str) -> Any:
     try:
-        return json.loads(text)
+        return from_json(text)
     except ValueError:
         return text

@@ -36,7 +36,7 @@ def test_prompts_of_a_file(name: str, text: str, found: object, tmp_path: Path) 
         ("a.jsonl", b'\n{"text": "a"}', 'line 2 must be {"prompt": "12\\+30="}'),
         ("a.jsonl", b'{"prompt": ""}', "line 1 must be"),
         ("a.jsonl", b"[", "line 1 is not JSON"),
-        ("a.jsonl", b"[" * 100_000, "line 1 is not JSON: it is nested too deep"),
+        pytest.param("a.jsonl", b"[" * 100_000, "line 1 is not JSON: it is nested too deep", id="nested deep"),
         ("a.jsonl", b'{"prompt": "\\ud800"}', "line 1: .*surrogate"),
     ],
 )

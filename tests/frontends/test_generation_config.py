@@ -93,7 +93,12 @@ def test_a_model_without_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot be read"), ("[]", "must hold a mapping"), ('{"top_p": 7}', r"has top_p = 7: .*sampling_defaults")],
+    [
+        ("{", "cannot be read"),
+        pytest.param("[" * 100_000, "cannot be read: it is nested too deep", id="nested deep"),
+        ("[]", "must hold a mapping"),
+        ('{"top_p": 7}', r"has top_p = 7: .*sampling_defaults"),
+    ],
 )
 def test_a_file_that_is_wrong_is_named(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):

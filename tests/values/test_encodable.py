@@ -79,7 +79,7 @@ def test_images(image):
         (b'{"prompt": "a\\ud83d", "answer": "b"}', "line 1 has prompt = 'a\\ud83d': character 1 is half"),
         (b'{"prompt": "a", "answer": "\\ud83d"}', "line 1 has answer"),
         (b'{"prompt": "a\xff", "answer": "b"}', "cannot be read: 'utf-8' codec"),
-        (b'{"prompt": ' + b"[" * 100_000, "line 1 is not JSON (it is nested too deep)"),
+        pytest.param(b'{"prompt": ' + b"[" * 100_000, "line 1 is not JSON (it is nested too deep)", id="nested deep"),
     ],
 )
 def test_files_of_questions(tmp_path, content, text):

@@ -11,7 +11,7 @@ from typing import Any
 
 from raylaunch.errors import ConfigError
 from raylaunch.terminal.outcome import signals_held, written
-from raylaunch.values.json_lines import from_json
+from raylaunch.values.json_text import from_json
 
 NAME = "results.jsonl"
 

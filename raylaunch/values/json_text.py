@@ -1,4 +1,4 @@
-"""JSON lines as users and other programs write them."""
+"""JSON as users and other programs write it, and lines of it."""
 
 from __future__ import annotations
 
