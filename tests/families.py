@@ -5,14 +5,13 @@ As in :mod:`tests.models`, weights of deviation 0.08 keep the largest logit apar
 
 from __future__ import annotations
 
-import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 VOCAB = 256
 BASE: dict[str, Any] = {
@@ -49,6 +48,18 @@ FULL = {"layer_types": ["full_attention"] * 2}
 TIED = {"tie_word_embeddings": True}
 NO_CAP = {"attn_logit_softcapping": None}
 NO_WINDOW = {"sliding_window": None}
+TOWER = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+SIGLIP = {"model_type": "siglip_vision_model"}
+SQUARE = {"image_size": [28, 28], "patch_size": [14, 14]}
+
+
+def seeing(text: dict[str, Any], tower: dict[str, Any]) -> dict[str, Any]:
+    """A model that takes images too: a decoder, what differs from BASE, behind a vision tower."""
+    return {"text_config": {**BASE, **text}, "vision_config": {**TOWER, **tower}}
+
 
 # name -> (model type, what differs from BASE)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,6 +113,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "seed_oss": ("seed_oss", {}),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0], **TIED}),
     "starcoder2": ("starcoder2", {**NO_WINDOW, **TIED}),
+    # Those that take images as well: text goes through them.
+    "aya_vision": ("aya_vision", seeing({"model_type": "cohere2", **FULL, **TIED}, SIGLIP)),
+    "gemma3_images": ("gemma3", seeing({"model_type": "gemma3_text", **FULL}, {})),
+    "internvl": ("internvl", seeing({"model_type": "qwen2"}, SQUARE)),
+    "internvl_moe": ("internvl", seeing({"model_type": "qwen3_moe", **EXPERTS}, SQUARE)),
+    "llava": ("llava", seeing({"model_type": "llama"}, {"model_type": "clip_vision_model"})),
+    "llava_onevision": ("llava_onevision", seeing({"model_type": "qwen2"}, SIGLIP)),
+    "mistral3": ("mistral3", seeing({"model_type": "mistral", **NO_WINDOW}, {"model_type": "pixtral"})),
+    "paligemma": ("paligemma", seeing({"model_type": "gemma"}, SIGLIP)),
 }
 
 # What runs on one rank alone: the plans that transformers has for them leave every layer whole.
@@ -133,14 +153,19 @@ UNKNOWN, OWN_ATTENTION, NO_PLAN = "knows no such model", "lets it have no attent
 
 def lacking(name: str) -> str | None:
     """What the installed transformers lacks for a row of FAMILIES, asked of its classes; None if nothing."""
-    kind = FAMILIES[name][0]
+    kind, own = FAMILIES[name]
     if kind not in CONFIG_MAPPING:
         return UNKNOWN
-    settings = CONFIG_MAPPING[kind]
-    module = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[settings].__module__]
+    settings = CONFIG_MAPPING[own["text_config"]["model_type"] if "text_config" in own else kind]
+    module = import_module(settings.__module__.replace("configuration", "modeling"))
     if any(one.endswith("_ATTENTION_CLASSES") for one in vars(module)):
         return OWN_ATTENTION
     return NO_PLAN if settings.base_model_tp_plan is None else None
+
+
+def auto_class(config: Any) -> Any:
+    """Of transformers, the class that makes the language model of a configuration."""
+    return AutoModelForCausalLM if getattr(config, "vision_config", None) is None else AutoModelForImageTextToText
 
 
 def save_family(name: str, folder: Path) -> Path:
@@ -149,7 +174,8 @@ def save_family(name: str, folder: Path) -> Path:
     if not path.exists():
         kind, own = (FAMILIES | ONE_RANK)[name] if name not in REFUSED else REFUSED[name][:2]
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**BASE, **own})).float()
+        config = AutoConfig.for_model(kind, **(own if "text_config" in own else {**BASE, **own}))
+        model = auto_class(config).from_config(config).float()
         for parameter in model.parameters():
             if parameter.dim() >= 2:
                 parameter.data.normal_(0, 0.08)

@@ -69,7 +69,7 @@ def test_the_reserve_grows_with_what_is_captured():
 
 @pytest.fixture
 def facts() -> ModelFacts:
-    return ModelFacts("qwen3", 36, 32, 8, 128, 4096, 50_000, 151_936, frozenset(), torch.bfloat16, False, False)
+    return ModelFacts("qwen3", 36, 32, 8, 128, 4096, 50_000, 151_936, frozenset(), torch.bfloat16, False, 1, False)
 
 
 def limits(facts, offers, *settings):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from raylaunch_actors.communicator.shared_memory import SharedMemoryAllReduce
+from raylaunch_actors.communicator.single import SingleRank
 from raylaunch_actors.graphs import ops
 from raylaunch_actors.reference.channel import FollowerSocket, RankZeroSockets
 from raylaunch_actors.reference.model import load_model
@@ -21,7 +22,18 @@ from raylaunch.config import LaunchConfig
 from raylaunch.errors import ConfigError, RankFault
 from raylaunch.model_check import check_model
 from raylaunch.wire import Sampling
-from tests.families import FAMILIES, NO_PLAN, ONE_RANK, OWN_ATTENTION, REFUSED, UNKNOWN, VOCAB, lacking, save_family
+from tests.families import (
+    FAMILIES,
+    NO_PLAN,
+    ONE_RANK,
+    OWN_ATTENTION,
+    REFUSED,
+    UNKNOWN,
+    VOCAB,
+    auto_class,
+    lacking,
+    save_family,
+)
 from tests.reference.engines import CPU, compile_and_capture, make_runner, prompts, submits, tokens
 from tests.reference.ranks import WORLD, Exchange, run_ranks
 
@@ -47,7 +59,8 @@ def _quiet() -> Iterator[None]:
 
 def expected(path: Path) -> list[list[int]]:
     """Greedy tokens by transformers, without its cache."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    kind = auto_class(transformers.AutoConfig.from_pretrained(path))
+    model = kind.from_pretrained(path, dtype=torch.float32).eval()
     answers = []
     with torch.no_grad():
         for prompt in prompts(*LENGTHS, vocabulary=VOCAB):
@@ -97,6 +110,18 @@ def of_two(rank: int, path: Path, exchange: Exchange) -> dict[str, list[list[int
 def of_one(path: Path) -> list[list[int]]:
     runner = make_runner(path, **SHAPES)
     return answers_of(RankZeroWorker(runner, Scheduler(runner.limits), None))
+
+
+@pytest.mark.parametrize("name", ["llava", "internvl_moe"])
+def test_text_goes_through_a_model_that_takes_images(name: str, models: Path) -> None:
+    """Also where its embeddings have as many rows as elements, which graphs of every shape must not take for one."""
+    path = save_family(name, models)
+    assert check_model(config_of(path, 1)).hidden_size == SHAPES["prefill"][-1]
+    runner = make_runner(path, **SHAPES)
+    worker = RankZeroWorker(runner, Scheduler(runner.limits), None)
+    eager = answers_of(worker)
+    compile_and_capture(runner, SingleRank())
+    assert eager == answers_of(worker) == expected(path)
 
 
 @pytest.mark.slow

@@ -69,10 +69,18 @@ def build(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -
         except Exception as error:  # whatever becomes of a setting that nothing has checked
             raise RankFault(None, f"transformers cannot build a {config.model_type} model: {_what(error)}") from error
     model.eval()
-    for name, module in model.named_modules():
+    for name, module in decoder(model).named_modules():  # a vision tower has no experts
         if why := _odd_experts(module):
             raise RankFault(None, f"{config.model_type}: {name}: experts {why} are not implemented")
     return model
+
+
+def decoder(model: Any) -> nn.Module:
+    """The part that is compiled, without what makes embeddings of images. Raises RankFault if there is none."""
+    base = getattr(model, "model", None)
+    if base is None:
+        raise RankFault(None, f"{type(model).__name__} has no decoder at .model; its architecture is not supported")
+    return base.language_model if hasattr(base, "language_model") else base
 
 
 def _odd_experts(module: Any) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from raylaunch.config.context import rope_scaling
 from raylaunch.errors import RankFault
 from raylaunch_actors.reference import build, weights
 from raylaunch_actors.reference.checkpoint import Checkpoint
@@ -36,8 +37,8 @@ class ModelFacts:
         vocab_size: rows of the (whole) head.
         eos_token_ids: tokens that end an answer.
         dtype: of weights and activations.
-        uses_embeds: the decoder takes embeddings and positions in three dimensions (Qwen2.5-VL), not token
-            ids.
+        uses_embeds: the decoder takes embeddings, not token ids: those of images go between them.
+        position_axes: positions of a token: 3 (time, height, width) with multimodal rotary embeddings, else 1.
         lm_head_sharded: each rank has a part of the vocabulary, so logits are a collective.
     """
 
@@ -52,6 +53,7 @@ class ModelFacts:
     eos_token_ids: frozenset[int]
     dtype: torch.dtype
     uses_embeds: bool
+    position_axes: int
     lm_head_sharded: bool
 
 
@@ -129,7 +131,7 @@ def load_model(
     checkpoint = None if load_format == "dummy" else _open(Path(path))
     dtype = dtype or own_dtype(config, checkpoint)
     model = build.build(config, dtype, trust_remote_code=trust_remote_code)
-    inner, head = _decoder(model), _head(model)
+    inner, head = build.decoder(model), _head(model)
     shard = weights.Shard(rank, world_size, dtype, device)
     unused: tuple[str, ...] = ()
     if checkpoint is None:
@@ -203,13 +205,6 @@ def _head(model: Any) -> nn.Linear:
     return head
 
 
-def _decoder(model: Any) -> nn.Module:
-    base = getattr(model, "model", None)
-    if base is None:
-        raise RankFault(None, f"{type(model).__name__} has no decoder at .model; its architecture is not supported")
-    return base.language_model if hasattr(base, "language_model") else base
-
-
 def _divides_heads(model: Any, plan: TensorParallelPlan) -> bool:
     """Whether the ranks share the heads of a layer; else the plan lets every rank compute all of them.
 
@@ -243,8 +238,14 @@ def _facts(
         eos_token_ids=build.eos_token_ids(path, model.config),
         dtype=dtype,
         uses_embeds=hasattr(model.model, "language_model"),
+        position_axes=_position_axes(text),
         lm_head_sharded=lm_head_sharded,
     )
+
+
+def _position_axes(text: Any) -> int:
+    sections = [rope["mrope_section"] for rope in rope_scaling(text.to_dict()) if rope.get("mrope_section")]
+    return len(sections[0]) if sections else 1
 
 
 def _working_width(text: Any, world_size: int) -> int:

@@ -42,8 +42,7 @@ class StaticInputs:
 
     Attributes:
         ids: int64 ``[1, shape]``.
-        positions: int64 ``[1, shape]``, or ``[3, 1, shape]`` (time, height, width) for models that take
-            embeddings.
+        positions: int64 ``[1, shape]``, or ``[axes, 1, shape]`` where a token has several.
     """
 
     ids: Tensor
@@ -84,7 +83,8 @@ class ModelRunner:
     def prepare(self) -> None:
         """Allocates the KV cache and the static inputs. Raises RankFault if memory does not suffice."""
         self.cache.allocate()
-        lead = (3, 1) if self.loaded.facts.uses_embeds else (1,)
+        axes = self.loaded.facts.position_axes
+        lead = (axes, 1) if axes > 1 else (1,)
         rounds: tuple[RoundName, RoundName] = ("prefill", "decode")
         for round_ in rounds:
             for shape in self.limits.shapes_of(round_):
@@ -240,6 +240,7 @@ class ModelRunner:
     def _embeddings(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[1, shape, hidden]``. Here is the place for embeddings of images."""
         embeddings: Tensor = self.loaded.embed(ids)
+        torch._dynamo.mark_static(embeddings, 2)  # else as many rows as it has elements would be the same number to it
         return embeddings
 
     def _run(self, forward_context: ForwardContext, inputs: StaticInputs) -> Tensor:
