@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.integrations.moe import _default_apply_gate
 
 from raylaunch.errors import RankFault
 from raylaunch_actors.reference import interfaces
 from raylaunch_actors.reference.installed import why_missing
 from raylaunch_actors.reference.supported import is_mixture, why_unsupported
+
+log = logging.getLogger(__name__)
 
 
 def read_config(path: str | Path, *, trust_remote_code: bool = False) -> Any:
@@ -109,9 +113,25 @@ def _is_silu(activation: Any) -> bool:
 def eos_token_ids(path: str | Path, config: Any) -> frozenset[int]:
     """Tokens that end an answer: those of ``generation_config.json`` and of ``config.json``, the text model's too."""
     named = [getattr(one, "eos_token_id", None) for one in (config, config.get_text_config())]
-    with contextlib.suppress(OSError):  # no such file
-        named.append(GenerationConfig.from_pretrained(str(path)).eos_token_id)
-    return frozenset(one for ids in named for one in ([ids] if isinstance(ids, int) else ids or ()))
+    named.append(_generation_config(Path(path)).get("eos_token_id"))
+    listed = [one for ids in named for one in (ids if isinstance(ids, list | tuple) else [ids])]
+    return frozenset(one for one in listed if isinstance(one, int) and not isinstance(one, bool))
+
+
+def _generation_config(folder: Path) -> Mapping[str, Any]:
+    """The file as it is: transformers' class would refuse settings that are the driver's matter, or nobody's."""
+    file = folder / "generation_config.json"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        data = error
+    if isinstance(data, Mapping):
+        return data
+    # Where the driver reads it, it has refused it; engine.sampling_defaults=openai says to leave it unread.
+    log.warning("%s holds no mapping, and names no token that ends an answer: %s", file, data)
+    return {}
 
 
 @contextlib.contextmanager
