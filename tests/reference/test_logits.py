@@ -56,6 +56,15 @@ def test_anything_else_is_refused(change: Callable[[Tensor], Tensor]) -> None:
         logit_rule(model, model.lm_head)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_named(value: float) -> None:
+    model = Model(lambda x: x)
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = value
+    with pytest.raises(RankFault, match="Model: its head gives logits that are not finite: its weights hold NaN or"):
+        logit_rule(model, model.lm_head)
+
+
 def test_a_model_that_wants_more_of_its_decoder_is_refused() -> None:
     model = Model(lambda x: x.no_such_thing)
     with pytest.raises(RankFault, match="Model cannot be asked what it does to its logits: AttributeError"):

@@ -32,7 +32,7 @@ def logit_rule(model: Any, head: nn.Linear) -> LogitRule:
         head: its output embedding.
 
     Raises:
-        RankFault: the model's own code computes something else of hidden states.
+        RankFault: the model's own code computes something else of hidden states, or the head's weights are no numbers.
     """
     weight = head.weight
     generator = torch.Generator().manual_seed(0)
@@ -43,6 +43,8 @@ def logit_rule(model: Any, head: nn.Linear) -> LogitRule:
             if _close(rule(plain), wanted):
                 return rule
     kind = type(model).__name__
+    if not plain.isfinite().all():
+        raise RankFault(None, f"{kind}: its head gives logits that are not finite: its weights hold NaN or infinity")
     known = ", ".join((*_FACTORS, _CAP))
     raise RankFault(
         None, f"{kind} changes the logits behind its head in a way that is not implemented (known: {known})"
