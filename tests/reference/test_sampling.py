@@ -87,6 +87,19 @@ def test_seeds_of_any_size() -> None:
         make_generator(Sampling(temperature=1.0, seed=seed), CPU)
 
 
+def test_every_bit_of_a_seed_counts() -> None:
+    logits = torch.zeros(1000)
+
+    def of(seed: int) -> list[int]:
+        return series(logits, Sampling(temperature=1.0, seed=seed), 4)
+
+    seeds = [1, *(1 + 2**bit for bit in range(1, 63))]
+    assert len({tuple(of(seed)) for seed in seeds}) == len(seeds)
+    for seed in (0, 1, 2**32 - 1):  # draws as they were
+        noise = torch.empty(1000).exponential_(generator=torch.Generator().manual_seed(seed))
+        assert of(seed)[0] == (logits.softmax(-1) / noise).argmax()
+
+
 def test_frequencies_follow_the_probabilities() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     n = 20_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,11 +31,18 @@ def make_generator(params: Sampling, device: torch.device, vocab: int = 0) -> to
         return None
     seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little")
     generator = torch.Generator(device=device)
-    generator.manual_seed(seed & (2**63 - 1))
+    generator.manual_seed(_seed_of(seed & (2**63 - 1), device))
     if params.seed is not None:
         for _ in range(params.drawn):
             torch.empty(vocab, device=device).exponential_(generator=generator)
     return generator
+
+
+def _seed_of(seed: int, device: torch.device) -> int:
+    """Torch's generator on CPUs takes the low 32 bits of a seed alone: where there are more, a digest of all."""
+    if device.type != "cpu" or seed < 2**32:
+        return seed
+    return int.from_bytes(hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=4).digest(), "little")
 
 
 def sample(logits: Tensor, params: Sequence[Sampling], generators: Sequence[torch.Generator | None]) -> Tensor:
