@@ -181,7 +181,7 @@ def missing_weights(folder: Path) -> str:
         names = sorted({str(name) for name in weights.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"readable {INDEX}"
-    return next((name for name in names if not (folder / name).is_file()), "")
+    return next((name for name in names if not os.path.isfile(folder / name)), "")  # also of names too long for one
 
 
 def go_offline() -> None:

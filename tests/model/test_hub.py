@@ -146,6 +146,7 @@ def test_a_hub_that_refuses_is_asked_once(monkeypatch, cache):
         (("a.safetensors", "b.safetensors"), {"x": "a.safetensors", "y": "b.safetensors"}, ""),
         (("a.safetensors",), {"x": "a.safetensors", "y": "b.safetensors"}, "b.safetensors"),
         (("a.safetensors",), {"x": "a.safetensors", "y": 5}, "5"),
+        (("a.safetensors",), {"x": "a.safetensors", "y": "y" * 5000}, "y" * 5000),
         (("a.safetensors", hub.INDEX), None, f"readable {hub.INDEX}"),
     ],
 )

@@ -68,6 +68,17 @@ def test_files_are_those_that_transformers_reads(files: list, config: dict, read
     assert [file.name for file in weight_files(tmp_path, config)] == read
 
 
+@pytest.mark.parametrize("config", [{}, {"transformers_weights": A}])
+def test_files_may_be_links_out_of_the_folder(config: dict, tmp_path: Path) -> None:
+    """As those of the Hub's cache are."""
+    (tmp_path / "blob").touch()
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / A).symlink_to("../blob")
+    (folder / INDEX).write_text(index(A))
+    assert weight_files(folder, config) == [folder / A]
+
+
 @pytest.mark.parametrize(
     ("files", "config", "message"),
     [
@@ -76,13 +87,17 @@ def test_files_are_those_that_transformers_reads(files: list, config: dict, read
         ({"model.gguf": ""}, {}, "GGUF"),
         ({"model.fp16.safetensors": ""}, {}, "model.fp16.safetensors would not be read by transformers either"),
         ({INDEX: index(A, B), B: ""}, {}, rf"{A}: named by {INDEX} and not there"),
+        ({INDEX: index("../a.safetensors", A), A: ""}, {}, r"json: \.\./a.safetensors: weight_map must"),
+        ({INDEX: index("/a.safetensors"), A: ""}, {}, "index.json: /a.safetensors: weight_map must"),
+        ({INDEX: index("x" * 5000)}, {}, r"x{200}\.\.\.: named by .* and not there"),
         ({INDEX: "{"}, {}, "index.json is damaged"),
         ({INDEX: "{}"}, {}, "index.json is damaged: KeyError"),
         ({INDEX: '{"weight_map": {}}'}, {}, "weight_map must name"),
         ({SINGLE: "", ADAPTER: "{}"}, {}, "adapter_config.json: transformers would change the model by this adapter"),
         ({SINGLE: "", "shard-00001-model-00001-of-00002.safetensors": ""}, {}, "a distributed checkpoint"),
         ({SINGLE: ""}, {"transformers_weights": "../x.safetensors"}, "no safetensors file in the folder"),
-        ({SINGLE: ""}, {"transformers_weights": "x.safetensors"}, "'x.safetensors' does not exist"),
+        ({SINGLE: ""}, {"transformers_weights": "x.safetensors"}, "= x.safetensors does not exist"),
+        ({}, {"transformers_weights": "x" * 5000 + ".safetensors"}, r"= x{200}\.\.\. does not exist"),
     ],
 )
 def test_weights_that_cannot_be_read_are_one_line(files: dict, config: dict, message: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ read. What transformers would read and this engine does not is refused.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ ADAPTER = "adapter_config.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _MOST_NAMED = 6
+_LONGEST = 200
 
 
 def weight_files(folder: Path, config: Mapping[str, Any] | None = None) -> list[Path]:
@@ -62,15 +64,11 @@ def index_metadata(files: Sequence[Path]) -> Mapping[str, Any]:
 
 
 def _named(folder: Path, name: str) -> list[Path]:
-    file = folder / name
-    if not file.resolve().is_relative_to(folder.resolve()) or not name.endswith(
-        (".safetensors", ".safetensors.index.json")
-    ):
-        raise RankFault(
-            None, f"{folder}/config.json: transformers_weights = {name!r} is no safetensors file in the folder"
-        )
-    if not file.is_file():
-        raise RankFault(None, f"{folder}/config.json: transformers_weights = {name!r} does not exist")
+    file, said = folder / name, f"{folder}/config.json: transformers_weights = {few([name])}"
+    if not _stays_inside(name) or not name.endswith((".safetensors", ".safetensors.index.json")):
+        raise RankFault(None, f"{said} is no safetensors file in the folder")
+    if not os.path.isfile(file):
+        raise RankFault(None, f"{said} does not exist")
     return _of_index(file) if name.endswith(".json") else [file]
 
 
@@ -81,11 +79,17 @@ def _of_index(index: Path) -> list[Path]:
         raise RankFault(None, f"{index} is damaged: {type(error).__name__}: {error}") from error
     if not isinstance(weights, dict) or not weights:
         raise RankFault(None, f"{index}: weight_map must name the tensors and their files")
-    files = [index.parent / name for name in sorted({str(name) for name in weights.values()})]
-    gone = [file.name for file in files if not file.is_file()]
-    if gone:
+    names = sorted({str(name) for name in weights.values()})
+    if outside := [name for name in names if not _stays_inside(name)]:
+        raise RankFault(None, f"{index}: {few(outside)}: weight_map must name files in its folder")
+    if gone := [name for name in names if not os.path.isfile(index.parent / name)]:
         raise RankFault(None, f"{index.parent}: {few(gone)}: named by {index.name} and not there")
-    return files
+    return [index.parent / name for name in names]
+
+
+def _stays_inside(name: str) -> bool:
+    """Told by the name alone: files of the Hub's cache are links that lead out of their folder."""
+    return not os.path.isabs(name) and ".." not in Path(name).parts
 
 
 def _instead(names: list[str]) -> str:
@@ -99,6 +103,7 @@ def _instead(names: list[str]) -> str:
 
 
 def few(names: Collection[str]) -> str:
-    """The first of some names, and how many more there are."""
+    """The first of some names, and how many more there are; of a very long one its beginning."""
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(list(names)[:_MOST_NAMED]) + more
+    shown = (name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in list(names)[:_MOST_NAMED])
+    return ", ".join(shown) + more
