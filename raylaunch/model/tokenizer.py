@@ -20,12 +20,19 @@ log = logging.getLogger(__name__)
 # transformers (5.23) puts another module in its own place while it is imported: a second thread sees the first one.
 _IMPORTING = threading.Lock()
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+# Mistral's own. SGLang has mistral-common read it (0.5.23, is_bare_tekken_checkpoint); transformers alone makes other
+# ids of it.
+TEKKEN = "tekken.json"
 
 
 def has_tokenizer(model: ModelConfig) -> bool:
     """Whether the model comes with a tokenizer; of a Hub model that is taken for granted."""
     folder = Path(model.tokenizer or model.path)
-    return not os.path.isdir(folder) or any((folder / file).is_file() for file in FILES)
+    return not os.path.isdir(folder) or _holds(folder, *FILES, TEKKEN)
+
+
+def _holds(folder: Path, *files: str) -> bool:
+    return any((folder / file).is_file() for file in files)
 
 
 def check_tokenizer(model: ModelConfig) -> None:
@@ -44,6 +51,8 @@ def check_tokenizer(model: ModelConfig) -> None:
             f"has no tokenizer on the driver's node, {platform.node()}: it needs one of {', '.join(FILES)} there, "
         )
         raise ConfigError("model.path", str(folder), f"{expected}or engine.sglang.args.skip_tokenizer_init=true")
+    if not has_tokenizer(model):
+        log.warning("%s has no tokenizer: prompts are token ids", folder)
     file = folder / "tokenizer.json"
     if model.trust_remote_code or not os.path.isfile(file):  # the model's own code may read other files
         return
@@ -69,9 +78,11 @@ def load_tokenizer(config: LaunchConfig, revision: str | None = None) -> Any:
     """
     name = config.model.tokenizer or config.model.path
     folder = Path(name)
-    if not has_tokenizer(config.model):
+    if os.path.isdir(folder) and not _holds(folder, *FILES):
         if config.model.tokenizer is not None:
-            raise ConfigError("model.tokenizer", name, f"the folder has none of {', '.join(FILES)}")
+            raise ConfigError("model.tokenizer", name, _lacks(folder))
+        if _holds(folder, TEKKEN):  # else it was said before the launch
+            log.warning("%s: prompts are token ids: %s", name, _lacks(folder))
         return None
     with _IMPORTING:
         from transformers import AutoTokenizer
@@ -81,14 +92,19 @@ def load_tokenizer(config: LaunchConfig, revision: str | None = None) -> Any:
             code = ("*.py",) if config.model.trust_remote_code else ()
             own = revision if name == config.model.path else None
             folder = hub.snapshot(name, own or config.model.revision, (*hub.SETTINGS, *code))
-            if not any((folder / file).is_file() for file in FILES):
+            if not _holds(folder, *FILES):
                 if config.model.tokenizer is None:
-                    log.warning("%s, snapshot %s, has no tokenizer: prompts are token ids", name, folder.name[:7])
+                    log.warning("%s, snapshot %s: prompts are token ids: %s", name, folder.name[:7], _lacks(folder))
                     return None
-                raise FileNotFoundError(f"it has none of {', '.join(FILES)}")
+                raise FileNotFoundError(_lacks(folder))
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.model.trust_remote_code)
     except Exception as error:  # of many classes, plain Exception among them
         raise _unreadable(config.model, str(error)) from None
+
+
+def _lacks(folder: Path) -> str:
+    unread = f"; {TEKKEN} the engine 'reference' does not read" if _holds(folder, TEKKEN) else ""
+    return f"it has none of {', '.join(FILES)}{unread}"
 
 
 def chat_template_of(settings: ServeConfig) -> str | None:

@@ -78,11 +78,12 @@ def test_shapes_are_sglangs_own_unless_they_were_set():
     assert arguments["cuda_graph_bs_prefill"] == [64]
 
 
-def test_a_model_without_tokenizer_files_works_on_token_ids(tmp_path):
+@pytest.mark.parametrize("file", ["tokenizer.json", "tekken.json"])
+def test_a_model_without_tokenizer_files_works_on_token_ids(tmp_path, file):
     (tmp_path / "config.json").touch()
     config = LaunchConfig.from_dict({**BASE, "model": {"path": str(tmp_path)}})
     assert server_arguments(config)["skip_tokenizer_init"] is True
-    (tmp_path / "tokenizer.json").touch()
+    (tmp_path / file).touch()
     assert "skip_tokenizer_init" not in server_arguments(config)
 
 
