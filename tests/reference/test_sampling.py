@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import torch
 from raylaunch_actors.reference.cache_size import LOGIT_COPIES
-from raylaunch_actors.reference.sampling import NO_TOKEN, make_generator, sample
+from raylaunch_actors.reference.sampling import NO_TOKEN, make_generator, sample, token_logprobs
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -169,3 +169,15 @@ def test_a_bias_is_of_its_row_and_leaves_the_logits_as_they_were() -> None:
     assert found[1] == before[1].argmax()
     assert found[2] == 9
     assert draw(logits[:1], Sampling(logit_bias=[(int(before[0].argmax()), -1e30)]))[0] != before[0].argmax()
+
+
+def test_a_rows_log_probabilities_do_not_depend_on_the_rows_beside_it() -> None:
+    logits = torch.randn(16, 3000, generator=torch.Generator().manual_seed(0)).bfloat16().float()  # many are equal
+    tokens, wanted = list(range(16)), [0, 1, 5, 20, 5000, 1, 0, 7] * 2
+    together = token_logprobs(logits, tokens, wanted)
+    for row, found in enumerate(together):
+        assert token_logprobs(logits[[row]], [tokens[row]], [wanted[row]]) == [found]
+        logprobs = logits[row].log_softmax(-1)
+        values, ids = logprobs.topk(min(wanted[row], 3000))
+        assert (found.token_id, found.logprob) == (tokens[row], float(logprobs[tokens[row]]))
+        assert found.top == list(zip(ids.tolist(), values.tolist(), strict=True))

@@ -114,8 +114,19 @@ def _draw(
     return (scaled.softmax(-1) / noise.clamp_min_(torch.finfo(noise.dtype).tiny)).argmax(-1)
 
 
-def token_logprob(logits: Tensor, token: int, wanted: int) -> TokenLogprob:
-    """Log probability of ``token`` and of the ``wanted`` likeliest tokens, from a float32 row ``[vocab]``."""
+def token_logprobs(logits: Tensor, tokens: Sequence[int], wanted: Sequence[int]) -> list[TokenLogprob]:
+    """Log probability of each row's token, and of as many of the likeliest tokens as are wanted with it.
+
+    Args:
+        logits: float32 ``[n, vocab]``.
+        tokens, wanted: of the ``n`` rows.
+    """
     logprobs = logits.log_softmax(-1)
-    values, ids = logprobs.topk(min(wanted, logprobs.numel()))
-    return TokenLogprob(token, float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))
+    own = logprobs.gather(-1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    found = [TokenLogprob(token, value, []) for token, value in zip(tokens, own, strict=True)]
+    for many in set(wanted) - {0}:  # which of equal ones come last may depend on how many are asked for
+        rows = [row for row, one in enumerate(wanted) if one == many]
+        values, ids = logprobs[rows].topk(min(many, logprobs.shape[-1]))
+        for row, *top in zip(rows, ids.tolist(), values.tolist(), strict=True):
+            found[row].top.extend(zip(*top, strict=True))
+    return found

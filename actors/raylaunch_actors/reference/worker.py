@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import msgspec
 import torch
@@ -16,7 +17,7 @@ from raylaunch.wire import Abort, Output, Stop, Submit, TokenLogprob, Verify
 from raylaunch_actors.communicator.streams import wait_for
 from raylaunch_actors.reference.channel import FollowerSocket, RankZeroSockets
 from raylaunch_actors.reference.runner import ModelRunner
-from raylaunch_actors.reference.sampling import NO_TOKEN, make_generator, sample, token_logprob
+from raylaunch_actors.reference.sampling import NO_TOKEN, make_generator, sample, token_logprobs
 from raylaunch_actors.reference.scheduler import ScheduledBatch, ScheduledRequest, Scheduler
 
 log = logging.getLogger(__name__)
@@ -167,19 +168,18 @@ class RankZeroWorker:
 
     def _score(self, step: ScheduledBatch, scored: list[Tensor]) -> None:
         """Keeps the log probabilities of prompts of which this step has computed a part."""
-        wanted = [
+        rows = (
             (request, request.submit.prompt[part.kv_length + row + 1])
             for request, part in zip(step.requests, step.plan.sequences, strict=True)
             for row in range(part.scored)
-        ]
-        rows = iter(wanted)
+        )
         for hidden in scored:
             logits = self.runner.logits(hidden)
             assert logits is not None
-            for row in logits:
-                request, token = next(rows)
+            requests, tokens = zip(*islice(rows, len(logits)), strict=True)
+            wanted = [request.submit.sampling.prompt_logprobs or 0 for request in requests]
+            for request, entry in zip(requests, token_logprobs(logits, tokens, wanted), strict=True):
                 if request.alive:
-                    entry = token_logprob(row, token, request.submit.sampling.prompt_logprobs or 0)
                     self._prompts.setdefault(request.id, []).append(entry)
         for request in step.wanting:
             if request.scored and request.alive and step.plan.round == "prefill":
@@ -290,19 +290,22 @@ class FollowerWorker:
 def _with_logprobs(step: ScheduledBatch, logits: Tensor, tokens: list[int], outputs: list[Output]) -> list[Output]:
     """The outputs, with log probabilities where a request asked for them. ``logits`` and ``tokens`` are of the step."""
     rows = {request.id: row for row, request in enumerate(step.wanting) if request.submit.sampling.logprobs is not None}
-    if not rows:
+    due = {
+        at: rows[output.request_id]
+        for at, output in enumerate(outputs)
+        if output.request_id in rows and (output.tokens or output.matched is not None)
+    }
+    if not due:
         return outputs
-    result = []
-    for output in outputs:
-        row = rows.get(output.request_id)
-        if row is not None and (output.tokens or output.matched is not None):
-            sampling = step.wanting[row].submit.sampling
-            entry = token_logprob(logits[row], tokens[row], sampling.logprobs or 0)
-            if output.tokens:
-                output = msgspec.structs.replace(output, logprobs=[entry])
-            elif sampling.prompt_logprobs is not None:
-                output = msgspec.structs.replace(output, matched_logprob=entry)
-        result.append(output)
+    own = list(due.values())
+    sampling = [step.wanting[row].submit.sampling for row in own]
+    entries = token_logprobs(logits[own], [tokens[row] for row in own], [one.logprobs or 0 for one in sampling])
+    result = list(outputs)
+    for at, one, entry in zip(due, sampling, entries, strict=True):
+        if outputs[at].tokens:
+            result[at] = msgspec.structs.replace(outputs[at], logprobs=[entry])
+        elif one.prompt_logprobs is not None:
+            result[at] = msgspec.structs.replace(outputs[at], matched_logprob=entry)
     return result
 
 
