@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import sys
 
 from ray.job_submission import JobSubmissionClient
@@ -30,7 +31,7 @@ def main() -> int:
     """The exit code of ``raylaunch``: 0 done, 1 the launch failed, 2 wrong configuration, 3 a request failed."""
     client = JobSubmissionClient(os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265"))
     job = client.submit_job(
-        entrypoint=" ".join(sys.argv[1:]) or COMMAND,
+        entrypoint=sys.argv[1] if len(sys.argv) == 2 else shlex.join(sys.argv[1:]) or COMMAND,
         runtime_env={
             "working_dir": ".",
             "excludes": ["tests", "docs"],

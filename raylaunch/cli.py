@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from raylaunch.startup.signals import leave_when_told
 
@@ -25,16 +26,28 @@ def main() -> None:
         print(f"ConfigError {problem}", file=sys.stderr)
         sys.exit(2)
     from raylaunch.commands.app import app
+    from raylaunch.terminal.outcome import LAUNCH_FAILED, READ_NO_FURTHER
 
     try:
         app()
+    except OSError as error:  # of a help or a version: what a command prints is told apart where it is printed
+        with contextlib.suppress(OSError):
+            print(f"standard output cannot be written: {error.strerror or error}", file=sys.stderr)
+        _leave(LAUNCH_FAILED)
     except SystemExit as end:
         cluster = sys.modules.get("raylaunch.cluster.session")
-        # Threads that were left in the middle of an import, or in Ray, must not meet an interpreter that ends.
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.__context__, BrokenPipeError):  # typer and rich end with 1 then
+            _leave(READ_NO_FURTHER)
         if code or (cluster is not None and cluster.abandoned()):
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(AttributeError, OSError, ValueError):  # None where it was closed at the start
-                    stream.flush()
-            os._exit(code)
+            _leave(code)
         raise
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends now: threads that were left in the middle of an import, or in Ray, must not meet an interpreter that
+    ends."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None where it was closed at the start
+            stream.flush()
+    os._exit(code)

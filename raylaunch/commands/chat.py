@@ -13,9 +13,9 @@ import typer
 from raylaunch.commands.generate import sampling_of
 from raylaunch.errors import ConfigError, RequestError, RequestFailed
 from raylaunch.terminal.launch_options import Launch
-from raylaunch.terminal.options import MaxNewTokens
 from raylaunch.terminal.outcome import reported
-from raylaunch.terminal.printed import require_stdout, say
+from raylaunch.terminal.printed import require_stdin, require_stdout, say
+from raylaunch.values.encodable import problem_of
 
 if TYPE_CHECKING:
     from raylaunch.commands.chat_partners import Messages, Partner
@@ -28,7 +28,9 @@ def chat(
     launch: Launch,
     *,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told first.")] = None,
-    max_new_tokens: MaxNewTokens = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer.", show_default="1024, or the server's")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 takes the likeliest token.", show_default="the model's, or 1")
     ] = None,
@@ -40,6 +42,7 @@ def chat(
     """
     with reported():
         require_stdout()
+        require_stdin()
         params = sampling_of({"max_new_tokens": max_new_tokens, "temperature": temperature})
         if launch.model is not None and launch.model.startswith(("http://", "https://")):
             if launch.changes() or launch.sglang:
@@ -81,6 +84,9 @@ def converse(partner: Partner, system: str | None, read: Callable[[], str] | Non
                 continue
             if line == "/exit":
                 return
+            if problem := problem_of(line):
+                _note(f"this line is not sent: {problem}")
+                continue
             if line == "/reset":
                 messages = list(first)
                 _note("a new conversation")
@@ -123,10 +129,10 @@ def _reader() -> Callable[[], str]:
 
 
 def _piped() -> str:
-    line = sys.stdin.readline()
+    line = sys.stdin.buffer.readline()
     if not line:
         raise EOFError
-    return line
+    return line.decode("utf-8", "surrogateescape")  # what is no UTF-8 is refused as what a terminal says
 
 
 @contextlib.contextmanager

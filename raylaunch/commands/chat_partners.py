@@ -138,12 +138,12 @@ def _piece(event: Mapping[str, Any]) -> str:
 
 def _asked(url: str, body: Any, timeout_s: float) -> Any:
     """The open answer. Raises :class:`RequestError` if it was refused, :class:`RequestFailed` if there is none."""
-    headers = {"Content-Type": "application/json"}
-    if (key := key_of_environment()) is not None:
-        headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=timeout_s)
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        if (key := key_of_environment()) is not None:
+            request.add_unredirected_header("Authorization", f"Bearer {key}")  # for this host and no other
+        return urllib.request.urlopen(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
         with error:
             text = error.read(1 << 16).decode("utf-8", "replace")

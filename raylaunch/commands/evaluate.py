@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from raylaunch.commands.ask import ask_all
+from raylaunch.commands.ask import ask_all, require_answers, require_room
 from raylaunch.commands.generate import sampling_of
 from raylaunch.commands.gsm8k import NEW_TOKENS, STOPS, read_gsm8k
 from raylaunch.commands.questions import Reply, Score, read_questions, score
@@ -61,16 +61,23 @@ def evaluate(
         params = sampling_of({**of_task, **asked, "temperature": 0.0})
         require_writable("--output", output)
         config = launch.config()
+        require_room(config, concurrency)
         with launched(config.replace({"capture.enabled": False}) if eager else config) as engine:
             began = time.monotonic()
             answers = ask_all(engine, [question.prompt for question in questions], params, concurrency)
-            replies = [
-                Reply(question, answer.text, answer.token_ids, answer.finish_reason)
-                for question, answer in zip(questions, answers, strict=True)
-            ]
-            result = score(replies, time.monotonic() - began)
-        text = json.dumps(asdict(result)) if as_json else show(result)
-        deliver(text, *([] if output is None else [lambda: write_replies(output, replies)]))
+            seconds = time.monotonic() - began
+        replies = [
+            Reply(question, answer.text, answer.token_ids, answer.finish_reason)
+            for question, answer in zip(questions, answers, strict=True)
+            if not isinstance(answer, Exception)
+        ]
+        files = [] if output is None else [lambda: write_replies(output, replies)]
+        if len(replies) < len(answers):  # no score: it would be that of other questions
+            for write in files:
+                write()
+            require_answers(answers)
+        result = score(replies, seconds)
+        deliver(json.dumps(asdict(result)) if as_json else show(result), *files)
 
 
 def show(result: Score) -> str:

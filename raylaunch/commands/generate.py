@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylaunch.commands.ask import ask_all
+from raylaunch.commands.ask import ask_all, require_answers
 from raylaunch.commands.prompts import prompts_of
 from raylaunch.errors import ConfigError, RequestError
 from raylaunch.terminal.launch_options import Launch
@@ -17,6 +17,8 @@ from raylaunch.terminal.options import MaxNewTokens, require_writable
 from raylaunch.terminal.outcome import reported
 from raylaunch.terminal.printed import require_stdout, say
 from raylaunch.terminal.session import launched
+
+ESCAPED = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 if TYPE_CHECKING:
     from raylaunch.engine import EngineBase
@@ -57,7 +59,8 @@ def generate(
     """Launch a model, answer prompts, shut down.
 
     Answers go to standard output, everything else to standard error. One prompt: its answer and nothing else.
-    Several: a line each, prompt and answer with a tab between; of a .jsonl as JSON.
+    Several: a line each, prompt and answer with a tab between, their own line ends, tabs and backslashes escaped; of a
+    .jsonl as JSON. A prompt that is refused has no line, and costs no other its answer.
     """
     with reported():
         given = {
@@ -76,9 +79,12 @@ def generate(
         require_writable("--trace", trace)
         with launched(launch.config(), show_report=report, trace=trace) as engine:
             if as_json or len(prompts) > 1:
-                texts = [one.text for one in ask_all(engine, prompts, params)]
-                pairs = zip(prompts, texts, strict=True)
-                say("\n".join(json.dumps({"prompt": a, "text": b}) if as_json else f"{a}\t{b}" for a, b in pairs))
+                answers = ask_all(engine, prompts, params)
+                pairs = zip(prompts, answers, strict=True)
+                lines = [line_of(a, b.text, as_json) for a, b in pairs if not isinstance(b, Exception)]
+                if lines:
+                    say("\n".join(lines))
+                require_answers(answers)
             elif stream if stream is not None else sys.stdout.isatty():
                 _print_stream(engine, prompts[0], params)
             else:
@@ -95,6 +101,13 @@ def sampling_of(given: dict[str, Any]) -> SamplingParams:
         key, _, rest = str(error).partition(" = ")
         value, _, expected = rest.partition(": ")
         raise ConfigError("--" + key.replace("_", "-"), value, expected) from None
+
+
+def line_of(prompt: str, text: str, as_json: bool) -> str:
+    """A prompt and its answer on one line."""
+    if as_json:
+        return json.dumps({"prompt": prompt, "text": text})
+    return f"{prompt.translate(ESCAPED)}\t{text.translate(ESCAPED)}"
 
 
 def _print_stream(engine: EngineBase, prompt: str, params: SamplingParams) -> None:

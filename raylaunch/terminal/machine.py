@@ -14,6 +14,7 @@ PACKAGES = (
     "sglang", "sglang-kernel", "flashinfer-python", "nvidia-nccl-cu12", "nvidia-nccl-cu13",
 )  # fmt: skip
 GIB = 1 << 30
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def describe_machine() -> dict[str, Any]:
@@ -88,13 +89,27 @@ def package_versions() -> dict[str, str | None]:
 
 
 def find_gpus() -> tuple[list[dict[str, str]], str]:
-    """The NVIDIA GPUs, and who said so or why nobody could."""
+    """The NVIDIA GPUs that processes of this one may use, and who said so or why nobody could."""
     try:
-        return _from_nvml(), "NVML"
+        found = _from_nvml()
+        chosen = os.environ.get(VISIBLE)
+        return (found, "NVML") if chosen is None else (visible(found, chosen), f"NVML, {VISIBLE}={chosen}")
     except ImportError:
         return [], "nvidia-ml-py is not installed"
     except Exception as error:  # NVMLError: its classes are made when the library is loaded
         return [], f"NVML: {error}"
+
+
+def visible(found: list[dict[str, str]], chosen: str) -> list[dict[str, str]]:
+    """Those of ``found`` that ``CUDA_VISIBLE_DEVICES`` leaves, as many as Ray counts of them.
+
+    Args:
+        chosen: its value: indices or UUIDs with commas between, nothing or ``NoDevFiles`` for none.
+    """
+    names = [] if chosen in ("", "NoDevFiles") else chosen.split(",")
+    if all(name.strip().isdecimal() and int(name) < len(found) for name in names):
+        return [found[int(name)] for name in names]
+    return found[: len(names)]
 
 
 def gpu_links() -> list[dict[str, Any]]:

@@ -48,6 +48,12 @@ def require_stdout() -> None:
         raise ConfigError("standard output", "closed", "must be open: the result is printed there")
 
 
+def require_stdin() -> None:
+    """Finds out before a launch that nothing could be read. Raises :class:`ConfigError`."""
+    if sys.stdin is None:
+        raise ConfigError("standard input", "closed", "must be open: it is read")
+
+
 def open_missing_streams() -> None:
     """Takes the numbers of standard streams that this process was started without: otherwise the first files and
     sockets that are opened would have them, and get what processes print that are started later."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from raylaunch.background import Background
 from raylaunch.tracing.spans import SpanFacts
+from raylaunch.values.masking import without_login
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -34,7 +35,7 @@ def endpoint(environment: Mapping[str, str]) -> str:
 
 def problem(environment: Mapping[str, str]) -> str:
     """Why spans that are wanted cannot be sent, in a line; "" if they can, or are not wanted."""
-    if not (where := endpoint(environment)):
+    if not (where := without_login(endpoint(environment))):
         return ""
     protocol = next((environment[name] for name in PROTOCOLS if environment.get(name)), PROTOCOL)
     if protocol != PROTOCOL:
@@ -63,7 +64,7 @@ class Tracer:
                 result = super().export(spans)
                 if result is not SpanExportResult.SUCCESS and not self.said:
                     self.said = True
-                    log.warning("spans cannot be delivered to %s; everything else goes on", where)
+                    log.warning("spans cannot be delivered to %s; everything else goes on", without_login(where))
                 return result
 
         for name in NOISY:
@@ -117,7 +118,13 @@ class Tracer:
 def open_tracer(environment: Mapping[str, str]) -> Tracer | None:
     """A tracer, if spans are wanted and can be sent."""
     where = endpoint(environment)
-    return Tracer(where) if where and not problem(environment) else None
+    if not where or problem(environment):
+        return None
+    try:
+        return Tracer(where)
+    except Exception as error:  # what the library says of a variable of its own
+        log.warning("no spans are sent to %s: %s: %s", without_login(where), type(error).__name__, error)
+        return None
 
 
 def nanoseconds(seconds: float) -> int:

@@ -72,6 +72,22 @@ def test_answers_are_printed_as_they_come_and_remembered(capsys: pytest.CaptureF
     assert partner.heard == [first, [*first, ("assistant", "42"), ("user", "3+4")]]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "utf-8:surrogateescape"])
+def test_a_line_that_is_no_text_is_not_sent(
+    encoding: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec, _, errors = encoding.partition(":")
+    piped = io.BytesIO(b"caf\xe9\ncaf\xc3\xa9\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(piped, encoding=codec, errors=errors or "strict"))
+    partner = Partner(["4"])
+    converse(partner, None)
+    assert partner.heard == [[("user", "café")]]
+    assert "this line is not sent: character 3 is the byte 0xe9, which is no UTF-8" in capsys.readouterr().err
+    partner = Partner(["4"])
+    talk(partner, "half \ud83d", "whole")
+    assert partner.heard == [[("user", "whole")]]
+
+
 def test_a_reset_forgets_all_but_what_comes_first() -> None:
     partner = Partner(["1"], ["2"])
     talk(partner, "a", "/reset", "b", "/exit", "c", system="s")
@@ -250,6 +266,29 @@ def answering(models: bytes, events: Sequence[bytes] = (), length: int | None = 
 def test_a_server_that_breaks_off_before_it_has_said_which_model() -> None:
     with answering(MODELS, length=1000) as url, pytest.raises(ConfigError, match="no model can be asked there: "):
         Server.at(url, SamplingParams())
+
+
+def test_a_key_is_for_the_server_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLAUNCH_API_KEY", "sesame")
+    heard: list[tuple[str, str | None]] = []
+
+    class Redirects(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append((self.path, self.headers.get("Authorization")))
+            self.send_response(302 if self.path == "/v1/models" else 200)
+            self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/other")
+            self.send_header("Content-Length", str(len(MODELS)))
+            self.end_headers()
+            self.wfile.write(MODELS)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirects) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        Server.at(f"http://127.0.0.1:{server.server_port}", SamplingParams())
+        server.shutdown()
+    assert heard == [("/v1/models", "Bearer sesame"), ("/other", None)]
 
 
 def test_what_other_servers_say_is_null() -> None:

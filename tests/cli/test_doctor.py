@@ -18,7 +18,7 @@ from raylaunch.commands.examine import examine, other_versions
 from raylaunch.config import LaunchConfig, shipped_configs
 from raylaunch.protocol.rules.common import human_bytes
 from raylaunch.sglang.source import TESTED
-from raylaunch.terminal.machine import describe_machine
+from raylaunch.terminal.machine import describe_machine, visible
 from tests.cli.runner import run
 
 MODEL = shipped_configs() / "models" / "tiny-adder"
@@ -148,3 +148,12 @@ def test_memory_that_spares_would_not_find_is_a_problem(monkeypatch: pytest.Monk
     assert ran.code == 1
     said = "recovery.standby = 2 takes 4294967296.0 GiB of memory or more, and "
     assert said in ran.stdout.partition("\nproblems\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "left"),
+    [("", ""), ("NoDevFiles", ""), ("0", "a"), ("2,0", "ca"), ("0, 1", "ab"), ("GPU-8a,GPU-9b", "ab"), ("7", "a")],
+)
+def test_gpus_that_the_environment_hides_are_none_of_ours(chosen: str, left: str) -> None:
+    found = [{"name": name} for name in "abc"]
+    assert "".join(gpu["name"] for gpu in visible(found, chosen)) == left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from raylaunch.terminal.printed import say
 PROGRAM = """
 from types import SimpleNamespace
 import raylaunch.engine
+from raylaunch.errors import RequestError
 from raylaunch.report import LaunchReport
 
 class Engine:
@@ -32,6 +34,8 @@ class Engine:
     def stream(self, prompt, params):
         return iter([self.generate(prompt, params)])
     async def agenerate(self, prompt, params):
+        if prompt.startswith("refused"):
+            raise RequestError("the prompt is too long")
         return self.generate(prompt, params)
 
 raylaunch.engine.Engine = Engine
@@ -131,6 +135,42 @@ def test_standard_output_that_is_closed_is_found_before_the_launch() -> None:
 def test_a_launch_that_nobody_can_watch_answers_all_the_same(shell: str) -> None:
     done = command("generate", "--prompt", "A", shell=shell)
     assert (done.returncode, done.stdout) == (0, "A é 😀\n".encode())
+
+
+def test_one_prompt_that_is_refused_costs_no_other_its_answer(tmp_path: Path) -> None:
+    prompts = [option for text in ("A\n\tB\\", "refused 1", "C", "refused 2") for option in ("--prompt", text)]
+    done = command("generate", "--no-report", *prompts)
+    assert done.returncode == 3
+    assert done.stdout.decode() == "A\\n\\tB\\\\\tA\\n\\tB\\\\ é 😀\nC\tC é 😀\n"
+    why = "RequestError prompt 2: the prompt is too long (1 more of 4 prompts have no answer)\n"
+    assert done.stderr.decode().endswith(why)
+    questions, file = tmp_path / "questions.jsonl", tmp_path / "answers"
+    asked = ({"prompt": prompt, "answer": "B"} for prompt in ("A", "refused", "C"))
+    questions.write_text("".join(f"{json.dumps(one)}\n" for one in asked))
+    done = command("eval", "--data", str(questions), "--output", str(file))
+    assert (done.returncode, done.stdout) == (3, b""), "no score: it would be that of other questions"
+    assert done.stderr.endswith(b"RequestError prompt 2: the prompt is too long\n")
+    assert [json.loads(line)["prompt"] for line in file.read_text().splitlines()] == ["A", "C"]
+
+
+def test_more_at_a_time_than_an_engine_takes_is_found_before_the_launch() -> None:
+    done = command("eval", "--data", "sums-heldout", "--concurrency", "100000")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"ConfigError --concurrency = 100000: at most ")
+
+
+def test_a_chat_without_standard_input_is_found_before_the_launch() -> None:
+    done = command("chat", shell="<&-")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"ConfigError standard input = 'closed': must be open")
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("serve", "--help")])
+def test_help_that_cannot_be_printed(arguments: tuple[str, ...]) -> None:
+    done = command(*arguments, shell="> >(exit)")
+    assert (done.returncode, done.stderr) == (141, b"")
+    done = command(*arguments, shell="> /dev/full")
+    assert (done.returncode, done.stderr) == (1, b"standard output cannot be written: No space left on device\n")
 
 
 def test_say_without_an_encoding(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import socket
+import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from starlette.testclient import TestClient
 
 from raylaunch.config import ServeConfig
 from raylaunch.serve import build_app
-from raylaunch.tracing.export import Tracer, open_tracer
+from raylaunch.tracing.export import Tracer, open_tracer, problem
 from raylaunch.tracing.spans import launch_span
 from tests.busy import patient
 from tests.serve.answering_engine import AnsweringEngine
@@ -34,6 +36,28 @@ def opened(url: str, monkeypatch: pytest.MonkeyPatch) -> Tracer:
 
 def test_without_an_endpoint_there_is_no_tracer() -> None:
     assert open_tracer({}) is None
+
+
+def test_a_login_is_not_shown(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers 501
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://me:hunter2@127.0.0.1:{server.server_port}"
+        assert "hunter2" not in problem({ENDPOINT: url, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+        tracer = opened(url, monkeypatch)
+        report = report_of()
+        tracer.send(launch_span(report, report.ready))
+        tracer.close()
+        server.shutdown()
+    assert "spans cannot be delivered to http://***@127.0.0.1:" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+def test_a_wrong_variable_of_the_librarys_costs_the_spans(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "10")  # less than what is sent at once
+    assert open_tracer({ENDPOINT: "http://127.0.0.1:9"}) is None
+    assert "no spans are sent to http://127.0.0.1:9: ValueError: " in caplog.text
 
 
 def test_a_launch_arrives_as_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
