@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import PurePath
 from typing import Any, Self, cast, overload
@@ -169,12 +169,15 @@ class EngineBase(ABC):
             images: what a vision model looks at, one for each image token in the prompt: a path, a URL, a data URI,
                 the file's bytes, or an image of Pillow. For several prompts a list per prompt.
         Raises:
-            RequestError: a request was refused: too long, malformed; :class:`EngineBusy` if it was one too many.
+            RequestError: a request was refused: too long, malformed; :class:`EngineBusy` if it was one too many beside
+                those of others.
             RequestFailed: a request could not be finished.
         """
         sampling = SamplingParams.of(params, changes)
         if isinstance(prompts, str):
             return Waiter(self.frontend, self._start(prompts, sampling, images)).completion()
+        if not isinstance(prompts, Iterable):
+            raise RequestError(f"the prompts are {type(prompts).__name__}: they must be text, or a list of prompts")
         if any(isinstance(prompt, int) for prompt in prompts):
             raise RequestError("these prompts are numbers: one prompt of token ids is a list in a list, [[1, 2, 3]]")
         if images and len(images) != len(prompts):
@@ -184,12 +187,17 @@ class EngineBase(ABC):
             self._start(prompt, sampling, own)
             for prompt, own in zip(cast(Sequence[Prompt], prompts), each, strict=True)
         ]
+        # Fewer than are refused, so that there is room for what others ask meanwhile.
+        at_once = self.config.engine.max_running_requests + self.config.engine.max_waiting_requests // 2
         with ExitStack() as waiting:
-            waiters = []
+            waiters: list[Waiter] = []
+            found: list[Completion] = []
             for start in starts:
+                if len(waiters) - len(found) == at_once:
+                    found.append(waiters[len(found)].completion())
                 waiters.append(Waiter(self.frontend, start))
                 waiting.callback(waiters[-1].close)
-            return [waiter.completion() for waiter in waiters]
+            return found + [waiter.completion() for waiter in waiters[len(found) :]]
 
     def stream(
         self,

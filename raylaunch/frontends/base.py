@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Protocol
@@ -175,11 +176,19 @@ def ids_of(prompt: Prompt, tokenizer: Any, vocab_size: int) -> list[int]:
     return _checked(prompt, vocab_size)
 
 
-def _checked(ids: Sequence[Any], vocab_size: int) -> list[int]:
-    if not ids:
-        raise RequestError("the prompt is empty: it needs at least one token")
+def _checked(ids: Iterable[Any], vocab_size: int) -> list[int]:
+    if isinstance(ids, bytes | bytearray) or not isinstance(ids, Iterable):
+        raise RequestError(f"the prompt is {type(ids).__name__}: it must be text or token ids")
+    found = []
     for position, token in enumerate(ids):
-        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab_size:
+        try:
+            number = -1 if isinstance(token, bool) else operator.index(token)  # an array's elements too
+        except TypeError:
+            number = -1
+        if not 0 <= number < vocab_size:
             text = f"token {position} of the prompt is {token!r}: token ids are integers from 0 to {vocab_size - 1}"
             raise RequestError(text)
-    return list(ids)
+        found.append(number)
+    if not found:
+        raise RequestError("the prompt is empty: it needs at least one token")
+    return found

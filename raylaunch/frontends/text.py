@@ -142,6 +142,7 @@ class StopScanner:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        self._beginnings = [_Beginning(stop) for stop in stops]
         self._held = ""
         self._hidden: list[bool] = []  # of each character that is held
         self.matched: str | None = None
@@ -159,13 +160,12 @@ class StopScanner:
         """
         if self.stopped or not self._stops:
             return "" if self.stopped or hidden else text
-        text, marks = self._held + text, self._hidden + [hidden] * len(text)
+        new, text, marks = text, self._held + text, self._hidden + [hidden] * len(text)
         if first := self._first(text):
             self.matched, end = first
             self._held, self._hidden = "", []
             return _shown(text[:end], marks)
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-        end = len(text) - keep
+        end = len(text) - max(beginning.push(new) for beginning in self._beginnings)
         self._held, self._hidden = text[end:], marks[end:]
         return _shown(text[:end], marks)
 
@@ -238,6 +238,31 @@ def _shown(text: str, hidden: Sequence[bool]) -> str:
     return "".join(letter for letter, one in zip(text, hidden, strict=False) if not one)
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest proper prefix of ``stop`` that ``text`` ends with."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+class _Beginning:
+    """How much of a stop string a text ends with, which does not hold all of it: the longest such beginning.
+
+    Knuth, Morris and Pratt's (https://doi.org/10.1137/0206024): each character is looked at once, however the stop
+    string repeats itself.
+    """
+
+    def __init__(self, stop: str) -> None:
+        self._stop, self._size = stop, 0
+        self._shorter = [0]  # of a beginning of this many characters and one, the next one that its end is
+
+    def push(self, text: str) -> int:
+        """Characters of the beginning, with this text behind all earlier ones."""
+        for letter in text:
+            while self._size and self._stop[self._size] != letter:
+                self._size = self._shorter[self._size - 1]
+            if self._stop[self._size] == letter:
+                self._size += 1
+                self._know()
+        return self._size
+
+    def _know(self) -> None:
+        """Finds out what is next to a beginning of the size that was reached."""
+        while len(self._shorter) < self._size:
+            letter, size = self._stop[len(self._shorter)], self._shorter[-1]
+            while size and self._stop[size] != letter:
+                size = self._shorter[size - 1]
+            self._shorter.append(size + (self._stop[size] == letter))

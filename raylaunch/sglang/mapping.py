@@ -124,6 +124,8 @@ class StreamedAnswer:
             held = self._scanner.flush()
             # SGLang finds stop strings in special tokens, which its text leaves out: the rest of one is no text either.
             text += "" if isinstance(matched, str) and matched.startswith(held) else held
+            if self._scanner.stopped:  # SGLang looks at the length first, and both may be reached by one token
+                finish, matched = "stop", self._scanner.matched
         logprobs = self._new_logprobs(meta, len(ids)) if self._params.logprobs is not None else None
         if not (text or ids or finish):
             return None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
+import numpy
 import pytest
+import torch
 
 from raylaunch.config import LaunchConfig
 from raylaunch.engine import Engine
 from raylaunch.engine.health import Condition
 from raylaunch.errors import EngineBusy, LaunchError, RequestError, RequestFailed
-from raylaunch.frontends.base import Prepared
+from raylaunch.frontends.base import Prepared, ids_of
 from raylaunch.frontends.requests import Chunk, RequestTable, RunningRequest
 
 
@@ -86,3 +90,63 @@ def test_a_frontend_that_has_failed_for_good_is_a_failed_engine(engine):
 def test_one_prompt_of_token_ids_is_a_list_in_a_list():
     with pytest.raises(RequestError, match="list in a list"):
         Engine(LaunchConfig.default()).generate([1, 2, 3])
+
+
+class LateFrontend(EchoFrontend):
+    """Answers when as many run as may, the first of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.running = RequestTable[RunningRequest](limit=4)
+        self.most = 0
+        self.late = []
+
+    def submit(self, prepared, listener, request_id):
+        request = RunningRequest(request_id, prepared.ids, prepared.params, None, listener)
+        self.running.add(request)
+        self.most = max(self.most, len(self.running))
+        self.late.append(lambda: listener(Chunk(request_id, "", tuple(prepared.ids), "stop")))
+        while len(self.late) > 2:
+            self.late.pop(0)()
+        if prepared.ids == [9]:
+            for one in self.late:
+                one()
+        return request
+
+
+def test_more_prompts_than_may_run_and_wait_are_answered_in_one_call():
+    engine = Engine(
+        LaunchConfig.default().replace({"engine.max_running_requests": 2, "engine.max_waiting_requests": 2})
+    )
+    engine.frontend = engine._supervisor.frontend = LateFrontend()
+    engine._supervisor.condition = Condition.READY
+    prompts = [[number] for number in (*range(8), 9)]
+    assert [answer.token_ids for answer in engine.generate(prompts)] == [tuple(prompt) for prompt in prompts]
+    assert engine.frontend.most == 3, "and one place was left for others"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wrong"),
+    [
+        (b"hi", "the prompt is bytes: it must be text or token ids"),
+        (5, "the prompt is int: it must be text or token ids"),
+        ([1.0], "token 0 of the prompt is 1.0"),
+        ([True], "token 0 of the prompt is True"),
+        (["1"], "token 0 of the prompt is '1'"),
+        (numpy.array([1.5]), "token 0 of the prompt is "),
+        (torch.tensor([99]), "token 0 of the prompt is tensor"),
+        ((), "the prompt is empty"),
+    ],
+)
+def test_what_is_no_prompt(prompt, wrong):
+    with pytest.raises(RequestError, match=re.escape(wrong)):
+        ids_of(prompt, None, 16)
+
+
+def test_arrays_are_prompts():
+    for prompt in ([3, 1], (3, 1), numpy.array([3, 1]), [numpy.int32(3), 1], torch.tensor([3, 1])):
+        found = ids_of(prompt, None, 16)
+        assert found == [3, 1]
+        assert {type(token) for token in found} == {int}
+    with pytest.raises(RequestError, match="they must be text, or a list of prompts"):
+        Engine(LaunchConfig.default()).generate(5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from tokenizers import Tokenizer
 
 from raylaunch.config import LaunchConfig
 from raylaunch.frontends.text import Detokenizer, StopScanner
+from tests.busy import patient
 
 
 class Bytes:
@@ -108,6 +111,26 @@ def up_to_first_stop(text, stops):
 def test_shown_is_the_text_up_to_the_first_stop_string_however_it_is_cut(text, stops, data):
     shown, stopped = scan(stops, cut(data, text))
     assert ("".join(shown), stopped) == up_to_first_stop(text, stops)
+
+
+@given(st.text("ab", max_size=24), st.lists(st.text("ab", min_size=1, max_size=12), min_size=1, max_size=3), st.data())
+def test_no_more_is_held_back_than_may_become_a_stop_string(text, stops, data):
+    scanner, seen, shown = StopScanner(stops), "", ""
+    for piece in cut(data, text):
+        seen, shown = seen + piece, shown + scanner.push(piece)
+        if scanner.stopped:
+            break
+        begun = [size for stop in stops for size in range(len(stop)) if seen.endswith(stop[:size])]
+        assert shown == seen[: len(seen) - max(begun)]
+
+
+def test_stop_strings_that_repeat_themselves_cost_no_more_than_others():
+    """Each token with 64 of 1024 characters took milliseconds of the one thread that delivers all answers."""
+    stops = ["a" * 1023 + chr(200 + number) for number in range(64)]
+    scanner, began = StopScanner(stops), time.process_time()
+    for _ in range(1000):
+        scanner.push("ab"[len(scanner._held) > 900])
+    assert time.process_time() - began < patient(1.5)
 
 
 @pytest.mark.parametrize(

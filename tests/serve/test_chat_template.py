@@ -193,3 +193,27 @@ def test_the_adder_takes_the_sum_in_the_last_message(messages, fields, prompt):
 def test_the_adder_says_what_it_does_where_it_is_asked_for_something_else(said):
     with pytest.raises(ApiError, match="adds two whole numbers from 0 to 99"):
         adder(turn(said))
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / 0 }}", "{{ 'a' * (10 ** 30) }}", "{{ messages[0].content.nothing.at.all }}"]
+)
+def test_a_template_that_fails_refuses(template):
+    with pytest.raises(ApiError, match=r"the chat template refuses these messages: .") as caught:
+        render(template, USER)
+    assert caught.value.status_code == 400
+
+
+def test_a_tokenizer_with_named_templates_and_no_default():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"other": BARE}
+    with pytest.raises(ApiError, match="the chat template refuses these messages"):
+        ChatTemplate(None).render(tokenizer, ChatRequest.model_validate({"messages": [USER]}))
+
+
+def test_a_name_that_the_template_does_not_show():
+    with pytest.raises(ApiError, match=r"does not show messages\.1\.name"):
+        render(BARE, USER, USER | {"name": "ann"})
+    assert "ann" in render(AS_JSON, USER | {"name": "ann"})
+    result = {"role": "tool", "name": "f", "tool_call_id": "c", "content": "rain"}
+    assert "rain" in render(BARE, USER, result), "whose call names it"

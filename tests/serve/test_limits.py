@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import threading
 import time
 
 import pytest
@@ -17,10 +18,10 @@ from tests.serve.asgi import Exchange
 KEY = "sk-very-secret"
 
 
-def test_everything_but_health_needs_the_key(client_with):
+def test_everything_but_what_probes_ask_needs_the_key(client_with):
     client = client_with(api_key=KEY)
-    assert client.get("/health").status_code == 200
-    for path in ("/ready", "/health_generate", "/metrics", "/v1/models", "/status.json", "/openapi.json", "/nope"):
+    assert client.get("/health").status_code == client.get("/ready").status_code == 200
+    for path in ("/health_generate", "/metrics", "/v1/models", "/status.json", "/openapi.json", "/nope"):
         answer = client.get(path)
         assert (path, answer.status_code) == (path, 401)
         assert answer.json()["error"]["type"] == "authentication_error"
@@ -160,3 +161,40 @@ def test_answers_are_counted_by_path_and_status_whoever_gives_them(client_with):
     seen = client.get("/raylaunch/metrics", headers=key).text
     for path, code in (("/generate", 200), ("/generate", 413), ("/generate", 401), ("other", 200), ("other", 404)):
         assert f'raylaunch_responses_total{{code="{code}",path="{path}"}} 1.0' in seen
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": ["1"] * 200_000}, "prompt"),
+        ("/generate", {"text": ["1"] * 200_000}, "text"),
+        ("/tokenize", {"prompt": ["1"] * 200_000}, "prompt"),
+        ("/detokenize", {"tokens": [[1]] * 200_000}, "tokens"),
+        ("/v1/completions", {"prompt": "1", "logit_bias": {str(i): "a" for i in range(100_000)}}, "logit_bias"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": 5}] * 4000}, "messages.0.content"),
+        ("/v1/completions", {"prompt": [[1] * 50] * 600, "echo": True, "logprobs": 20}, "logprobs"),
+    ],
+)
+def test_what_is_refused_costs_others_next_to_nothing(client, engine, monkeypatch, path, body, param):
+    calls = []
+    tokenizer = type(engine.tokenizer)
+    monkeypatch.setattr(tokenizer, "__call__", lambda *given, **more: calls.append(given) or {"input_ids": [1]})
+    monkeypatch.setattr(tokenizer, "decode", lambda *given, **more: calls.append(given) or "1")
+    answer = client.post(path, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert engine.asked_for == calls == []
+
+
+def test_many_texts_are_tokenized_beside_the_event_loop(client, engine, monkeypatch):
+    threads = set()
+    tokenizer = type(engine.tokenizer)
+    tokenize = tokenizer.__call__
+
+    def noted(*given, **more):
+        threads.add(threading.current_thread().name)
+        return tokenize(*given, **more)
+
+    monkeypatch.setattr(tokenizer, "__call__", noted)
+    assert client.post("/tokenize", json={"prompt": ["1+1="] * 1000}).json()["count"] == [4] * 1000
+    assert threads
+    assert [name for name in threads if not name.startswith("raylaunch-tokenizer")] == []

@@ -173,3 +173,10 @@ def test_what_is_noted_for_a_requests_span():
     other = RequestFacts("POST", "/v1/embeddings")
     note(other, [{"embedding": [0.5], "meta_info": {"id": "b", "prompt_tokens": 4}}, {"text": ""}], first_token=False)
     assert (other.tokens, other.first_token) == ({"b": (4, 0), None: (0, 0)}, 0.0)
+
+
+def test_a_stop_string_that_the_last_allowed_token_completes():
+    """SGLang says that the length ended it, and our text ends before the stop string."""
+    answer = StreamedAnswer("r", SamplingParams(stop="END"))
+    length = {"type": "length", "length": 3}
+    assert answer.receive(output("abEND", [1, 2, 3], length)) == Chunk("r", "ab", (1, 2, 3), "stop", None, "END")

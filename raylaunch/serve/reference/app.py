@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raylaunch.config import ServeConfig
     from raylaunch.engine import EngineBase
 
-OPEN_PATHS = (health.HEALTH, *status.OPEN_PATHS)
+OPEN_PATHS = (health.HEALTH, health.READY, *status.OPEN_PATHS)
 LIMITED_PATHS = (generate.GENERATE, openai.COMPLETIONS, openai.CHAT)
 
 

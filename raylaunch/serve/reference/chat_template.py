@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class ChatTemplate:
             message = "this model has no chat template: use /v1/completions, or set serve.chat_template"
             raise ApiError(400, message, param="messages", code="no_chat_template")
         tools = [tool.plain() for tool in request.tools or ()] if request.tool_choice != "none" else []
-        source = self.text or str(tokenizer.get_chat_template(None, tools or None))
+        source = self.text or _rendered(lambda: str(tokenizer.get_chat_template(None, tools or None)))
         ending = _ending(request)
         variables = _variables(tokenizer, source, request)
 
@@ -63,7 +64,7 @@ class ChatTemplate:
         in_parts = any(message.in_parts for message in request.messages) and _takes_parts(render)
         developer = _mentions(source, "developer")
         messages = plain(request.messages, in_parts=in_parts, developer=developer)
-        text = _rendered(render, messages, tools or None)
+        text = _rendered(lambda: render(messages, tools or None))
         _require_mentioned(source, messages)
         for field, changed, fewer_tools in _changes(messages, tools):
             if _hidden(render, text, changed, fewer_tools):
@@ -71,13 +72,12 @@ class ChatTemplate:
         return text
 
 
-def _rendered(render: Render, messages: Conversation, tools: Tools) -> str:
-    import jinja2
-
+def _rendered(render: Callable[[], str]) -> str:
     try:
-        return render(messages, tools)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-        raise wrong(f"the chat template refuses these messages: {error}", "messages") from None
+        return render()
+    except Exception as error:  # of the template, which is a program
+        said = str(error) or type(error).__name__
+        raise wrong(f"the chat template refuses these messages: {said}", "messages") from None
 
 
 def _ending(request: ChatRequest) -> dict[str, bool]:
@@ -134,6 +134,9 @@ def _changes(messages: Conversation, tools: list[dict[str, Any]]) -> Iterator[tu
     if calls is not None:
         other = [{"type": "function", "function": {"name": PROBE, "arguments": {}}, "id": "0" * 9}]
         yield f"messages.{calls}.tool_calls", _changed(messages, calls, tool_calls=other), tools or None
+    named = (place for place, one in enumerate(messages) if one.get("name") and one["role"] in SHOWN_BY_ALL)
+    for place in itertools.islice(named, 1):
+        yield f"messages.{place}.name", _changed(messages, place, name=PROBE), tools or None
     for role in dict.fromkeys(message["role"] for message in messages):
         if role not in SHOWN_BY_ALL:
             place = next(place for place, message in enumerate(messages) if message["role"] == role)

@@ -5,19 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from raylaunch.frontends.sampling import SamplingParams
 from raylaunch.serve.reference.fields import Fields, Reasons, Unsupported
 
 MAX_STOPS = 64
+MAX_BIASES = 1024
 Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 TopK = Annotated[int, Field(ge=-1, lt=1 << 31, description="-1 or 0: among all tokens")]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 Stops = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)]
-Biases = Annotated[dict[str, Annotated[float, Field(ge=-1e30, le=1e30)]], Field(max_length=1024)]
+
+
+def _few(value: Any) -> Any:
+    """Pydantic looks at the length of a mapping behind all that is in it, and tells each error."""
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"has {len(value)} tokens; at most {MAX_BIASES}")
+    return value
+
+
+Biases = Annotated[
+    dict[str, Annotated[float, Field(ge=-1e30, le=1e30)]], BeforeValidator(_few), Field(max_length=MAX_BIASES)
+]
 Integers = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1024)]
 
 UNSUPPORTED_SAMPLING: Unsupported = {

@@ -165,16 +165,15 @@ async def _read(serving: Serving, body: GenerateRequest) -> _CheckedRequest:
     assert prompts is not None
     param = "text" if body.text is not None else "input_ids"
     samplings = _one_each(body.sampling_params or SglangSampling(), len(prompts.items), prompts.batch)
+    require_possible(engine, sum(sampling.n or 1 for sampling in samplings), param)
     for sampling in samplings:
         if None not in (sampling.seed, sampling.sampling_seed) and sampling.seed != sampling.sampling_seed:
             raise wrong("seed and sampling_seed are one thing by two names: give one", "sampling_params.seed")
         require_biases(engine, sampling.logit_bias)
-    require_possible(engine, sum(sampling.n or 1 for sampling in samplings), param)
     groups = _ids(body.rid, len(prompts.items), prompts.batch)
     logprobs = (body.top_logprobs_num or 0) if body.return_logprob else None
     calls: list[Call] = []
-    for prompt, sampling, group in zip(prompts.items, samplings, groups, strict=True):
-        ids = await token_ids(engine, prompt, param)
+    for ids, sampling, group in zip(await token_ids(engine, prompts.items, param), samplings, groups, strict=True):
         require_room(engine, ids, sampling.params(None, 0, {}).max_new_tokens, param)
         for choice in range(sampling.n or 1):
             name = group if (sampling.n or 1) == 1 else f"{group}-{choice}"

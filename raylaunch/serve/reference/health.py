@@ -21,7 +21,7 @@ from raylaunch.serve.running import Serving, closed
 if TYPE_CHECKING:
     from raylaunch.engine import EngineBase
 
-HEALTH = "/health"
+HEALTH, READY = "/health", "/ready"
 LOOK_S = 0.05
 
 
@@ -34,9 +34,9 @@ def build(serving: Serving) -> APIRouter:
         """The process is up. Needs no API key."""
         return json_answer({"status": "up"})
 
-    @router.get("/ready")
+    @router.get(READY)
     async def ready() -> Response:
-        """200 if requests are answered now, 503 with the reason if not."""
+        """200 if requests are answered now, 503 with the reason if not. Needs no API key."""
         require_ready(serving.engine)
         return json_answer({"status": "ready"})
 

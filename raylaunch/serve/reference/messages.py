@@ -80,9 +80,9 @@ class Message(Fields):
     instead: ClassVar[Reasons] = {"function_call": "tool_calls", "tools": "tools of the request"}
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[TextPart], Field(max_length=1024)] | None = None
+    content: str | Annotated[list[TextPart], Field(max_length=1024, fail_fast=True)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=1024)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=1024, fail_fast=True)] | None = None
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     reasoning_content: str | None = None
 

@@ -26,6 +26,7 @@ from raylaunch.serve.reference.prompts import longest, require_biases, require_p
 from raylaunch.serve.reference.streaming import WHOLE_OR_STREAMED, EventStream, answer, json_answer
 from raylaunch.serve.running import Call, Serving
 
+MAX_SCORED = 1 << 19  # log probabilities of prompts, each of some hundred bytes until the answer ends
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
@@ -40,12 +41,12 @@ def build(serving: Serving) -> APIRouter:
         _check(serving, body)
         if body.best_of not in (None, body.n or 1):
             raise wrong(f"best_of = {body.best_of} must be n = {body.n or 1}: all choices are given", "best_of")
-        prompts = [await token_ids(engine, prompt, "prompt") for prompt in body.prompt.items]
+        require_possible(engine, (body.n or 1) * len(body.prompt.items), "prompt")
+        prompts = await token_ids(engine, body.prompt.items, "prompt")
         limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         calls = _calls(serving, body, prompts, limit, body.logprobs, "cmpl")
         if body.echo and body.logprobs is not None:
-            more = {"prompt_logprobs": body.logprobs}
-            calls = [replace(call, params=call.params.model_copy(update=more)) for call in calls]
+            calls = _scoring(calls, body.logprobs)
         form = CompletionAnswer(serving, calls, body.logprobs is not None, body.prompt.items if body.echo else None)
         if body.stream:
             return EventStream(events(serving, "completions", form, body.stream_options))
@@ -59,8 +60,9 @@ def build(serving: Serving) -> APIRouter:
             raise wrong("top_logprobs needs logprobs to be true", "top_logprobs")
         if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
             raise wrong("max_tokens and max_completion_tokens are one thing by two names: give one", "max_tokens")
+        require_possible(engine, body.n or 1, "n")
         text = template.render(engine.tokenizer, body)
-        prompt = await token_ids(engine, text, "messages", special=False)
+        (prompt,) = await token_ids(engine, [text], "messages", special=False)
         limit = body.max_completion_tokens or body.max_tokens
         if limit is None:
             limit = max(1, min(CHAT_TOKENS, longest(engine) - len(prompt)))
@@ -88,6 +90,17 @@ def build(serving: Serving) -> APIRouter:
         return json_answer(_model(serving))
 
     return router
+
+
+def _scoring(calls: list[Call], logprobs: int) -> list[Call]:
+    """The calls, with the log probabilities of their prompts. Raises ApiError (400) if those are too many to be kept
+    until the answer ends."""
+    wanted = sum(len(call.prompt) for call in calls) * (logprobs + 1)
+    if wanted > MAX_SCORED:
+        message = f"echo with logprobs = {logprobs} asks for {wanted} log probabilities; at most {MAX_SCORED}"
+        raise wrong(message, "logprobs")
+    more = {"prompt_logprobs": logprobs}
+    return [replace(call, params=call.params.model_copy(update=more)) for call in calls]
 
 
 def _check(serving: Serving, body: Common) -> None:
@@ -135,7 +148,6 @@ def _calls(
     """The choices: ``n`` of the first prompt, then of the second, and so on. Raises ApiError (400)."""
     require_biases(serving.engine, body.logit_bias)
     choices = body.n or 1
-    require_possible(serving.engine, choices * len(prompts), param)
     for prompt in prompts:
         require_room(serving.engine, prompt, new_tokens, param)
     group = body.rid or f"{kind}-{secrets.token_hex(12)}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import PlainValidator, WithJsonSchema
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from raylaunch.engine import EngineBase
 
 LONG_TEXT = 20_000  # characters; beside the event loop from here on
+EACH_TEXT = 64  # characters that a text costs beyond its own
+MAX_TEXTS = 1024  # of one request that only asks for tokens, or for their text
 CONTEXT = "context_length_exceeded"
+T = TypeVar("T")
 _tokenizing = ThreadPoolExecutor(1, thread_name_prefix="raylaunch-tokenizer")
 
 
@@ -86,8 +89,10 @@ Text = Annotated[Prompts, PlainValidator(_read_texts), WithJsonSchema({"anyOf": 
 Ids = Annotated[Prompts, PlainValidator(_read_ids), WithJsonSchema({"anyOf": [_IDS, _BATCH]})]
 
 
-async def token_ids(engine: EngineBase, prompt: str | list[int], param: str, *, special: bool = True) -> list[int]:
-    """The prompt as token ids that the model has.
+async def token_ids(
+    engine: EngineBase, prompts: Sequence[str | list[int]], param: str, *, special: bool = True
+) -> list[list[int]]:
+    """Prompts as token ids that the model has.
 
     Args:
         param: the request's field, for messages.
@@ -95,11 +100,13 @@ async def token_ids(engine: EngineBase, prompt: str | list[int], param: str, *, 
     Raises:
         ApiError: 400.
     """
-    if isinstance(prompt, str):
-        prompt = await tokenized(engine, prompt, param, special)
-    if not prompt:
-        raise wrong("the prompt is empty: it needs at least one token", param)
-    return in_vocabulary(engine, prompt, param)
+    texts = iter(await tokenized(engine, [one for one in prompts if isinstance(one, str)], param, special))
+    found = [next(texts) if isinstance(one, str) else one for one in prompts]
+    for ids in found:
+        if not ids:
+            raise wrong("the prompt is empty: it needs at least one token", param)
+        in_vocabulary(engine, ids, param)
+    return found
 
 
 def in_vocabulary(engine: EngineBase, prompt: list[int], param: str) -> list[int]:
@@ -111,18 +118,33 @@ def in_vocabulary(engine: EngineBase, prompt: list[int], param: str) -> list[int
     return prompt
 
 
-async def tokenized(engine: EngineBase, text: str, param: str, special: bool) -> list[int]:
-    """A text as token ids, maybe none. Raises :class:`ApiError` (400) if the model has no tokenizer."""
+async def tokenized(engine: EngineBase, texts: Sequence[str], param: str, special: bool) -> list[list[int]]:
+    """Texts as token ids, maybe none. Raises :class:`ApiError` (400) if the model has no tokenizer."""
     tokenizer = engine.tokenizer
-    if tokenizer is None:
+    if texts and tokenizer is None:
         raise wrong("this model has no tokenizer: give the prompt as token ids", param)
 
-    def work() -> list[int]:
-        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    def work() -> list[list[int]]:
+        return [list(tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
 
-    if len(text) < LONG_TEXT:
+    return await beside_others(work, sum(len(text) + EACH_TEXT for text in texts))
+
+
+async def beside_others(work: Callable[[], T], size: int) -> T:
+    """What ``work`` returns; on a thread of its own if it is long, so that the answers of others go on.
+
+    Args:
+        size: of what it works on, in characters or tokens.
+    """
+    if size < LONG_TEXT:
         return work()
     return await asyncio.get_running_loop().run_in_executor(_tokenizing, work)
+
+
+def require_few(items: Sequence[Any], param: str) -> None:
+    """Refuses more texts than one request may ask about. Raises :class:`ApiError` (400)."""
+    if len(items) > MAX_TEXTS:
+        raise wrong(f"{len(items)} are asked about at once; at most {MAX_TEXTS}", param)
 
 
 def longest(engine: EngineBase) -> int:

@@ -10,7 +10,7 @@ from raylaunch.serve.reference.body import StrictRoute
 from raylaunch.serve.reference.fields import check_fields
 from raylaunch.serve.reference.openai import check_model_name
 from raylaunch.serve.reference.openai_schema import DetokenizeRequest, TokenizeRequest
-from raylaunch.serve.reference.prompts import in_vocabulary, longest, tokenized
+from raylaunch.serve.reference.prompts import EACH_TEXT, beside_others, in_vocabulary, longest, require_few, tokenized
 from raylaunch.serve.reference.streaming import json_answer
 from raylaunch.serve.running import Serving
 
@@ -28,8 +28,9 @@ def build(serving: Serving) -> APIRouter:
         """The tokens of a text, or of several."""
         check_fields(body)
         check_model_name(serving, body.model)
+        require_few(body.prompt.items, "prompt")
         special = body.add_special_tokens is not False
-        tokens = [await tokenized(engine, str(text), "prompt", special) for text in body.prompt.items]
+        tokens = await tokenized(engine, [str(text) for text in body.prompt.items], "prompt", special)
         counts = [len(one) for one in tokens]
         one, count = (tokens, counts) if body.prompt.batch else (tokens[0], counts[0])
         return json_answer({"tokens": one, "count": count, "max_model_len": longest(engine)})
@@ -40,13 +41,19 @@ def build(serving: Serving) -> APIRouter:
         """The text of tokens, or several texts."""
         check_fields(body)
         check_model_name(serving, body.model)
-        if engine.tokenizer is None:
+        tokenizer = engine.tokenizer
+        if tokenizer is None:
             raise wrong("this model has no tokenizer", "tokens")
+        require_few(body.tokens.items, "tokens")
         skip = body.skip_special_tokens is not False
-        texts = []
-        for tokens in body.tokens.items:
-            ids = in_vocabulary(engine, [one for one in tokens if isinstance(one, int)], "tokens")
-            texts.append(str(engine.tokenizer.decode(ids, skip_special_tokens=skip)))
+        each = [
+            in_vocabulary(engine, [one for one in tokens if isinstance(one, int)], "tokens")
+            for tokens in body.tokens.items
+        ]
+        size = sum(len(ids) + EACH_TEXT for ids in each)
+        texts = await beside_others(
+            lambda: [str(tokenizer.decode(ids, skip_special_tokens=skip)) for ids in each], size
+        )
         return json_answer({"text": texts if body.tokens.batch else texts[0]})
 
     return router
