@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raylaunch.errors import ConfigError
+from raylaunch.terminal.printed import require_stdin
 from raylaunch.values.encodable import problem_of
 from raylaunch.values.json_text import from_json, numbered_lines
 
@@ -44,6 +45,8 @@ def prompts_of(given: Sequence[str] | None, file: str | None) -> tuple[list[str]
 
 
 def _lines(file: str | None, name: str) -> list[tuple[int, str]]:
+    if file == STDIN:
+        require_stdin()
     try:
         data = sys.stdin.buffer.read() if file in (None, STDIN) else Path(os.path.expanduser(str(file))).read_bytes()
         return numbered_lines(data)

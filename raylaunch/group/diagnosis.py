@@ -33,6 +33,11 @@ CRASHES = (
     signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS,
 )  # fmt: skip
 """Signals that a process gets for what it does itself."""
+IN_PYTHONS_WORDS = {
+    "Segmentation fault": signal.SIGSEGV, "Aborted": signal.SIGABRT, "Bus error": signal.SIGBUS,
+    "Illegal instruction": signal.SIGILL, "Floating-point exception": signal.SIGFPE,
+}  # fmt: skip
+"""Its fault handler may crash in turn, as it walks the stacks of threads that run: the first of both counts."""
 
 
 class Fate(enum.Enum):
@@ -245,7 +250,8 @@ def ended_by(status: int, oom_kills: int = 0, crash: str = "") -> str:
     if number in ASKED_TO_END:
         return f"was asked to end by {name}"
     if number in CRASHES:
-        return f"crashed: {crash or signal.strsignal(number)} ({name})"
+        first = IN_PYTHONS_WORDS.get(crash)
+        return f"crashed: {crash or signal.strsignal(number)} ({signal_name(first) if first else name})"
     if number == signal.SIGKILL and oom_kills > 0:
         return "killed by the kernel: out of memory (SIGKILL)"
     return f"killed by {name}"

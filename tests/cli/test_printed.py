@@ -159,8 +159,9 @@ def test_more_at_a_time_than_an_engine_takes_is_found_before_the_launch() -> Non
     assert done.stderr.startswith(b"ConfigError --concurrency = 100000: at most ")
 
 
-def test_a_chat_without_standard_input_is_found_before_the_launch() -> None:
-    done = command("chat", shell="<&-")
+@pytest.mark.parametrize("arguments", [("chat",), ("generate", "--prompt-file", "-")])
+def test_standard_input_that_is_closed_is_found_before_the_launch(arguments: tuple[str, ...]) -> None:
+    done = command(*arguments, shell="<&-")
     assert done.returncode == 2
     assert done.stderr.startswith(b"ConfigError standard input = 'closed': must be open")
 

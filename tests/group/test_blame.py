@@ -183,6 +183,8 @@ def test_every_signal_is_named(number: signal.Signals, dumped: int) -> None:
         ("", "", 1, KILL, "killed by the kernel: out of memory (SIGKILL)"),
         ("", "", 1, TERM, "was asked to end by SIGTERM"),
         (RAY_EOF, "Fatal Python error: Segmentation fault", 0, SEGV, "crashed: Segmentation fault (SIGSEGV)"),
+        (RAY_EOF, "Fatal Python error: Bus error\n...Fatal Python error: Segmentation fault", 0, SEGV,
+         "crashed: Bus error (SIGBUS)"),
         (RAY_EOF, "Fatal Python error: deallocating None", 0, ABRT, "crashed: deallocating None (SIGABRT)"),
         (RAY_EOF, "Fatal Python error: Segmentation fault", 0, KILL, "killed by SIGKILL"),
         (RAY_EOF, "", 0, 0, "exited with code 0"),

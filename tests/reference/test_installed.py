@@ -20,8 +20,10 @@ class Found:
 @pytest.fixture
 def version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
-        "auto/auto_mappings.py": '("divided", "A"), ("whole-one", "B"), ("own", "C"), ("elsewhere_text", "D")',
-        "divided/configuration_divided.py": "base_model_tp_plan = {}",
+        "auto/auto_mappings.py": '("divided", "A"), ("whole-one", "B"), ("own", "C"), ("elsewhere_text", "D")'
+        ', ("looks", "E")',
+        "divided/configuration_divided.py": 'base_model_tp_plan = {"layers.*.o": "rowwise"}',
+        "looks/configuration_looks.py": 'base_model_tp_plan = {"embed_tokens": "embedding_rowwise"}',
         "divided/modeling_divided.py": "ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation)",
         "whole_one/configuration_whole_one.py": "class WholeOneConfig: ...",
         "own/modeling_own.py": "OWN_ATTENTION_CLASSES[config._attn_implementation](config)",
@@ -45,6 +47,8 @@ def version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model_type": "whole-one", "text_config": {"model_type": "divided"}}, 2, None),
         ({"model_type": "whole-one", "text_config": {}}, 2, None),
         ({"model_type": "elsewhere_text"}, 2, None),
+        ({"model_type": "looks", "text_config": {"model_type": "looks_text"}}, 1, None),
+        ({"model_type": "looks", "text_config": {"model_type": "looks_text"}}, 2, "looks: .* has no plan"),
         ({"model_type": "of_tomorrow"}, 1, "of_tomorrow: the installed transformers [0-9.]+ knows no such model"),
         ({}, 2, None),
         ({"model_type": 7}, 2, None),

@@ -15,6 +15,9 @@ from typing import Any
 # Versions that keep a table of attention classes in a model's file take no registered one (nemotron until 5.12).
 _OWN_ATTENTION = re.compile(r"_CLASSES\[\s*(self\.)?config\._attn_implementation\s*\]")
 
+# What a plan must have for ranks to share any work: layers whose outputs they sum.
+_SUMS = re.compile(r'"(rowwise\w*|moe_tp_experts)"')
+
 
 def why_missing(config: Mapping[str, Any], ranks: int = 1) -> str | None:
     """Why this transformers cannot have the engine run the model, in one line; None if nothing speaks against it.
@@ -31,11 +34,12 @@ def why_missing(config: Mapping[str, Any], ranks: int = 1) -> str | None:
     if (known := _source(models / "auto", "*")) and f'"{name}"' not in known:
         return f"{name}: {installed} knows no such model; another version may"
     inner = config.get("text_config")
-    kind = str((inner if isinstance(inner, Mapping) else config).get("model_type"))
-    folder = models / kind.replace("-", "_")  # where there is none, a rank finds it out
+    kind = str((inner if isinstance(inner, Mapping) else config).get("model_type")).replace("-", "_")
+    # The text of some models lies with what it is a part of; where there is no folder, a rank finds it out.
+    folder = next((one for one in (models / kind, models / kind.removesuffix("_text")) if one.is_dir()), models / kind)
     if _OWN_ATTENTION.search(_source(folder, "modeling")):
         return f"{name}: {installed} lets it have no attention but its own; another version may"
-    if ranks > 1 and (settings := _source(folder, "configuration")) and "tp_plan" not in settings:
+    if ranks > 1 and (settings := _source(folder, "configuration")) and not _SUMS.search(settings):
         return f"{name}: {installed} has no plan that divides it among ranks; use 1 rank, or another version"
     return None
 
