@@ -115,6 +115,8 @@ def require_comparable(config: LaunchConfig, together: bool, joined: bool = Fals
     from raylaunch.config.address import cluster_to_join
 
     address = cluster_to_join(config.placement.address)
+    if together and len(os.sched_getaffinity(0)) < 2:
+        raise ConfigError("--together", True, "processors are dealt out to two servers, and this process may use one")
     if together and joined:
         raise ConfigError("--joined", True, "goes without --together: processors are dealt out to what a server starts")
     if together and address:

@@ -274,5 +274,9 @@ def test_together_needs_a_ray_that_raylaunch_starts(monkeypatch):
         require_comparable(config, together=False, joined=True)
     with pytest.raises(ConfigError, match="--together"):
         require_comparable(config, together=True)
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
+    with pytest.raises(ConfigError, match=r"--together .* this process may use one"):
+        require_comparable(config, together=True)
     with pytest.raises(ConfigError, match=r"engine\.kind = 'reference': must be sglang.* give a CONFIG with it"):
         require_comparable(LaunchConfig.default(), together=False)
