@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 from raylaunch.startup.signals import leave_when_told
@@ -30,7 +31,9 @@ def main() -> None:
 
     try:
         app()
-    except OSError as error:  # of a help or a version: what a command prints is told apart where it is printed
+    except OSError as error:
+        if not _of_printing(error):
+            raise
         with contextlib.suppress(OSError):
             print(f"standard output cannot be written: {error.strerror or error}", file=sys.stderr)
         _leave(LAUNCH_FAILED)
@@ -42,6 +45,12 @@ def main() -> None:
         if code or (cluster is not None and cluster.abandoned()):
             _leave(code)
         raise
+
+
+def _of_printing(error: OSError) -> bool:
+    """Whether it was raised as a help or a version was printed: what a command prints is told where it is printed."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    return str(last.f_globals.get("__name__")).partition(".")[0] in ("typer", "click", "rich")
 
 
 def _leave(code: int) -> NoReturn:

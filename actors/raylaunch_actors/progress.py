@@ -74,7 +74,7 @@ def bytes_fetched(model: str) -> tuple[int, int]:
     """``bytes_below`` the folder in which the Hub's local cache keeps a model; zeros if it keeps none of that name."""
     from huggingface_hub import constants
 
-    return bytes_below(Path(constants.HF_HUB_CACHE).expanduser() / f"models--{model.replace('/', '--')}")
+    return bytes_below(Path(os.path.expanduser(constants.HF_HUB_CACHE)) / f"models--{model.replace('/', '--')}")
 
 
 def compilers_work() -> float:

@@ -6,22 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from raylaunch.errors import ConfigError, RequestError, RequestFailed
+from raylaunch.errors import RequestError, RequestFailed
 
 if TYPE_CHECKING:
-    from raylaunch.config import LaunchConfig
     from raylaunch.engine import EngineBase
     from raylaunch.frontends.requests import Completion
     from raylaunch.frontends.sampling import SamplingParams
-
-
-def require_room(config: LaunchConfig, at_once: int | None) -> None:
-    """Raises :class:`ConfigError` if an engine would refuse some of so many requests at a time."""
-    room = config.engine.max_running_requests + config.engine.max_waiting_requests
-    if at_once is not None and at_once > room:
-        raise ConfigError(
-            "--concurrency", at_once, f"at most {room}: engine.max_running_requests and engine.max_waiting_requests"
-        )
 
 
 def ask_all(
@@ -30,9 +20,11 @@ def ask_all(
     """The answers, in the order of the prompts, each or why there is none: one that is refused costs no other.
 
     Args:
-        at_once: requests at a time; None for ``engine.max_running_requests``.
+        at_once: requests at a time, of those that the engine takes; None for ``engine.max_running_requests``.
     """
-    return asyncio.run(_ask_all(engine, prompts, params, at_once or engine.config.engine.max_running_requests))
+    wanted = at_once or engine.config.engine.max_running_requests
+    room = engine.frontend.room
+    return asyncio.run(_ask_all(engine, prompts, params, wanted if room is None else min(wanted, room)))
 
 
 async def _ask_all(

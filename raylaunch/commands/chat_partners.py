@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from raylaunch.config.api_key import key_of_environment
 from raylaunch.errors import ConfigError, RequestError, RequestFailed
 from raylaunch.model.tokenizer import chat_template_of
+from raylaunch.values.json_text import from_json
 
 if TYPE_CHECKING:
     from raylaunch.engine import EngineBase
@@ -118,7 +119,7 @@ class Server:
                     if data == "[DONE]":
                         return
                     if line.startswith(b"data:"):
-                        yield _piece(json.loads(data))
+                        yield _piece(from_json(data))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise RequestFailed(f"the answer broke off: {error}") from None
             except (AttributeError, TypeError):
@@ -148,7 +149,7 @@ def _asked(url: str, body: Any, timeout_s: float) -> Any:
         with error:
             text = error.read(1 << 16).decode("utf-8", "replace")
         try:
-            said = _message(json.loads(text))
+            said = _message(from_json(text))
         except (ValueError, TypeError, AttributeError):
             said = text.strip()[:200] or error.reason
         kind = RequestError if error.code < 500 else RequestFailed

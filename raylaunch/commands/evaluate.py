@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from raylaunch.commands.ask import ask_all, require_answers, require_room
+from raylaunch.commands.ask import ask_all, require_answers
 from raylaunch.commands.generate import sampling_of
 from raylaunch.commands.gsm8k import NEW_TOKENS, STOPS, read_gsm8k
 from raylaunch.commands.questions import Reply, Score, read_questions, score
@@ -61,7 +61,6 @@ def evaluate(
         params = sampling_of({**of_task, **asked, "temperature": 0.0})
         require_writable("--output", output)
         config = launch.config()
-        require_room(config, concurrency)
         with launched(config.replace({"capture.enabled": False}) if eager else config) as engine:
             began = time.monotonic()
             answers = ask_all(engine, [question.prompt for question in questions], params, concurrency)

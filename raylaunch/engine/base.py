@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import PurePath
 from typing import Any, Self, cast, overload
@@ -176,19 +176,21 @@ class EngineBase(ABC):
         sampling = SamplingParams.of(params, changes)
         if isinstance(prompts, str):
             return Waiter(self.frontend, self._start(prompts, sampling, images)).completion()
-        if not isinstance(prompts, Iterable):
-            raise RequestError(f"the prompts are {type(prompts).__name__}: they must be text, or a list of prompts")
-        if any(isinstance(prompt, int) for prompt in prompts):
+        try:
+            each_prompt = cast(list[Prompt], list(prompts))
+        except TypeError:
+            text = f"the prompts are {type(prompts).__name__}: they must be text, or a list of prompts"
+            raise RequestError(text) from None
+        if any(isinstance(prompt, int) for prompt in each_prompt):
             raise RequestError("these prompts are numbers: one prompt of token ids is a list in a list, [[1, 2, 3]]")
-        if images and len(images) != len(prompts):
-            raise RequestError(f"there are {len(prompts)} prompts and {len(images)} lists of images: one per prompt")
-        each: Sequence[Sequence[Image]] = images or [()] * len(prompts)
-        starts = [
-            self._start(prompt, sampling, own)
-            for prompt, own in zip(cast(Sequence[Prompt], prompts), each, strict=True)
-        ]
+        if images and len(images) != len(each_prompt):
+            text = f"there are {len(each_prompt)} prompts and {len(images)} lists of images: one per prompt"
+            raise RequestError(text)
+        each: Sequence[Sequence[Image]] = images or [()] * len(each_prompt)
+        starts = [self._start(prompt, sampling, own) for prompt, own in zip(each_prompt, each, strict=True)]
+        room = self.frontend.room
         # Fewer than are refused, so that there is room for what others ask meanwhile.
-        at_once = self.config.engine.max_running_requests + self.config.engine.max_waiting_requests // 2
+        at_once = len(starts) if room is None else room - self.config.engine.max_waiting_requests // 2
         with ExitStack() as waiting:
             waiters: list[Waiter] = []
             found: list[Completion] = []

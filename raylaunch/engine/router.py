@@ -28,8 +28,9 @@ class Router:
         self.engines = engines
         config = engines[0].config.engine
         self._each = config.max_running_requests + config.max_waiting_requests  # that a group takes
-        most = None if config.kind == "sglang" else len(engines) * self._each  # SGLang queues them itself
-        self.requests = RequestTable[Routed](most)
+        # SGLang queues them itself.
+        self.room: int | None = None if config.kind == "sglang" else len(engines) * self._each
+        self.requests = RequestTable[Routed](self.room)
         self._last = -1
         self._remembered = [(Remembered(), 0) for _ in engines]  # each with the restarts of its group by then
         self._moved, self._lock = 0, threading.Lock()

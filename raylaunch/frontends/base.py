@@ -71,10 +71,14 @@ class TakesRequests(Protocol):
     Attributes:
         tokenizer: the model's, or None if it has none or is not loaded yet.
         continued: how many requests have gone on in another group than the one that was lost, each time counted.
+        room: how many requests may run and wait; None for any number.
     """
 
     @property
     def continued(self) -> int: ...
+
+    @property
+    def room(self) -> int | None: ...
 
     @property
     def tokenizer(self) -> Any: ...
@@ -177,12 +181,17 @@ def ids_of(prompt: Prompt, tokenizer: Any, vocab_size: int) -> list[int]:
 
 
 def _checked(ids: Iterable[Any], vocab_size: int) -> list[int]:
-    if isinstance(ids, bytes | bytearray) or not isinstance(ids, Iterable):
+    try:
+        tokens = None if isinstance(ids, bytes | bytearray) else list(ids)
+    except TypeError:
+        tokens = None
+    if tokens is None:
         raise RequestError(f"the prompt is {type(ids).__name__}: it must be text or token ids")
     found = []
-    for position, token in enumerate(ids):
+    for position, token in enumerate(tokens):
         try:
-            number = -1 if isinstance(token, bool) else operator.index(token)  # an array's elements too
+            is_flag = isinstance(token, bool) or str(getattr(token, "dtype", "")).endswith("bool")
+            number = -1 if is_flag else operator.index(token)  # an array's elements too
         except TypeError:
             number = -1
         if not 0 <= number < vocab_size:

@@ -38,8 +38,8 @@ class ReferenceFrontend:
         self._loading: Background | None = None
         self._client: RankZeroClient | None = None
         self._resolved: ResolvedLaunch | None = None
-        limit = config.engine.max_running_requests + config.engine.max_waiting_requests
-        self._requests = RequestTable[RunningRequest](limit)
+        self.room: int | None = config.engine.max_running_requests + config.engine.max_waiting_requests
+        self._requests = RequestTable[RunningRequest](self.room)
         self._sending = threading.Lock()  # an abort must not reach rank 0 before its request
         self._rebuilding, self._gone = False, "it has no ranks"
         self._losses = 0  # an up() that began before the last one is of ranks that are gone

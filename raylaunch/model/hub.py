@@ -135,7 +135,7 @@ def cached(path: str, revision: str | None) -> Path | None:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    model = Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=path, repo_type="model")
+    model = Path(os.path.expanduser(constants.HF_HUB_CACHE)) / repo_folder_name(repo_id=path, repo_type="model")
     revision = revision or constants.DEFAULT_REVISION
     reference = model / "refs" / revision
     try:
@@ -158,7 +158,7 @@ def remember(path: str, revision: str | None, commit: str) -> None:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    model = Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=path, repo_type="model")
+    model = Path(os.path.expanduser(constants.HF_HUB_CACHE)) / repo_folder_name(repo_id=path, repo_type="model")
     reference = model / "refs" / (revision or constants.DEFAULT_REVISION)
     with suppress(OSError):  # a cache that may only be read
         if not COMMIT.fullmatch(reference.name) and (not reference.is_file() or reference.read_text() != commit):

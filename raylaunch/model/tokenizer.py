@@ -52,6 +52,8 @@ def check_tokenizer(model: ModelConfig) -> None:
         )
         raise ConfigError("model.path", str(folder), f"{expected}or engine.sglang.args.skip_tokenizer_init=true")
     if not has_tokenizer(model):
+        if model.tokenizer is not None and not model.trust_remote_code:
+            raise ConfigError("model.tokenizer", model.tokenizer, f"has none of {', '.join(FILES)}")
         log.warning("%s has no tokenizer: prompts are token ids", folder)
     file = folder / "tokenizer.json"
     if model.trust_remote_code or not os.path.isfile(file):  # the model's own code may read other files

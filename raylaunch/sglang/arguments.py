@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -192,6 +193,9 @@ def check_sglang(config: LaunchConfig) -> None:
             raise ConfigError("engine.kind", f"sglang {version}", expected)
     if problems or version not in TESTED:
         log.warning("this is tried, and may fail: %s", about(version, problems))
+    if config.engine.sglang.cache_dir is None and os.path.expanduser("~") == "~":
+        expected = "must be set where the user has no home: SGLang keeps what it compiles"
+        raise ConfigError("engine.sglang.cache_dir", None, expected)
     if "memory_fraction" in config.engine.model_fields_set:
         expected = "is of the memory beside the weights; SGLang's is of all: engine.sglang.args.mem_fraction_static"
         raise ConfigError("engine.memory_fraction", config.engine.memory_fraction, expected)

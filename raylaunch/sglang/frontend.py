@@ -65,7 +65,8 @@ class SglangFrontend:
         self._metrics = SharedMetrics()
         self._met = threading.Event()
         self.spans: list[Span] = []
-        self._requests = RequestTable[SglangRequest]()  # SGLang queues them, and refuses those beyond its own limit
+        self.room: int | None = None  # SGLang queues them, and refuses those beyond its own limit
+        self._requests = RequestTable[SglangRequest]()
         self._lock = threading.Lock()
         self._importing: Background | None = None
         self._making: Background | None = None

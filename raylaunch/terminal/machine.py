@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 PACKAGES = (
     "raylaunch", "ray", "torch", "triton", "transformers", "safetensors", "pydantic", "pyzmq", "msgspec", "numpy",
@@ -15,6 +16,7 @@ PACKAGES = (
 )  # fmt: skip
 GIB = 1 << 30
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+T = TypeVar("T")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -93,23 +95,27 @@ def find_gpus() -> tuple[list[dict[str, str]], str]:
     try:
         found = _from_nvml()
         chosen = os.environ.get(VISIBLE)
-        return (found, "NVML") if chosen is None else (visible(found, chosen), f"NVML, {VISIBLE}={chosen}")
+        return visible(found, chosen), "NVML" if chosen is None else f"NVML, {VISIBLE}={chosen}"
     except ImportError:
         return [], "nvidia-ml-py is not installed"
     except Exception as error:  # NVMLError: its classes are made when the library is loaded
         return [], f"NVML: {error}"
 
 
-def visible(found: list[dict[str, str]], chosen: str) -> list[dict[str, str]]:
-    """Those of ``found`` that ``CUDA_VISIBLE_DEVICES`` leaves, as many as Ray counts of them.
+def visible(found: list[T], chosen: str | None) -> list[T]:
+    """Those of a machine's GPUs that ``CUDA_VISIBLE_DEVICES`` leaves: indices, up to the first that names none; of
+    UUIDs as many as there are.
 
     Args:
-        chosen: its value: indices or UUIDs with commas between, nothing or ``NoDevFiles`` for none.
+        chosen: its value, None where it is not set.
     """
-    names = [] if chosen in ("", "NoDevFiles") else chosen.split(",")
-    if all(name.strip().isdecimal() and int(name) < len(found) for name in names):
-        return [found[int(name)] for name in names]
-    return found[: len(names)]
+    if chosen is None:
+        return found
+    names = [name.strip() for name in chosen.split(",")]
+    if all(name.startswith(("GPU-", "MIG-")) for name in names):
+        return found[: len(names)]
+    known = itertools.takewhile(lambda name: name.isdecimal() and int(name) < len(found), names)
+    return [found[int(name)] for name in known]
 
 
 def gpu_links() -> list[dict[str, Any]]:
@@ -117,7 +123,7 @@ def gpu_links() -> list[dict[str, Any]]:
     from raylaunch_actors.communicator.topology import machine_places
 
     try:
-        return [asdict(place) for place in machine_places()]
+        return [asdict(place) for place in visible(list(machine_places()), os.environ.get(VISIBLE))]
     except Exception:  # the GPUs themselves were found: what NVML says beyond that is not worth an error
         return []
 

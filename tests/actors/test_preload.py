@@ -25,7 +25,16 @@ import pwd
 def unknown(user): raise KeyError(user)
 pwd.getpwuid = unknown
 from raylaunch_actors import kernel_cache, preload
-import raylaunch.model_check
+from raylaunch.config import LaunchConfig
+from raylaunch.errors import ConfigError
+from raylaunch.model import hub
+from raylaunch.sglang import arguments
+arguments.installed_folder, arguments.misfit = (lambda: "sglang"), (lambda folder: [])
+try:
+    arguments.check_sglang(LaunchConfig.default(["engine.kind=sglang"]))
+except ConfigError as error:
+    assert error.key == "engine.sglang.cache_dir", error
+assert hub.cached("a/b", None) is None
 preload.keep_bytecode()
 import kept_module
 print(kernel_cache.holding(None).files, kept_module.VALUE)

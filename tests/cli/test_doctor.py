@@ -152,8 +152,11 @@ def test_memory_that_spares_would_not_find_is_a_problem(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("chosen", "left"),
-    [("", ""), ("NoDevFiles", ""), ("0", "a"), ("2,0", "ca"), ("0, 1", "ab"), ("GPU-8a,GPU-9b", "ab"), ("7", "a")],
-)
-def test_gpus_that_the_environment_hides_are_none_of_ours(chosen: str, left: str) -> None:
+    [
+        (None, "abc"), ("", ""), ("NoDevFiles", ""), ("-1", ""), ("0", "a"), ("2,0", "ca"), ("0, 1", "ab"), ("7", ""),
+        ("0,-1,1", "a"), ("GPU-8a,GPU-9b", "ab"),
+    ],
+)  # fmt: skip
+def test_gpus_that_the_environment_hides_are_none_of_ours(chosen: str | None, left: str) -> None:
     found = [{"name": name} for name in "abc"]
     assert "".join(gpu["name"] for gpu in visible(found, chosen)) == left

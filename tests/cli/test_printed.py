@@ -21,7 +21,10 @@ from raylaunch.errors import RequestError
 from raylaunch.report import LaunchReport
 
 class Engine:
+    frontend = SimpleNamespace(room=2)
     def __init__(self, config, listener):
+        if config.config.name == "denied":
+            raise PermissionError(13, "Permission denied", "/somewhere")
         self.config, self.report, self.listener = config.config, LaunchReport(config.config.name), listener
     def start(self):
         from raylaunch.protocol import Gate, Step
@@ -153,10 +156,11 @@ def test_one_prompt_that_is_refused_costs_no_other_its_answer(tmp_path: Path) ->
     assert [json.loads(line)["prompt"] for line in file.read_text().splitlines()] == ["A", "C"]
 
 
-def test_more_at_a_time_than_an_engine_takes_is_found_before_the_launch() -> None:
-    done = command("eval", "--data", "sums-heldout", "--concurrency", "100000")
-    assert done.returncode == 2
-    assert done.stderr.startswith(b"ConfigError --concurrency = 100000: at most ")
+def test_what_else_goes_wrong_is_not_laid_on_standard_output() -> None:
+    done = command("generate", "--prompt", "A", "--set", "name=denied")
+    assert done.returncode == 1
+    assert done.stderr.endswith(b"PermissionError: [Errno 13] Permission denied: '/somewhere'\n")
+    assert b"standard output" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("chat",), ("generate", "--prompt-file", "-")])

@@ -20,6 +20,7 @@ class EchoFrontend:
     """Answers each request at once with its own token; ``7`` fails, ``8`` is never answered; three may run."""
 
     def __init__(self) -> None:
+        self.room = 3
         self.running = RequestTable[RunningRequest](limit=3)
         self.forgotten = []
         self.failed = None
@@ -97,6 +98,7 @@ class LateFrontend(EchoFrontend):
 
     def __init__(self):
         super().__init__()
+        self.room = 4
         self.running = RequestTable[RunningRequest](limit=4)
         self.most = 0
         self.late = []
@@ -123,6 +125,9 @@ def test_more_prompts_than_may_run_and_wait_are_answered_in_one_call():
     prompts = [[number] for number in (*range(8), 9)]
     assert [answer.token_ids for answer in engine.generate(prompts)] == [tuple(prompt) for prompt in prompts]
     assert engine.frontend.most == 3, "and one place was left for others"
+    engine.frontend = engine._supervisor.frontend = LateFrontend()
+    engine.frontend.room, engine.frontend.running = None, RequestTable[RunningRequest]()
+    assert len(engine.generate(prompts)) == len(prompts), "SGLang queues as many as come"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +140,10 @@ def test_more_prompts_than_may_run_and_wait_are_answered_in_one_call():
         (["1"], "token 0 of the prompt is '1'"),
         (numpy.array([1.5]), "token 0 of the prompt is "),
         (torch.tensor([99]), "token 0 of the prompt is tensor"),
+        (torch.tensor([True]), "token 0 of the prompt is tensor"),
+        (numpy.array([True]), "token 0 of the prompt is "),
+        (torch.tensor(3), "the prompt is Tensor: it must be text or token ids"),
+        (numpy.array(3), "the prompt is ndarray: it must be text or token ids"),
         ((), "the prompt is empty"),
     ],
 )
@@ -150,3 +159,7 @@ def test_arrays_are_prompts():
         assert {type(token) for token in found} == {int}
     with pytest.raises(RequestError, match="they must be text, or a list of prompts"):
         Engine(LaunchConfig.default()).generate(5)
+
+
+def test_prompts_may_come_from_an_iterator(engine):
+    assert [answer.token_ids for answer in engine.generate(iter([[1], [2]]))] == [(1,), (2,)]

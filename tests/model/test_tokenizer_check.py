@@ -72,3 +72,6 @@ def test_a_tokenizer_that_is_asked_for_and_not_read_is_an_error(tmp_path: Path) 
         ConfigError, match=r"model\.tokenizer = .*: it has none of .*; tekken\.json the engine 'reference'"
     ):
         load_tokenizer(LaunchConfig.default([f"model.tokenizer={tmp_path}"]))
+    (tmp_path / "tekken.json").unlink()
+    with pytest.raises(ConfigError, match=r"model\.tokenizer = .*: has none of"):
+        check_tokenizer(LaunchConfig.default([f"model.tokenizer={tmp_path}"]).model)

@@ -35,7 +35,7 @@ def test_a_text_model_inside_has_its_own(tmp_path):
     assert {7, 8} >= eos_token_ids(tmp_path, config) >= {7}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "\xff", "[" * 100_000])
 def test_a_file_that_is_none_names_no_ends(tmp_path, caplog, text):
     """The driver refuses it, unless it was told to leave the file unread."""
     (tmp_path / "generation_config.json").write_text(text, encoding="latin-1")

@@ -91,6 +91,7 @@ def test_files_may_be_links_out_of_the_folder(config: dict, tmp_path: Path) -> N
         ({INDEX: index("/a.safetensors"), A: ""}, {}, "index.json: /a.safetensors: weight_map must"),
         ({INDEX: index("x" * 5000)}, {}, r"x{200}\.\.\.: named by .* and not there"),
         ({INDEX: "{"}, {}, "index.json is damaged"),
+        ({INDEX: "[" * 100_000}, {}, "index.json is damaged: ValueError: it is nested too deep"),
         ({INDEX: "{}"}, {}, "index.json is damaged: KeyError"),
         ({INDEX: '{"weight_map": {}}'}, {}, "weight_map must name"),
         ({SINGLE: "", ADAPTER: "{}"}, {}, "adapter_config.json: transformers would change the model by this adapter"),

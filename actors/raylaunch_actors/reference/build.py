@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.integrations.moe import _default_apply_gate
 
 from raylaunch.errors import RankFault
+from raylaunch.values.json_text import from_json
 from raylaunch_actors.reference import interfaces
 from raylaunch_actors.reference.installed import why_missing
 from raylaunch_actors.reference.supported import is_mixture, why_unsupported
@@ -122,7 +122,7 @@ def _generation_config(folder: Path) -> Mapping[str, Any]:
     """The file as it is: transformers' class would refuse settings that are the driver's matter, or nobody's."""
     file = folder / "generation_config.json"
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = from_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

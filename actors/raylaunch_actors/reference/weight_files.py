@@ -7,7 +7,6 @@ read. What transformers would read and this engine does not is refused.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raylaunch.errors import RankFault
+from raylaunch.values.json_text import from_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -44,7 +44,7 @@ def weight_files(folder: Path, config: Mapping[str, Any] | None = None) -> list[
             None, f"{folder} holds a distributed checkpoint: save it with save_pretrained() for one process"
         )
     if config is None:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = from_json((folder / "config.json").read_text(encoding="utf-8"))
     if (named := config.get("transformers_weights")) is not None:
         return _named(folder, str(named))
     if (folder / SINGLE).is_file():
@@ -59,7 +59,7 @@ def index_metadata(files: Sequence[Path]) -> Mapping[str, Any]:
     index = files[0].parent / INDEX
     if files[0].name == SINGLE or not index.is_file():
         return {}
-    metadata = json.loads(index.read_text(encoding="utf-8")).get("metadata")
+    metadata = from_json(index.read_text(encoding="utf-8")).get("metadata")
     return metadata if isinstance(metadata, Mapping) else {}
 
 
@@ -74,7 +74,7 @@ def _named(folder: Path, name: str) -> list[Path]:
 
 def _of_index(index: Path) -> list[Path]:
     try:
-        weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weights = from_json(index.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RankFault(None, f"{index} is damaged: {type(error).__name__}: {error}") from error
     if not isinstance(weights, dict) or not weights:
