@@ -26,7 +26,10 @@ def rank_main(rank: int, folder: str, names: Sequence[str], job: Job, to_parent:
 
     torch.set_num_threads(1)
     try:
-        results = {name: job(rank, Path(folder) / name, exchange) for name in names}
+        results = {}
+        for name in names:
+            torch._dynamo.reset()  # a rank has one model: many of the same code would be too many for Dynamo
+            results[name] = job(rank, Path(folder) / name, exchange)
         to_parent.put(("done", rank, results))
     except BaseException:
         to_parent.put(("failed", rank, traceback.format_exc()))
