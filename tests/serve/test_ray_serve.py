@@ -87,8 +87,12 @@ class Served:
         return urllib.request.urlopen(request, timeout=60)
 
     @contextlib.contextmanager
-    def streaming(self, tokens: int) -> Iterator[list[bytes]]:
-        """The lines of an answer that has begun. They grow meanwhile; after the block it has ended, cut or not."""
+    def streaming(self, tokens: int, each_s: float = 0.0) -> Iterator[list[bytes]]:
+        """The lines of an answer that has begun. They grow meanwhile; after the block it has ended, cut or not.
+
+        Args:
+            each_s: seconds that the client takes for a line: so many of them wait in the server.
+        """
         lines: list[bytes] = []
         started = threading.Event()
 
@@ -99,6 +103,7 @@ class Served:
                 for line in answer:
                     lines.append(line)
                     started.set()
+                    time.sleep(each_s)
 
         client = threading.Thread(target=follow)
         client.start()
@@ -200,7 +205,7 @@ class TestTwoReplicas:
         assert "capture.enabeld = False: unknown key; did you mean 'enabled'?" in served.status("wrong")["message"]
 
     def test_taking_the_application_away_lets_a_stream_end(self, served: Served) -> None:
-        with served.streaming(tokens=2000) as lines, ThreadPoolExecutor(1) as operator:
+        with served.streaming(tokens=2000, each_s=0.003) as lines, ThreadPoolExecutor(1) as operator:
             command = operator.submit(served.serve, "deploy", str(NONE))
             served.wait(lambda: served.status("tiny").get("status") == "DELETING")
             seen = len(lines)
