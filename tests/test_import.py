@@ -74,6 +74,7 @@ def test_the_ranks_side_imports_only_what_both_sides_share(file):
         "raylaunch.config",
         "raylaunch.errors",
         "raylaunch.logs",
+        "raylaunch.values.json_text",
         "raylaunch.values.masking",
         "raylaunch.package",
         "raylaunch.resolved",

@@ -24,6 +24,7 @@ class Launched:
 
     error: LaunchError | None = None
     ended = 0
+    frontend = SimpleNamespace(room=None)
 
     def __init__(self, config: Any, listener: Any) -> None:
         self.config, self.report = config.config, LaunchReport(config.config.name)
