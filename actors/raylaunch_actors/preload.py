@@ -36,10 +36,14 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 
+def has_home() -> bool:
+    """Whether this user has a home folder: of one without ``HOME`` and an entry in /etc/passwd nobody knows any."""
+    return os.path.expanduser("~") != "~"
+
+
 def own_cache() -> Path:
     """The folder of what raylaunch keeps for this user and can make again; one that cannot be made without a home."""
-    home = os.path.expanduser("~")
-    return Path(os.devnull if home == "~" else home, ".cache", "raylaunch")
+    return Path(os.path.expanduser("~") if has_home() else os.devnull, ".cache", "raylaunch")
 
 
 BYTECODE = own_cache() / "bytecode"

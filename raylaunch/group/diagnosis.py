@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from raylaunch.group.ray_deaths import said_by_ray
 from raylaunch.protocol import Arrival, Failure, Phase, Step
+from raylaunch.values.signal_names import signal_name
 
 if TYPE_CHECKING:
     from raylaunch_actors.gate import RankState
@@ -265,14 +266,6 @@ def ended_from_outside(process: Sighting) -> bool:
 def stopped_by(status: int | None) -> str:
     """What holds a process that is stopped, from the signal's number, 0 for a debugger."""
     return f"its process is stopped ({signal_name(status)})" if status else "its process is held by a debugger"
-
-
-def signal_name(number: int) -> str:
-    """Such as ``SIGKILL``."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # one of the real-time signals
-        return f"signal {number}"
 
 
 def ended_by_watchdog(log_tail: str) -> bool:

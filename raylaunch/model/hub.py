@@ -130,12 +130,19 @@ def snapshot(path: str, revision: str | None, patterns: Sequence[str], *, weight
     return folder
 
 
-def cached(path: str, revision: str | None) -> Path | None:
-    """The folder of this node's cache with the revision, whole or not; None if there is none."""
+def cache_of(path: str) -> Path:
+    """Where this node's cache keeps a model of this name, be it there or not."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    model = Path(os.path.expanduser(constants.HF_HUB_CACHE)) / repo_folder_name(repo_id=path, repo_type="model")
+    return Path(os.path.expanduser(constants.HF_HUB_CACHE)) / repo_folder_name(repo_id=path, repo_type="model")
+
+
+def cached(path: str, revision: str | None) -> Path | None:
+    """The folder of this node's cache with the revision, whole or not; None if there is none."""
+    from huggingface_hub import constants
+
+    model = cache_of(path)
     revision = revision or constants.DEFAULT_REVISION
     reference = model / "refs" / revision
     try:
@@ -156,9 +163,8 @@ def remember(path: str, revision: str | None, commit: str) -> None:
     """Notes what the revision was, as the Hub's library does where it is not asked by the commit: without a network
     nothing else says so."""
     from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
 
-    model = Path(os.path.expanduser(constants.HF_HUB_CACHE)) / repo_folder_name(repo_id=path, repo_type="model")
+    model = cache_of(path)
     reference = model / "refs" / (revision or constants.DEFAULT_REVISION)
     with suppress(OSError):  # a cache that may only be read
         if not COMMIT.fullmatch(reference.name) and (not reference.is_file() or reference.read_text() != commit):

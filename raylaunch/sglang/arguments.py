@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -182,6 +181,8 @@ def check_sglang(config: LaunchConfig) -> None:
         ConfigError: SGLang is not installed, what raylaunch hooks in it is not there, an argument is not one of its
             own, or a setting is one that it cannot be run with.
     """
+    from raylaunch_actors.preload import has_home
+
     folder = installed_folder()
     if folder is None:
         raise ConfigError("engine.kind", "sglang", "sglang is not installed here; pip install 'raylaunch[sglang]'")
@@ -193,7 +194,7 @@ def check_sglang(config: LaunchConfig) -> None:
             raise ConfigError("engine.kind", f"sglang {version}", expected)
     if problems or version not in TESTED:
         log.warning("this is tried, and may fail: %s", about(version, problems))
-    if config.engine.sglang.cache_dir is None and os.path.expanduser("~") == "~":
+    if config.engine.sglang.cache_dir is None and not has_home():
         expected = "must be set where the user has no home: SGLang keeps what it compiles"
         raise ConfigError("engine.sglang.cache_dir", None, expected)
     if "memory_fraction" in config.engine.model_fields_set:

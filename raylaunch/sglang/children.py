@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from raylaunch.values.signal_names import signal_name
 
 POLL_S = 0.1
 
@@ -41,10 +42,7 @@ def kill_once_stopped(process: subprocess.Popen[bytes], patience_s: float, on_st
 
 def how_ended(code: int) -> str:
     """The end of a child in words, from its return code."""
-    if code >= 0:
-        return f"ended with code {code}"
-    named = -code in set(signal.Signals)  # not so the real-time signals
-    return f"was killed by {signal.Signals(-code).name if named else f'signal {-code}'}"
+    return f"ended with code {code}" if code >= 0 else f"was killed by {signal_name(-code)}"
 
 
 def last_lines(log: Path, count: int) -> str:

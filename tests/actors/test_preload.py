@@ -34,6 +34,8 @@ try:
     arguments.check_sglang(LaunchConfig.default(["engine.kind=sglang"]))
 except ConfigError as error:
     assert error.key == "engine.sglang.cache_dir", error
+else:
+    raise AssertionError("SGLang has nowhere to keep what it compiles")
 assert hub.cached("a/b", None) is None
 preload.keep_bytecode()
 import kept_module

@@ -35,8 +35,9 @@ def why_missing(config: Mapping[str, Any], ranks: int = 1) -> str | None:
         return f"{name}: {installed} knows no such model; another version may"
     inner = config.get("text_config")
     kind = str((inner if isinstance(inner, Mapping) else config).get("model_type")).replace("-", "_")
-    # The text of some models lies with what it is a part of; where there is no folder, a rank finds it out.
-    folder = next((one for one in (models / kind, models / kind.removesuffix("_text")) if one.is_dir()), models / kind)
+    folder = models / kind
+    if not folder.is_dir():  # what some models' text is a part of; where that is none either, a rank finds it out
+        folder = models / kind.removesuffix("_text")
     if _OWN_ATTENTION.search(_source(folder, "modeling")):
         return f"{name}: {installed} lets it have no attention but its own; another version may"
     if ranks > 1 and (settings := _source(folder, "configuration")) and not _SUMS.search(settings):

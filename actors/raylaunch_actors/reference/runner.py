@@ -240,7 +240,8 @@ class ModelRunner:
     def _embeddings(self, ids: Tensor) -> Tensor:
         """Token embeddings ``[1, shape, hidden]``. Here is the place for embeddings of images."""
         embeddings: Tensor = self.loaded.embed(ids)
-        torch._dynamo.mark_static(embeddings, 2)  # else as many rows as it has elements would be the same number to it
+        if context.current().mode is Mode.TRACE:  # else Dynamo takes as many rows as a row has elements for one number
+            torch._dynamo.mark_static(embeddings, 2)
         return embeddings
 
     def _run(self, forward_context: ForwardContext, inputs: StaticInputs) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -135,8 +134,8 @@ def _changes(messages: Conversation, tools: list[dict[str, Any]]) -> Iterator[tu
         other = [{"type": "function", "function": {"name": PROBE, "arguments": {}}, "id": "0" * 9}]
         yield f"messages.{calls}.tool_calls", _changed(messages, calls, tool_calls=other), tools or None
     named = (place for place, one in enumerate(messages) if one.get("name") and one["role"] in SHOWN_BY_ALL)
-    for place in itertools.islice(named, 1):
-        yield f"messages.{place}.name", _changed(messages, place, name=PROBE), tools or None
+    if (first := next(named, None)) is not None:
+        yield f"messages.{first}.name", _changed(messages, first, name=PROBE), tools or None
     for role in dict.fromkeys(message["role"] for message in messages):
         if role not in SHOWN_BY_ALL:
             place = next(place for place, message in enumerate(messages) if message["role"] == role)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -127,16 +127,16 @@ async def tokenized(engine: EngineBase, texts: Sequence[str], param: str, specia
     def work() -> list[list[int]]:
         return [list(tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
 
-    return await beside_others(work, sum(len(text) + EACH_TEXT for text in texts))
+    return await beside_others(work, texts)
 
 
-async def beside_others(work: Callable[[], T], size: int) -> T:
+async def beside_others(work: Callable[[], T], items: Sequence[Sized]) -> T:
     """What ``work`` returns; on a thread of its own if it is long, so that the answers of others go on.
 
     Args:
-        size: of what it works on, in characters or tokens.
+        items: what it works on: texts, or lists of tokens.
     """
-    if size < LONG_TEXT:
+    if sum(len(one) + EACH_TEXT for one in items) < LONG_TEXT:
         return work()
     return await asyncio.get_running_loop().run_in_executor(_tokenizing, work)
 

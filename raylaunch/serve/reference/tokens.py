@@ -10,7 +10,7 @@ from raylaunch.serve.reference.body import StrictRoute
 from raylaunch.serve.reference.fields import check_fields
 from raylaunch.serve.reference.openai import check_model_name
 from raylaunch.serve.reference.openai_schema import DetokenizeRequest, TokenizeRequest
-from raylaunch.serve.reference.prompts import EACH_TEXT, beside_others, in_vocabulary, longest, require_few, tokenized
+from raylaunch.serve.reference.prompts import beside_others, in_vocabulary, longest, require_few, tokenized
 from raylaunch.serve.reference.streaming import json_answer
 from raylaunch.serve.running import Serving
 
@@ -50,9 +50,8 @@ def build(serving: Serving) -> APIRouter:
             in_vocabulary(engine, [one for one in tokens if isinstance(one, int)], "tokens")
             for tokens in body.tokens.items
         ]
-        size = sum(len(ids) + EACH_TEXT for ids in each)
         texts = await beside_others(
-            lambda: [str(tokenizer.decode(ids, skip_special_tokens=skip)) for ids in each], size
+            lambda: [str(tokenizer.decode(ids, skip_special_tokens=skip)) for ids in each], each
         )
         return json_answer({"text": texts if body.tokens.batch else texts[0]})
 
